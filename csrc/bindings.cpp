@@ -1,0 +1,148 @@
+// pybind11, and nothing else: addresses and numbers in, launchers called with the GIL released. Every check was made in
+// pyface/ops/_extension.py. An address of a tensor is an integer (0: none), an image is (address, height, width).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <tuple>
+#include <vector>
+
+#include "cpu/simd.h"
+#include "ops.h"
+
+namespace py = pybind11;
+using namespace pyface;
+
+namespace {
+
+using Address = uintptr_t;
+using ImageTuple = std::tuple<Address, int32_t, int32_t>;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+std::vector<Image> to_images(const std::vector<ImageTuple>& tuples) {
+  std::vector<Image> images;
+  images.reserve(tuples.size());
+  for (const auto& [address, height, width] : tuples) images.push_back({at<const uint8_t>(address), height, width});
+  return images;
+}
+
+Normalization to_normalization(const std::array<float, 3>& mean, const std::array<float, 3>& scale) {
+  return {{mean[0], mean[1], mean[2]}, {scale[0], scale[1], scale[2]}};
+}
+
+void bind_cpu(py::module_ m) {
+  m.def("nms",
+        [](Address boxes, Address scores, Address classes, Address counts, int64_t batch, int64_t n, double iou_threshold,
+           double score_threshold, int overlap, int64_t max_detections, Address keep, Address keep_count, int threads) {
+          py::gil_scoped_release release;
+          cpu::nms(at<const float>(boxes), at<const float>(scores), at<const int64_t>(classes), at<const int32_t>(counts),
+                   batch, n, iou_threshold, score_threshold, Overlap(overlap), max_detections, at<int64_t>(keep),
+                   at<int32_t>(keep_count), threads);
+        });
+  m.def("soft_nms", [](Address boxes, Address scores, int64_t n, int method, double iou_threshold, double sigma,
+                       double score_threshold, int overlap, Address keep, Address kept_scores, Address keep_count) {
+    py::gil_scoped_release release;
+    cpu::soft_nms(at<const float>(boxes), at<const float>(scores), n, SoftNms(method), iou_threshold, sigma,
+                  score_threshold, Overlap(overlap), at<int64_t>(keep), at<float>(kept_scores), at<int32_t>(keep_count));
+  });
+  m.def("box_voting", [](Address boxes, Address scores, int64_t n, double iou_threshold, int overlap,
+                         bool drop_singletons, Address voted_boxes, Address voted_scores, Address voted_count) {
+    py::gil_scoped_release release;
+    cpu::box_voting(at<const float>(boxes), at<const float>(scores), n, iou_threshold, Overlap(overlap),
+                    drop_singletons, at<float>(voted_boxes), at<float>(voted_scores), at<int32_t>(voted_count));
+  });
+  m.def("letterbox", [](const std::vector<ImageTuple>& images, int out_h, int out_w, int interpolation,
+                        const std::array<float, 3>& mean, const std::array<float, 3>& scale, Address out, int threads) {
+    py::gil_scoped_release release;
+    const auto views = to_images(images);
+    cpu::letterbox(views.data(), static_cast<int64_t>(views.size()), out_h, out_w, Interpolation(interpolation),
+                   to_normalization(mean, scale), at<float>(out), threads);
+  });
+  m.def("crop_resize", [](const std::vector<ImageTuple>& images, Address boxes, Address image_index, int64_t n,
+                          int out_h, int out_w, int interpolation, const std::array<float, 3>& mean,
+                          const std::array<float, 3>& scale, Address out, int threads) {
+    py::gil_scoped_release release;
+    const auto views = to_images(images);
+    cpu::crop_resize(views.data(), static_cast<int64_t>(views.size()), at<const float>(boxes),
+                     at<const int64_t>(image_index), n, out_h, out_w, Interpolation(interpolation),
+                     to_normalization(mean, scale), at<float>(out), threads);
+  });
+}
+
+#if defined(PYFACE_HAS_CUDA)
+void bind_cuda(py::module_ m) {
+  m.def("nms_workspace", &cuda::nms_workspace);
+  m.def("soft_nms_workspace", &cuda::soft_nms_workspace);
+  m.def("box_voting_workspace", &cuda::box_voting_workspace);
+  m.def("nms",
+        [](Address boxes, Address scores, Address classes, Address counts, int64_t batch, int64_t n, double iou_threshold,
+           double score_threshold, int overlap, int64_t max_detections, Address keep, Address keep_count,
+           Address workspace, size_t workspace_bytes, int device, Address stream) {
+          py::gil_scoped_release release;
+          return cuda::nms(at<const float>(boxes), at<const float>(scores), at<const int64_t>(classes),
+                           at<const int32_t>(counts), batch, n, iou_threshold, score_threshold, Overlap(overlap),
+                           max_detections, at<int64_t>(keep), at<int32_t>(keep_count), at<void>(workspace),
+                           workspace_bytes, device, at<void>(stream));
+        });
+  m.def("soft_nms", [](Address boxes, Address scores, int64_t n, int method, double iou_threshold, double sigma,
+                       double score_threshold, int overlap, Address keep, Address kept_scores, Address keep_count,
+                       Address workspace, size_t workspace_bytes, int device, Address stream) {
+    py::gil_scoped_release release;
+    return cuda::soft_nms(at<const float>(boxes), at<const float>(scores), n, SoftNms(method), iou_threshold, sigma,
+                          score_threshold, Overlap(overlap), at<int64_t>(keep), at<float>(kept_scores),
+                          at<int32_t>(keep_count), at<void>(workspace), workspace_bytes, device, at<void>(stream));
+  });
+  m.def("box_voting", [](Address boxes, Address scores, int64_t n, double iou_threshold, int overlap,
+                         bool drop_singletons, Address voted_boxes, Address voted_scores, Address voted_count,
+                         Address workspace, size_t workspace_bytes, int device, Address stream) {
+    py::gil_scoped_release release;
+    return cuda::box_voting(at<const float>(boxes), at<const float>(scores), n, iou_threshold, Overlap(overlap),
+                            drop_singletons, at<float>(voted_boxes), at<float>(voted_scores), at<int32_t>(voted_count),
+                            at<void>(workspace), workspace_bytes, device, at<void>(stream));
+  });
+  m.def("letterbox",
+        [](const std::vector<ImageTuple>& images, int out_h, int out_w, int interpolation,
+           const std::array<float, 3>& mean, const std::array<float, 3>& scale, Address out, int device, Address stream) {
+          py::gil_scoped_release release;
+          const auto views = to_images(images);
+          return cuda::letterbox(views.data(), static_cast<int64_t>(views.size()), out_h, out_w,
+                                 Interpolation(interpolation), to_normalization(mean, scale), at<float>(out), device,
+                                 at<void>(stream));
+        });
+  m.def("crop_resize", [](const std::vector<ImageTuple>& images, Address boxes, Address image_index, int64_t n,
+                          int out_h, int out_w, int interpolation, const std::array<float, 3>& mean,
+                          const std::array<float, 3>& scale, Address out, int device, Address stream) {
+    py::gil_scoped_release release;
+    const auto views = to_images(images);
+    return cuda::crop_resize(views.data(), static_cast<int64_t>(views.size()), at<const float>(boxes),
+                             at<const int64_t>(image_index), n, out_h, out_w, Interpolation(interpolation),
+                             to_normalization(mean, scale), at<float>(out), device, at<void>(stream));
+  });
+  m.def("error_string", &cuda::error_string);
+  m.def("runtime_version", &cuda::runtime_version);
+  m.def("driver_version", &cuda::driver_version);
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "pyface's kernels; call them through pyface.ops, which checks what they are given.";
+  m.attr("version") = PYFACE_VERSION;
+  m.attr("source_hash") = PYFACE_SOURCE_HASH;
+  m.attr("compiler") = PYFACE_COMPILER;
+  m.attr("cuda_compiler") = PYFACE_CUDA_COMPILER;
+  m.attr("cuda_archs") = PYFACE_CUDA_ARCHS;
+  m.attr("simd") = cpu::simd_name();
+  bind_cpu(m.def_submodule("cpu"));
+#if defined(PYFACE_HAS_CUDA)
+  m.attr("has_cuda") = true;
+  bind_cuda(m.def_submodule("cuda"));
+#else
+  m.attr("has_cuda") = false;
+#endif
+}

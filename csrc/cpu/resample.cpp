@@ -1,0 +1,143 @@
+// Resampling on the CPU: letterbox and crop_resize, uint8 pictures to normalised float planes in one pass.
+//
+// Both are separable: per output row, the source rows that it covers are summed into a float row of the picture's width
+// (SIMD over bytes that lie side by side), and the output's pixels are then weighted sums of that row.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "../ops.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace pyface::cpu {
+namespace {
+
+// The source pixels that one output coordinate covers, and their weights. Pixels outside the picture are left out: they
+// are 0, so nothing is missing from the sum.
+struct Taps {
+  std::vector<int32_t> first, start;  // of output i: its first pixel, and where its weights begin (start has one more)
+  std::vector<float> weight;
+
+  // Output coordinate i covers [c - f/2, c + f/2), c = low + (i + 0.5) * scale, kept inside [low, high]; f is the
+  // footprint. Pixel k covers [k, k + 1).
+  Taps(double low, double high, double scale, Interpolation interpolation, int outputs, int pixels) {
+    const double footprint = interpolation == Interpolation::Area ? std::max(1.0, scale) : 1.0, half = footprint / 2;
+    first.reserve(outputs);
+    start.reserve(outputs + 1);
+    for (int i = 0; i < outputs; ++i) {
+      const double middle = (low + high) / 2;
+      const double centre = high - low >= footprint ? std::clamp(low + (i + 0.5) * scale, low + half, high - half) : middle;
+      const double from = std::clamp(centre - half, 0.0, double(pixels));
+      const double to = std::clamp(centre + half, 0.0, double(pixels));
+      const int begin = static_cast<int>(std::floor(from)), end = static_cast<int>(std::ceil(to));
+      first.push_back(begin);
+      start.push_back(static_cast<int32_t>(weight.size()));
+      for (int k = begin; k < end; ++k)
+        weight.push_back(static_cast<float>((std::min(k + 1.0, to) - std::max(double(k), from)) / footprint));
+    }
+    start.push_back(static_cast<int32_t>(weight.size()));
+  }
+
+  int count(int i) const { return start[i + 1] - start[i]; }
+};
+
+// row[x] = sum over t of weight[t] * pixels[t * stride + x], for x in [0, n).
+PYFACE_INLINE void sum_rows_impl(const uint8_t* pixels, int64_t stride, const float* weight, int count, int64_t n,
+                                 float* row) {
+  if (count == 0) std::fill_n(row, n, 0.f);
+  for (int t = 0; t < count; ++t) {
+    const uint8_t* source = pixels + t * stride;
+    const float w = weight[t];
+    if (t == 0)
+      for (int64_t x = 0; x < n; ++x) row[x] = w * static_cast<float>(source[x]);
+    else
+      for (int64_t x = 0; x < n; ++x) row[x] += w * static_cast<float>(source[x]);
+  }
+}
+
+PYFACE_DISPATCH(void, sum_rows,
+                (const uint8_t* pixels, int64_t stride, const float* weight, int count, int64_t n, float* row),
+                (pixels, stride, weight, count, n, row))
+
+// Output rows [row_begin, row_end) of one picture; `plane` and `pitch` are the output's strides in floats.
+void resample_rows(const Image& image, const Taps& xs, const Taps& ys, int out_w, int row_begin, int row_end,
+                   const Normalization& normalization, float* out, int64_t plane, int64_t pitch) {
+  int left = image.width, right = 0;
+  for (int x = 0; x < out_w; ++x)
+    if (xs.count(x) > 0) left = std::min(left, xs.first[x]), right = std::max(right, xs.first[x] + xs.count(x));
+  const int64_t values = std::max(0, right - left) * int64_t(3), stride = int64_t(image.width) * 3;
+  std::vector<float> row(values);
+  const auto& [mean, scale] = normalization;
+  for (int y = row_begin; y < row_end; ++y) {
+    if (values > 0)
+      sum_rows(image.data + ys.first[y] * stride + int64_t(left) * 3, stride, ys.weight.data() + ys.start[y],
+               ys.count(y), values, row.data());
+    float* red = out + y * pitch;
+    float *green = red + plane, *blue = green + plane;
+    for (int x = 0; x < out_w; ++x) {
+      float r = 0, g = 0, b = 0;
+      int64_t i = int64_t(xs.first[x] - left) * 3;
+      for (int32_t t = xs.start[x]; t < xs.start[x + 1]; ++t, i += 3) {
+        r += xs.weight[t] * row[i];
+        g += xs.weight[t] * row[i + 1];
+        b += xs.weight[t] * row[i + 2];
+      }
+      red[x] = (r - mean[0]) * scale[0];
+      green[x] = (g - mean[1]) * scale[1];
+      blue[x] = (b - mean[2]) * scale[2];
+    }
+  }
+}
+
+// Calls rows(item, begin, end) for all rows of all items, cut so finely that the threads share even a single item.
+template <class Rows>
+void parallel_rows(int64_t items, int rows_per_item, int threads, const Rows& rows) {
+  const int64_t parts = std::clamp<int64_t>((4 * threads + items - 1) / std::max<int64_t>(items, 1), 1, rows_per_item);
+  parallel_for(items * parts, threads, [&](int64_t i) {
+    const int64_t part = i % parts;
+    rows(i / parts, static_cast<int>(part * rows_per_item / parts), static_cast<int>((part + 1) * rows_per_item / parts));
+  });
+}
+
+}  // namespace
+
+void letterbox(const Image* images, int64_t num_images, int out_h, int out_w, Interpolation interpolation,
+               Normalization normalization, float* out, int threads) {
+  const int64_t plane = int64_t(out_h) * out_w;
+  parallel_rows(num_images, out_h, threads, [&](int64_t i, int begin, int end) {
+    const Image& image = images[i];
+    const double ratio = std::min(double(out_h) / image.height, double(out_w) / image.width);
+    const int height = std::clamp(static_cast<int>(std::floor(image.height * ratio + 0.5)), 1, out_h);
+    const int width = std::clamp(static_cast<int>(std::floor(image.width * ratio + 0.5)), 1, out_w);
+    const Taps xs(0, image.width, 1 / ratio, interpolation, width, image.width);
+    const Taps ys(0, image.height, 1 / ratio, interpolation, height, image.height);
+    float* canvas = out + i * 3 * plane;
+    resample_rows(image, xs, ys, width, std::min(begin, height), std::min(end, height), normalization, canvas, plane,
+                  out_w);
+    for (int channel = 0; channel < 3; ++channel)
+      for (int y = begin; y < end; ++y) {
+        float* line = canvas + channel * plane + int64_t(y) * out_w;
+        std::fill(line + (y < height ? width : 0), line + out_w, 0.f);
+      }
+  });
+}
+
+void crop_resize(const Image* images, int64_t num_images, const float* boxes, const int64_t* image_index, int64_t n,
+                 int out_h, int out_w, Interpolation interpolation, Normalization normalization, float* out,
+                 int threads) {
+  const int64_t plane = int64_t(out_h) * out_w;
+  parallel_rows(n, out_h, threads, [&](int64_t i, int begin, int end) {
+    const Box& box = reinterpret_cast<const Box*>(boxes)[i];
+    const bool is_empty = image_index[i] < 0 || image_index[i] >= num_images || !is_finite(box);
+    const Image image = is_empty ? Image{nullptr, 0, 0} : images[image_index[i]];
+    const Box source = is_empty ? Box{0, 0, 0, 0} : box;
+    const auto taps = [&](double low, double high, int outputs, int pixels) {
+      return Taps(low, high, std::max(0.0, high - low) / outputs, interpolation, outputs, pixels);
+    };
+    resample_rows(image, taps(source.x1, source.x2, out_w, image.width), taps(source.y1, source.y2, out_h, image.height),
+                  out_w, begin, end, normalization, out + i * 3 * plane, plane, out_w);
+  });
+}
+
+}  // namespace pyface::cpu

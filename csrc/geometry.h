@@ -1,0 +1,110 @@
+// Box arithmetic shared by host and device: one IoU, one validity rule, one exponential.
+//
+// Both sides compile this without fused multiply-add (-ffp-contract=off, --fmad=false), so a comparison that
+// decides which box survives gives the same answer on every machine.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define PYFACE_HD __host__ __device__ __forceinline__
+#else
+#define PYFACE_HD inline __attribute__((always_inline))
+#endif
+
+namespace pyface {
+
+// What the intersection is divided by: the union (IoU), or the smaller area (MTCNN's O-Net, DenseBox's author).
+enum class Overlap : int32_t { Union = 0, Min = 1 };
+
+// How soft_nms lowers the score of a box that overlaps the chosen one.
+enum class SoftNms : int32_t { Linear = 0, Gaussian = 1 };
+
+// How far a resampled value reaches: Bilinear covers one source pixel whatever the scale; Area covers the output
+// pixel's footprint, and never less than one source pixel (so it is bilinear when it enlarges).
+enum class Interpolation : int32_t { Bilinear = 0, Area = 1 };
+
+struct Box {
+  float x1, y1, x2, y2;
+};
+
+PYFACE_HD float box_area(const Box& b) {
+  // A box with x2 < x1 or y2 < y1 has area 0 (and overlaps nothing: its intersections are empty too).
+  const float w = b.x2 - b.x1, h = b.y2 - b.y1;
+  return (w > 0.f && h > 0.f) ? w * h : 0.f;
+}
+
+PYFACE_HD bool is_finite(float v) {
+  // Not std::isfinite: this form survives -ffast-math in a user's own build and is the same on the device.
+#if defined(__CUDA_ARCH__)
+  const uint32_t bits = __float_as_uint(v);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+#endif
+  return (bits & 0x7f800000u) != 0x7f800000u;
+}
+
+PYFACE_HD bool is_finite(const Box& b) {
+  return is_finite(b.x1) && is_finite(b.y1) && is_finite(b.x2) && is_finite(b.y2);
+}
+
+// Overlap of two boxes whose areas are known, in torchvision's order of operations so that ties at the threshold
+// fall the same way. NaN (0/0) and negative-size boxes compare false with everything, so they suppress nothing.
+PYFACE_HD float box_overlap(const Box& a, float area_a, const Box& b, float area_b, Overlap kind) {
+  const float left = a.x1 > b.x1 ? a.x1 : b.x1, top = a.y1 > b.y1 ? a.y1 : b.y1;
+  const float right = a.x2 < b.x2 ? a.x2 : b.x2, bottom = a.y2 < b.y2 ? a.y2 : b.y2;
+  const float w = right - left, h = bottom - top;
+  const float inter = (w > 0.f ? w : 0.f) * (h > 0.f ? h : 0.f);
+  if (kind == Overlap::Union) return inter / (area_a + area_b - inter);
+  return inter / (area_a < area_b ? area_a : area_b);
+}
+
+// e^x for x <= 0 to 2e-7 of its value (0 below -87, where it would leave the normal floats; exactly 1 at 0).
+// Neither side's libm is used, because theirs differ in the last bit and soft_nms decides by the result.
+PYFACE_HD float exp_negative(float x) {
+  // x = k ln 2 + r with |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
+  const float shifted = x * 1.44269504f + 12582912.f;
+  const float k = shifted - 12582912.f;
+  const float r = (x - k * 0.693359375f) - k * -2.12194440e-4f;  // ln 2 in two parts, the first exact times k
+  float p = 1.98412698e-4f;
+  p = p * r + 1.38888889e-3f;
+  p = p * r + 8.33333333e-3f;
+  p = p * r + 4.16666667e-2f;
+  p = p * r + 1.66666667e-1f;
+  p = p * r + 0.5f;
+  p = 1.f + (r + (r * r) * p);
+#if defined(__CUDA_ARCH__)
+  const float power = __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u);  // 2^k
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000u;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+#endif
+  return x < 0.f ? (x >= -87.f ? p * power : 0.f) : 1.f;
+}
+
+// What soft_nms multiplies a score by; 1 where the overlap is NaN.
+PYFACE_HD float soft_nms_weight(float overlap, SoftNms method, float threshold, float sigma) {
+  if (method == SoftNms::Linear) return overlap > threshold ? 1.f - overlap : 1.f;
+  return overlap > 0.f ? exp_negative(-(overlap * overlap) / sigma) : 1.f;
+}
+
+// The largest float <= threshold: `overlap > threshold` in double equals `overlap > float_below(threshold)` in
+// float, which is what SIMD and the device compare.
+inline float float_below(double threshold) {
+  const float f = static_cast<float>(threshold);
+  return static_cast<double>(f) > threshold ? std::nextafter(f, -INFINITY) : f;
+}
+
+// The smallest float >= threshold, for `overlap >= threshold`.
+inline float float_above(double threshold) {
+  const float f = static_cast<float>(threshold);
+  return static_cast<double>(f) < threshold ? std::nextafter(f, INFINITY) : f;
+}
+
+}  // namespace pyface

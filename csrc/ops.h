@@ -1,0 +1,102 @@
+// Every op's launchers, declared once. No torch header is needed to use them: raw pointers, sizes, a stream.
+//
+// Memory: the caller allocates all outputs and, on CUDA, the workspace (ask the *_workspace function, which answers
+// without a GPU). CUDA launchers never allocate, synchronise or touch the default stream; pointers live on `device`,
+// and the status is 0 or a cudaError_t. CPU kernels may allocate scratch, and use at most `threads` threads.
+//
+// Boxes are float32 (x1, y1, x2, y2), width x2 - x1. An entry whose score or coordinate is not finite is dropped.
+// Order is score descending, ties by index.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "geometry.h"
+
+namespace pyface {
+
+// One uint8 RGB picture, rows of width * 3 bytes without gaps.
+struct Image {
+  const uint8_t* data;
+  int32_t height;
+  int32_t width;
+};
+
+// (pixel - mean) * scale, per channel.
+struct Normalization {
+  float mean[3];
+  float scale[3];
+};
+
+namespace cpu {
+
+// Greedy suppression in `batch` independent segments of `n` boxes.
+//   boxes   [batch, n, 4], scores [batch, n], both contiguous
+//   classes [batch, n] or nullptr: boxes of different classes never suppress each other
+//   counts  [batch] or nullptr: entries of a segment that are valid (clamped to [0, n])
+//   a box is dropped unless score > score_threshold (-inf keeps all finite ones), and when its overlap with a kept
+//   box is > iou_threshold
+//   keep    [batch, max_detections], padded with -1; keep_count [batch]
+void nms(const float* boxes, const float* scores, const int64_t* classes, const int32_t* counts, int64_t batch,
+         int64_t n, double iou_threshold, double score_threshold, Overlap overlap, int64_t max_detections,
+         int64_t* keep, int32_t* keep_count, int threads);
+
+// Soft suppression of one segment: the best remaining box is kept and every other box that overlaps it loses score:
+// linear, times (1 - overlap) where overlap > iou_threshold; Gaussian, times exp(-overlap^2 / sigma). A box whose score is
+// not > score_threshold is dropped.
+//   keep [n], kept_scores [n] (the lowered scores), keep_count [1]; order of choice, which is score descending
+void soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method, double iou_threshold, double sigma,
+              double score_threshold, Overlap overlap, int64_t* keep, float* kept_scores, int32_t* keep_count);
+
+// Box voting of one segment (DETECTORS.md 2.6d): the best remaining box and all with overlap >= iou_threshold to it
+// become one box, the mean weighted by max(score, 0) (the best box itself where all weights are 0), with its score.
+//   voted_boxes [n, 4], voted_scores [n], voted_count [1]; drop_singletons leaves out clusters of one
+void box_voting(const float* boxes, const float* scores, int64_t n, double iou_threshold, Overlap overlap,
+                bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count);
+
+// Each picture resized by min(out_h / height, out_w / width) into the top left of its canvas; the rest of the
+// canvas is 0 in the output. out [num_images, 3, out_h, out_w]
+void letterbox(const Image* images, int64_t num_images, int out_h, int out_w, Interpolation interpolation,
+               Normalization normalization, float* out, int threads);
+
+// Crops of boxes resized to one size. A sample is taken inside the box only (as if the crop were cut out first, then
+// resized); pixels outside the picture are 0 before normalisation.
+//   boxes [n, 4] (finite), image_index [n] in [0, num_images) (others give crops of zero pixels); out [n, 3, out_h, out_w]
+void crop_resize(const Image* images, int64_t num_images, const float* boxes, const int64_t* image_index, int64_t n,
+                 int out_h, int out_w, Interpolation interpolation, Normalization normalization, float* out,
+                 int threads);
+
+}  // namespace cpu
+
+namespace cuda {
+
+// Arguments as in cpu::; images is a host array whose `data` pointers lie on the device.
+size_t nms_workspace(int64_t batch, int64_t n);
+int nms(const float* boxes, const float* scores, const int64_t* classes, const int32_t* counts, int64_t batch,
+        int64_t n, double iou_threshold, double score_threshold, Overlap overlap, int64_t max_detections, int64_t* keep,
+        int32_t* keep_count, void* workspace, size_t workspace_bytes, int device, void* stream);
+
+size_t soft_nms_workspace(int64_t n);
+int soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method, double iou_threshold, double sigma,
+             double score_threshold, Overlap overlap, int64_t* keep, float* kept_scores, int32_t* keep_count,
+             void* workspace, size_t workspace_bytes, int device, void* stream);
+
+size_t box_voting_workspace(int64_t n);
+int box_voting(const float* boxes, const float* scores, int64_t n, double iou_threshold, Overlap overlap,
+               bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count, void* workspace,
+               size_t workspace_bytes, int device, void* stream);
+
+int letterbox(const Image* images, int64_t num_images, int out_h, int out_w, Interpolation interpolation,
+              Normalization normalization, float* out, int device, void* stream);
+
+int crop_resize(const Image* images, int64_t num_images, const float* boxes, const int64_t* image_index, int64_t n,
+                int out_h, int out_w, Interpolation interpolation, Normalization normalization, float* out, int device,
+                void* stream);
+
+// The text of a status, the CUDA version linked, and the newest one that the driver can run (0: no driver).
+const char* error_string(int status);
+int runtime_version();
+int driver_version();
+
+}  // namespace cuda
+}  // namespace pyface

@@ -1,0 +1,43 @@
+"""pyface: face detection over many images, on compiled CPU and CUDA kernels.
+
+>>> import pyface
+>>> detector = pyface.FaceDetector("mtcnn")
+>>> faces = detector("examples/astronaut.jpg")
+>>> len(faces)
+1
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Detections", "FaceDetector", "ImageError", "create_model", "list_models", "ops", "read_image"]
+
+# Names are loaded when first used: torch takes a second to import, and `pyface --help` does not need it.
+_ROOMS = {
+    "Detections": "pyface.detections",
+    "FaceDetector": "pyface.detector",
+    "ImageError": "pyface.images",
+    "create_model": "pyface.models.zoo",
+    "list_models": "pyface.models.zoo",
+    "read_image": "pyface.images",
+}
+
+if TYPE_CHECKING:
+    from pyface import ops
+    from pyface.detections import Detections
+    from pyface.detector import FaceDetector
+    from pyface.images import ImageError, read_image
+    from pyface.models.zoo import create_model, list_models
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("pyface.ops")
+    if name in _ROOMS:
+        return getattr(importlib.import_module(_ROOMS[name]), name)
+    raise AttributeError(f"module 'pyface' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,196 @@
+"""The one door to the compiled kernels: checks, conversions, registration and launches.
+
+Everything that could make a kernel read or write where it must not is checked here and in the ops' own ``_check``
+functions, which run in the real and in the fake implementation alike. Nothing else imports ``pyface._C``.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from pyface import _C
+except ImportError as error:
+    raise ImportError(
+        f"pyface's kernels cannot be loaded ({error}): build them with `pip install -e .` in pyface's source folder."
+    ) from error
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+OVERLAPS = ("union", "min")
+_MAX_ENTRIES = 2**31 - 1
+
+_library = torch.library.Library("pyface", "DEF")
+
+
+def register(schema: str, implementation: Callable, fake: Callable) -> None:
+    """Defines torch.ops.pyface.<name> for CPU and CUDA, with a fake implementation for tracing.
+
+    ``Library`` and not ``custom_op``: a call costs a quarter of the time.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, implementation, key)
+    torch.library.register_fake(f"pyface::{name}", fake, lib=_library)
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def shape_of(tensor: Tensor) -> str:
+    """A tensor's shape for an error message: ``[3, 4]``."""
+    return f"[{', '.join(map(str, tensor.shape))}]"
+
+
+def check_tensors(op: str, **tensors: Any) -> None:
+    """Raises TypeError unless all are tensors, ValueError unless on one CPU or CUDA device."""
+    first_name, first = next(iter(tensors.items()))
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}: convert it with torch.as_tensor."
+            )
+        if value.layout != torch.strided:
+            raise TypeError(f"{op}: {name} must be a dense tensor, got layout {value.layout}: call .to_dense().")
+        if value.device != first.device:
+            raise ValueError(
+                f"{op}: {first_name} is on {first.device} and {name} on {value.device}: move them to one device."
+            )
+    if first.device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"{op} runs on cpu and cuda, got tensors on {first.device}: move them with .cpu().")
+
+
+def check_dtype(op: str, name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    """Raises TypeError when the tensor's dtype is not among the allowed ones."""
+    if tensor.dtype not in allowed:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise TypeError(f"{op}: {name} must be one of {names}, got {tensor.dtype}: convert it first.")
+
+
+def check_shape(op: str, name: str, tensor: Tensor, expected: Sequence[int | None], text: str) -> None:
+    """Raises ValueError unless the shape is the expected one (None: any size)."""
+    if tensor.ndim != len(expected) or any(
+        want is not None and have != want for have, want in zip(tensor.shape, expected, strict=True)
+    ):
+        raise ValueError(f"{op}: {name} must have the shape {text}, got {shape_of(tensor)}.")
+
+
+def check_size(op: str, entries: int) -> None:
+    """Raises ValueError above the largest number of boxes that the kernels index."""
+    if isinstance(entries, int) and entries > _MAX_ENTRIES:
+        raise ValueError(f"{op} takes at most {_MAX_ENTRIES:,} boxes in a call, got {entries:,}: split the call.")
+
+
+def check_fraction(op: str, name: str, value: float) -> None:
+    """Raises ValueError unless 0 <= value <= 1 (NaN is refused too)."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{op}: {name} must lie between 0 and 1, got {value}.")
+
+
+def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError unless value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_not_nan(op: str, name: str, value: float) -> None:
+    """Raises ValueError for NaN."""
+    if math.isnan(value):
+        raise ValueError(f"{op}: {name} must be a number, got NaN.")
+
+
+# --- launches --------------------------------------------------------------------------------------------------------
+
+
+def plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor as kernels read it: this dtype, contiguous, without history."""
+    return tensor.detach().to(dtype).contiguous()
+
+
+def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
+    """Calls a kernel on the current stream of the device of its tensors.
+
+    Tensors among the arguments are passed by address; the caller's frame keeps them alive, and on CUDA the caching
+    allocator's stream order does so beyond the call. ``workspace`` holds the sizes that the kernel's workspace
+    function takes. CPU kernels with a ``threads`` argument get torch's number of threads.
+
+    Raises:
+        RuntimeError: the kernel reported an error, or the build has no CUDA kernels.
+    """
+    values = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
+    if device.type == "cpu":
+        if op in _THREADED:
+            values.append(torch.get_num_threads())
+        getattr(_C.cpu, op)(*values)
+        return
+    if not _C.has_cuda:
+        raise RuntimeError(
+            f"{op} got tensors on {device}, but pyface was built without CUDA: build it again with "
+            "`PYFACE_CUDA=1 pip install -e .`, or move the tensors to the CPU."
+        )
+    if workspace is not None:
+        size = getattr(_C.cuda, f"{op}_workspace")(*workspace)
+        scratch = torch.empty(size, dtype=torch.uint8, device=device)
+        values += [scratch.data_ptr(), size]
+    stream = torch.cuda.current_stream(device).cuda_stream
+    status = getattr(_C.cuda, op)(*values, device.index, stream)
+    if status != 0:
+        raise RuntimeError(f"{op} failed on {device}: {_C.cuda.error_string(status)}.{_driver_hint()}")
+
+
+_THREADED = {"nms", "letterbox", "crop_resize"}
+
+
+def _driver_hint() -> str:
+    runtime, driver = _C.cuda.runtime_version(), _C.cuda.driver_version()
+    if driver >= runtime:
+        return ""
+    have = f"supports CUDA {_version(driver)}" if driver else "was not found"
+    return f" pyface was built with CUDA {_version(runtime)} and the GPU's driver {have}: update the driver."
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+# --- what was built --------------------------------------------------------------------------------------------------
+
+
+def build_info() -> dict[str, Any]:
+    """What the kernels were built with, for ``pyface info``: plain strings, numbers, booleans and None."""
+    info: dict[str, Any] = {
+        "compiler": _C.compiler,
+        "simd": _C.simd,
+        "threads": torch.get_num_threads(),
+        "cuda": _C.has_cuda,
+        "cuda_version": _C.cuda_compiler or None,
+        "cuda_archs": _C.cuda_archs or None,
+        "cuda_driver": None,
+        "note": None,
+    }
+    if _C.has_cuda:
+        driver = _C.cuda.driver_version()
+        info["cuda_driver"] = _version(driver) if driver else None
+        if driver and driver < _C.cuda.runtime_version():
+            info["note"] = _driver_hint().strip()
+    if _sources_changed():
+        info["note"] = "The kernels are older than the sources in csrc/: run `pip install -e .` again."
+    return info
+
+
+def _sources_changed() -> bool:
+    """Whether csrc/ (of an editable install) is not what the module was built from; the rule is setup.py's."""
+    root = Path(__file__).resolve().parents[2]
+    sources = sorted(path for path in [*root.glob("csrc/**/*"), root / "CMakeLists.txt"] if path.is_file())
+    if len(sources) < 2:
+        return False
+    digest = hashlib.sha256()
+    for path in sources:
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16] != _C.source_hash

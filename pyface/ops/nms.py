@@ -1,0 +1,478 @@
+"""Suppression: nms, batched_nms, nms_padded, soft_nms and box_voting.
+
+Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1``; callers whose boxes count the last pixel add 1 to
+x2 and y2 first. ``overlap="union"`` is intersection over union, ``"min"`` intersection over the smaller area. All ops
+take float32, float64, float16 or bfloat16 (computed in float32), drop entries whose score or coordinate is not finite,
+visit boxes by score descending with ties by index, and treat a box with x2 < x1 or y2 < y1 as one that overlaps nothing.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyface.ops._extension import (
+    FLOATS,
+    INTEGERS,
+    OVERLAPS,
+    check_choice,
+    check_dtype,
+    check_fraction,
+    check_not_nan,
+    check_shape,
+    check_size,
+    check_tensors,
+    launch,
+    plain,
+    register,
+)
+
+_METHODS = ("linear", "gaussian")
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, overlap: str = "union") -> Tensor:
+    """Greedy non-maximum suppression; what torchvision.ops.nms returns, faster.
+
+    Args:
+        boxes: [N, 4], any float dtype.
+        scores: [N], any float dtype.
+        iou_threshold: in [0, 1]; a box is dropped when its overlap with a kept one is > this.
+        overlap: "union" or "min".
+
+    Returns:
+        int64 [K]: indices of the kept boxes, score descending.
+
+    Raises:
+        TypeError: not tensors, or dtypes that are no floats.
+        ValueError: wrong shapes or devices, a threshold outside [0, 1], an unknown overlap.
+
+    Example:
+        >>> import torch, pyface
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]])
+        >>> pyface.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)
+        tensor([0, 2])
+    """
+    check_tensors("nms", boxes=boxes, scores=scores)
+    return torch.ops.pyface.nms.default(boxes, scores, iou_threshold, overlap)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, *, overlap: str = "union") -> Tensor:
+    """nms within each class (or image, or pyramid level), merged by score.
+
+    Equals nms per class exactly: classes are segments, not coordinate offsets, so large coordinates lose nothing.
+
+    Args:
+        boxes: [N, 4], any float dtype.
+        scores: [N], any float dtype.
+        idxs: [N], any integer dtype, any values; boxes of different values never suppress each other.
+        iou_threshold: in [0, 1]; a box is dropped when its overlap with a kept one of its class is > this.
+        overlap: "union" or "min".
+
+    Returns:
+        int64 [K]: indices of the kept boxes, score descending.
+
+    Raises:
+        TypeError, ValueError: as for nms.
+
+    Example:
+        >>> import torch, pyface
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [1, 1, 11, 11]])
+        >>> pyface.ops.batched_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1]), 0.5)
+        tensor([0, 2])
+    """
+    check_tensors("batched_nms", boxes=boxes, scores=scores, idxs=idxs)
+    return torch.ops.pyface.batched_nms.default(boxes, scores, idxs, iou_threshold, overlap)
+
+
+def nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    counts: Tensor | None,
+    iou_threshold: float,
+    *,
+    max_detections: int,
+    score_threshold: float | None = None,
+    overlap: str = "union",
+) -> tuple[Tensor, Tensor]:
+    """nms of a whole batch with static shapes: no host synchronisation, fit for torch.compile and CUDA graphs.
+
+    Args:
+        boxes: [B, N, 4], any float dtype.
+        scores: [B, N], any float dtype.
+        counts: integer [B], how many leading entries of each image are valid, or None for all. On the CPU a count outside
+            [0, N] raises; on CUDA, where looking would cost a synchronisation, it is clamped.
+        iou_threshold: in [0, 1]; a box is dropped when its overlap with a kept one is > this.
+        max_detections: M >= 0, the search of an image ends when so many are kept.
+        score_threshold: a box counts only when its score is > this; None: all finite scores count.
+        overlap: "union" or "min".
+
+    Returns:
+        keep, int64 [B, M]: indices of the kept boxes, score descending, padded with -1.
+        count, int32 [B]: how many were kept.
+
+    Raises:
+        TypeError, ValueError: as for nms; also a negative max_detections.
+
+    Example:
+        >>> import torch, pyface
+        >>> boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]]])
+        >>> pyface.ops.nms_padded(boxes, torch.tensor([[0.9, 0.8, 0.7]]), None, 0.5, max_detections=4)
+        (tensor([[ 0,  2, -1, -1]]), tensor([2], dtype=torch.int32))
+    """
+    tensors = {"boxes": boxes, "scores": scores} | ({} if counts is None else {"counts": counts})
+    check_tensors("nms_padded", **tensors)
+    return torch.ops.pyface.nms_padded.default(
+        boxes, scores, counts, iou_threshold, max_detections, score_threshold, overlap
+    )
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float = 0.3,
+    *,
+    method: str = "linear",
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
+    overlap: str = "union",
+) -> tuple[Tensor, Tensor]:
+    """Soft suppression (Bodla et al., arXiv 1704.04503): overlapping boxes lose score instead of vanishing.
+
+    Again and again the best remaining box is kept, and each other box is multiplied by ``1 - overlap`` where overlap >
+    iou_threshold ("linear"), or by ``exp(-overlap^2 / sigma)`` ("gaussian").
+
+    Args:
+        boxes: [N, 4], any float dtype.
+        scores: [N], any float dtype.
+        iou_threshold: in [0, 1]; used by "linear" only.
+        method: "linear" or "gaussian".
+        sigma: > 0; used by "gaussian" only.
+        score_threshold: >= 0; a box lives as long as its score is > this.
+        overlap: "union" or "min".
+
+    Returns:
+        keep, int64 [K]: indices of the kept boxes in the order of choice, which is by lowered score descending.
+        scores, float32 [K]: their lowered scores.
+
+    Raises:
+        TypeError, ValueError: as for nms; also sigma <= 0, score_threshold < 0, an unknown method.
+
+    Example:
+        >>> import torch, pyface
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]])
+        >>> pyface.ops.soft_nms(boxes, torch.tensor([0.9, 0.8]))
+        (tensor([0, 1]), tensor([0.9000, 0.4000]))
+    """
+    check_tensors("soft_nms", boxes=boxes, scores=scores)
+    return torch.ops.pyface.soft_nms.default(
+        boxes.detach(), scores.detach(), iou_threshold, method, sigma, score_threshold, overlap
+    )
+
+
+def box_voting(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, *, drop_singletons: bool = False, overlap: str = "union"
+) -> tuple[Tensor, Tensor]:
+    """Box voting as S3FD and SRN test (DETECTORS.md 2.6d): clusters of boxes become their score-weighted means.
+
+    The best remaining box and all whose overlap with it is >= iou_threshold form a cluster, which becomes one box: the
+    mean weighted by ``max(score, 0)`` (the best box itself where all weights are 0), with the best score.
+
+    Args:
+        boxes: [N, 4], any float dtype.
+        scores: [N], any float dtype.
+        iou_threshold: in [0, 1]; note the >=, unlike nms.
+        drop_singletons: leave out clusters of one box, as the papers' code does.
+        overlap: "union" or "min".
+
+    Returns:
+        boxes, float32 [K, 4], and scores, float32 [K], score descending.
+
+    Raises:
+        TypeError, ValueError: as for nms.
+
+    Example:
+        >>> import torch, pyface
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [2, 0, 12, 10]])
+        >>> pyface.ops.box_voting(boxes, torch.tensor([0.5, 0.5]), 0.3)
+        (tensor([[ 1.,  0., 11., 10.]]), tensor([0.5000]))
+    """
+    check_tensors("box_voting", boxes=boxes, scores=scores)
+    return torch.ops.pyface.box_voting.default(
+        boxes.detach(), scores.detach(), iou_threshold, drop_singletons, overlap
+    )
+
+
+# --- implementations -------------------------------------------------------------------------------------------------
+
+
+def _check(op: str, boxes: Tensor, scores: Tensor, iou_threshold: float, overlap: str) -> None:
+    check_dtype(op, "boxes", boxes, FLOATS)
+    check_dtype(op, "scores", scores, FLOATS)
+    check_shape(op, "boxes", boxes, (None, 4), "[N, 4]")
+    check_shape(op, "scores", scores, (boxes.shape[0],), f"[N] with N = {boxes.shape[0]} as in boxes")
+    check_size(op, boxes.shape[0])
+    check_fraction(op, "iou_threshold", iou_threshold)
+    check_choice(op, "overlap", overlap, OVERLAPS)
+
+
+def _check_idxs(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, overlap: str) -> None:
+    _check("batched_nms", boxes, scores, iou_threshold, overlap)
+    check_dtype("batched_nms", "idxs", idxs, INTEGERS)
+    check_shape("batched_nms", "idxs", idxs, (boxes.shape[0],), f"[N] with N = {boxes.shape[0]} as in boxes")
+
+
+def _check_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    counts: Tensor | None,
+    iou_threshold: float,
+    max_detections: int,
+    score_threshold: float | None,
+    overlap: str,
+) -> None:
+    op = "nms_padded"
+    check_dtype(op, "boxes", boxes, FLOATS)
+    check_dtype(op, "scores", scores, FLOATS)
+    check_shape(op, "boxes", boxes, (None, None, 4), "[B, N, 4]")
+    batch, n = boxes.shape[:2]
+    check_shape(op, "scores", scores, (batch, n), f"[B, N] = [{batch}, {n}] as in boxes")
+    check_size(op, batch * n)
+    if counts is not None:
+        check_dtype(op, "counts", counts, INTEGERS)
+        check_shape(op, "counts", counts, (batch,), f"[B] with B = {batch} as in boxes")
+    check_fraction(op, "iou_threshold", iou_threshold)
+    check_choice(op, "overlap", overlap, OVERLAPS)
+    if max_detections < 0:
+        raise ValueError(f"{op}: max_detections must be 0 or more, got {max_detections}.")
+    if score_threshold is not None:
+        check_not_nan(op, "score_threshold", score_threshold)
+
+
+def _check_soft(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    method: str,
+    sigma: float,
+    score_threshold: float,
+    overlap: str,
+) -> None:
+    _check("soft_nms", boxes, scores, iou_threshold, overlap)
+    check_choice("soft_nms", "method", method, _METHODS)
+    # In float32, as the kernels take it: a sigma that rounds to 0 would divide 0 by 0.
+    if not 1e-30 < sigma < 1e30:
+        raise ValueError(f"soft_nms: sigma must be a positive number, got {sigma}.")
+    if not score_threshold >= 0:
+        raise ValueError(f"soft_nms: score_threshold must be 0 or more, got {score_threshold}.")
+
+
+def _suppress(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor | None,
+    counts: Tensor | None,
+    iou_threshold: float,
+    max_detections: int,
+    score_threshold: float,
+    overlap: str,
+) -> tuple[Tensor, Tensor]:
+    """The kernel behind nms, batched_nms and nms_padded: boxes [B, N, 4] -> keep [B, M], count [B]."""
+    batch, n = boxes.shape[:2]
+    boxes, scores = plain(boxes, torch.float32), plain(scores, torch.float32)
+    classes = None if classes is None else plain(classes, torch.int64)
+    counts = None if counts is None else plain(counts, torch.int32)
+    keep = torch.empty((batch, max_detections), dtype=torch.int64, device=boxes.device)
+    keep_count = torch.empty(batch, dtype=torch.int32, device=boxes.device)
+    launch(
+        "nms",
+        boxes.device,
+        boxes,
+        scores,
+        0 if classes is None else classes,
+        0 if counts is None else counts,
+        batch,
+        n,
+        iou_threshold,
+        score_threshold,
+        OVERLAPS.index(overlap),
+        max_detections,
+        keep,
+        keep_count,
+        workspace=(batch, n),
+    )
+    return keep, keep_count
+
+
+def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float, overlap: str) -> Tensor:
+    _check("nms", boxes, scores, iou_threshold, overlap)
+    keep, count = _suppress(boxes[None], scores[None], None, None, iou_threshold, len(boxes), -math.inf, overlap)
+    return keep[0, : count.item()]
+
+
+def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, overlap: str) -> Tensor:
+    _check_idxs(boxes, scores, idxs, iou_threshold, overlap)
+    keep, count = _suppress(boxes[None], scores[None], idxs[None], None, iou_threshold, len(boxes), -math.inf, overlap)
+    return keep[0, : count.item()]
+
+
+def _nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    counts: Tensor | None,
+    iou_threshold: float,
+    max_detections: int,
+    score_threshold: float | None,
+    overlap: str,
+) -> tuple[Tensor, Tensor]:
+    _check_padded(boxes, scores, counts, iou_threshold, max_detections, score_threshold, overlap)
+    if counts is not None and counts.device.type == "cpu" and counts.numel():
+        low, high = (int(value) for value in counts.aminmax())
+        if low < 0 or high > boxes.shape[1]:
+            raise ValueError(
+                f"nms_padded: counts must lie between 0 and N = {boxes.shape[1]}, got {low if low < 0 else high}."
+            )
+    limit = -math.inf if score_threshold is None else score_threshold
+    return _suppress(boxes, scores, None, counts, iou_threshold, max_detections, limit, overlap)
+
+
+def _soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    method: str,
+    sigma: float,
+    score_threshold: float,
+    overlap: str,
+) -> tuple[Tensor, Tensor]:
+    _check_soft(boxes, scores, iou_threshold, method, sigma, score_threshold, overlap)
+    n = len(boxes)
+    boxes, scores = plain(boxes, torch.float32), plain(scores, torch.float32)
+    keep = torch.empty(n, dtype=torch.int64, device=boxes.device)
+    kept_scores = torch.empty(n, dtype=torch.float32, device=boxes.device)
+    count = torch.empty(1, dtype=torch.int32, device=boxes.device)
+    launch(
+        "soft_nms",
+        boxes.device,
+        boxes,
+        scores,
+        n,
+        _METHODS.index(method),
+        iou_threshold,
+        sigma,
+        score_threshold,
+        OVERLAPS.index(overlap),
+        keep,
+        kept_scores,
+        count,
+        workspace=(n,),
+    )
+    kept = count.item()
+    return keep[:kept], kept_scores[:kept]
+
+
+def _box_voting(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, drop_singletons: bool, overlap: str
+) -> tuple[Tensor, Tensor]:
+    _check("box_voting", boxes, scores, iou_threshold, overlap)
+    n = len(boxes)
+    boxes, scores = plain(boxes, torch.float32), plain(scores, torch.float32)
+    voted_boxes, voted_scores = torch.empty_like(boxes), torch.empty_like(scores)
+    count = torch.empty(1, dtype=torch.int32, device=boxes.device)
+    launch(
+        "box_voting",
+        boxes.device,
+        boxes,
+        scores,
+        n,
+        iou_threshold,
+        OVERLAPS.index(overlap),
+        drop_singletons,
+        voted_boxes,
+        voted_scores,
+        count,
+        workspace=(n,),
+    )
+    kept = count.item()
+    return voted_boxes[:kept], voted_scores[:kept]
+
+
+# --- registration: what tracing sees ---------------------------------------------------------------------------------
+
+
+def _any_size() -> int:
+    return torch.library.get_ctx().new_dynamic_size()
+
+
+def _fake_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, overlap: str) -> Tensor:
+    _check("nms", boxes, scores, iou_threshold, overlap)
+    return boxes.new_empty(_any_size(), dtype=torch.int64)
+
+
+def _fake_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, overlap: str) -> Tensor:
+    _check_idxs(boxes, scores, idxs, iou_threshold, overlap)
+    return boxes.new_empty(_any_size(), dtype=torch.int64)
+
+
+def _fake_nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    counts: Tensor | None,
+    iou_threshold: float,
+    max_detections: int,
+    score_threshold: float | None,
+    overlap: str,
+) -> tuple[Tensor, Tensor]:
+    _check_padded(boxes, scores, counts, iou_threshold, max_detections, score_threshold, overlap)
+    batch = boxes.shape[0]
+    return (
+        boxes.new_empty((batch, max_detections), dtype=torch.int64),
+        boxes.new_empty(batch, dtype=torch.int32),
+    )
+
+
+def _fake_soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    method: str,
+    sigma: float,
+    score_threshold: float,
+    overlap: str,
+) -> tuple[Tensor, Tensor]:
+    _check_soft(boxes, scores, iou_threshold, method, sigma, score_threshold, overlap)
+    size = _any_size()
+    return boxes.new_empty(size, dtype=torch.int64), boxes.new_empty(size, dtype=torch.float32)
+
+
+def _fake_box_voting(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, drop_singletons: bool, overlap: str
+) -> tuple[Tensor, Tensor]:
+    _check("box_voting", boxes, scores, iou_threshold, overlap)
+    size = _any_size()
+    return boxes.new_empty((size, 4), dtype=torch.float32), boxes.new_empty(size, dtype=torch.float32)
+
+
+register("nms(Tensor boxes, Tensor scores, float iou_threshold, str overlap) -> Tensor", _nms, _fake_nms)
+register(
+    "batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold, str overlap) -> Tensor",
+    _batched_nms,
+    _fake_batched_nms,
+)
+register(
+    "nms_padded(Tensor boxes, Tensor scores, Tensor? counts, float iou_threshold, SymInt max_detections, "
+    "float? score_threshold, str overlap) -> (Tensor, Tensor)",
+    _nms_padded,
+    _fake_nms_padded,
+)
+register(
+    "soft_nms(Tensor boxes, Tensor scores, float iou_threshold, str method, float sigma, float score_threshold, "
+    "str overlap) -> (Tensor, Tensor)",
+    _soft_nms,
+    _fake_soft_nms,
+)
+register(
+    "box_voting(Tensor boxes, Tensor scores, float iou_threshold, bool drop_singletons, str overlap) "
+    "-> (Tensor, Tensor)",
+    _box_voting,
+    _fake_box_voting,
+)

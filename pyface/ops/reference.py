@@ -1,0 +1,198 @@
+"""Every op in plain torch: the executable specification that the kernels are tested against.
+
+Same names, same signatures, same results; made to be read, not to be fast. Arithmetic is float32 in the kernels' order
+of operations, and thresholds are compared as doubles.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def overlap_with(box: Tensor, boxes: Tensor, overlap: str) -> Tensor:
+    """Overlap of one box [4] with boxes [N, 4], float32 [N]; NaN where it is 0 / 0."""
+    sides = (torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2])).clamp(min=0)
+    intersection = sides[:, 0] * sides[:, 1]
+    areas, area = area_of(boxes), area_of(box[None])
+    if overlap == "union":
+        return intersection / (area + areas - intersection)
+    return intersection / torch.minimum(area, areas)
+
+
+def area_of(boxes: Tensor) -> Tensor:
+    """Areas of boxes [N, 4], float32 [N]; 0 where x2 < x1 or y2 < y1."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
+    return sides[:, 0] * sides[:, 1]
+
+
+def order_by_score(boxes: Tensor, scores: Tensor, score_threshold: float = -math.inf) -> Tensor:
+    """Indices of the finite entries with a score > the threshold, score descending, ties by index."""
+    valid = boxes.isfinite().all(1) & scores.isfinite() & (scores.double() > score_threshold)
+    order = torch.argsort(scores, descending=True, stable=True)
+    return order[valid[order]]
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, overlap: str = "union") -> Tensor:
+    boxes, scores = boxes.detach().float(), scores.detach().float()
+    order = order_by_score(boxes, scores)
+    kept = []
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        order = order[~(overlap_with(boxes[best], boxes[order], overlap).double() > iou_threshold)]
+    return torch.stack(kept) if kept else order
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, *, overlap: str = "union") -> Tensor:
+    kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    for value in idxs.unique():
+        members = torch.where(idxs == value)[0]
+        kept[members[nms(boxes[members], scores[members], iou_threshold, overlap=overlap)]] = True
+    order = order_by_score(boxes.detach().float(), scores.detach().float())
+    return order[kept[order]]
+
+
+def nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    counts: Tensor | None,
+    iou_threshold: float,
+    *,
+    max_detections: int,
+    score_threshold: float | None = None,
+    overlap: str = "union",
+) -> tuple[Tensor, Tensor]:
+    batch, n = boxes.shape[:2]
+    keep = torch.full((batch, max_detections), -1, dtype=torch.int64, device=boxes.device)
+    count = torch.zeros(batch, dtype=torch.int32, device=boxes.device)
+    for b in range(batch):
+        valid = n if counts is None else int(counts[b])
+        counting = scores[b, :valid].detach().float().clone()
+        if score_threshold is not None:
+            counting[~(counting.double() > score_threshold)] = math.nan
+        kept = nms(boxes[b, :valid], counting, iou_threshold, overlap=overlap)[:max_detections]
+        keep[b, : len(kept)] = kept
+        count[b] = len(kept)
+    return keep, count
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float = 0.3,
+    *,
+    method: str = "linear",
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
+    overlap: str = "union",
+) -> tuple[Tensor, Tensor]:
+    boxes, scores = boxes.detach().float(), scores.detach().float().clone()
+    # By index, so that the first maximum is the tie's lowest index.
+    remaining = order_by_score(boxes, scores, score_threshold).sort().values
+    kept: list[Tensor] = []
+    while len(remaining):
+        place = scores[remaining].argmax()
+        best = remaining[place]
+        kept.append(best)
+        remaining = torch.cat([remaining[:place], remaining[place + 1 :]])
+        ratio = overlap_with(boxes[best], boxes[remaining], overlap)
+        if method == "linear":
+            weight = torch.where(ratio.double() > iou_threshold, 1 - ratio, torch.ones_like(ratio))
+        else:
+            weight = torch.where(ratio > 0, torch.exp(-(ratio * ratio) / sigma), torch.ones_like(ratio))
+        scores[remaining] *= weight
+        remaining = remaining[scores[remaining].double() > score_threshold]
+    keep = torch.stack(kept) if kept else remaining
+    return keep, scores[keep]
+
+
+def box_voting(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, *, drop_singletons: bool = False, overlap: str = "union"
+) -> tuple[Tensor, Tensor]:
+    boxes, scores = boxes.detach().float(), scores.detach().float()
+    order = order_by_score(boxes, scores)
+    voted_boxes, voted_scores = [], []
+    while len(order):
+        best = order[0]
+        member = overlap_with(boxes[best], boxes[order], overlap).double() >= iou_threshold
+        member[0] = True
+        cluster, order = order[member], order[~member]
+        if drop_singletons and len(cluster) == 1:
+            continue
+        weights = scores[cluster].double().clamp(min=0)
+        mean = (weights[:, None] * boxes[cluster].double()).sum(0) / weights.sum()
+        voted_boxes.append(mean.float() if weights.sum() > 0 else boxes[best])
+        voted_scores.append(scores[best])
+    if not voted_boxes:
+        return boxes.new_empty(0, 4), scores.new_empty(0)
+    return torch.stack(voted_boxes), torch.stack(voted_scores)
+
+
+def resampling_matrix(
+    low: float, high: float, scale: float, interpolation: str, outputs: int, pixels: int
+) -> Tensor:
+    """Weights [outputs, pixels] of one axis: output i covers a footprint about low + (i + 0.5) * scale.
+
+    The footprint is 1 pixel wide for "bilinear" and max(1, scale) for "area", and is kept inside [low, high]; pixel k
+    covers [k, k + 1).
+    """
+    footprint = max(1.0, scale) if interpolation == "area" else 1.0
+    centre = low + (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
+    if high - low >= footprint:
+        centre = centre.clamp(low + footprint / 2, high - footprint / 2)
+    else:
+        centre = torch.full_like(centre, (low + high) / 2)
+    pixel = torch.arange(pixels, dtype=torch.float64)
+    begin = torch.maximum(pixel, centre[:, None] - footprint / 2)
+    end = torch.minimum(pixel + 1, centre[:, None] + footprint / 2)
+    return ((end - begin).clamp(min=0) / footprint).float()
+
+
+def _resample(image: Tensor, rows: Tensor, columns: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    value = torch.einsum("hy,yxc,wx->chw", rows.to(image.device), image.float(), columns.to(image.device))
+    mean_of, std_of = (torch.tensor(v, device=image.device)[:, None, None] for v in (mean, std))
+    return (value - mean_of) / std_of
+
+
+def letterbox(
+    images: Sequence[Tensor],
+    size: tuple[int, int],
+    *,
+    interpolation: str = "area",
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> tuple[Tensor, Tensor]:
+    out = torch.zeros(len(images), 3, *size, device=images[0].device)
+    scales = []
+    for i, image in enumerate(images):
+        sides = image.shape[:2]
+        ratio = min(size[0] / sides[0], size[1] / sides[1])
+        height, width = (
+            min(max(math.floor(side * ratio + 0.5), 1), limit) for side, limit in zip(sides, size, strict=True)
+        )
+        rows = resampling_matrix(0, sides[0], 1 / ratio, interpolation, height, sides[0])
+        columns = resampling_matrix(0, sides[1], 1 / ratio, interpolation, width, sides[1])
+        out[i, :, :height, :width] = _resample(image, rows, columns, mean, std)
+        scales.append(ratio)
+    return out, torch.tensor(scales, dtype=torch.float64)
+
+
+def crop_resize(
+    images: Sequence[Tensor],
+    boxes: Tensor,
+    image_index: Tensor,
+    size: tuple[int, int],
+    *,
+    interpolation: str = "bilinear",
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Tensor:
+    out = torch.zeros(len(boxes), 3, *size, device=boxes.device)
+    for i, (x1, y1, x2, y2) in enumerate(boxes.detach().float().tolist()):
+        image = images[int(image_index[i])]
+        rows = resampling_matrix(y1, y2, max(0.0, y2 - y1) / size[0], interpolation, size[0], image.shape[0])
+        columns = resampling_matrix(x1, x2, max(0.0, x2 - x1) / size[1], interpolation, size[1], image.shape[1])
+        out[i] = _resample(image, rows, columns, mean, std)
+    return out

@@ -1,0 +1,257 @@
+"""Resampling: letterbox and crop_resize, uint8 pictures in, normalised float planes out, in one pass.
+
+Pixel k of a picture covers [k, k + 1), so a box (0, 0, width, height) is the whole picture. ``interpolation="bilinear"``
+weighs the two nearest pixels of each axis whatever the scale; ``"area"`` averages over the output pixel's footprint,
+which is the better choice when reducing, and is bilinear when enlarging.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyface.ops._extension import (
+    FLOATS,
+    INTEGERS,
+    check_choice,
+    check_dtype,
+    check_shape,
+    check_tensors,
+    launch,
+    plain,
+    register,
+    shape_of,
+)
+
+_INTERPOLATIONS = ("bilinear", "area")
+_MAX_SIDE = 2**24  # of pictures and outputs; far beyond memory, well within int32 arithmetic
+
+
+def letterbox(
+    images: Sequence[Tensor],
+    size: tuple[int, int],
+    *,
+    interpolation: str = "area",
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> tuple[Tensor, Tensor]:
+    """Pictures of any sizes, each fitted into the top left of a canvas of one size, as one normalised batch.
+
+    A picture keeps its proportions: it is resized by ``min(H / height, W / width)``, the same for both axes. The rest of
+    its canvas is 0, which is the mean colour. A box found on the canvas, divided by its scale, is one in the picture.
+
+    Args:
+        images: B pictures, uint8 [height, width, 3], on one device.
+        size: (H, W) of the canvas, in pixels.
+        interpolation: "area" or "bilinear".
+        mean, std: per channel, in the pixels' units of 0-255; the result is (pixel - mean) / std.
+
+    Returns:
+        batch, float32 [B, 3, H, W], on the pictures' device.
+        scales, float64 [B], on the CPU.
+
+    Raises:
+        TypeError: not tensors, not uint8.
+        ValueError: no pictures, wrong shapes, an empty picture, a size below 1, a std of 0, an unknown interpolation.
+
+    Example:
+        >>> import torch, pyface
+        >>> batch, scales = pyface.ops.letterbox([torch.zeros(100, 50, 3, dtype=torch.uint8)], (64, 64))
+        >>> batch.shape, scales
+        (torch.Size([1, 3, 64, 64]), tensor([0.6400], dtype=torch.float64))
+    """
+    images = _as_list("letterbox", images)
+    if not images:
+        raise ValueError("letterbox takes one picture or more, got an empty list.")
+    batch = torch.ops.pyface.letterbox.default(images, *_pair("letterbox", size), interpolation, list(mean), list(std))
+    height, width = batch.shape[2:]
+    scales = [min(height / image.shape[0], width / image.shape[1]) for image in images]
+    return batch, torch.tensor(scales, dtype=torch.float64)
+
+
+def crop_resize(
+    images: Sequence[Tensor],
+    boxes: Tensor,
+    image_index: Tensor,
+    size: tuple[int, int],
+    *,
+    interpolation: str = "bilinear",
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Tensor:
+    """Crops of boxes from pictures, resized to one size, as one normalised batch (MTCNN's crops, DETECTORS.md 3.4).
+
+    Samples are taken inside the box only, as if the crop were cut out first and resized then. Where a box leaves its
+    picture the pixels are 0 before normalisation.
+
+    Args:
+        images: pictures, uint8 [height, width, 3], on one device.
+        boxes: [N, 4], any float dtype, (x1, y1, x2, y2) in continuous pixels.
+        image_index: integer [N], the picture of each box.
+        size: (H, W) of the crops, in pixels.
+        interpolation: "bilinear" or "area".
+        mean, std: per channel, in the pixels' units of 0-255; the result is (pixel - mean) / std.
+
+    Returns:
+        float32 [N, 3, H, W].
+
+    Raises:
+        TypeError: not tensors, pictures that are not uint8, boxes that are no floats.
+        ValueError: wrong shapes or devices, a size below 1, a std of 0, an unknown interpolation; on the CPU also an
+            image_index without a picture and a box that is not finite (on CUDA, where looking would cost a
+            synchronisation, these give crops of pixels 0).
+
+    Example:
+        >>> import torch, pyface
+        >>> picture = torch.full((4, 4, 3), 100, dtype=torch.uint8)
+        >>> crops = pyface.ops.crop_resize([picture], torch.tensor([[0.0, 0, 8, 4]]), torch.tensor([0]), (1, 2))
+        >>> crops[0, 0]
+        tensor([[100.,   0.]])
+    """
+    images = _as_list("crop_resize", images)
+    check_tensors("crop_resize", boxes=boxes, image_index=image_index)
+    size = _pair("crop_resize", size)
+    return torch.ops.pyface.crop_resize.default(
+        images, boxes.detach(), image_index, *size, interpolation, list(mean), list(std)
+    )
+
+
+# --- implementations -------------------------------------------------------------------------------------------------
+
+
+def _as_list(op: str, images: Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(images, Tensor) and images.ndim == 3:
+        raise ValueError(f"{op} takes a list of pictures, got one tensor {shape_of(images)}: pass [image].")
+    images = list(images)
+    if images:
+        check_tensors(op, **{f"images[{i}]": image for i, image in enumerate(images)})
+    return images
+
+
+def _pair(op: str, size: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise ValueError(f"{op}: size must be (height, width), got {size!r}.")
+    return size[0], size[1]
+
+
+def _check(
+    op: str, images: list[Tensor], height: int, width: int, interpolation: str, mean: list[float], std: list[float]
+) -> None:
+    for i, image in enumerate(images):
+        check_dtype(op, f"images[{i}]", image, (torch.uint8,))
+        check_shape(op, f"images[{i}]", image, (None, None, 3), "[height, width, 3]")
+        if not (1 <= image.shape[0] < _MAX_SIDE and 1 <= image.shape[1] < _MAX_SIDE):
+            raise ValueError(f"{op}: images[{i}] must have pixels, got the shape {shape_of(image)}.")
+        if image.device != images[0].device:
+            raise ValueError(f"{op}: images are on {images[0].device} and {image.device}: move them to one device.")
+    if not (1 <= height < _MAX_SIDE and 1 <= width < _MAX_SIDE):
+        raise ValueError(f"{op}: size must be 1 x 1 pixels or more, got {height} x {width}.")
+    check_choice(op, "interpolation", interpolation, _INTERPOLATIONS)
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"{op}: mean and std must have 3 numbers each, got {len(mean)} and {len(std)}.")
+    if not all(map(math.isfinite, [*mean, *std])) or 0 in std:
+        raise ValueError(f"{op}: mean must be finite and std finite and not 0, got mean={mean} and std={std}.")
+
+
+def _check_crops(
+    images: list[Tensor],
+    boxes: Tensor,
+    image_index: Tensor,
+    height: int,
+    width: int,
+    interpolation: str,
+    mean: list[float],
+    std: list[float],
+) -> None:
+    op = "crop_resize"
+    _check(op, images, height, width, interpolation, mean, std)
+    check_dtype(op, "boxes", boxes, FLOATS)
+    check_shape(op, "boxes", boxes, (None, 4), "[N, 4]")
+    check_dtype(op, "image_index", image_index, INTEGERS)
+    check_shape(op, "image_index", image_index, (boxes.shape[0],), f"[N] with N = {boxes.shape[0]} as in boxes")
+    if images and images[0].device != boxes.device:
+        raise ValueError(f"{op}: images are on {images[0].device} and boxes on {boxes.device}: move them to one device.")
+
+
+def _views(images: list[Tensor]) -> list[tuple[int, int, int]]:
+    return [(image.data_ptr(), image.shape[0], image.shape[1]) for image in images]
+
+
+def _letterbox(
+    images: list[Tensor], height: int, width: int, interpolation: str, mean: list[float], std: list[float]
+) -> Tensor:
+    _check("letterbox", images, height, width, interpolation, mean, std)
+    images = [image.contiguous() for image in images]
+    out = torch.empty((len(images), 3, height, width), dtype=torch.float32, device=images[0].device)
+    mode, scale = _INTERPOLATIONS.index(interpolation), [1 / value for value in std]
+    launch("letterbox", out.device, _views(images), height, width, mode, mean, scale, out)
+    return out
+
+
+def _crop_resize(
+    images: list[Tensor],
+    boxes: Tensor,
+    image_index: Tensor,
+    height: int,
+    width: int,
+    interpolation: str,
+    mean: list[float],
+    std: list[float],
+) -> Tensor:
+    _check_crops(images, boxes, image_index, height, width, interpolation, mean, std)
+    if boxes.device.type == "cpu" and len(boxes):
+        _check_crop_values(boxes, image_index, len(images))
+    images = [image.contiguous() for image in images]
+    boxes, image_index = plain(boxes, torch.float32), plain(image_index, torch.int64)
+    out = torch.empty((len(boxes), 3, height, width), dtype=torch.float32, device=boxes.device)
+    mode, scale = _INTERPOLATIONS.index(interpolation), [1 / value for value in std]
+    launch(
+        "crop_resize", out.device, _views(images), boxes, image_index, len(boxes), height, width, mode, mean, scale, out
+    )
+    return out
+
+
+def _check_crop_values(boxes: Tensor, image_index: Tensor, num_images: int) -> None:
+    low, high = (int(value) for value in image_index.aminmax())
+    if low < 0 or high >= num_images:
+        raise ValueError(
+            f"crop_resize: image_index must lie in [0, {num_images}), the number of images, "
+            f"got {low if low < 0 else high}."
+        )
+    if not boxes.isfinite().all():
+        raise ValueError("crop_resize: boxes must be finite, got NaN or inf: drop such boxes first.")
+
+
+def _fake_letterbox(
+    images: list[Tensor], height: int, width: int, interpolation: str, mean: list[float], std: list[float]
+) -> Tensor:
+    _check("letterbox", images, height, width, interpolation, mean, std)
+    return images[0].new_empty((len(images), 3, height, width), dtype=torch.float32)
+
+
+def _fake_crop_resize(
+    images: list[Tensor],
+    boxes: Tensor,
+    image_index: Tensor,
+    height: int,
+    width: int,
+    interpolation: str,
+    mean: list[float],
+    std: list[float],
+) -> Tensor:
+    _check_crops(images, boxes, image_index, height, width, interpolation, mean, std)
+    return boxes.new_empty((boxes.shape[0], 3, height, width), dtype=torch.float32)
+
+
+register(
+    "letterbox(Tensor[] images, SymInt height, SymInt width, str interpolation, float[] mean, float[] std) -> Tensor",
+    _letterbox,
+    _fake_letterbox,
+)
+register(
+    "crop_resize(Tensor[] images, Tensor boxes, Tensor image_index, SymInt height, SymInt width, str interpolation, "
+    "float[] mean, float[] std) -> Tensor",
+    _crop_resize,
+    _fake_crop_resize,
+)

@@ -1,0 +1,85 @@
+"""Builds pyface._C with CMake and Ninja; everything else about the package is in pyproject.toml.
+
+Environment: PYFACE_CUDA=0|1 builds without or with CUDA (default: with it when nvcc is found), and
+PYFACE_CUDA_ARCHS="80;90" chooses the architectures (default: the visible GPU's, else a short list with PTX).
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = sorted(p for p in [*ROOT.glob("csrc/**/*"), ROOT / "CMakeLists.txt"] if p.is_file())
+
+
+def source_hash() -> str:
+    """Digest of the C++ and CUDA sources, the same rule as in pyface/ops/_extension.py."""
+    digest = hashlib.sha256()
+    for path in SOURCES:
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def put(module: Path, place: Path) -> None:
+    """Copies a file aside and renames it, so that nobody ever sees half of it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    aside = place.with_name(f".pyface-{os.getpid()}-{place.name}")
+    shutil.copyfile(module, aside)
+    os.replace(aside, place)
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake in a folder that stays between builds, then renames the finished module into place."""
+
+    def run(self) -> None:
+        # First, so that a build which fails or is interrupted leaves no module of older sources behind.
+        for ext in self.extensions:
+            self._place(ext).unlink(missing_ok=True)
+        super().run()
+
+    def build_extension(self, ext: Extension) -> None:
+        build = ROOT / "build" / f"python-{sys.implementation.cache_tag}-{self.plat_name}"
+        self._configure(build)
+        subprocess.run(["cmake", "--build", str(build), "--target", "_C"], check=True)
+        put(build / self._place(ext).name, self._built(ext))
+
+    def copy_extensions_to_source(self) -> None:
+        # What setuptools calls at the end of an editable build.
+        for ext in self.extensions:
+            put(self._built(ext), self._place(ext))
+
+    def _built(self, ext: Extension) -> Path:
+        """Where setuptools collects what goes into a wheel."""
+        return Path(self.build_lib) / self.get_ext_filename(ext.name)
+
+    def _place(self, ext: Extension) -> Path:
+        """Where an editable install has the module."""
+        return ROOT / self.get_ext_filename(ext.name)
+
+    def _configure(self, build: Path) -> None:
+        cuda = os.environ.get("PYFACE_CUDA", "")
+        if cuda not in ("", "0", "1"):
+            raise SystemExit(f"PYFACE_CUDA is {cuda!r}: set it to 0 (CPU only), 1 (with CUDA) or leave it unset.")
+        # --fresh forgets the paths of build tools that lay in pip's last isolated environment; object files stay.
+        command = ["cmake", "--fresh", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
+        settings = {
+            "PYFACE_PYTHON": "ON",
+            "PYFACE_CUDA": {"": "AUTO", "0": "OFF", "1": "ON"}[cuda],
+            "PYFACE_CUDA_ARCHS": os.environ.get("PYFACE_CUDA_ARCHS", ""),
+            "PYFACE_VERSION": self.distribution.get_version(),
+            "PYFACE_SOURCE_HASH": source_hash(),
+            "CMAKE_MAKE_PROGRAM": shutil.which("ninja") or "ninja",
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+        }
+        subprocess.run(command + [f"-D{name}={value}" for name, value in settings.items()], check=True)
+
+
+setup(ext_modules=[Extension("pyface._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
