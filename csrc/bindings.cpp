@@ -35,19 +35,20 @@ Normalization to_normalization(const std::array<float, 3>& mean, const std::arra
 }
 
 void bind_cpu(py::module_ m) {
-  m.def("nms",
-        [](Address boxes, Address scores, Address classes, Address counts, int64_t batch, int64_t n, double iou_threshold,
-           double score_threshold, int overlap, int64_t max_detections, Address keep, Address keep_count, int threads) {
-          py::gil_scoped_release release;
-          cpu::nms(at<const float>(boxes), at<const float>(scores), at<const int64_t>(classes), at<const int32_t>(counts),
-                   batch, n, iou_threshold, score_threshold, Overlap(overlap), max_detections, at<int64_t>(keep),
-                   at<int32_t>(keep_count), threads);
-        });
+  m.def("nms", [](Address boxes, Address scores, Address classes, Address counts, int64_t batch, int64_t n,
+                  double iou_threshold, double score_threshold, int overlap, int64_t max_detections, Address keep,
+                  Address keep_count, int threads) {
+    py::gil_scoped_release release;
+    cpu::nms(at<const float>(boxes), at<const float>(scores), at<const int64_t>(classes), at<const int32_t>(counts),
+             batch, n, iou_threshold, score_threshold, Overlap(overlap), max_detections, at<int64_t>(keep),
+             at<int32_t>(keep_count), threads);
+  });
   m.def("soft_nms", [](Address boxes, Address scores, int64_t n, int method, double iou_threshold, double sigma,
                        double score_threshold, int overlap, Address keep, Address kept_scores, Address keep_count) {
     py::gil_scoped_release release;
     cpu::soft_nms(at<const float>(boxes), at<const float>(scores), n, SoftNms(method), iou_threshold, sigma,
-                  score_threshold, Overlap(overlap), at<int64_t>(keep), at<float>(kept_scores), at<int32_t>(keep_count));
+                  score_threshold, Overlap(overlap), at<int64_t>(keep), at<float>(kept_scores),
+                  at<int32_t>(keep_count));
   });
   m.def("box_voting", [](Address boxes, Address scores, int64_t n, double iou_threshold, int overlap,
                          bool drop_singletons, Address voted_boxes, Address voted_scores, Address voted_count) {
@@ -78,16 +79,15 @@ void bind_cuda(py::module_ m) {
   m.def("nms_workspace", &cuda::nms_workspace);
   m.def("soft_nms_workspace", &cuda::soft_nms_workspace);
   m.def("box_voting_workspace", &cuda::box_voting_workspace);
-  m.def("nms",
-        [](Address boxes, Address scores, Address classes, Address counts, int64_t batch, int64_t n, double iou_threshold,
-           double score_threshold, int overlap, int64_t max_detections, Address keep, Address keep_count,
-           Address workspace, size_t workspace_bytes, int device, Address stream) {
-          py::gil_scoped_release release;
-          return cuda::nms(at<const float>(boxes), at<const float>(scores), at<const int64_t>(classes),
-                           at<const int32_t>(counts), batch, n, iou_threshold, score_threshold, Overlap(overlap),
-                           max_detections, at<int64_t>(keep), at<int32_t>(keep_count), at<void>(workspace),
-                           workspace_bytes, device, at<void>(stream));
-        });
+  m.def("nms", [](Address boxes, Address scores, Address classes, Address counts, int64_t batch, int64_t n,
+                  double iou_threshold, double score_threshold, int overlap, int64_t max_detections, Address keep,
+                  Address keep_count, Address workspace, size_t workspace_bytes, int device, Address stream) {
+    py::gil_scoped_release release;
+    return cuda::nms(at<const float>(boxes), at<const float>(scores), at<const int64_t>(classes),
+                     at<const int32_t>(counts), batch, n, iou_threshold, score_threshold, Overlap(overlap),
+                     max_detections, at<int64_t>(keep), at<int32_t>(keep_count), at<void>(workspace), workspace_bytes,
+                     device, at<void>(stream));
+  });
   m.def("soft_nms", [](Address boxes, Address scores, int64_t n, int method, double iou_threshold, double sigma,
                        double score_threshold, int overlap, Address keep, Address kept_scores, Address keep_count,
                        Address workspace, size_t workspace_bytes, int device, Address stream) {
@@ -104,15 +104,14 @@ void bind_cuda(py::module_ m) {
                             drop_singletons, at<float>(voted_boxes), at<float>(voted_scores), at<int32_t>(voted_count),
                             at<void>(workspace), workspace_bytes, device, at<void>(stream));
   });
-  m.def("letterbox",
-        [](const std::vector<ImageTuple>& images, int out_h, int out_w, int interpolation,
-           const std::array<float, 3>& mean, const std::array<float, 3>& scale, Address out, int device, Address stream) {
-          py::gil_scoped_release release;
-          const auto views = to_images(images);
-          return cuda::letterbox(views.data(), static_cast<int64_t>(views.size()), out_h, out_w,
-                                 Interpolation(interpolation), to_normalization(mean, scale), at<float>(out), device,
-                                 at<void>(stream));
-        });
+  m.def("letterbox", [](const std::vector<ImageTuple>& images, int out_h, int out_w, int interpolation,
+                        const std::array<float, 3>& mean, const std::array<float, 3>& scale, Address out, int device,
+                        Address stream) {
+    py::gil_scoped_release release;
+    const auto views = to_images(images);
+    return cuda::letterbox(views.data(), static_cast<int64_t>(views.size()), out_h, out_w, Interpolation(interpolation),
+                           to_normalization(mean, scale), at<float>(out), device, at<void>(stream));
+  });
   m.def("crop_resize", [](const std::vector<ImageTuple>& images, Address boxes, Address image_index, int64_t n,
                           int out_h, int out_w, int interpolation, const std::array<float, 3>& mean,
                           const std::array<float, 3>& scale, Address out, int device, Address stream) {

@@ -42,8 +42,8 @@ void nms(const float* boxes, const float* scores, const int64_t* classes, const 
          int64_t* keep, int32_t* keep_count, int threads);
 
 // Soft suppression of one segment: the best remaining box is kept and every other box that overlaps it loses score:
-// linear, times (1 - overlap) where overlap > iou_threshold; Gaussian, times exp(-overlap^2 / sigma). A box whose score is
-// not > score_threshold is dropped.
+// linear, times (1 - overlap) where overlap > iou_threshold; Gaussian, times exp(-overlap^2 / sigma). A box whose score
+// is not > score_threshold is dropped.
 //   keep [n], kept_scores [n] (the lowered scores), keep_count [1]; order of choice, which is score descending
 void soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method, double iou_threshold, double sigma,
               double score_threshold, Overlap overlap, int64_t* keep, float* kept_scores, int32_t* keep_count);
@@ -61,7 +61,8 @@ void letterbox(const Image* images, int64_t num_images, int out_h, int out_w, In
 
 // Crops of boxes resized to one size. A sample is taken inside the box only (as if the crop were cut out first, then
 // resized); pixels outside the picture are 0 before normalisation.
-//   boxes [n, 4] (finite), image_index [n] in [0, num_images) (others give crops of zero pixels); out [n, 3, out_h, out_w]
+//   boxes [n, 4] (finite), image_index [n] in [0, num_images) (others give crops of zero pixels); out [n, 3, out_h,
+//   out_w]
 void crop_resize(const Image* images, int64_t num_images, const float* boxes, const int64_t* image_index, int64_t n,
                  int out_h, int out_w, Interpolation interpolation, Normalization normalization, float* out,
                  int threads);

@@ -1,8 +1,8 @@
 // A uniform grid over the plane, so that a box meets only its neighbours instead of all boxes.
 //
-// Coordinates beyond the grid fall into its border cells, and the mapping from coordinate to cell is monotone; two boxes
-// that intersect therefore always share a cell, whatever the outliers. The grid's place and pitch come from a sample of
-// the boxes and matter for speed only.
+// Coordinates beyond the grid fall into its border cells, and the mapping from coordinate to cell is monotone; two
+// boxes that intersect therefore always share a cell, whatever the outliers. The grid's place and pitch come from a
+// sample of the boxes and matter for speed only.
 #pragma once
 
 #include <algorithm>
@@ -42,9 +42,7 @@ class Grid {
 
   int64_t size() const { return int64_t(columns_) * rows_; }
 
-  CellRange cells(const Box& b) const {
-    return {column(b.x1), row(b.y1), column(b.x2), row(b.y2)};
-  }
+  CellRange cells(const Box& b) const { return {column(b.x1), row(b.y1), column(b.x2), row(b.y2)}; }
 
   int64_t index(int32_t column, int32_t row) const { return int64_t(row) * columns_ + column; }
 

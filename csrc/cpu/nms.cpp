@@ -24,7 +24,10 @@ struct alignas(64) Block {
 // Kept boxes as chains of blocks, one chain a grid cell and one more for boxes that cover too many cells.
 class KeptBoxes {
  public:
-  explicit KeptBoxes(int64_t chains) : first_(chains, -1), fill_(chains, 0) {}
+  KeptBoxes(int64_t chains, int64_t expected) : first_(chains, -1), fill_(chains, 0) {
+    blocks_.reserve(expected / kLanes + 4);
+    next_.reserve(expected / kLanes + 4);
+  }
 
   void add(int64_t chain, const Box& b, float area) {
     if (first_[chain] < 0 || fill_[chain] == kLanes) {
@@ -80,14 +83,16 @@ PYFACE_INLINE bool chain_overlaps(const KeptBoxes& kept, int64_t chain, const Bo
 }
 
 // Greedy suppression of boxes[order[0..n)]: calls keep(rank) for each kept one until it has been called `limit` times.
-// A box that covers more than kManyCells cells is looked for, and looks, in the chain of all boxes instead.
+// A box that covers more than kManyCells cells looks, and is looked for, in chains of their own: it looks among all
+// boxes, and every box looks among the large ones. A few boxes are faster met in one chain, without a grid.
 template <Overlap kOverlap, class Keep>
 PYFACE_INLINE void suppress_impl(const Box* boxes, const int32_t* order, int64_t n, float threshold, int64_t limit,
                                  Keep& keep) {
   constexpr int64_t kManyCells = 32, kGridPays = 128;
-  const Grid grid(boxes, order, n < kGridPays ? 0 : n);
+  const bool has_grid = n >= kGridPays;
+  const Grid grid(boxes, order, has_grid ? n : 0);
   const int64_t large = grid.size(), all = large + 1;
-  KeptBoxes kept(grid.size() + 2);
+  KeptBoxes kept(grid.size() + 2, std::min<int64_t>(n, kGridPays));
   int64_t found = 0;
   for (int64_t rank = 0; rank < n && found < limit; ++rank) {
     const Box b = boxes[order[rank]];
@@ -98,7 +103,7 @@ PYFACE_INLINE void suppress_impl(const Box* boxes, const int32_t* order, int64_t
       continue;
     }
     const CellRange cells = grid.cells(b);
-    const bool is_large = cells.count() > kManyCells;
+    const bool is_large = !has_grid || cells.count() > kManyCells;
     bool suppressed = chain_overlaps<kOverlap>(kept, is_large ? all : large, b, area, threshold);
     if (!is_large)
       for (int32_t row = cells.top; row <= cells.bottom && !suppressed; ++row)
@@ -107,12 +112,12 @@ PYFACE_INLINE void suppress_impl(const Box* boxes, const int32_t* order, int64_t
     if (suppressed) continue;
     keep(rank), ++found;
     kept.add(all, b, area);
+    if (!has_grid) continue;
     if (is_large)
       kept.add(large, b, area);
     else
       for (int32_t row = cells.top; row <= cells.bottom; ++row)
-        for (int32_t column = cells.left; column <= cells.right; ++column)
-          kept.add(grid.index(column, row), b, area);
+        for (int32_t column = cells.left; column <= cells.right; ++column) kept.add(grid.index(column, row), b, area);
   }
 }
 

@@ -27,7 +27,8 @@ struct Taps {
     start.reserve(outputs + 1);
     for (int i = 0; i < outputs; ++i) {
       const double middle = (low + high) / 2;
-      const double centre = high - low >= footprint ? std::clamp(low + (i + 0.5) * scale, low + half, high - half) : middle;
+      const double centre =
+          high - low >= footprint ? std::clamp(low + (i + 0.5) * scale, low + half, high - half) : middle;
       const double from = std::clamp(centre - half, 0.0, double(pixels));
       const double to = std::clamp(centre + half, 0.0, double(pixels));
       const int begin = static_cast<int>(std::floor(from)), end = static_cast<int>(std::ceil(to));
@@ -96,7 +97,8 @@ void parallel_rows(int64_t items, int rows_per_item, int threads, const Rows& ro
   const int64_t parts = std::clamp<int64_t>((4 * threads + items - 1) / std::max<int64_t>(items, 1), 1, rows_per_item);
   parallel_for(items * parts, threads, [&](int64_t i) {
     const int64_t part = i % parts;
-    rows(i / parts, static_cast<int>(part * rows_per_item / parts), static_cast<int>((part + 1) * rows_per_item / parts));
+    rows(i / parts, static_cast<int>(part * rows_per_item / parts),
+         static_cast<int>((part + 1) * rows_per_item / parts));
   });
 }
 
@@ -135,8 +137,9 @@ void crop_resize(const Image* images, int64_t num_images, const float* boxes, co
     const auto taps = [&](double low, double high, int outputs, int pixels) {
       return Taps(low, high, std::max(0.0, high - low) / outputs, interpolation, outputs, pixels);
     };
-    resample_rows(image, taps(source.x1, source.x2, out_w, image.width), taps(source.y1, source.y2, out_h, image.height),
-                  out_w, begin, end, normalization, out + i * 3 * plane, plane, out_w);
+    resample_rows(image, taps(source.x1, source.x2, out_w, image.width),
+                  taps(source.y1, source.y2, out_h, image.height), out_w, begin, end, normalization,
+                  out + i * 3 * plane, plane, out_w);
   });
 }
 

@@ -28,16 +28,19 @@ const char* simd_name();
 // Defines `name` as a call of `name##_impl` compiled for the machine's instruction set. `params` and `args` are
 // parenthesised lists.
 #if defined(PYFACE_X86)
-#define PYFACE_DISPATCH(ret, name, params, args)                                           \
-  PYFACE_AVX512 static ret name##_avx512 params { return name##_impl args; }               \
-  PYFACE_AVX2 static ret name##_avx2 params { return name##_impl args; }                   \
-  static ret name##_baseline params { return name##_impl args; }                           \
-  static ret name params {                                                                 \
-    switch (simd()) {                                                                      \
-      case Simd::Avx512: return name##_avx512 args;                                        \
-      case Simd::Avx2: return name##_avx2 args;                                            \
-      default: return name##_baseline args;                                                \
-    }                                                                                      \
+#define PYFACE_DISPATCH(ret, name, params, args)                             \
+  PYFACE_AVX512 static ret name##_avx512 params { return name##_impl args; } \
+  PYFACE_AVX2 static ret name##_avx2 params { return name##_impl args; }     \
+  static ret name##_baseline params { return name##_impl args; }             \
+  static ret name params {                                                   \
+    switch (simd()) {                                                        \
+      case Simd::Avx512:                                                     \
+        return name##_avx512 args;                                           \
+      case Simd::Avx2:                                                       \
+        return name##_avx2 args;                                             \
+      default:                                                               \
+        return name##_baseline args;                                         \
+    }                                                                        \
   }
 #else
 #define PYFACE_DISPATCH(ret, name, params, args) \

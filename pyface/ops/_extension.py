@@ -48,15 +48,15 @@ def shape_of(tensor: Tensor) -> str:
     return f"[{', '.join(map(str, tensor.shape))}]"
 
 
-def check_tensors(op: str, **tensors: Any) -> None:
-    """Raises TypeError unless all are tensors, ValueError unless on one CPU or CUDA device."""
-    first_name, first = next(iter(tensors.items()))
-    for name, value in tensors.items():
+def check_tensors(op: str, names: Sequence[str], tensors: Sequence[Any]) -> None:
+    """Raises TypeError unless all are dense tensors, ValueError unless on one CPU or CUDA device."""
+    first_name, first = names[0], tensors[0]
+    for name, value in zip(names, tensors, strict=True):
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}: convert it with torch.as_tensor."
             )
-        if value.layout != torch.strided:
+        if value.layout is not torch.strided:
             raise TypeError(f"{op}: {name} must be a dense tensor, got layout {value.layout}: call .to_dense().")
         if value.device != first.device:
             raise ValueError(
@@ -73,12 +73,10 @@ def check_dtype(op: str, name: str, tensor: Tensor, allowed: tuple[torch.dtype, 
         raise TypeError(f"{op}: {name} must be one of {names}, got {tensor.dtype}: convert it first.")
 
 
-def check_shape(op: str, name: str, tensor: Tensor, expected: Sequence[int | None], text: str) -> None:
-    """Raises ValueError unless the shape is the expected one (None: any size)."""
-    if tensor.ndim != len(expected) or any(
-        want is not None and have != want for have, want in zip(tensor.shape, expected, strict=True)
-    ):
-        raise ValueError(f"{op}: {name} must have the shape {text}, got {shape_of(tensor)}.")
+def check_shape(op: str, name: str, tensor: Tensor, fits: bool, expected: str) -> None:
+    """Raises ValueError with the expected and the given shape unless ``fits``."""
+    if not fits:
+        raise ValueError(f"{op}: {name} must have the shape {expected}, got {shape_of(tensor)}.")
 
 
 def check_size(op: str, entries: int) -> None:
@@ -109,25 +107,25 @@ def check_not_nan(op: str, name: str, value: float) -> None:
 
 
 def plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor as kernels read it: this dtype, contiguous, without history."""
+    """The tensor as kernels read it: this dtype and contiguous."""
+    if tensor.dtype == dtype and tensor.is_contiguous():  # skips what costs microseconds even when it changes nothing
+        return tensor
     return tensor.detach().to(dtype).contiguous()
 
 
 def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
-    """Calls a kernel on the current stream of the device of its tensors.
+    """Calls a kernel on the current stream of a device.
 
-    Tensors among the arguments are passed by address; the caller's frame keeps them alive, and on CUDA the caching
-    allocator's stream order does so beyond the call. ``workspace`` holds the sizes that the kernel's workspace
-    function takes. CPU kernels with a ``threads`` argument get torch's number of threads.
+    Tensors are passed by address (``.data_ptr()``); the caller keeps them alive for the call, and on CUDA the caching
+    allocator's stream order does so beyond it. ``workspace`` holds the sizes that the kernel's workspace function
+    takes. CPU kernels with a ``threads`` argument get torch's number of threads.
 
     Raises:
         RuntimeError: the kernel reported an error, or the build has no CUDA kernels.
     """
-    values = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
     if device.type == "cpu":
-        if op in _THREADED:
-            values.append(torch.get_num_threads())
-        getattr(_C.cpu, op)(*values)
+        threads = (torch.get_num_threads(),) if op in _THREADED else ()
+        getattr(_C.cpu, op)(*arguments, *threads)
         return
     if not _C.has_cuda:
         raise RuntimeError(
@@ -137,9 +135,9 @@ def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int,
     if workspace is not None:
         size = getattr(_C.cuda, f"{op}_workspace")(*workspace)
         scratch = torch.empty(size, dtype=torch.uint8, device=device)
-        values += [scratch.data_ptr(), size]
+        arguments += (scratch.data_ptr(), size)
     stream = torch.cuda.current_stream(device).cuda_stream
-    status = getattr(_C.cuda, op)(*values, device.index, stream)
+    status = getattr(_C.cuda, op)(*arguments, device.index, stream)
     if status != 0:
         raise RuntimeError(f"{op} failed on {device}: {_C.cuda.error_string(status)}.{_driver_hint()}")
 

@@ -1,9 +1,10 @@
 """Suppression: nms, batched_nms, nms_padded, soft_nms and box_voting.
 
-Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1``; callers whose boxes count the last pixel add 1 to
-x2 and y2 first. ``overlap="union"`` is intersection over union, ``"min"`` intersection over the smaller area. All ops
-take float32, float64, float16 or bfloat16 (computed in float32), drop entries whose score or coordinate is not finite,
-visit boxes by score descending with ties by index, and treat a box with x2 < x1 or y2 < y1 as one that overlaps nothing.
+Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1``; callers whose boxes count the last pixel add 1
+to x2 and y2 first. ``overlap="union"`` is intersection over union, ``"min"`` intersection over the smaller area. All
+ops take float32, float64, float16 or bfloat16 (computed in float32), drop entries whose score or coordinate is not
+finite, visit boxes by score descending with ties by index, and treat a box with x2 < x1 or y2 < y1 as one that overlaps
+nothing.
 """
 
 import math
@@ -52,7 +53,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, overlap: str = "
         >>> pyface.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)
         tensor([0, 2])
     """
-    check_tensors("nms", boxes=boxes, scores=scores)
+    check_tensors("nms", ("boxes", "scores"), (boxes, scores))
     return torch.ops.pyface.nms.default(boxes, scores, iou_threshold, overlap)
 
 
@@ -80,7 +81,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         >>> pyface.ops.batched_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1]), 0.5)
         tensor([0, 2])
     """
-    check_tensors("batched_nms", boxes=boxes, scores=scores, idxs=idxs)
+    check_tensors("batched_nms", ("boxes", "scores", "idxs"), (boxes, scores, idxs))
     return torch.ops.pyface.batched_nms.default(boxes, scores, idxs, iou_threshold, overlap)
 
 
@@ -99,8 +100,8 @@ def nms_padded(
     Args:
         boxes: [B, N, 4], any float dtype.
         scores: [B, N], any float dtype.
-        counts: integer [B], how many leading entries of each image are valid, or None for all. On the CPU a count outside
-            [0, N] raises; on CUDA, where looking would cost a synchronisation, it is clamped.
+        counts: integer [B], how many leading entries of each image are valid, or None for all. On the CPU a count
+            outside [0, N] raises; on CUDA, where looking would cost a synchronisation, it is clamped.
         iou_threshold: in [0, 1]; a box is dropped when its overlap with a kept one is > this.
         max_detections: M >= 0, the search of an image ends when so many are kept.
         score_threshold: a box counts only when its score is > this; None: all finite scores count.
@@ -119,8 +120,8 @@ def nms_padded(
         >>> pyface.ops.nms_padded(boxes, torch.tensor([[0.9, 0.8, 0.7]]), None, 0.5, max_detections=4)
         (tensor([[ 0,  2, -1, -1]]), tensor([2], dtype=torch.int32))
     """
-    tensors = {"boxes": boxes, "scores": scores} | ({} if counts is None else {"counts": counts})
-    check_tensors("nms_padded", **tensors)
+    tensors = (boxes, scores) if counts is None else (boxes, scores, counts)
+    check_tensors("nms_padded", ("boxes", "scores", "counts")[: len(tensors)], tensors)
     return torch.ops.pyface.nms_padded.default(
         boxes, scores, counts, iou_threshold, max_detections, score_threshold, overlap
     )
@@ -163,7 +164,7 @@ def soft_nms(
         >>> pyface.ops.soft_nms(boxes, torch.tensor([0.9, 0.8]))
         (tensor([0, 1]), tensor([0.9000, 0.4000]))
     """
-    check_tensors("soft_nms", boxes=boxes, scores=scores)
+    check_tensors("soft_nms", ("boxes", "scores"), (boxes, scores))
     return torch.ops.pyface.soft_nms.default(
         boxes.detach(), scores.detach(), iou_threshold, method, sigma, score_threshold, overlap
     )
@@ -196,10 +197,8 @@ def box_voting(
         >>> pyface.ops.box_voting(boxes, torch.tensor([0.5, 0.5]), 0.3)
         (tensor([[ 1.,  0., 11., 10.]]), tensor([0.5000]))
     """
-    check_tensors("box_voting", boxes=boxes, scores=scores)
-    return torch.ops.pyface.box_voting.default(
-        boxes.detach(), scores.detach(), iou_threshold, drop_singletons, overlap
-    )
+    check_tensors("box_voting", ("boxes", "scores"), (boxes, scores))
+    return torch.ops.pyface.box_voting.default(boxes.detach(), scores.detach(), iou_threshold, drop_singletons, overlap)
 
 
 # --- implementations -------------------------------------------------------------------------------------------------
@@ -208,8 +207,8 @@ def box_voting(
 def _check(op: str, boxes: Tensor, scores: Tensor, iou_threshold: float, overlap: str) -> None:
     check_dtype(op, "boxes", boxes, FLOATS)
     check_dtype(op, "scores", scores, FLOATS)
-    check_shape(op, "boxes", boxes, (None, 4), "[N, 4]")
-    check_shape(op, "scores", scores, (boxes.shape[0],), f"[N] with N = {boxes.shape[0]} as in boxes")
+    check_shape(op, "boxes", boxes, boxes.ndim == 2 and boxes.shape[1] == 4, "[N, 4]")
+    check_shape(op, "scores", scores, scores.shape == boxes.shape[:1], f"[N] = {list(boxes.shape[:1])} as in boxes")
     check_size(op, boxes.shape[0])
     check_fraction(op, "iou_threshold", iou_threshold)
     check_choice(op, "overlap", overlap, OVERLAPS)
@@ -218,7 +217,8 @@ def _check(op: str, boxes: Tensor, scores: Tensor, iou_threshold: float, overlap
 def _check_idxs(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, overlap: str) -> None:
     _check("batched_nms", boxes, scores, iou_threshold, overlap)
     check_dtype("batched_nms", "idxs", idxs, INTEGERS)
-    check_shape("batched_nms", "idxs", idxs, (boxes.shape[0],), f"[N] with N = {boxes.shape[0]} as in boxes")
+    fits = idxs.shape == boxes.shape[:1]
+    check_shape("batched_nms", "idxs", idxs, fits, f"[N] = {list(boxes.shape[:1])} as in boxes")
 
 
 def _check_padded(
@@ -233,13 +233,13 @@ def _check_padded(
     op = "nms_padded"
     check_dtype(op, "boxes", boxes, FLOATS)
     check_dtype(op, "scores", scores, FLOATS)
-    check_shape(op, "boxes", boxes, (None, None, 4), "[B, N, 4]")
+    check_shape(op, "boxes", boxes, boxes.ndim == 3 and boxes.shape[2] == 4, "[B, N, 4]")
     batch, n = boxes.shape[:2]
-    check_shape(op, "scores", scores, (batch, n), f"[B, N] = [{batch}, {n}] as in boxes")
+    check_shape(op, "scores", scores, scores.shape == boxes.shape[:2], f"[B, N] = [{batch}, {n}] as in boxes")
     check_size(op, batch * n)
     if counts is not None:
         check_dtype(op, "counts", counts, INTEGERS)
-        check_shape(op, "counts", counts, (batch,), f"[B] with B = {batch} as in boxes")
+        check_shape(op, "counts", counts, counts.shape == boxes.shape[:1], f"[B] = [{batch}] as in boxes")
     check_fraction(op, "iou_threshold", iou_threshold)
     check_choice(op, "overlap", overlap, OVERLAPS)
     if max_detections < 0:
@@ -271,33 +271,34 @@ def _suppress(
     scores: Tensor,
     classes: Tensor | None,
     counts: Tensor | None,
+    batch: int,
+    n: int,
     iou_threshold: float,
     max_detections: int,
     score_threshold: float,
     overlap: str,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel behind nms, batched_nms and nms_padded: boxes [B, N, 4] -> keep [B, M], count [B]."""
-    batch, n = boxes.shape[:2]
+    """The kernel behind nms, batched_nms and nms_padded: boxes [B * N, 4] -> keep [B * M], count [B]."""
     boxes, scores = plain(boxes, torch.float32), plain(scores, torch.float32)
     classes = None if classes is None else plain(classes, torch.int64)
     counts = None if counts is None else plain(counts, torch.int32)
-    keep = torch.empty((batch, max_detections), dtype=torch.int64, device=boxes.device)
-    keep_count = torch.empty(batch, dtype=torch.int32, device=boxes.device)
+    keep = boxes.new_empty(batch * max_detections, dtype=torch.int64)
+    keep_count = boxes.new_empty(batch, dtype=torch.int32)
     launch(
         "nms",
         boxes.device,
-        boxes,
-        scores,
-        0 if classes is None else classes,
-        0 if counts is None else counts,
+        boxes.data_ptr(),
+        scores.data_ptr(),
+        0 if classes is None else classes.data_ptr(),
+        0 if counts is None else counts.data_ptr(),
         batch,
         n,
         iou_threshold,
         score_threshold,
         OVERLAPS.index(overlap),
         max_detections,
-        keep,
-        keep_count,
+        keep.data_ptr(),
+        keep_count.data_ptr(),
         workspace=(batch, n),
     )
     return keep, keep_count
@@ -305,14 +306,16 @@ def _suppress(
 
 def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float, overlap: str) -> Tensor:
     _check("nms", boxes, scores, iou_threshold, overlap)
-    keep, count = _suppress(boxes[None], scores[None], None, None, iou_threshold, len(boxes), -math.inf, overlap)
-    return keep[0, : count.item()]
+    n = boxes.shape[0]
+    keep, count = _suppress(boxes, scores, None, None, 1, n, iou_threshold, n, -math.inf, overlap)
+    return keep[: count.item()]
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, overlap: str) -> Tensor:
     _check_idxs(boxes, scores, idxs, iou_threshold, overlap)
-    keep, count = _suppress(boxes[None], scores[None], idxs[None], None, iou_threshold, len(boxes), -math.inf, overlap)
-    return keep[0, : count.item()]
+    n = boxes.shape[0]
+    keep, count = _suppress(boxes, scores, idxs, None, 1, n, iou_threshold, n, -math.inf, overlap)
+    return keep[: count.item()]
 
 
 def _nms_padded(
@@ -332,7 +335,9 @@ def _nms_padded(
                 f"nms_padded: counts must lie between 0 and N = {boxes.shape[1]}, got {low if low < 0 else high}."
             )
     limit = -math.inf if score_threshold is None else score_threshold
-    return _suppress(boxes, scores, None, counts, iou_threshold, max_detections, limit, overlap)
+    batch, n = boxes.shape[:2]
+    keep, count = _suppress(boxes, scores, None, counts, batch, n, iou_threshold, max_detections, limit, overlap)
+    return keep.view(batch, max_detections), count
 
 
 def _soft_nms(
@@ -353,17 +358,17 @@ def _soft_nms(
     launch(
         "soft_nms",
         boxes.device,
-        boxes,
-        scores,
+        boxes.data_ptr(),
+        scores.data_ptr(),
         n,
         _METHODS.index(method),
         iou_threshold,
         sigma,
         score_threshold,
         OVERLAPS.index(overlap),
-        keep,
-        kept_scores,
-        count,
+        keep.data_ptr(),
+        kept_scores.data_ptr(),
+        count.data_ptr(),
         workspace=(n,),
     )
     kept = count.item()
@@ -381,15 +386,15 @@ def _box_voting(
     launch(
         "box_voting",
         boxes.device,
-        boxes,
-        scores,
+        boxes.data_ptr(),
+        scores.data_ptr(),
         n,
         iou_threshold,
         OVERLAPS.index(overlap),
         drop_singletons,
-        voted_boxes,
-        voted_scores,
-        count,
+        voted_boxes.data_ptr(),
+        voted_scores.data_ptr(),
+        count.data_ptr(),
         workspace=(n,),
     )
     kept = count.item()
@@ -399,7 +404,7 @@ def _box_voting(
 # --- registration: what tracing sees ---------------------------------------------------------------------------------
 
 
-def _any_size() -> int:
+def _any_size() -> torch.SymInt:
     return torch.library.get_ctx().new_dynamic_size()
 
 

@@ -130,9 +130,7 @@ def box_voting(
     return torch.stack(voted_boxes), torch.stack(voted_scores)
 
 
-def resampling_matrix(
-    low: float, high: float, scale: float, interpolation: str, outputs: int, pixels: int
-) -> Tensor:
+def resampling_matrix(low: float, high: float, scale: float, interpolation: str, outputs: int, pixels: int) -> Tensor:
     """Weights [outputs, pixels] of one axis: output i covers a footprint about low + (i + 0.5) * scale.
 
     The footprint is 1 pixel wide for "bilinear" and max(1, scale) for "area", and is kept inside [low, high]; pixel k

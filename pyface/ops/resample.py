@@ -1,8 +1,8 @@
 """Resampling: letterbox and crop_resize, uint8 pictures in, normalised float planes out, in one pass.
 
-Pixel k of a picture covers [k, k + 1), so a box (0, 0, width, height) is the whole picture. ``interpolation="bilinear"``
-weighs the two nearest pixels of each axis whatever the scale; ``"area"`` averages over the output pixel's footprint,
-which is the better choice when reducing, and is bilinear when enlarging.
+Pixel k of a picture covers [k, k + 1), so a box (0, 0, width, height) is the whole picture. ``"bilinear"`` weighs the
+two nearest pixels of each axis whatever the scale; ``"area"`` averages over the output pixel's footprint, which is the
+better choice when reducing, and is bilinear when enlarging.
 """
 
 import math
@@ -38,8 +38,8 @@ def letterbox(
 ) -> tuple[Tensor, Tensor]:
     """Pictures of any sizes, each fitted into the top left of a canvas of one size, as one normalised batch.
 
-    A picture keeps its proportions: it is resized by ``min(H / height, W / width)``, the same for both axes. The rest of
-    its canvas is 0, which is the mean colour. A box found on the canvas, divided by its scale, is one in the picture.
+    A picture keeps its proportions: it is resized by ``min(H / height, W / width)``, the same for both axes. The rest
+    of its canvas is 0, which is the mean colour. A box found on the canvas, divided by its scale, is one in the picture.
 
     Args:
         images: B pictures, uint8 [height, width, 3], on one device.
@@ -110,7 +110,7 @@ def crop_resize(
         tensor([[100.,   0.]])
     """
     images = _as_list("crop_resize", images)
-    check_tensors("crop_resize", boxes=boxes, image_index=image_index)
+    check_tensors("crop_resize", ("boxes", "image_index"), (boxes, image_index))
     size = _pair("crop_resize", size)
     return torch.ops.pyface.crop_resize.default(
         images, boxes.detach(), image_index, *size, interpolation, list(mean), list(std)
@@ -125,7 +125,7 @@ def _as_list(op: str, images: Sequence[Tensor]) -> list[Tensor]:
         raise ValueError(f"{op} takes a list of pictures, got one tensor {shape_of(images)}: pass [image].")
     images = list(images)
     if images:
-        check_tensors(op, **{f"images[{i}]": image for i, image in enumerate(images)})
+        check_tensors(op, [f"images[{i}]" for i in range(len(images))], images)
     return images
 
 
@@ -140,7 +140,7 @@ def _check(
 ) -> None:
     for i, image in enumerate(images):
         check_dtype(op, f"images[{i}]", image, (torch.uint8,))
-        check_shape(op, f"images[{i}]", image, (None, None, 3), "[height, width, 3]")
+        check_shape(op, f"images[{i}]", image, image.ndim == 3 and image.shape[2] == 3, "[height, width, 3]")
         if not (1 <= image.shape[0] < _MAX_SIDE and 1 <= image.shape[1] < _MAX_SIDE):
             raise ValueError(f"{op}: images[{i}] must have pixels, got the shape {shape_of(image)}.")
         if image.device != images[0].device:
@@ -167,11 +167,14 @@ def _check_crops(
     op = "crop_resize"
     _check(op, images, height, width, interpolation, mean, std)
     check_dtype(op, "boxes", boxes, FLOATS)
-    check_shape(op, "boxes", boxes, (None, 4), "[N, 4]")
+    check_shape(op, "boxes", boxes, boxes.ndim == 2 and boxes.shape[1] == 4, "[N, 4]")
     check_dtype(op, "image_index", image_index, INTEGERS)
-    check_shape(op, "image_index", image_index, (boxes.shape[0],), f"[N] with N = {boxes.shape[0]} as in boxes")
+    fits = image_index.shape == boxes.shape[:1]
+    check_shape(op, "image_index", image_index, fits, f"[N] = {list(boxes.shape[:1])} as in boxes")
     if images and images[0].device != boxes.device:
-        raise ValueError(f"{op}: images are on {images[0].device} and boxes on {boxes.device}: move them to one device.")
+        raise ValueError(
+            f"{op}: images are on {images[0].device} and boxes on {boxes.device}: move them to one device."
+        )
 
 
 def _views(images: list[Tensor]) -> list[tuple[int, int, int]]:
@@ -185,7 +188,7 @@ def _letterbox(
     images = [image.contiguous() for image in images]
     out = torch.empty((len(images), 3, height, width), dtype=torch.float32, device=images[0].device)
     mode, scale = _INTERPOLATIONS.index(interpolation), [1 / value for value in std]
-    launch("letterbox", out.device, _views(images), height, width, mode, mean, scale, out)
+    launch("letterbox", out.device, _views(images), height, width, mode, mean, scale, out.data_ptr())
     return out
 
 
@@ -207,7 +210,18 @@ def _crop_resize(
     out = torch.empty((len(boxes), 3, height, width), dtype=torch.float32, device=boxes.device)
     mode, scale = _INTERPOLATIONS.index(interpolation), [1 / value for value in std]
     launch(
-        "crop_resize", out.device, _views(images), boxes, image_index, len(boxes), height, width, mode, mean, scale, out
+        "crop_resize",
+        out.device,
+        _views(images),
+        boxes.data_ptr(),
+        image_index.data_ptr(),
+        len(boxes),
+        height,
+        width,
+        mode,
+        mean,
+        scale,
+        out.data_ptr(),
     )
     return out
 
