@@ -1,0 +1,63 @@
+// What every launcher needs: the caller's device and nothing else disturbed, a status, and a workspace cut into arrays.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pyface::cuda {
+
+// Makes `device` the current one for a scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    status_ = cudaGetDevice(&previous_);
+    if (status_ == cudaSuccess && previous_ != device) {
+      status_ = cudaSetDevice(device);
+      changed_ = status_ == cudaSuccess;
+    }
+    if (status_ != cudaSuccess) cudaGetLastError();  // reported here, so it must not be found again by someone else
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+  int status() const { return status_; }
+
+ private:
+  cudaError_t status_;
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+inline int launch_status() { return cudaGetLastError(); }
+
+inline constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Cuts a workspace into aligned arrays. With a null base it only counts, so that one function describes both the size
+// and the layout.
+class Workspace {
+ public:
+  explicit Workspace(void* base) : start_(align(reinterpret_cast<uintptr_t>(base))), next_(start_) {}
+
+  template <typename T>
+  T* take(size_t count) {
+    T* const array = reinterpret_cast<T*>(next_);
+    next_ = align(next_ + count * sizeof(T));
+    return array;
+  }
+
+  // Bytes that hold it all wherever the workspace begins.
+  size_t bytes() const { return next_ - start_ + kAlignment; }
+
+ private:
+  static constexpr uintptr_t kAlignment = 256;
+  static uintptr_t align(uintptr_t at) { return (at + kAlignment - 1) / kAlignment * kAlignment; }
+
+  uintptr_t start_, next_;
+};
+
+}  // namespace pyface::cuda
