@@ -1,0 +1,309 @@
+"""What a detector found in one picture, and the ways onwards: JSON, crops, aligned faces, other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyface.images import Pixels, read_image
+
+if TYPE_CHECKING:
+    import supervision
+
+# Where ArcFace-style recognition networks expect the eyes, the nose and the mouth corners in a 112 x 112 picture.
+ARCFACE_SIZE = 112
+ARCFACE_LANDMARKS = (
+    (38.2946, 51.6963),
+    (73.5318, 51.5014),
+    (56.0252, 71.7366),
+    (41.5493, 92.3655),
+    (70.7299, 92.2041),
+)
+
+
+class Face(NamedTuple):
+    """One face: its box float32 [4], its score, and its landmarks float32 [5, 2] or None."""
+
+    box: Tensor
+    score: float
+    landmarks: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The faces of one picture, in the pixels of that picture when upright.
+
+    A `FaceDetector` returns them with the best score first; a picture without faces has an empty one. The number of
+    faces is `len(detections)`, iterating gives `Face` after `Face`, `detections[0]` is one `Face`, and
+    `detections[:3]`, `detections[mask]` and `detections[indices]` are `Detections` again.
+
+    Attributes:
+        boxes: float32 [N, 4] on the CPU, (x1, y1, x2, y2) in continuous pixels; a box may reach beyond the picture.
+        scores: float32 [N] on the CPU.
+        landmarks: float32 [N, 5, 2] on the CPU, (x, y) of image-left eye, image-right eye, nose, image-left and
+            image-right mouth corner; None for detectors that have none.
+        width: Columns of the picture.
+        height: Rows of the picture.
+        source: The path of the picture, or None where there was none.
+
+    Raises:
+        ValueError: The shapes do not fit together, a number is not finite, or the size is not positive.
+
+    Example:
+        >>> detections = Detections([[10, 20, 50, 70]], [0.9], None, width=100, height=100)
+        >>> len(detections), len(detections.above(0.95))
+        (1, 0)
+        >>> detections.to_dict()["faces"]
+        [{'box': [10.0, 20.0, 50.0, 70.0], 'score': 0.9, 'landmarks': None}]
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    landmarks: Tensor | None
+    width: int
+    height: int
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        self._take("boxes", self.boxes, 4)
+        self._take("scores", self.scores)
+        if self.landmarks is not None:
+            self._take("landmarks", self.landmarks, 5, 2)
+        for name in ("width", "height"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} should be a positive number of pixels, got {value!r}")
+
+    def _take(self, name: str, values: Any, *sizes: int) -> None:
+        """Checks a field of [N, *sizes] and replaces it by a float32 tensor on the CPU."""
+        tensor = torch.as_tensor(values, dtype=torch.float32, device="cpu").detach()
+        if tensor.shape == (0,):  # an empty list cannot tell its other sizes
+            tensor = tensor.reshape(0, *sizes)
+        if tensor.dim() == 0 or tensor.shape[1:] != sizes:
+            raise ValueError(f"{name} should be [{', '.join(map(str, ('N', *sizes)))}], got {list(tensor.shape)}")
+        if len(tensor) != len(self.boxes):
+            raise ValueError(f"there should be as many {name} as boxes, got {len(tensor)} and {len(self.boxes)}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} should be finite numbers, got NaN or infinity")
+        object.__setattr__(self, name, tensor)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[Face]:
+        return (self[k] for k in range(len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int | np.integer):
+            landmarks = None if self.landmarks is None else self.landmarks[index]
+            return Face(self.boxes[index], self.scores[index].item(), landmarks)
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index, device="cpu")
+            index = index.long() if index.numel() == 0 and index.dtype != torch.bool else index
+        landmarks = None if self.landmarks is None else self.landmarks[index]
+        return replace(self, boxes=self.boxes[index], scores=self.scores[index], landmarks=landmarks)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Detections):
+            return NotImplemented
+        return self._facts() == other._facts() and all(
+            torch.equal(mine, theirs) for mine, theirs in zip(self._tensors(), other._tensors(), strict=True)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _facts(self) -> tuple[Any, ...]:
+        return self.width, self.height, self.source, self.landmarks is None
+
+    def _tensors(self) -> list[Tensor]:
+        return [self.boxes, self.scores] + ([] if self.landmarks is None else [self.landmarks])
+
+    def above(self, score: float) -> Detections:
+        """Returns the faces whose score is > `score`, in their order."""
+        return self[self.scores > score]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain numbers and lists: the line that `pyface detect` writes for the picture.
+
+        Coordinates and scores are the shortest decimal numbers that give back the same float32, so that
+        `Detections.from_dict(detections.to_dict()) == detections`.
+        """
+        faces = [
+            {"box": box, "score": score, "landmarks": landmarks}
+            for box, score, landmarks in zip(
+                _decimals(self.boxes),
+                _decimals(self.scores),
+                [None] * len(self) if self.landmarks is None else _decimals(self.landmarks),
+                strict=True,
+            )
+        ]
+        return {"source": self.source, "width": self.width, "height": self.height, "faces": faces, "error": None}
+
+    @classmethod
+    def from_dict(cls, line: dict[str, Any]) -> Detections:
+        """Makes detections of one line of `pyface detect`, once `json.loads` has read it.
+
+        A picture without faces comes back with `landmarks` None, whatever detector looked at it.
+
+        Raises:
+            ValueError: The line reports a picture that could not be read, or is not such a line.
+        """
+        if line.get("error") is not None:
+            raise ValueError(f"the line of {line.get('source')} holds an error instead of faces: {line['error']}")
+        try:
+            faces = line["faces"]
+            landmarks = [face["landmarks"] for face in faces]
+            has_landmarks = bool(faces) and None not in landmarks
+            return cls(
+                [face["box"] for face in faces],  # type: ignore[arg-type]
+                [face["score"] for face in faces],  # type: ignore[arg-type]
+                landmarks if has_landmarks else None,  # type: ignore[arg-type]
+                line["width"],
+                line["height"],
+                line.get("source"),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no line of pyface detect: {error!r}") from None
+
+    def to_torchvision(self) -> dict[str, Tensor]:
+        """Returns what torchvision's detectors return: boxes [N, 4], scores [N], labels int64 [N], all of them 1.
+
+        Label 0 means background there. Reference: torchvision's `fasterrcnn_resnet50_fpn`.
+        """
+        labels = torch.ones(len(self), dtype=torch.int64)
+        return {"boxes": self.boxes, "scores": self.scores, "labels": labels}
+
+    def to_supervision(self) -> supervision.Detections:
+        """Returns a `supervision.Detections` of class 0, "face", with the landmarks [N, 5, 2] in `data["landmarks"]`.
+
+        Raises:
+            ImportError: The package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
+        data: dict[str, Any] = {"class_name": np.full(len(self), "face")}
+        if self.landmarks is not None:
+            data["landmarks"] = self.landmarks.numpy()
+        return supervision.Detections(
+            xyxy=self.boxes.numpy(), confidence=self.scores.numpy(), class_id=np.zeros(len(self), dtype=int), data=data
+        )
+
+    def crop(self, image: Any, margin: float = 0.0) -> list[Pixels]:
+        """Cuts the faces out of their picture.
+
+        Args:
+            image: The picture the faces were found in, as anything that `FaceDetector` takes.
+            margin: How much to add on each side, as a fraction of the box's width and height.
+
+        Returns:
+            One uint8 [h, w, 3] copy a face, of whole pixels and within the picture; at least one pixel each.
+            RGB, or in the order of the channels that an array had.
+
+        Raises:
+            ValueError: The picture has another size than the one the faces were found in, or margin is not a finite
+                number >= 0.
+        """
+        if not 0 <= margin < float("inf"):
+            raise ValueError(f"margin should be a fraction of the box >= 0, got {margin}")
+        pixels = self._pixels_of(image)
+        sizes = self.boxes[:, 2:] - self.boxes[:, :2]
+        start = (self.boxes[:, :2] - margin * sizes).floor()
+        end = (self.boxes[:, 2:] + margin * sizes).ceil()
+        limit = torch.tensor([self.width, self.height])
+        start = start.clamp(min=torch.zeros(2), max=limit - 1).long()
+        end = torch.maximum(end.clamp(max=limit).long(), start + 1)
+        corners = torch.cat([start, end], dim=1).tolist()
+        return [pixels[y1:y2, x1:x2].copy() for x1, y1, x2, y2 in corners]
+
+    def align(self, image: Any, size: int = ARCFACE_SIZE) -> Pixels:
+        """Turns, scales and moves every face so that its landmarks lie where recognition networks expect them.
+
+        The transform is the similarity (no reflection) with the least sum of squared distances to the five points of
+        the ArcFace template. Faces larger than the result are averaged down rather than sampled, and what lies beyond
+        the picture is black.
+
+        Args:
+            image: The picture the faces were found in, as anything that `FaceDetector` takes.
+            size: Side of the aligned faces in pixels; the template, made for 112, is scaled with it.
+
+        Returns:
+            uint8 [N, size, size, 3], RGB or in the order of the channels that an array had.
+
+        Raises:
+            ValueError: There are no landmarks, those of a face coincide, the picture has another size than the one
+                the faces were found in, or size is not positive.
+        """
+        if self.landmarks is None:
+            raise ValueError("align needs landmarks and this detector gives none, use a detector like mtcnn, or crop")
+        if size < 1:
+            raise ValueError(f"size should be a positive number of pixels, got {size}")
+        pixels = self._pixels_of(image)
+        template = np.array(ARCFACE_LANDMARKS) * (size / ARCFACE_SIZE)
+        faces = [_warp(pixels, similarity(points, template), size) for points in self.landmarks.numpy()]
+        return np.stack(faces) if faces else np.zeros((0, size, size, 3), np.uint8)
+
+    def _pixels_of(self, image: Any) -> Pixels:
+        # The detector has accepted the picture, so its size is no reason to refuse it here.
+        pixels = read_image(image, max_pixels=self.width * self.height)
+        height, width = pixels.shape[:2]
+        if (width, height) != (self.width, self.height):
+            raise ValueError(
+                f"the faces were found in a picture of {self.width} x {self.height} pixels, got one of "
+                f"{width} x {height}, pass the same picture"
+            )
+        return pixels
+
+
+def similarity(source: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:
+    """Finds the rotation, scale and shift that bring points nearest to others in the least-squares sense.
+
+    As complex numbers the points obey target = a * source + b, where `a` holds rotation and scale and can express no
+    reflection; least squares then has a closed form.
+
+    Args:
+        source: [N, 2] points (x, y).
+        target: [N, 2], where they should come to lie.
+
+    Returns:
+        float64 [2, 3], the matrix that takes (x, y, 1) to the target, as `cv2.warpAffine` wants it.
+
+    Raises:
+        ValueError: All points of the source coincide.
+
+    Example:
+        >>> similarity(np.array([[0, 0], [1, 0]]), np.array([[5, 5], [5, 7]])).round(6).tolist()
+        [[0.0, -2.0, 5.0], [2.0, 0.0, 5.0]]
+    """
+    z, w = (np.asarray(points, np.float64) @ np.array([1, 1j]) for points in (source, target))
+    centred = z - z.mean()
+    spread = np.vdot(centred, centred).real
+    if spread == 0:
+        raise ValueError("the landmarks of a face coincide, so there is nothing to align by, crop it instead")
+    a = np.vdot(centred, w - w.mean()) / spread
+    b = w.mean() - a * z.mean()
+    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+
+
+def _warp(pixels: Pixels, matrix: NDArray[np.float64], size: int) -> Pixels:
+    """Warps into [size, size, 3], by way of a finer grid that is averaged where pixels would be skipped."""
+    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
+    finer = int(np.clip(1 / max(scale, 1e-6), 1, 16))
+    matrix = matrix * finer
+    matrix[:, 2] += (finer - 1) / 2  # a coordinate is the centre of its pixel
+    face = cv2.warpAffine(pixels, matrix, (size * finer, size * finer), flags=cv2.INTER_LINEAR)
+    return np.asarray(cv2.resize(face, (size, size), interpolation=cv2.INTER_AREA) if finer > 1 else face)
+
+
+def _decimals(values: Tensor) -> Any:
+    """Returns nested lists of the shortest decimal numbers that stand for these float32."""
+    flat = np.array([float(str(value)) for value in values.numpy().ravel()], np.float64)
+    return flat.reshape(values.shape).tolist()

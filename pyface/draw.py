@@ -1,0 +1,67 @@
+"""Pictures of results: boxes, scores and landmarks drawn on a picture."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pyface.detections import Detections
+from pyface.images import Pixels
+
+_BOX = (60, 220, 60)
+_LANDMARK = (255, 0, 200)  # far from the colours of skin, also where channels are in BGR order
+_DARK = (0, 0, 0)
+
+
+def draw(image: Any, detections: Detections) -> Pixels:
+    """Draws the faces on a copy of their picture, with lines and letters that fit its size.
+
+    Args:
+        image: The picture the faces were found in, as anything that `FaceDetector` takes.
+        detections: The faces of that picture.
+
+    Returns:
+        uint8 [H, W, 3], RGB, or in the order of the channels that an array had.
+
+    Raises:
+        ValueError: The picture has another size than the one the faces were found in.
+
+    Example:
+        >>> faces = Detections([[10, 10, 50, 60]], [0.98], None, width=80, height=80)
+        >>> draw(np.zeros((80, 80, 3), np.uint8), faces).shape
+        (80, 80, 3)
+    """
+    canvas = detections._pixels_of(image).copy()
+    width = max(1, round(max(canvas.shape[:2]) / 500))
+    rim = 2 if max(canvas.shape[:2]) > 300 else 0
+    for box, score, landmarks in reversed(list(detections)):  # the best face last, on top
+        x1, y1, x2, y2 = (round(value) for value in box.clamp(-_FAR, _FAR).tolist())
+        if rim:  # keeps a line visible on a background of its own colour; a small picture has no room for it
+            cv2.rectangle(canvas, (x1, y1), (x2, y2), _DARK, width + rim, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), _BOX, width, cv2.LINE_AA)
+        if landmarks is not None:
+            radius = max(1, round((x2 - x1) / 30))
+            for x, y in landmarks.clamp(-_FAR, _FAR).round().int().tolist():
+                if radius > 1:
+                    cv2.circle(canvas, (x, y), radius + 1, _DARK, cv2.FILLED, cv2.LINE_AA)
+                cv2.circle(canvas, (x, y), radius, _LANDMARK, cv2.FILLED, cv2.LINE_AA)
+        _label(canvas, f"{score:.2f}", (x1, y1, x2, y2), width)
+    return canvas
+
+
+_FAR = 1e6  # OpenCV draws with fixed-point numbers, which overflow far outside
+
+
+def _label(canvas: Pixels, text: str, box: tuple[int, int, int, int], width: int) -> None:
+    """Writes above the box, or inside its top edge where there is no room above."""
+    font, scale, pad = cv2.FONT_HERSHEY_SIMPLEX, max(0.4, width * 0.3), 1 + width
+    (text_width, text_height), _ = cv2.getTextSize(text, font, scale, width)
+    rows, columns = canvas.shape[:2]
+    if text_width + 2 * pad > columns or text_height + 2 * pad > rows:
+        return  # a picture smaller than the number would be covered by it
+    left = int(np.clip(box[0], 0, columns - text_width - 2 * pad))
+    bottom = box[1] if box[1] >= text_height + 2 * pad else box[1] + text_height + 2 * pad
+    bottom = int(np.clip(bottom, text_height + 2 * pad, rows))
+    top = bottom - text_height - 2 * pad
+    cv2.rectangle(canvas, (left, top), (left + text_width + 2 * pad, bottom), _BOX, cv2.FILLED)
+    cv2.putText(canvas, text, (left + pad, bottom - pad), font, scale, _DARK, width, cv2.LINE_AA)

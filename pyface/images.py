@@ -1,0 +1,241 @@
+"""Pictures of every kind to one form: uint8 RGB, rows x columns x 3, upright."""
+
+import os
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyface.image_headers import Header, HeaderError, check_kind, read_header
+
+Pixels: TypeAlias = NDArray[np.uint8]
+
+MAX_PIXELS = 2**27
+"""Pictures with more pixels are refused unless the caller raises the limit: 134 million, 0.4 GB once decoded."""
+
+
+class ImageError(ValueError):
+    """A picture cannot be read; the text names the picture, and says why and what to do."""
+
+
+def read_image(source: Any, *, bgr: bool = False, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Reads a picture of any accepted kind, as a viewer would show it.
+
+    Files are read by content, not by name: JPEG, PNG, WebP, GIF (first frame), BMP, TIFF (first page), AVIF,
+    JPEG 2000 and PNM. A picture is turned upright by its EXIF orientation. Grey becomes RGB, inks (CMYK) become RGB,
+    transparent pixels lie on white. 16-bit pixels are scaled by their full range; where none of them reaches a
+    sixteenth of it they are taken for 10-bit or 12-bit pixels in a 16-bit file, which would otherwise be black.
+
+    Args:
+        source: One of: a path; the bytes of a picture file; a PIL image; a uint8 numpy array [H, W], [H, W, 1],
+            [H, W, 3] or [H, W, 4]; a uint8 tensor [H, W], [1, H, W], [3, H, W] or [4, H, W] on any device.
+        bgr: Numpy arrays are BGR or BGRA, as OpenCV reads them; no other kind of source is affected.
+        max_pixels: Refuse pictures with more than this many pixels, before they are decoded.
+
+    Returns:
+        uint8 [H, W, 3], contiguous and writeable. An array that already has this form is returned itself, not a copy.
+
+    Raises:
+        ImageError: The source is of another kind, missing, unreadable, empty, no picture, damaged, cut short, or
+            too large.
+
+    Example:
+        >>> read_image(b"P5 2 1 255\\n\\x00\\xff").tolist()
+        [[[0, 0, 0], [255, 255, 255]]]
+    """
+    image = decode_image(open_image(source, bgr=bgr, max_pixels=max_pixels))
+    return image.cpu().numpy() if isinstance(image, Tensor) else image
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """A picture file in memory that is known to be whole and of a bearable size, but is not decoded yet."""
+
+    name: str
+    data: bytes
+    header: Header
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels once decoded."""
+        return self.header.width * self.header.height
+
+
+def open_image(source: Any, *, bgr: bool = False, max_pixels: int = MAX_PIXELS) -> EncodedImage | Pixels | Tensor:
+    """Does what `read_image` does up to the decoding, so that the size is known before the memory is taken.
+
+    Tensors come back as tensors [H, W, 3] on their device. Arguments and errors are those of `read_image`.
+    """
+    if isinstance(source, str | os.PathLike):
+        return _open_encoded(os.fsdecode(source), None, max_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _open_encoded(f"picture of {len(source)} bytes", bytes(source), max_pixels)
+    if isinstance(source, Tensor):
+        return _from_tensor(source)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, bgr)
+    if hasattr(source, "getexif") and hasattr(source, "convert"):  # Pillow is not required, so it is not imported
+        return _from_pil(source, max_pixels)
+    raise ImageError(
+        f"an image should be a path, bytes, a PIL image, a uint8 numpy array [H, W, 3], a uint8 tensor [3, H, W] "
+        f"or a list of these, got {type(source).__name__}"
+    )
+
+
+def decode_image(opened: EncodedImage | Pixels | Tensor) -> Pixels | Tensor:
+    """Decodes what `open_image` gave; arrays and tensors pass.
+
+    Raises:
+        ImageError: The pixels are damaged, or of a kind that has no place in a picture (floating point).
+    """
+    if not isinstance(opened, EncodedImage):
+        return opened
+    name, header = opened.name, opened.header
+    # IMREAD_UNCHANGED keeps 16 bits and transparency, but would pass inks off as RGBA.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if header.cmyk else cv2.IMREAD_UNCHANGED
+    try:
+        image = cv2.imdecode(np.frombuffer(opened.data, np.uint8), flags)
+    except cv2.error as error:
+        raise ImageError(f"{name}: OpenCV cannot decode this {header.kind} picture ({error.err})") from None
+    if image is None:
+        raise ImageError(
+            f"{name}: OpenCV {cv2.__version__} cannot decode this {header.kind} picture, it is damaged, cut short or of "
+            f"an uncommon form"
+        )
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{name}: its pixels are {image.dtype}, save the picture with 8 or 16 bits a channel")
+    # OpenCV reads 8-bit TIFF through an interface of libtiff that multiplies the colours by their opacity.
+    premultiplied = header.kind == "TIFF" and image.dtype == np.uint8
+    image = _to_rgb(_to_8_bits(image), bgr=True, premultiplied=premultiplied)
+    return np.ascontiguousarray(_upright(image, header.orientation))
+
+
+def _open_encoded(name: str, data: bytes | None, max_pixels: int) -> EncodedImage:
+    try:
+        data = _read_file(name) if data is None else data
+        header = read_header(data)
+    except (HeaderError, OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise ImageError(f"{name}: {_reason(error)}") from None
+    _check_size(name, header.width, header.height, max_pixels)
+    return EncodedImage(name, data, header)
+
+
+def _read_file(path: str) -> bytes:
+    with open(path, "rb") as file:
+        start = file.read(32)
+        check_kind(start)  # before the rest: the file may be a film, or endless
+        return start + file.read()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, IsADirectoryError):
+        return "this is a folder, pass the files in it"
+    if isinstance(error, OSError):
+        return f"the file cannot be read ({error.strerror or error})"
+    return str(error)
+
+
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name}: {width} x {height} is more than the limit of {max_pixels} pixels, "
+            f"raise max_pixels (--max-pixels in a shell) if the picture can be trusted and memory suffices"
+        )
+
+
+def _from_array(array: NDArray[Any], bgr: bool) -> Pixels:
+    if array.dtype != np.uint8:
+        raise ImageError(f"an array should be uint8 with values from 0 to 255, got {array.dtype}, convert it first")
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))) or array.size == 0:
+        hint = _hint(array, channels_first=False)
+        raise ImageError(f"an array should be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}{hint}")
+    rgb = np.ascontiguousarray(_to_rgb(np.ascontiguousarray(array), bgr))
+    return rgb if rgb.flags.writeable else rgb.copy()  # torch takes only memory that it may write to
+
+
+def _from_tensor(tensor: Tensor) -> Tensor:
+    if tensor.dtype != torch.uint8:
+        raise ImageError(f"a tensor should be uint8 with values from 0 to 255, got {tensor.dtype}, convert it first")
+    if not (tensor.dim() == 2 or (tensor.dim() == 3 and tensor.shape[0] in (1, 3, 4))) or tensor.numel() == 0:
+        hint = _hint(tensor, channels_first=True)
+        raise ImageError(
+            f"a tensor should be [3, H, W], [1, H, W], [4, H, W] or [H, W], got {list(tensor.shape)}{hint}"
+        )
+    image = tensor.detach()
+    image = image[None] if image.dim() == 2 else image
+    if image.shape[0] == 4:
+        colour, alpha = image[:3].int(), image[3:].int()
+        image = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+    return image.expand(3, -1, -1).permute(1, 2, 0).contiguous()
+
+
+def _hint(image: NDArray[Any] | Tensor, *, channels_first: bool) -> str:
+    shape = image.shape
+    if len(shape) == 4:
+        return ", pass list(images) for several images"
+    if len(shape) == 3 and not channels_first and shape[0] in (1, 3, 4):
+        return ", pass image.transpose(1, 2, 0)"
+    if len(shape) == 3 and channels_first and shape[2] in (1, 3, 4):
+        return ", pass image.permute(2, 0, 1)"
+    return ""
+
+
+def _from_pil(image: Any, max_pixels: int) -> Pixels:
+    name = f"PIL image {getattr(image, 'filename', '')}".rstrip()
+    width, height = image.size
+    _check_size(name, width, height, max_pixels)
+    try:
+        image.load()  # first, since Pillow turns some kinds upright itself and then clears their orientation
+        orientation = image.getexif().get(0x0112, 1)
+        if image.mode.startswith("I"):  # 16 bits, in 32 where Pillow is old
+            pixels = np.asarray(image)
+            if pixels.min() < 0 or pixels.max() > 65535:
+                raise ImageError(f"{name}: its values exceed 16 bits, convert it to mode L or RGB first")
+            rgb = _to_rgb(_to_8_bits(pixels.astype(np.uint16)), bgr=False)
+        elif image.mode == "F":
+            raise ImageError(f"{name}: its pixels are floating point, convert it to mode L or RGB first")
+        else:
+            transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+            rgb = _to_rgb(np.array(image.convert("RGBA" if transparent else "RGB")), bgr=False)
+    except (OSError, SyntaxError) as error:  # Pillow decodes late, so damage shows here
+        raise ImageError(f"{name}: {error}") from None
+    return np.ascontiguousarray(_upright(rgb, orientation))
+
+
+def _to_8_bits(image: NDArray[Any]) -> NDArray[Any]:
+    if image.dtype == np.uint8:
+        return image
+    peak = int(image.max())
+    bits = max(8, peak.bit_length()) if peak < 4096 else 16
+    return cv2.convertScaleAbs(image, alpha=255 / (2**bits - 1)).reshape(image.shape)
+
+
+def _to_rgb(image: NDArray[Any], bgr: bool, premultiplied: bool = False) -> NDArray[Any]:
+    """Makes [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] RGB; transparent pixels are laid on white."""
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    if channels == 1:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    if channels == 4:
+        colour, alpha = image[..., :3], image[..., 3:].astype(np.uint16)
+        if premultiplied:
+            image = np.minimum(colour + (255 - alpha), 255).astype(np.uint8)
+        else:  # at most 255 * 255 + 127, which 16 bits hold
+            image = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if bgr else image
+
+
+def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Undoes an EXIF orientation, of which 5 to 8 swap rows and columns and the rest mirror or turn half round."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return image

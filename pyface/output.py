@@ -1,0 +1,174 @@
+"""Files of results: one JSON line a picture, or CSV with one row a face, both of which an interrupted run can continue.
+
+A result is a dictionary as `Detections.to_dict` makes it; one that could not be read has an error instead of faces.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+CSV_COLUMNS = [
+    *("source", "width", "height", "faces", "face", "x1", "y1", "x2", "y2", "score"),
+    *(f"{part}_{axis}" for part in ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth") for axis in "xy"),
+    "error",
+]
+"""`faces` counts the faces of the picture, `face` numbers them from 0; a picture without faces has one row too.
+Left and right are those of the picture."""
+
+
+class OutputError(ValueError):
+    """A file of results cannot be written or continued; the text says why and what to do."""
+
+
+def failed(source: str, error: str) -> dict[str, Any]:
+    """Returns the result of a picture that could not be read."""
+    return {"source": source, "width": None, "height": None, "faces": [], "error": error}
+
+
+def json_line(result: dict[str, Any]) -> bytes:
+    """Returns the result as a line of JSON in ASCII, so that names in any alphabet survive any terminal or pipe."""
+    return json.dumps(result, allow_nan=False).encode("ascii") + b"\n"
+
+
+def csv_rows(result: dict[str, Any]) -> bytes:
+    """Returns the result as rows of CSV: one a face, or one that says that there is none."""
+    picture = [result["source"], result["width"], result["height"], len(result["faces"])]
+    rows = [
+        [*picture, number, *face["box"], face["score"], *_flat_landmarks(face), None]
+        for number, face in enumerate(result["faces"])
+    ]
+    if not rows:
+        rows = [[*picture, *[None] * (len(CSV_COLUMNS) - 5), result["error"]]]
+    return _csv(rows)
+
+
+def _flat_landmarks(face: dict[str, Any]) -> list[float | None]:
+    return [None] * 10 if face["landmarks"] is None else [value for point in face["landmarks"] for value in point]
+
+
+def _csv(rows: list[list[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")  # a name need not be valid text on Linux
+
+
+class ResultFile:
+    """A growing file of results that is whole up to the last one, whenever the program ends.
+
+    Args:
+        path: Where to write; `.jsonl` or `.csv` chooses the form. Folders on the way are made.
+        resume: Continue the file: cut off a half-written result at its end, and tell in `done` what it holds.
+        overwrite: Replace the file.
+
+    Attributes:
+        done: The sources that the file held when it was opened, each with whether it had failed.
+
+    Raises:
+        OutputError: The name ends otherwise, the file exists (is not empty) and neither `resume` nor `overwrite` is
+            given, it is no file of results, or it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "faces.jsonl"
+        >>> with ResultFile(path) as file:
+        ...     file.write(failed("a.jpg", "there is no such file"))
+        >>> with ResultFile(path, resume=True) as file:
+        ...     file.done
+        {'a.jpg': True}
+    """
+
+    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        self.done: dict[str, bool] = {}
+        self._encode = {".jsonl": json_line, ".csv": csv_rows}.get(path.suffix.lower())
+        if self._encode is None:
+            raise OutputError(f"{path}: a file of results should end with .jsonl or .csv")
+        try:
+            if path.exists() and path.stat().st_size > 0 and not overwrite:
+                if not resume:
+                    raise OutputError(f"{path} exists already: --resume continues it, --overwrite replaces it")
+                self._continue(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: what is written has left this process, so killing it loses nothing.
+            self._file = open(path, "wb" if overwrite else "ab", buffering=0)  # noqa: SIM115
+            if self._encode is csv_rows and path.stat().st_size == 0:
+                self._write(_csv([list(CSV_COLUMNS)]))
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, result: dict[str, Any]) -> None:
+        """Appends one result.
+
+        Raises:
+            OSError: The file cannot take it, for example because the disk is full.
+        """
+        assert self._encode is not None
+        self._write(self._encode(result))
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            data = data[self._file.write(data) :]
+
+    def _continue(self, path: Path) -> None:
+        """Fills `done` and cuts the file after the last whole result."""
+        whole = 0
+        for end, source, has_failed in (_json_results if self._encode is json_line else _csv_results)(path):
+            whole = end
+            if source is not None:
+                self.done[source] = has_failed
+        if whole < path.stat().st_size:
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+
+def _json_results(path: Path) -> Iterator[tuple[int, str | None, bool]]:
+    """Yields (where it ends, source, whether it failed) of every whole result."""
+    end = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            end += len(line)
+            try:
+                result = json.loads(line)
+                yield end, result["source"], result["error"] is not None
+            except (ValueError, KeyError, TypeError):
+                raise _foreign(path, number) from None
+
+
+def _csv_results(path: Path) -> Iterator[tuple[int, str | None, bool]]:
+    """Yields (where it ends, source, whether it failed) of the header and every whole result."""
+    rows_left = 0
+    for number, (end, row) in enumerate(_csv_records(path), 1):
+        if number == 1 and row == CSV_COLUMNS:
+            yield end, None, False
+            continue
+        if number == 1 or len(row) != len(CSV_COLUMNS) or not row[3].isdigit():
+            raise _foreign(path, number)
+        rows_left = (rows_left or max(1, int(row[3]))) - 1
+        if rows_left == 0:
+            yield end, row[0], row[-1] != ""
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yields (where it ends, fields) of every whole row; a quoted name may hold line breaks."""
+    end, record = 0, b""
+    with path.open("rb") as file:
+        for line in file:
+            record += line
+            if record.endswith(b"\n") and record.count(b'"') % 2 == 0:
+                end += len(record)
+                yield end, next(csv.reader(io.StringIO(record.decode("utf-8", "surrogateescape"), newline="")))
+                record = b""
+
+
+def _foreign(path: Path, line: int) -> OutputError:
+    return OutputError(f"{path}: line {line} is not of pyface, --resume continues only what pyface detect has written")

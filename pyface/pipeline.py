@@ -1,0 +1,58 @@
+"""Work that overlaps: results in order, from threads that run ahead by a bounded amount."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ordered_map(
+    pool: Executor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    ahead: float,
+    weight: Callable[[Item], float] = lambda _: 1,
+    eager: bool = False,
+) -> Iterator[Result]:
+    """Applies a function to items in a pool, yields the results in order, and never holds many of them.
+
+    Stages may be chained on one pool: a task never waits for another task, only the caller's thread waits.
+
+    Args:
+        pool: Where the function runs.
+        function: What to do with an item; its exceptions reach the caller at the item's turn.
+        items: Taken one by one as there is room.
+        ahead: Bound on the summed weight of the items that are under way; a heavier item goes alone.
+        weight: What an item costs, for example its memory.
+        eager: Yield a finished result at once, for stages whose results should leave early. Otherwise first fill the
+            room ahead, for stages that should be busy while the caller works on a result.
+
+    Yields:
+        The results, in the order of the items.
+
+    Example:
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> with ThreadPoolExecutor(2) as pool:
+        ...     list(ordered_map(pool, abs, [3, -2, -1], ahead=2))
+        [3, 2, 1]
+    """
+    under_way: deque[tuple[Future[Result], float]] = deque()
+    load = 0.0
+    try:
+        for item in items:
+            cost = weight(item)
+            while under_way and (load + cost > ahead or (eager and under_way[0][0].done())):
+                future, freed = under_way.popleft()
+                load -= freed
+                yield future.result()
+            under_way.append((pool.submit(function, item), cost))
+            load += cost
+        while under_way:
+            yield under_way.popleft()[0].result()
+    finally:
+        for future, _ in under_way:
+            future.cancel()

@@ -1,0 +1,61 @@
+"""What the tests share: a model that needs no network, and pictures made on the spot."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def load_fake_cli():
+    """Imports tests/fake_cli.py under a name of its own, since tests are no package."""
+    if "fake_cli" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("fake_cli", TESTS / "fake_cli.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["fake_cli"] = module
+        spec.loader.exec_module(module)
+    return sys.modules["fake_cli"]
+
+
+@pytest.fixture
+def fake_model():
+    """A FakeModel: one face for every 40 grey levels of a picture's mean."""
+    return load_fake_cli().FakeModel()
+
+
+@pytest.fixture
+def fake_detector(fake_model):
+    """A FaceDetector around a FakeModel."""
+    from pyface.detector import FaceDetector
+
+    return FaceDetector(fake_model, device="cpu", batch_size=3)
+
+
+@pytest.fixture(scope="session")
+def astronaut():
+    """The path of the example picture, which shows one face."""
+    return TESTS.parent / "examples" / "astronaut.jpg"
+
+
+@pytest.fixture(scope="session")
+def gallery():
+    """The path of the composed example picture, which shows nine faces."""
+    return TESTS.parent / "examples" / "gallery.jpg"
+
+
+@pytest.fixture
+def write_grey(tmp_path):
+    """Writes a flat grey picture of a level (40 is one fake face, 80 two) and returns its path."""
+
+    def write(name: str, level: int = 40, width: int = 48, height: int = 32) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        encoded = cv2.imencode(path.suffix, np.full((height, width, 3), level, np.uint8))[1]
+        path.write_bytes(encoded.tobytes())
+        return path
+
+    return write

@@ -1,0 +1,488 @@
+"""The `pyface` command as people meet it: at a terminal, in a pipe, interrupted, and with every mistake in it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import pyface
+from pyface.cli import app
+from pyface.detections import Detections
+from pyface.output import CSV_COLUMNS, OutputError, ResultFile, failed
+from pyface.sources import SourceError, find_sources, plan_copies
+
+FAKE_CLI = Path(__file__).with_name("fake_cli.py")
+
+
+@pytest.fixture
+def run(fake_model, monkeypatch, tmp_path):
+    """Runs `pyface` with the fake model, within the folder that write_grey writes to."""
+    from pyface.models import zoo
+
+    real = zoo.create_model
+
+    def create_model(name, weights="default"):
+        zoo.model_info(name)
+        return fake_model if weights == "default" else real(name, weights)
+
+    monkeypatch.setattr(zoo, "create_model", create_model)
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments, status=0):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == status, result.output
+        return result
+
+    return invoke
+
+
+def start(*arguments, delay=0.0, **options):
+    """Starts `pyface` with the fake model as a program of its own."""
+    # What goes to a pipe must not depend on a locale.
+    environment = os.environ | {"FAKE_DELAY": str(delay), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, str(FAKE_CLI), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, **options)
+
+
+def lines_of(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def assert_mistake(result, *words):
+    """One sentence, no traceback, nothing on the standard output."""
+    assert result.stdout == ""
+    assert result.stderr.startswith("pyface: ")
+    assert len(result.stderr.splitlines()) == 1
+    for word in words:
+        assert word in result.stderr
+
+
+# --- what comes out --------------------------------------------------------------------------------------------------
+
+
+def test_lines_in_order(run, write_grey):
+    for name, level in (("b.png", 80), ("a.jpg", 40), ("c.png", 0)):
+        write_grey(name, level)
+    lines = lines_of(run("detect", "b.png", "a.jpg", "c.png").stdout)
+    assert [line["source"] for line in lines] == ["b.png", "a.jpg", "c.png"]
+    assert [len(line["faces"]) for line in lines] == [2, 1, 0]
+    assert list(lines[0]) == ["source", "width", "height", "faces", "error"]
+    assert lines[0]["faces"][1] == {
+        "box": [0, 0, 24, 16],
+        "score": 0.1,
+        "landmarks": [[3, 3], [9, 3], [6, 6], [3, 9], [9, 9]],
+    }
+    assert (lines[0]["width"], lines[0]["height"], lines[0]["error"]) == (48, 32, None)
+    assert Detections.from_dict(lines[0]).source == "b.png"
+
+
+def test_more_pictures_than_any_queue_holds(run, write_grey):
+    for k in range(120):
+        write_grey(f"in/{k:03}.png", 40 * (k % 5))
+    lines = lines_of(run("detect", "in", "--batch-size", 7, "--save", "out").stdout)
+    assert [len(line["faces"]) for line in lines] == [k % 5 for k in range(120)]
+    assert len(list(Path("out").iterdir())) == 120
+
+
+def test_hostile_pictures_are_reported_and_the_run_goes_on(run, write_grey, tmp_path):
+    good = write_grey("a.png").read_bytes()
+    files = {
+        "cut.png": good[:-20],
+        "empty.jpg": b"",
+        "words.jpg": b"words words words words words words",
+        "bomb.png": good[:16] + b"\0\1\0\0\0\1\0\0" + good[24:],
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    cv2.imwrite("deep.png", np.full((20, 20), 80 * 257, np.uint16))
+    cv2.imwrite("one.png", np.full((1, 1), 40, np.uint8))
+    write_grey("z.png", 80)
+    result = run("detect", ".", status=1)
+    lines = lines_of(result.stdout)
+    found = {line["source"].removeprefix("./"): line for line in lines}
+    assert list(found) == sorted(["a.png", *files, "deep.png", "one.png", "z.png"])
+    for name in files:
+        assert name in found[name]["error"]
+        assert (found[name]["width"], found[name]["height"], found[name]["faces"]) == (None, None, [])
+    for name, faces in (("a.png", 1), ("deep.png", 2), ("one.png", 1), ("z.png", 2)):
+        assert found[name]["error"] is None
+        assert len(found[name]["faces"]) == faces
+    assert "4 pictures could not be read" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_options_reach_the_detector(run, write_grey):
+    write_grey("a.png", 160)
+    lines = lines_of(run("detect", "a.png", "--score-threshold", 0.25, "--min-face", 40, "--device", "cpu").stdout)
+    assert [face["score"] for face in lines[0]["faces"]] == [0.4, 0.3]
+    run("detect", "a.png", "--max-pixels", 48 * 32 - 1, status=1)
+    run("detect", "a.png", "--max-pixels", 48 * 32)
+
+
+def test_csv(run, write_grey, fake_model, tmp_path):
+    write_grey('odd, "name".png', 80)
+    write_grey("none.png", 0)
+    (tmp_path / "bad.png").write_bytes(b"")
+    run("detect", 'odd, "name".png', "none.png", "bad.png", "--output", "faces.csv", status=1)
+    with open("faces.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == CSV_COLUMNS
+    assert [row["source"] for row in rows] == ['odd, "name".png', 'odd, "name".png', "none.png", "bad.png"]
+    assert [row["faces"] for row in rows] == ["2", "2", "0", "0"]
+    assert [row["face"] for row in rows] == ["0", "1", "", ""]
+    assert (rows[1]["x2"], rows[1]["score"], rows[1]["nose_y"]) == ("24.0", "0.1", "6.0")
+    assert rows[2]["error"] == ""
+    assert "empty" in rows[3]["error"]
+    fake_model.landmarks = False
+    run("detect", 'odd, "name".png', "--output", "plain.CSV")
+    assert "0.1,,,,,,,,,,,\n" in Path("plain.CSV").read_text()
+
+
+def test_save(run, write_grey):
+    write_grey("in/a.jpg", 80)
+    write_grey("in/sub/a.jpg", 40)
+    write_grey("in/sub/b.bmp", 40)
+    run("detect", "in", "--recursive", "--save", "out/deep")
+    saved = sorted(path.relative_to("out/deep").as_posix() for path in Path("out").rglob("*.*"))
+    assert saved == ["a.jpg", "sub/a.jpg", "sub/b.bmp.png"]
+    drawn = cv2.imread("out/deep/sub/b.bmp.png")
+    assert drawn.shape == (32, 48, 3)
+    assert (drawn != 40).any()
+    assert (drawn[30:] == 40).all()
+
+
+def test_save_within_the_sources_is_not_read_again(run, write_grey):
+    write_grey("in/a.png")
+    for _ in range(2):
+        lines = lines_of(run("detect", "in", "-r", "--save", "in/out").stdout)
+        assert [line["source"] for line in lines] == [os.path.join("in", "a.png")]
+
+
+def test_save_never_overwrites_a_source(run, write_grey):
+    before = write_grey("in/a.png").read_bytes()
+    assert_mistake(run("detect", "in", "--save", "in", status=2), "overwrite the picture", "a.png", "another folder")
+    assert Path("in/a.png").read_bytes() == before
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["faces.jsonl", "faces.csv"])
+def test_resume_after_any_cut(run, write_grey, fake_model, name):
+    """Whatever byte the file was cut at, resuming makes it what an uncut run makes."""
+    for k, level in enumerate([80, 0, 120, 40]):
+        write_grey(f"in/{k}.png", level)
+    Path('in/1b\n".png').write_bytes(b"")
+    run("detect", "in", "--output", f"whole/{name}", status=1)
+    whole = Path(f"whole/{name}").read_bytes()
+    for length in [*range(0, len(whole), 37), len(whole) - 1, len(whole)]:
+        Path(name).write_bytes(whole[:length])
+        run("detect", "in", "--output", name, "--resume", status=1)
+        assert Path(name).read_bytes() == whole
+    fake_model.batches.clear()
+    run("detect", "./in", "--output", name, "--resume", status=1)  # the same pictures, spelled otherwise
+    assert Path(name).read_bytes() == whole
+    assert fake_model.batches == []
+
+
+def test_resume_without_a_file_starts_one(run, write_grey):
+    write_grey("a.png")
+    run("detect", "a.png", "--output", "faces.jsonl", "--resume")
+    write_grey("b.png", 80)
+    run("detect", "a.png", "b.png", "--output", "faces.jsonl", "--resume")
+    assert [line["source"] for line in lines_of(Path("faces.jsonl").read_text())] == ["a.png", "b.png"]
+
+
+def test_existing_output(run, write_grey):
+    write_grey("a.png")
+    Path("empty.jsonl").touch()
+    run("detect", "a.png", "--output", "empty.jsonl")  # nothing to lose there
+    before = Path("empty.jsonl").read_bytes()
+    result = run("detect", "a.png", "--output", "empty.jsonl", status=2)
+    assert_mistake(result, "exists already", "--resume", "--overwrite")
+    assert Path("empty.jsonl").read_bytes() == before
+    run("detect", "a.png", "--output", "empty.jsonl", "--overwrite")
+    assert Path("empty.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", "{}\n"), ("a.jsonl", "notes\n"), ("a.jsonl", "[1]\n"), ("a.csv", "x,y\n1,2\n"), ("a.csv", "a\n")],
+)
+def test_resume_leaves_foreign_files_alone(run, write_grey, name, content):
+    write_grey("a.png")
+    Path(name).write_text(content)
+    assert_mistake(run("detect", "a.png", "--output", name, "--resume", status=2), "line 1 is not of pyface")
+    assert Path(name).read_text() == content
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["faces.jsonl", "faces.csv"])
+def test_killed_and_resumed(write_grey, tmp_path, name):
+    for k in range(12):
+        write_grey(f"in/{k:02}.png", 40)
+    output = tmp_path / name
+    arguments = ["detect", tmp_path / "in", "--output", output, "--batch-size", 1]
+    process = start(*arguments, delay=0.2)
+    deadline = time.monotonic() + 60
+    while (not output.exists() or output.read_bytes().count(b"\n") < 5) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    text = output.read_bytes()
+    assert text.endswith(b"\n")
+    assert 4 <= text.count(b".png") < 12
+    assert start(*arguments, "--resume").wait() == 0
+    sources = (
+        [line["source"] for line in lines_of(output.read_text())]
+        if name.endswith("jsonl")
+        else [row["source"] for row in csv.DictReader(output.open())]
+    )
+    assert sources == [str(tmp_path / f"in/{k:02}.png") for k in range(12)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_interrupt(write_grey, tmp_path):
+    for k in range(20):
+        write_grey(f"in/{k:02}.png", 40)
+    output = tmp_path / "faces.jsonl"
+    process = start(
+        "detect", tmp_path / "in", "--output", output, "--batch-size", 1, delay=0.2, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while (not output.exists() or output.stat().st_size == 0) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.startswith("pyface: interrupted, ")
+    assert len(stderr.splitlines()) == 1
+    assert all(line["error"] is None for line in lines_of(output.read_text()))
+
+
+# --- pipes and terminals ---------------------------------------------------------------------------------------------
+
+
+def test_pipe_is_quiet_and_pure(write_grey, tmp_path):
+    write_grey("in/ä 写.png", 40)
+    process = start("detect", tmp_path / "in", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert stderr == b""
+    assert [Path(line["source"]).name for line in lines_of(stdout)] == ["ä 写.png"]
+
+
+def test_closed_pipe_is_quiet(write_grey, tmp_path):
+    for k in range(30):
+        write_grey(f"in/{k:02}.png", 40)
+    process = start(
+        "detect", tmp_path / "in", "--batch-size", 1, delay=0.05, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert json.loads(process.stdout.readline())["error"] is None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 141
+
+
+@pytest.mark.skipif(os.name != "posix", reason="terminals of POSIX")
+def test_terminal(write_grey, tmp_path, monkeypatch):
+    import pty
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    write_grey("in/a [1].png", 80)
+    (tmp_path / "in/bad.png").write_bytes(b"")
+    ours, theirs = pty.openpty()
+    process = start(
+        "detect", "in", "--save", "out", cwd=tmp_path, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # Linux reports the closed end so
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    text = shown.decode()
+    assert process.wait(timeout=60) == 1
+    assert "in/a [1].png  48 x 32  2 faces  0.20 0.10" in text
+    assert "in/bad.png: the file is empty" in text
+    assert "2 faces in 1 picture, 1 picture could not be read" in text
+    assert "drawn in out" in text
+    assert "Finding faces" in text
+    assert '{"source"' not in text
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["gone.png"], ["gone.png: there is no such file or folder"]),
+        (["*.gif"], ["*.gif: nothing fits this pattern"]),
+        (["empty"], ["empty: there are no pictures in this folder", "--recursive"]),
+        (["a.png", "--model", "mtcn"], ["there is no model 'mtcn'", "mtcnn"]),
+        (["a.png", "--device", "cuda:99"], ["device 'cuda:99' cannot be used"]),
+        (["a.png", "--device", "abacus"], ["device should be auto, cpu, cuda", "abacus"]),
+        (["a.png", "--min-face", "-3"], ["min_face should be a positive number"]),
+        (["a.png", "--weights", "gone.safetensors"], ["gone.safetensors: there is no such file of weights"]),
+        (["a.png", "--weights", "a.png"], ["a.png: this file does not hold weights of mtcnn"]),
+        (["a.png", "--output", "faces.txt"], ["faces.txt", ".jsonl or .csv"]),
+        (["a.png", "--output", "a.png/faces.csv"], ["a.png/faces.csv cannot be written"]),
+        (["a.png", "--save", "a.png"], ["a.png"]),
+        (["a.png", "--save", "a.png/out"], ["a.png/out: the pictures cannot be saved there"]),
+        (["a.png", "--resume"], ["--resume belongs to a file of results, add --output"]),
+        (["a.png", "--overwrite"], ["--overwrite belongs to a file of results, add --output"]),
+        (["a.png", "--output", "x.csv", "--resume", "--overwrite"], ["use one of them"]),
+    ],
+)
+def test_mistakes_are_one_sentence(run, write_grey, tmp_path, arguments, words):
+    write_grey("a.png")
+    (tmp_path / "empty").mkdir()
+    assert_mistake(run("detect", *arguments, status=2), *words)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "empty"}  # and nothing was left behind
+
+
+def test_typer_refuses_the_rest(run, write_grey):
+    write_grey("a.png")
+    for arguments in (
+        ["detect"],
+        ["detect", "a.png", "--batch-size", 0],
+        ["detect", "a.png", "--score-threshold", 1.5],
+        ["detect", "a.png", "--nonsense"],
+        ["nonsense"],
+    ):
+        assert "Error" in run(*arguments, status=2).stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk(run, write_grey, tmp_path):
+    write_grey("a.png")
+    (tmp_path / "faces.jsonl").symlink_to("/dev/full")
+    result = run("detect", "a.png", "--output", "faces.jsonl", status=1)
+    assert_mistake(result, "the results cannot be written: No space left on device")
+
+
+# --- the other commands ----------------------------------------------------------------------------------------------
+
+
+def test_version_info_and_models(run):
+    assert run("--version").stdout == f"pyface {pyface.__version__}\n"
+    text = run("info").stdout
+    for word in ("pyface", "python", "torch", "opencv", "cuda", "kernels: compiler", "kernels: simd"):
+        assert word in text
+    text = run("models").stdout
+    assert "mtcnn" in text
+    assert "MIT" in text
+
+
+def test_help_is_quick():
+    """Help and mistakes must not wait for torch."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from pyface.cli import app\n"
+        "assert CliRunner().invoke(app, ['detect', '--help']).exit_code == 0\n"
+        "assert CliRunner().invoke(app, ['detect', 'gone.png']).exit_code == 2\n"
+        "assert not {'torch', 'cv2', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_names_every_option(run):
+    text = run("detect", "--help").stdout
+    for option in ("model", "weights", "device", "score-threshold", "min-face", "batch-size", "recursive", "output"):
+        assert f"--{option}" in text
+    for option in ("save", "resume", "overwrite", "max-pixels"):
+        assert f"--{option}" in text
+
+
+def test_end_to_end(astronaut, gallery, tmp_path):
+    """The README's command, with the real model."""
+    command = [sys.executable, "-c", "from pyface.cli import app; app()", "detect", astronaut, gallery]
+    result = subprocess.run([*command, "--save", tmp_path], capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    assert [len(line["faces"]) for line in lines_of(result.stdout)] == [1, 9]
+    for path in (astronaut, gallery):
+        assert cv2.imread(str(tmp_path / path.name)).shape == cv2.imread(str(path)).shape
+
+
+# --- sources and files of results ------------------------------------------------------------------------------------
+
+
+def test_sources(write_grey, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/b.PNG", "in/a.jpg", "in/.hidden.jpg", "in/sub/c.png", "in/sub/deep/d.png", "photo [1].jpg"):
+        write_grey(name)
+    (tmp_path / "in/notes.txt").write_text("x")
+    (tmp_path / "in/.git").mkdir()
+    write_grey("in/.git/e.png")
+
+    def found(*arguments, **options):
+        return [path.replace(os.sep, "/") for path in find_sources(arguments, **options)]
+
+    assert found("in") == ["in/a.jpg", "in/b.PNG"]
+    assert found("in", recursive=True) == ["in/a.jpg", "in/b.PNG", "in/sub/c.png", "in/sub/deep/d.png"]
+    assert found("in", recursive=True, skip=Path("in/sub/deep"))[2:] == ["in/sub/c.png"]
+    assert found("in/*.jpg") == ["in/a.jpg"]
+    assert found("in/**/*.png") == ["in/sub/c.png", "in/sub/deep/d.png"]
+    assert found("in/su?") == ["in/sub/c.png"]
+    assert found("photo [1].jpg") == ["photo [1].jpg"]
+    assert found("in/notes.txt") == ["in/notes.txt"]  # named by the user
+    assert found("in/b.PNG", "in", "./in/a.jpg") == ["in/b.PNG", "in/a.jpg"]
+    with pytest.raises(SourceError, match="no such file"):
+        find_sources(["in/nothing"])
+
+
+def test_copies():
+    def plan(*sources, folder="out"):
+        return [path.as_posix() for path in plan_copies(sources, Path(folder)).values()]
+
+    assert plan("a/b/x.jpg") == ["out/x.jpg"]
+    assert plan("a/x.jpg", "a/b/x.jpg") == ["out/x.jpg", "out/b/x.jpg"]
+    assert plan("a/x.jpg", "b/x.jpg") == ["out/a/x.jpg", "out/b/x.jpg"]
+    assert plan("../x.jpg", "x.JPEG")[1].endswith("/x.JPEG")
+    assert plan("x.tif", "x.tif.png", "X.TIF") == [
+        "out/x.tif.png",
+        "out/x.tif (2).png",
+        "out/X.TIF (3).png",
+    ]
+    with pytest.raises(SourceError, match="overwrite the picture"):
+        plan("out/x.jpg", "out/y.jpg")
+
+
+def test_result_file_survives_odd_names(tmp_path):
+    names = ["plain", "line\nbreak", 'quo"te', "com,ma", "\udcff", "ä写"]
+    for name in ("a.jsonl", "a.csv"):
+        with ResultFile(tmp_path / name) as file:
+            for source in names:
+                file.write(failed(source, "because"))
+        with ResultFile(tmp_path / name, resume=True) as file:
+            assert file.done == dict.fromkeys(names, True)
+    with pytest.raises(OutputError, match="cannot be written"):
+        ResultFile(tmp_path / "a.csv" / "b.csv")
+
+
+@pytest.mark.parametrize(
+    "module", ["cli", "detections", "detector", "draw", "image_headers", "images", "output", "pipeline", "sources"]
+)
+def test_examples_in_docstrings_run(module, monkeypatch):
+    import doctest
+    import importlib
+
+    monkeypatch.chdir(Path(__file__).parent.parent)  # they name examples/astronaut.jpg
+    assert doctest.testmod(importlib.import_module(f"pyface.{module}")).failed == 0

@@ -1,0 +1,310 @@
+"""FaceDetector: any kind of picture in, the right faces out in the right order, and bounded memory."""
+
+import io
+import pickle
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pyface.detections import Detections
+from pyface.detector import FaceDetector, find_device, is_out_of_memory
+from pyface.images import ImageError
+from pyface.models.base import Faces
+from pyface.pipeline import ordered_map
+
+
+def grey(level, width=48, height=32):
+    return np.full((height, width, 3), level, np.uint8)
+
+
+def test_one_picture_and_a_list(fake_detector):
+    one = fake_detector(grey(80))
+    assert isinstance(one, Detections)
+    assert (len(one), one.width, one.height, one.source) == (2, 48, 32, None)
+    for several in ([grey(80)], (grey(80),)):
+        result = fake_detector(several)
+        assert isinstance(result, list)
+        assert result == [one]
+    assert fake_detector([]) == []
+
+
+def test_results_are_sorted_and_outlive_inference_mode(fake_detector):
+    result = fake_detector(grey(160))
+    torch.testing.assert_close(result.scores, torch.tensor([0.4, 0.3, 0.2, 0.1]))
+    assert result.boxes[:, 0].tolist() == [3, 2, 1, 0]
+    assert result.landmarks[:, 0, 0].tolist() == [6, 5, 4, 3]
+    assert not result.boxes.is_inference()
+    result.boxes.requires_grad_()
+
+
+def test_no_faces_is_empty(fake_detector):
+    result = fake_detector(grey(0))
+    assert len(result) == 0
+    assert result.boxes.shape == (0, 4)
+    assert result.landmarks.shape == (0, 5, 2)
+
+
+def test_no_landmarks(fake_detector):
+    fake_detector.model.landmarks = False
+    assert fake_detector(grey(80)).landmarks is None
+
+
+def test_mixed_kinds_and_sizes(fake_detector, write_grey):
+    path = write_grey("a.png", 40)
+    file = io.BytesIO()
+    Image.fromarray(grey(120, 20, 30)).save(file, "PNG")
+    sources = [
+        path,
+        str(path),
+        file.getvalue(),
+        Image.fromarray(grey(80, 33, 7)),
+        grey(0, 5, 5),
+        grey(160, 9, 9)[..., 0],
+        torch.full((3, 12, 10), 200, dtype=torch.uint8),
+    ]
+    results = fake_detector(sources)
+    assert [len(result) for result in results] == [1, 1, 3, 2, 0, 4, 5]
+    sizes = [(48, 32), (48, 32), (20, 30), (33, 7), (5, 5), (9, 9), (10, 12)]
+    assert [(result.width, result.height) for result in results] == sizes
+    assert [result.source for result in results] == [str(path), str(path), *[None] * 5]
+
+
+def test_bgr(fake_detector):
+    seen = []
+
+    def detect(images, **options):
+        seen.append(images[0][0, 0].tolist())
+        return [Faces(torch.zeros(0, 4), torch.zeros(0), None)]
+
+    fake_detector.model.detect = detect
+    blue = grey(0)
+    blue[..., 0] = 255
+    fake_detector(blue, bgr=True)
+    fake_detector(blue)
+    assert seen == [[0, 0, 255], [255, 0, 0]]
+
+
+def test_batches(fake_detector):
+    levels = [0, 40, 80, 120, 160, 200, 240]
+    assert [len(result) for result in fake_detector([grey(level) for level in levels])] == list(range(7))
+    assert fake_detector.model.batches == [3, 3, 1]
+
+
+def test_large_pictures_go_in_small_batches(fake_detector, monkeypatch):
+    monkeypatch.setattr("pyface.detector._BATCH_PIXELS", 48 * 32 * 2)
+    fake_detector([grey(40)] * 4 + [grey(40, 96, 64)] * 2)
+    assert fake_detector.model.batches == [2, 2, 1, 1]
+
+
+def test_threshold_is_passed_on(fake_model):
+    detector = FaceDetector(fake_model, device="cpu", score_threshold=0.15)
+    assert len(detector(grey(120))) == 2
+
+
+def test_stream_goes_on_after_an_unreadable_picture(fake_detector, write_grey, tmp_path):
+    sources = [write_grey("a.png"), tmp_path / "gone.png", b"words", write_grey("b.png", 80), None]
+    outcomes = list(fake_detector.stream(sources))
+    assert [outcome.source for outcome in outcomes] == sources
+    assert [outcome.error is None for outcome in outcomes] == [True, False, False, True, False]
+    assert [outcome.detections and len(outcome.detections) for outcome in outcomes] == [1, None, None, 2, None]
+    assert outcomes[0].image.shape == (32, 48, 3)
+    assert outcomes[1].image is None
+    assert "gone.png: there is no such file" in str(outcomes[1].error)
+    with pytest.raises(ImageError, match=r"gone\.png"):
+        fake_detector(sources)
+
+
+def test_stream_is_lazy(fake_detector):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield grey(40)
+
+    stream = fake_detector.stream(endless())
+    for _ in range(10):
+        next(stream)
+    assert len(taken) < 60
+    threads = threading.active_count()
+    stream.close()
+    assert threading.active_count() < threads
+
+
+def test_stream_refuses_a_single_picture(fake_detector):
+    for source in ("a.jpg", b"abc", grey(3), torch.zeros(3, 4, 4)):
+        with pytest.raises(TypeError, match="pass it in a list"):
+            list(fake_detector.stream(source))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes."),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("fits", [1, 2])
+def test_memory_runs_out(fake_model, error, fits):
+    tried = []
+    real = fake_model.detect
+
+    def detect(images, **options):
+        tried.append(len(images))
+        if len(images) > fits:
+            raise error
+        return real(images, **options)
+
+    fake_model.detect = detect
+    detector = FaceDetector(fake_model, device="cpu", batch_size=4)
+    levels = [0, 40, 80, 120, 160, 200, 240, 0, 40]
+    assert [len(result) for result in detector([grey(level) for level in levels])] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    # Later batches start small.
+    assert tried == ([4, 2, 2, 2, 2, 1] if fits == 2 else [4, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1])
+
+
+def test_a_picture_that_never_fits(fake_model):
+    real = fake_model.detect
+
+    def detect(images, **options):
+        if any(image.shape[0] > 100 for image in images):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(images, **options)
+
+    fake_model.detect = detect
+    detector = FaceDetector(fake_model, device="cpu")
+    outcomes = list(detector.stream([grey(40), grey(40, 200, 300), grey(80)]))
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True]
+    assert "200 x 300 pixels are too many for the memory of cpu" in str(outcomes[1].error)
+    with pytest.raises(MemoryError, match="raise min_face"):
+        detector(grey(40, 200, 300))
+
+
+def test_other_errors_of_a_model_are_not_hidden(fake_model):
+    def detect(images, **options):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    fake_model.detect = detect
+    with pytest.raises(RuntimeError, match="mat1"):
+        FaceDetector(fake_model, device="cpu")(grey(40))
+    assert not is_out_of_memory(RuntimeError("mat1"))
+
+
+def test_threads_share_a_detector(fake_detector):
+    def work(level):
+        return [len(result) for result in fake_detector([grey(level)] * 5)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for index, counts in enumerate(pool.map(work, [40 * (k % 6) for k in range(40)])):
+            assert counts == [index % 6] * 5
+
+
+def test_max_pixels(fake_model, write_grey):
+    detector = FaceDetector(fake_model, device="cpu", max_pixels=48 * 32 - 1)
+    with pytest.raises(ImageError, match="more than the limit"):
+        detector(write_grey("a.png"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score_threshold": 1.5}, "score_threshold should be from 0 to 1"),
+        ({"score_threshold": float("nan")}, "score_threshold should be from 0 to 1"),
+        ({"min_face": 0}, "min_face should be a positive number"),
+        ({"batch_size": 0}, "batch_size should be 1 or more, got 0"),
+        ({"max_pixels": 0}, "max_pixels should be 1 or more"),
+        ({"device": "tpu"}, "device should be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        ({"device": "mps"}, "device should be auto, cpu, cuda or cuda:N, got 'mps'"),
+        ({"weights": "a.safetensors"}, "weights belong to the name of a model"),
+    ],
+)
+def test_refused_options(fake_model, options, message):
+    with pytest.raises(ValueError, match=message):
+        FaceDetector(fake_model, **options)
+
+
+def test_unknown_model():
+    with pytest.raises(ValueError, match="there is no model 'mtcn'"):
+        FaceDetector("mtcn")
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert find_device("auto") == find_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"device 'cuda' cannot be used: .*, use device 'cpu'"):
+        find_device("cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
+    built = {"cuda": True}
+    monkeypatch.setattr("pyface.detector._extension", types.SimpleNamespace(build_info=lambda: built))
+    assert find_device("auto") == find_device("cuda") == torch.device("cuda:1")
+    assert find_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(ValueError, match=r"'cuda:2' cannot be used: this machine has 2 CUDA device\(s\)"):
+        find_device("cuda:2")
+    built["cuda"] = False
+    assert find_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match="built without CUDA"):
+        find_device("cuda")
+
+
+def overlap(box, other) -> float:
+    """Intersection over union of two boxes."""
+    corner, end = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
+    shared = np.prod(np.clip(end - corner, 0, None))
+    return shared / (np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared)
+
+
+ASTRONAUT_FACE = np.array([177, 72, 272, 190.0])  # drawn by hand
+
+
+def test_mtcnn_finds_the_astronaut(astronaut, gallery):
+    detector = FaceDetector("mtcnn", device="cpu")
+    one, several = detector([astronaut, gallery])
+    assert len(one) == 1
+    assert one.scores[0] > 0.99
+    assert overlap(one.boxes[0].numpy(), ASTRONAUT_FACE) > 0.6
+    eyes, nose, mouth = one.landmarks[0, :2], one.landmarks[0, 2], one.landmarks[0, 3:]
+    assert eyes[0, 0] < nose[0] < eyes[1, 0]
+    assert eyes[:, 1].max() < nose[1] < mouth[:, 1].min()
+    assert len(several) == 9
+    assert detector(cv2.imread(str(astronaut)), bgr=True).boxes.allclose(one.boxes)
+    assert one.align(astronaut).shape == (1, 112, 112, 3)
+    again = pickle.loads(pickle.dumps(detector))(astronaut)
+    assert again == one
+
+
+def test_ordered_map_keeps_order_and_bound():
+    running, most, lock = [0], [0], threading.Lock()
+
+    def work(number):
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        threading.Event().wait(0.001 * (number % 3))
+        with lock:
+            running[0] -= 1
+        return number
+
+    for eager in (False, True):
+        with ThreadPoolExecutor(8) as pool:
+            assert list(ordered_map(pool, work, range(50), ahead=3, eager=eager)) == list(range(50))
+    assert most[0] <= 3
+    with ThreadPoolExecutor(8) as pool:  # heavier than the bound: one at a time
+        assert list(ordered_map(pool, work, range(9), ahead=1, weight=lambda _: 5)) == list(range(9))
+
+
+def test_ordered_map_passes_errors_on():
+    with ThreadPoolExecutor(2) as pool:
+        results = ordered_map(pool, lambda number: 1 / number, [1, 0, 2], ahead=3)
+        assert next(results) == 1
+        with pytest.raises(ZeroDivisionError):
+            next(results)
