@@ -103,8 +103,8 @@ def decode_image(opened: EncodedImage | Pixels | Tensor) -> Pixels | Tensor:
         raise ImageError(f"{name}: OpenCV cannot decode this {header.kind} picture ({error.err})") from None
     if image is None:
         raise ImageError(
-            f"{name}: OpenCV {cv2.__version__} cannot decode this {header.kind} picture, it is damaged, cut short or of "
-            f"an uncommon form"
+            f"{name}: OpenCV {cv2.__version__} cannot decode this {header.kind} picture, it is damaged, cut short or "
+            f"of an uncommon form"
         )
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{name}: its pixels are {image.dtype}, save the picture with 8 or 16 bits a channel")
