@@ -1,0 +1,68 @@
+"""What every detector of the zoo has in common: how it answers, and how it is asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Faces(NamedTuple):
+    """The faces of one image, best score first.
+
+    Attributes:
+        boxes: float32 [N, 4], (x1, y1, x2, y2) in continuous pixels of the image (pixel k covers [k, k + 1)); they
+            may reach beyond it.
+        scores: float32 [N], face probability in [0, 1].
+        landmarks: float32 [N, 5, 2], (x, y) in the same pixels: image-left eye, image-right eye, nose, image-left and
+            image-right mouth corner; None for detectors that have none.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    landmarks: Tensor | None
+
+
+class FaceModel(nn.Module, ABC):
+    """A network that finds faces in pictures of any sizes."""
+
+    @abstractmethod
+    def detect(
+        self, images: Sequence[Tensor], *, score_threshold: float | None = None, min_face: float | None = None
+    ) -> list[Faces]:
+        """Finds the faces of every image.
+
+        Args:
+            images: uint8 [H, W, 3] RGB tensors of any sizes, on the model's device.
+            score_threshold: Faces have a score > this; None means the model's own.
+            min_face: Side in pixels of the smallest face looked for; None means the model's own.
+
+        Returns:
+            One `Faces` per image, in the order of the images.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and where images are taken."""
+        return next(self.parameters()).device
+
+
+def check_images(images: Sequence[Tensor], device: torch.device) -> None:
+    """Refuses what `FaceModel.detect` does not take.
+
+    Raises:
+        TypeError: An image is no tensor, or not uint8.
+        ValueError: An image is not [H, W, 3], or lies on another device than the model.
+    """
+    for k, image in enumerate(images):
+        if not isinstance(image, Tensor):
+            raise TypeError(f"images[{k}] should be a uint8 tensor [H, W, 3], got {type(image).__name__}")
+        if image.dtype != torch.uint8:
+            raise TypeError(f"images[{k}] should be uint8, got {image.dtype}")
+        if image.dim() != 3 or image.shape[2] != 3:
+            raise ValueError(f"images[{k}] should be [H, W, 3] (RGB), got {list(image.shape)}")
+        if image.device != device:
+            raise ValueError(f"images[{k}] should be on the model's device {device}, got {image.device}")

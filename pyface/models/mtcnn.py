@@ -1,0 +1,423 @@
+"""MTCNN: three small networks in a cascade (Zhang et al., "Joint Face Detection and Alignment using Multitask
+Cascaded Convolutional Networks", 2016; DETECTORS.md 3).
+
+P-Net slides over an image pyramid and proposes; R-Net looks at each proposal at 24 x 24 and refuses most; O-Net looks
+at the rest at 48 x 48 and adds five landmarks. The whole batch goes through each stage together.
+
+**Coordinates.** The author counts pixels from 1 and includes both ends: his box (x1, y1, x2, y2) covers the pixels
+x1 ... x2. Here the same box is (x1 - 1, y1 - 1, x2, y2) in continuous pixels (pixel k, counted from 0, covers
+[k, k + 1)). His "+ 1" in widths and areas is thereby built in: a continuous width *is* x2 - x1 + 1. Only two places
+still show the difference: the first calibration, where he left the + 1 out, and rounding, which he does on his own
+numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyface import ops
+from pyface.models.base import FaceModel, Faces, check_images
+
+STRIDE, CELL = 2, 12  # P-Net looks at 12 x 12 pixels, every second pixel
+
+
+@dataclass(frozen=True)
+class MTCNNConfig:
+    """The numbers of the cascade; the defaults are the author's (DETECTORS.md 3.4).
+
+    Attributes:
+        min_face: Side in pixels of the smallest face looked for: the pyramid starts at scale 12 / min_face.
+        factor: Ratio of the scales of two pyramid levels; the last one still has a short side >= 12.
+        thresholds: Face probability that passes P-Net (>=), R-Net (>) and O-Net (>).
+        level_nms: P-Net suppression (union) within a level.
+        pyramid_nms: P-Net suppression (union) over all levels of an image.
+        rnet_nms: R-Net suppression (union).
+        onet_nms: O-Net suppression (intersection over the smaller area).
+        interpolation: How levels and crops are resized. "area", because the author's resampling (Dollar's imResample),
+            though its argument says "bilinear", averages the footprint of an output pixel where it reduces and
+            interpolates only where it enlarges. Skipping source pixels ("bilinear") also costs accuracy.
+        clip_crops: Crop boxes end at the image border, which changes their aspect (facenet-pytorch); otherwise the
+            part outside is black.
+        plus_one: Union suppression counts widths as x2 - x1 + 1 of the author's numbers; False is x2 - x1
+            (facenet-pytorch).
+        output_shift: Pixels added to the boxes that come out. Read as above, the author's numbers lie one pixel up and
+            left of the faces: all four edges are off by -1.1 px on average, whatever the size of the face, over 3,400
+            faces of three annotated sets. It looks like annotations counted from 0 and cut from pictures counted from
+            1 in training. Landmarks are not off.
+        mirror_landmarks: Landmarks are the mean of the crop's and of its mirror image's (the author's first release).
+    """
+
+    min_face: float = 20.0
+    factor: float = 0.709
+    thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)
+    level_nms: float = 0.5
+    pyramid_nms: float = 0.7
+    rnet_nms: float = 0.7
+    onet_nms: float = 0.7
+    interpolation: Literal["area", "bilinear"] = "area"
+    clip_crops: bool = False
+    plus_one: bool = True
+    output_shift: float = 1.0
+    mirror_landmarks: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.min_face > 0:
+            raise ValueError(f"min_face should be a number of pixels > 0, got {self.min_face}")
+        if not 0 < self.factor < 1:
+            raise ValueError(f"factor should lie between 0 and 1, got {self.factor}")
+
+    @classmethod
+    def wider(cls) -> MTCNNConfig:
+        """The author's setting for WIDER FACE: smaller faces, more levels, lower thresholds (DETECTORS.md 3.4)."""
+        return cls(min_face=10.0, factor=0.79, thresholds=(0.5, 0.5, 0.3))
+
+    @classmethod
+    def facenet(cls) -> MTCNNConfig:
+        """facenet-pytorch's arithmetic, as far as options reach: it also resizes over whole source pixels only."""
+        return cls(clip_crops=True, plus_one=False, output_shift=0.0)
+
+
+class PNet(nn.Module):
+    """Proposals: [B, 3, H, W] -> [B, 6, h, w], one cell per 12 x 12 window at stride 2.
+
+    Channels: logits of background and face, offsets (dx1, dy1, dx2, dy2) in units of the window (DETECTORS.md 3.1).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 10, 3)
+        self.prelu1 = nn.PReLU(10)
+        self.pool1 = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.conv2 = nn.Conv2d(10, 16, 3)
+        self.prelu2 = nn.PReLU(16)
+        self.conv3 = nn.Conv2d(16, 32, 3)
+        self.prelu3 = nn.PReLU(32)
+        self.heads = nn.Conv2d(32, 2 + 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool1(self.prelu1(self.conv1(x)))
+        x = self.prelu2(self.conv2(x))
+        x = self.prelu3(self.conv3(x))
+        return self.heads(x)
+
+
+class RNet(nn.Module):
+    """Refinement: [N, 3, 24, 24] -> [N, 6], channels as in `PNet` (DETECTORS.md 3.1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 28, 3)
+        self.prelu1 = nn.PReLU(28)
+        self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.conv2 = nn.Conv2d(28, 48, 3)
+        self.prelu2 = nn.PReLU(48)
+        self.pool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.conv3 = nn.Conv2d(48, 64, 2)
+        self.prelu3 = nn.PReLU(64)
+        self.dense = nn.Linear(64 * 3 * 3, 128)
+        self.prelu4 = nn.PReLU(128)
+        self.heads = nn.Linear(128, 2 + 4)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[N, 3, 24, 24] -> [N, 64, 3, 3]."""
+        x = self.pool1(self.prelu1(self.conv1(x)))
+        x = self.pool2(self.prelu2(self.conv2(x)))
+        return self.prelu3(self.conv3(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.heads(self.prelu4(self.dense(self.features(x).flatten(1))))
+
+
+class ONet(nn.Module):
+    """Output: [N, 3, 48, 48] -> [N, 16]: as `PNet`, then landmarks x1 ... x5, y1 ... y5 in units of the crop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 32, 3)
+        self.prelu1 = nn.PReLU(32)
+        self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.conv2 = nn.Conv2d(32, 64, 3)
+        self.prelu2 = nn.PReLU(64)
+        self.pool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.conv3 = nn.Conv2d(64, 64, 3)
+        self.prelu3 = nn.PReLU(64)
+        self.pool3 = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.conv4 = nn.Conv2d(64, 128, 2)
+        self.prelu4 = nn.PReLU(128)
+        self.dense = nn.Linear(128 * 3 * 3, 256)
+        self.dropout = nn.Dropout(0.25)
+        self.prelu5 = nn.PReLU(256)
+        self.heads = nn.Linear(256, 2 + 4 + 10)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[N, 3, 48, 48] -> [N, 128, 3, 3]."""
+        x = self.pool1(self.prelu1(self.conv1(x)))
+        x = self.pool2(self.prelu2(self.conv2(x)))
+        x = self.pool3(self.prelu3(self.conv3(x)))
+        return self.prelu4(self.conv4(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.heads(self.prelu5(self.dropout(self.dense(self.features(x).flatten(1)))))
+
+
+class Proposals(NamedTuple):
+    """Boxes of a whole batch between two stages: boxes float32 [K, 4], scores [K], image int64 [K]."""
+
+    boxes: Tensor
+    scores: Tensor
+    image: Tensor
+
+    def take(self, index: Tensor) -> Proposals:
+        """Those of an index, in its order."""
+        return Proposals(self.boxes[index], self.scores[index], self.image[index])
+
+
+class MTCNN(FaceModel):
+    """The cascade (DETECTORS.md 3). Runs in float32."""
+
+    # How much goes through a network in one call: bounds memory, and keeps activations near the caches on a CPU.
+    PNET_PIXELS, RNET_CROPS, ONET_CROPS = 1 << 18, 32, 16
+
+    def __init__(self, config: MTCNNConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or MTCNNConfig()
+        self.pnet, self.rnet, self.onet = PNet(), RNet(), ONet()
+        # Up to three times as fast as NCHW on a CPU, whose pooling is slow there.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def detect(
+        self, images: Sequence[Tensor], *, score_threshold: float | None = None, min_face: float | None = None
+    ) -> list[Faces]:
+        """Finds the faces of every image; see `FaceModel.detect`.
+
+        Images whose short side shows no face of `min_face` (any below 12 pixels among them) have none.
+
+        Args:
+            images: uint8 [H, W, 3] RGB tensors of any sizes, on the model's device.
+            score_threshold: O-Net's: faces have a score > this. None: `config.thresholds[2]`.
+            min_face: Side in pixels of the smallest face. None: `config.min_face`.
+
+        Returns:
+            One `Faces` per image: boxes as O-Net calibrated them (not square), scores, landmarks [N, 5, 2].
+
+        Raises:
+            TypeError, ValueError: What came is not as above.
+        """
+        check_images(images, self.device)
+        images = [image if image.numel() else image.new_zeros(1, 1, 3) for image in images]
+        config = self.config if min_face is None else replace(self.config, min_face=min_face)
+        threshold = config.thresholds[2] if score_threshold is None else score_threshold
+        with torch.no_grad():
+            proposals = self._propose(images, config)
+            proposals = self._refine(images, proposals, config)
+            return self._output(images, proposals, config, threshold)
+
+    def _propose(self, images: Sequence[Tensor], config: MTCNNConfig) -> Proposals:
+        """P-Net over all pyramids, suppression within levels and images, calibration, squares of whole pixels."""
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        levels = pyramid_levels(sizes, config.min_face, config.factor)
+        if not levels:
+            empty = torch.zeros(0, device=self.device)
+            return Proposals(empty.reshape(0, 4), empty, empty.long())
+        # The maps of all levels lie behind each other in `cells`, row by row; map m begins at `starts[m]`.
+        shapes = torch.tensor([cells_of(level) for level in levels], device=self.device)
+        starts, widths = shapes.prod(1).cumsum(0) - shapes.prod(1), shapes[:, 1]
+        scales = torch.tensor([level.scale for level in levels], dtype=torch.float64, device=self.device)
+        image_of = torch.tensor([level.image for level in levels], device=self.device)
+        frames = torch.tensor([(0, 0, *sizes[level.image][::-1]) for level in levels], device=self.device).float()
+
+        maps = []
+        for part in same_size_runs(levels, self.PNET_PIXELS):
+            size = (levels[part.start].height, levels[part.start].width)
+            pixels = normalised_crops(images, frames[part], image_of[part], size, config)
+            maps.append(self.pnet(pixels).permute(0, 2, 3, 1).reshape(-1, 6))
+        cells = torch.cat(maps)
+        scores = face_probability(cells)
+        found = (scores >= config.thresholds[0]).nonzero().squeeze(1)
+
+        level = torch.searchsorted(starts, found, right=True) - 1
+        cell = found - starts[level]
+        rows, columns = cell // widths[level], cell % widths[level]
+        proposals = Proposals(cell_boxes(rows, columns, scales[level]), scores[found], image_of[level])
+        offsets = cells[found, 2:6]
+
+        keep = suppress(proposals, level, config.level_nms, config)
+        proposals, offsets = proposals.take(keep), offsets[keep]
+        keep = suppress(proposals, proposals.image, config.pyramid_nms, config)
+        proposals, offsets = proposals.take(keep), offsets[keep]
+        return proposals._replace(boxes=whole_squares(calibrate(proposals.boxes, offsets, plus_one=False)))
+
+    def _refine(self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig) -> Proposals:
+        """R-Net on 24 x 24 crops, suppression, calibration, squares of whole pixels."""
+        out = self._look(self.rnet, images, proposals, 24, self.RNET_CROPS, config)
+        proposals = proposals._replace(scores=face_probability(out))
+        passed = (proposals.scores > config.thresholds[1]).nonzero().squeeze(1)
+        keep = passed[suppress(proposals.take(passed), proposals.image[passed], config.rnet_nms, config)]
+        proposals = proposals.take(keep)
+        return proposals._replace(boxes=whole_squares(calibrate(proposals.boxes, out[keep, 2:6])))
+
+    def _output(
+        self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig, threshold: float
+    ) -> list[Faces]:
+        """O-Net on 48 x 48 crops, landmarks on the square box, calibration, "min" suppression, one answer per image."""
+        out = self._look(self.onet, images, proposals, 48, self.ONET_CROPS, config)
+        proposals = proposals._replace(scores=face_probability(out))
+        passed = (proposals.scores > threshold).nonzero().squeeze(1)
+        squares, out = proposals.take(passed), out[passed]
+        faces = squares._replace(boxes=calibrate(squares.boxes, out[:, 2:6]))
+        keep = ops.batched_nms(faces.boxes, faces.scores, faces.image, config.onet_nms, overlap="min")
+        keep = keep[faces.image[keep].argsort(stable=True)]  # by image, best score first
+        faces, squares, points = faces.take(keep), squares.take(keep), out[keep, 6:16]
+        if config.mirror_landmarks:
+            mirrored = self._look(self.onet, images, squares, 48, self.ONET_CROPS, config, mirror=True)[:, 6:16]
+            points = (points + mirror_points(mirrored)) / 2
+        landmarks = place_landmarks(squares.boxes, points)
+        counts = torch.bincount(faces.image, minlength=len(images)).tolist()
+        columns = (faces.boxes + config.output_shift, faces.scores, landmarks)
+        return [Faces(*of) for of in zip(*(column.split(counts) for column in columns), strict=True)]
+
+    def _look(
+        self,
+        net: nn.Module,
+        images: Sequence[Tensor],
+        proposals: Proposals,
+        side: int,
+        chunk: int,
+        config: MTCNNConfig,
+        mirror: bool = False,
+    ) -> Tensor:
+        """The answers of R-Net or O-Net to the crops of all proposals, float32 [K, channels]."""
+        boxes = clip_to_image(proposals, images) if config.clip_crops else proposals.boxes
+        answers = []
+        for part, index in zip(boxes.split(chunk), proposals.image.split(chunk), strict=True):
+            crops = normalised_crops(images, part, index, (side, side), config)
+            answers.append(net(crops.flip(3) if mirror else crops))
+        return torch.cat(answers)
+
+
+class Level(NamedTuple):
+    """One level of one image's pyramid: `height` x `width` pixels, `scale` times the image."""
+
+    height: int
+    width: int
+    image: int
+    scale: float
+
+
+def pyramid_levels(sizes: Sequence[tuple[int, int]], min_face: float, factor: float) -> list[Level]:
+    """The pyramid levels of all images, those of equal size side by side.
+
+    Args:
+        sizes: (height, width) of each image.
+        min_face: The first scale is 12 / min_face.
+        factor: Each scale is the last one times this, as long as the short side is >= 12 pixels (DETECTORS.md 3.4).
+    """
+    by_size: dict[tuple[int, int], list[Level]] = defaultdict(list)
+    for k, (height, width) in enumerate(sizes):
+        first, step = CELL / min_face, 0
+        short = min(height, width) * first
+        while short >= CELL:
+            scale = first * factor**step
+            level = Level(math.ceil(height * scale), math.ceil(width * scale), k, scale)
+            by_size[level.height, level.width].append(level)
+            short, step = short * factor, step + 1
+    return [level for group in by_size.values() for level in group]
+
+
+def same_size_runs(levels: Sequence[Level], pixels: int) -> list[slice]:
+    """Runs of neighbours of equal size, each of at most `pixels` pixels (or one level)."""
+    runs: list[slice] = []
+    for k, level in enumerate(levels):
+        same = k > 0 and (level.height, level.width) == (levels[k - 1].height, levels[k - 1].width)
+        if same and (k + 1 - runs[-1].start) * level.height * level.width <= pixels:
+            runs[-1] = slice(runs[-1].start, k + 1)
+        else:
+            runs.append(slice(k, k + 1))
+    return runs
+
+
+def cells_of(level: Level) -> tuple[int, int]:
+    """Rows and columns of P-Net's map: its pooling rounds up, so that odd sizes keep their last pixel."""
+    return (level.height - CELL + 1) // STRIDE + 1, (level.width - CELL + 1) // STRIDE + 1
+
+
+def cell_boxes(rows: Tensor, columns: Tensor, scales: Tensor) -> Tensor:
+    """The image boxes of P-Net cells: float32 [K, 4].
+
+    In the author's pixels, counted from 1, cell i (counted from 0) is x1 = fix((2i + 1) / s), x2 = fix((2i + 12) / s),
+    in double precision (DETECTORS.md 3.4); see the head of this file for the shift.
+
+    Args:
+        rows, columns: int64 [K].
+        scales: float64 [K].
+    """
+    first = STRIDE * torch.stack([columns, rows], 1)
+    scales = scales[:, None]
+    return torch.cat([((first + 1) / scales).trunc() - 1, ((first + CELL) / scales).trunc()], 1).float()
+
+
+def face_probability(out: Tensor) -> Tensor:
+    """[K, 2 or more] logits (background, face, ...) -> [K]: the softmax of two is the sigmoid of their difference."""
+    return (out[:, 1] - out[:, 0]).sigmoid()
+
+
+def suppress(proposals: Proposals, segments: Tensor, threshold: float, config: MTCNNConfig) -> Tensor:
+    """Union suppression (overlap > threshold) within each segment: kept indices, best score first."""
+    boxes = proposals.boxes
+    if not config.plus_one:
+        boxes = boxes - boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    return ops.batched_nms(boxes, proposals.scores, segments, threshold)
+
+
+def calibrate(boxes: Tensor, offsets: Tensor, *, plus_one: bool = True) -> Tensor:
+    """Moves each corner by offset times side. `plus_one=False`: the side is one pixel short, as after P-Net."""
+    sides = boxes[:, 2:] - boxes[:, :2] - (0.0 if plus_one else 1.0)
+    return boxes + offsets * sides.repeat(1, 2)
+
+
+def whole_squares(boxes: Tensor) -> Tensor:
+    """Squares about the same centre with the longer side, rounded towards zero in the author's pixels."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    side = sides.amax(1, keepdim=True)
+    corner = boxes[:, :2] + sides * 0.5 - side * 0.5
+    return torch.cat([(corner + 1).trunc() - 1, (corner + side).trunc()], 1)
+
+
+def place_landmarks(squares: Tensor, points: Tensor) -> Tensor:
+    """[K, 10] in units of the crop -> [K, 5, 2] in the image's pixels.
+
+    The author's x1 + w * p - 1, in his x1, is the same number as x1 + w * p in ours.
+    """
+    corner, sides = squares[:, None, :2], (squares[:, 2:] - squares[:, :2])[:, None]
+    return corner + sides * points.reshape(-1, 2, 5).transpose(1, 2)
+
+
+def mirror_points(points: Tensor) -> Tensor:
+    """Landmarks [K, 10] of mirrored crops, mirrored back: left and right change places."""
+    x, y = points[:, [1, 0, 2, 4, 3]], points[:, [6, 5, 7, 9, 8]]
+    return torch.cat([1 - x, y], 1)
+
+
+def clip_to_image(proposals: Proposals, images: Sequence[Tensor]) -> Tensor:
+    """Boxes cut at the border of their images, at least one pixel wide."""
+    limits = torch.tensor([[image.shape[1], image.shape[0]] for image in images], dtype=torch.float32)
+    limits = limits.to(proposals.boxes.device)[proposals.image]
+    corner = proposals.boxes[:, :2].clamp(min=0).minimum(limits - 1)
+    return torch.cat([corner, proposals.boxes[:, 2:].minimum(limits).maximum(corner + 1)], 1)
+
+
+def normalised_crops(
+    images: Sequence[Tensor], boxes: Tensor, image: Tensor, size: tuple[int, int], config: MTCNNConfig
+) -> Tensor:
+    """Boxes cut out and resized, (x - 127.5) / 128: float32 [N, 3, h, w], channels last; black outside the image."""
+    crops = ops.crop_resize(
+        images, boxes, image, size, interpolation=config.interpolation, mean=(127.5,) * 3, std=(128.0,) * 3
+    )
+    return crops.contiguous(memory_format=torch.channels_last)
