@@ -72,6 +72,13 @@ void bind_cpu(py::module_ m) {
                      at<const int64_t>(image_index), n, out_h, out_w, Interpolation(interpolation),
                      to_normalization(mean, scale), at<float>(out), threads);
   });
+  m.def("pnet", [](Address pictures, int64_t batch, int height, int width, const std::array<Address, 11>& weights,
+                   Address out, int threads) {
+    py::gil_scoped_release release;
+    const auto w = [&](int i) { return at<const float>(weights[i]); };
+    const PNetWeights net{w(0), w(1), w(2), w(3), w(4), w(5), w(6), w(7), w(8), w(9), w(10)};
+    cpu::pnet(at<const float>(pictures), batch, height, width, net, at<float>(out), threads);
+  });
 }
 
 #if defined(PYFACE_HAS_CUDA)

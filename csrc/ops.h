@@ -28,6 +28,14 @@ struct Normalization {
   float scale[3];
 };
 
+// MTCNN's P-Net: convolutions [out, in, 3, 3], heads [6, 32], biases and PReLU slopes per channel.
+struct PNetWeights {
+  const float *conv1, *bias1, *slope1;
+  const float *conv2, *bias2, *slope2;
+  const float *conv3, *bias3, *slope3;
+  const float *heads, *bias_heads;
+};
+
 namespace cpu {
 
 // Greedy suppression in `batch` independent segments of `n` boxes.
@@ -66,6 +74,12 @@ void letterbox(const Image* images, int64_t num_images, int out_h, int out_w, In
 void crop_resize(const Image* images, int64_t num_images, const float* boxes, const int64_t* image_index, int64_t n,
                  int out_h, int out_w, Interpolation interpolation, Normalization normalization, float* out,
                  int threads);
+
+// MTCNN's P-Net in one pass; there is no CUDA twin, where cuDNN's convolutions serve.
+//   pictures [batch, 3, height, width], height and width >= 11; out [batch, 6, (height - 1) / 2 - 4, (width - 1) / 2 -
+//   4]: logits of background and face, then the box offsets
+void pnet(const float* pictures, int64_t batch, int height, int width, const PNetWeights& weights, float* out,
+          int threads);
 
 }  // namespace cpu
 

@@ -14,7 +14,7 @@ Simd detect() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512 && !(limit && std::strcmp(limit, "avx2") == 0)) return Simd::Avx512;
-  if (__builtin_cpu_supports("avx2")) return Simd::Avx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Simd::Avx2;
 #endif
   return Simd::Baseline;
 }

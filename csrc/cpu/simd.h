@@ -1,17 +1,17 @@
 // Run-time choice of SIMD: a kernel is written once as an always-inlined template function over plain loops, and
-// compiled for each instruction set by wrappers that differ only in their target. FMA is never enabled: the results
-// must not depend on the machine.
+// compiled for each instruction set by wrappers that differ only in their target. Multiply and add
+// are not fused (-ffp-contract=off): results must not depend on the machine.
 #pragma once
 
 #define PYFACE_INLINE inline __attribute__((always_inline))
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define PYFACE_X86 1
-#define PYFACE_AVX2 __attribute__((target("avx2")))
+#define PYFACE_AVX2 __attribute__((target("avx2,fma")))
 #if defined(__clang__)
-#define PYFACE_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#define PYFACE_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
 #else
-#define PYFACE_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#define PYFACE_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")))
 #endif
 #endif
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -194,3 +195,11 @@ def crop_resize(
         columns = resampling_matrix(x1, x2, max(0.0, x2 - x1) / size[1], interpolation, size[1], image.shape[1])
         out[i] = _resample(image, rows, columns, mean, std)
     return out
+
+
+def pnet(pictures: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    conv1, bias1, slope1, conv2, bias2, slope2, conv3, bias3, slope3, heads, bias_heads = weights
+    x = F.max_pool2d(F.prelu(F.conv2d(pictures, conv1, bias1), slope1), 2, 2, ceil_mode=True)
+    x = F.prelu(F.conv2d(x, conv2, bias2), slope2)
+    x = F.prelu(F.conv2d(x, conv3, bias3), slope3)
+    return F.conv2d(x, heads, bias_heads)
