@@ -131,6 +131,9 @@ def detect(
 
 
 def _make_detector(model: str, weights: str, options: dict[str, Any]) -> FaceDetector:
+    # OpenMP's threads wait for work by spinning, which on a machine that has other things to do, such as reading and
+    # saving pictures, costs up to ten times the run. torch's OpenMP reads this when it is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         from safetensors import SafetensorError
 
@@ -299,6 +302,7 @@ class _Report:
             size = f"{result['width']} x {result['height']}"
             text = f"{result['source']}  {size}  {_count(len(result['faces']), 'face')}  {scores}{more}".rstrip()
             style = "" if result["faces"] else "dim"
+        text = text.encode("utf-8", "replace").decode()  # a file's name may be what no terminal can show
         self._lines.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def summarise(self, output: Path | None, save: Path | None) -> None:

@@ -282,6 +282,25 @@ def test_mtcnn_finds_the_astronaut(astronaut, gallery):
     assert again == one
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("landmarks", [True, False])
+def test_cuda(landmarks, fake_model):
+    """The same faces as on the CPU, whether the pictures come from files or are on the device already."""
+    if not torch.cuda.is_available():
+        pytest.skip("no usable GPU on this machine")
+    fake_model.landmarks = landmarks
+    pictures = [grey(level, 48 + level) for level in (0, 40, 200, 80)]
+    expected = FaceDetector(fake_model, device="cpu")(pictures)
+    detector = FaceDetector(fake_model, device="cuda")
+    assert detector.device.index is not None
+    assert detector(pictures) == expected
+    assert detector([torch.from_numpy(picture).permute(2, 0, 1).cuda() for picture in pictures]) == expected
+    again = pickle.loads(pickle.dumps(detector))
+    assert again.device == detector.device
+    assert again(pictures) == expected
+    assert next(detector.model.parameters()).is_cuda  # pickling has left the original where it was
+
+
 def test_ordered_map_keeps_order_and_bound():
     running, most, lock = [0], [0], threading.Lock()
 
