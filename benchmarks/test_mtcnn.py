@@ -1,8 +1,8 @@
 """MTCNN beside facenet-pytorch: the same weights, pictures, thresholds and threads.
 
-Floor on the CPU: P-Net's pyramid is 370 million multiply-adds for the mean picture of faces/val (217,000 pyramid pixels in nine
-levels; conv1 58, conv2 74, conv3 229, heads 10), R-Net's 222 crops 340, O-Net's 22 crops 280; some 10 ms at the 100 GMAC/s that
-two cores of a 2023 server reach in convolutions.
+Floor on the CPU for the mean picture of faces/val, in million multiply-adds: P-Net 370 over 217,000 pyramid pixels in 9
+levels (conv1 58, conv2 74, conv3 229, heads 10), R-Net 340 for 222 crops, O-Net 280 for 22 crops. That is 10 ms at the
+100 GMAC/s that two cores of a 2023 server reach in convolutions.
 """
 
 import importlib.util
@@ -62,6 +62,6 @@ def test_mtcnn(library, pictures, device, benchmark, timed):
         return
     peer = facenet_pytorch(device)
     boxes, _ = peer.detect(pictures[0])
-    ours = create_model("mtcnn").detect([torch.from_numpy(pictures[0])])[0].boxes
-    assert np.abs(boxes[0] - ours[0].numpy()).max() < 0.15 * (ours[0, 2] - ours[0, 0])  # it is the same face
+    best = create_model("mtcnn").detect([torch.from_numpy(pictures[0])])[0].boxes[0].numpy()
+    assert np.abs(boxes - best).max(1).min() < 0.15 * (best[2] - best[0])  # the peer finds our best face, too
     timed(lambda: [peer.detect(picture) for picture in pictures])

@@ -101,7 +101,14 @@ class PNet(nn.Module):
         self.prelu3 = nn.PReLU(32)
         self.heads = nn.Conv2d(32, 2 + 4, 1)
 
+    def weights(self) -> list[Tensor]:
+        """What `ops.pnet` takes: of each layer its weight and bias, and the PReLU's slopes."""
+        layers = (self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3, self.heads)
+        return [parameter for layer in layers for parameter in layer.parameters()]
+
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            return ops.pnet(x, self.weights())  # the same layers in one pass
         x = self.pool1(self.prelu1(self.conv1(x)))
         x = self.prelu2(self.conv2(x))
         x = self.prelu3(self.conv3(x))
@@ -182,8 +189,9 @@ class Proposals(NamedTuple):
 class MTCNN(FaceModel):
     """The cascade (DETECTORS.md 3). Runs in float32."""
 
-    # How much goes through a network in one call: bounds memory, and keeps activations near the caches on a CPU.
-    PNET_PIXELS, RNET_CROPS, ONET_CROPS = 1 << 18, 32, 16
+    # How much goes through a network in one call on a CPU, where larger maps only leave the caches. CUDA takes
+    # 16 times as much: bounded memory, few launches.
+    PNET_PIXELS, RNET_CROPS, ONET_CROPS = 1 << 18, 64, 16
 
     def __init__(self, config: MTCNNConfig | None = None) -> None:
         super().__init__()
@@ -234,7 +242,7 @@ class MTCNN(FaceModel):
         frames = torch.tensor([(0, 0, *sizes[level.image][::-1]) for level in levels], device=self.device).float()
 
         maps = []
-        for part in same_size_runs(levels, self.PNET_PIXELS):
+        for part in same_size_runs(levels, self._at_once(self.PNET_PIXELS)):
             size = (levels[part.start].height, levels[part.start].width)
             pixels = normalised_crops(images, frames[part], image_of[part], size, config)
             maps.append(self.pnet(pixels).permute(0, 2, 3, 1).reshape(-1, 6))
@@ -295,11 +303,14 @@ class MTCNN(FaceModel):
     ) -> Tensor:
         """The answers of R-Net or O-Net to the crops of all proposals, float32 [K, channels]."""
         boxes = clip_to_image(proposals, images) if config.clip_crops else proposals.boxes
-        answers = []
+        answers, chunk = [], self._at_once(chunk)
         for part, index in zip(boxes.split(chunk), proposals.image.split(chunk), strict=True):
             crops = normalised_crops(images, part, index, (side, side), config)
             answers.append(net(crops.flip(3) if mirror else crops))
         return torch.cat(answers)
+
+    def _at_once(self, cpu: int) -> int:
+        return cpu if self.device.type == "cpu" else 16 * cpu
 
 
 class Level(NamedTuple):
@@ -416,8 +427,7 @@ def clip_to_image(proposals: Proposals, images: Sequence[Tensor]) -> Tensor:
 def normalised_crops(
     images: Sequence[Tensor], boxes: Tensor, image: Tensor, size: tuple[int, int], config: MTCNNConfig
 ) -> Tensor:
-    """Boxes cut out and resized, (x - 127.5) / 128: float32 [N, 3, h, w], channels last; black outside the image."""
-    crops = ops.crop_resize(
+    """Boxes cut out and resized, (x - 127.5) / 128: float32 [N, 3, h, w]; black outside the image."""
+    return ops.crop_resize(
         images, boxes, image, size, interpolation=config.interpolation, mean=(127.5,) * 3, std=(128.0,) * 3
     )
-    return crops.contiguous(memory_format=torch.channels_last)
