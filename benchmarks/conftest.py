@@ -1,7 +1,7 @@
 """`pytest benchmarks`: every op and model beside its peers, checked before it is timed.
 
-A group of the printed table is one task; the number in brackets is the ratio to the fastest of the group. Peers that are
-not installed are skipped by name. Times on a busy machine are noise: compare within a group of one run.
+A group of the printed table is one task; the number in brackets is the ratio to the fastest of the group. Peers that
+are not installed are skipped by name. Times on a busy machine are noise: compare within a group of one run.
 """
 
 from collections.abc import Callable

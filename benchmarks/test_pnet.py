@@ -18,9 +18,7 @@ def test_pnet(library, batch, size, device, timed, benchmark):
     benchmark.group = f"pnet {batch} x {size[1]} x {size[0]} {device}"
     weights = PNet().to(device).weights()
     pictures = torch.randn(batch, 3, *size, device=device)
-    torch.testing.assert_close(
-        ops.pnet(pictures, weights), reference.pnet(pictures, weights), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(ops.pnet(pictures, weights), reference.pnet(pictures, weights), rtol=1e-4, atol=1e-4)
     module = ops if library == "pyface" else reference
     with torch.inference_mode():
         timed(lambda: module.pnet(pictures, weights))

@@ -17,6 +17,7 @@ namespace {
 
 using Address = uintptr_t;
 using ImageTuple = std::tuple<Address, int32_t, int32_t>;
+using LayerTuple = std::tuple<Address, Address, Address, int32_t, int32_t, int32_t>;
 
 template <class T>
 T* at(Address address) {
@@ -78,6 +79,15 @@ void bind_cpu(py::module_ m) {
     const auto w = [&](int i) { return at<const float>(weights[i]); };
     const PNetWeights net{w(0), w(1), w(2), w(3), w(4), w(5), w(6), w(7), w(8), w(9), w(10)};
     cpu::pnet(at<const float>(pictures), batch, height, width, net, at<float>(out), threads);
+  });
+  m.def("convnet", [](Address crops, int64_t n, int channels, int size, const std::vector<LayerTuple>& tuples,
+                      Address features, int threads) {
+    py::gil_scoped_release release;
+    std::vector<ConvnetLayer> layers;
+    for (const auto& [weight, bias, slope, out, kernel, pool] : tuples)
+      layers.push_back({at<const float>(weight), at<const float>(bias), at<const float>(slope), out, kernel, pool});
+    cpu::convnet(at<const float>(crops), n, channels, size, layers.data(), static_cast<int>(layers.size()),
+                 at<float>(features), threads);
   });
 }
 

@@ -36,6 +36,19 @@ struct PNetWeights {
   const float *heads, *bias_heads;
 };
 
+// A layer of convnet: a square convolution [out, in, kernel, kernel] without padding, PReLU per channel, and
+// max-pooling over `pool` x `pool` pixels at stride 2, rounding up (0: no pooling).
+struct ConvnetLayer {
+  const float *weight, *bias, *slope;
+  int32_t out, kernel, pool;
+};
+
+// Side of a map of `size` pixels after such pooling; a window that begins outside is left out.
+inline int convnet_pooled(int size, int pool) {
+  const int windows = (size - pool + 1) / 2 + 1;
+  return (windows - 1) * 2 >= size ? windows - 1 : windows;
+}
+
 namespace cpu {
 
 // Greedy suppression in `batch` independent segments of `n` boxes.
@@ -80,6 +93,11 @@ void crop_resize(const Image* images, int64_t num_images, const float* boxes, co
 //   4]: logits of background and face, then the box offsets
 void pnet(const float* pictures, int64_t batch, int height, int width, const PNetWeights& weights, float* out,
           int threads);
+
+// A chain of layers over many small square crops (MTCNN's R-Net and O-Net up to their dense layers); no CUDA twin.
+//   crops [n, channels, size, size]; features [n, out, side, side], out and side of the last layer
+void convnet(const float* crops, int64_t n, int channels, int size, const ConvnetLayer* layers, int num_layers,
+             float* features, int threads);
 
 }  // namespace cpu
 

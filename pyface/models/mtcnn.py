@@ -84,6 +84,16 @@ class MTCNNConfig:
         return cls(clip_crops=True, plus_one=False, output_shift=0.0)
 
 
+def runs_on_our_kernels(x: Tensor) -> bool:
+    """Whether a network's convolutions go through our kernels: on the CPU, where no gradient is wanted."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+
+
+def parameters_of(*layers: nn.Module) -> list[Tensor]:
+    """The layers' parameters in order: weight and bias of convolutions, slopes of PReLUs."""
+    return [parameter for layer in layers for parameter in layer.parameters()]
+
+
 class PNet(nn.Module):
     """Proposals: [B, 3, H, W] -> [B, 6, h, w], one cell per 12 x 12 window at stride 2.
 
@@ -103,12 +113,12 @@ class PNet(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """What `ops.pnet` takes: of each layer its weight and bias, and the PReLU's slopes."""
-        layers = (self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3, self.heads)
-        return [parameter for layer in layers for parameter in layer.parameters()]
+        convolutions = (self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3)
+        return parameters_of(*convolutions, self.heads)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
-            return ops.pnet(x, self.weights())  # the same layers in one pass
+        if runs_on_our_kernels(x):
+            return ops.pnet(x, self.weights())
         x = self.pool1(self.prelu1(self.conv1(x)))
         x = self.prelu2(self.conv2(x))
         x = self.prelu3(self.conv3(x))
@@ -117,6 +127,8 @@ class PNet(nn.Module):
 
 class RNet(nn.Module):
     """Refinement: [N, 3, 24, 24] -> [N, 6], channels as in `PNet` (DETECTORS.md 3.1)."""
+
+    POOLS = (3, 3, 0)
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,8 +144,14 @@ class RNet(nn.Module):
         self.prelu4 = nn.PReLU(128)
         self.heads = nn.Linear(128, 2 + 4)
 
+    def weights(self) -> list[Tensor]:
+        """What `ops.convnet` takes."""
+        return parameters_of(self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3)
+
     def features(self, x: Tensor) -> Tensor:
         """[N, 3, 24, 24] -> [N, 64, 3, 3]."""
+        if runs_on_our_kernels(x):
+            return ops.convnet(x, self.weights(), self.POOLS)
         x = self.pool1(self.prelu1(self.conv1(x)))
         x = self.pool2(self.prelu2(self.conv2(x)))
         return self.prelu3(self.conv3(x))
@@ -144,6 +162,8 @@ class RNet(nn.Module):
 
 class ONet(nn.Module):
     """Output: [N, 3, 48, 48] -> [N, 16]: as `PNet`, then landmarks x1 ... x5, y1 ... y5 in units of the crop."""
+
+    POOLS = (3, 3, 2, 0)
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,8 +183,15 @@ class ONet(nn.Module):
         self.prelu5 = nn.PReLU(256)
         self.heads = nn.Linear(256, 2 + 4 + 10)
 
+    def weights(self) -> list[Tensor]:
+        """What `ops.convnet` takes."""
+        convolutions = (self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3)
+        return parameters_of(*convolutions, self.conv4, self.prelu4)
+
     def features(self, x: Tensor) -> Tensor:
         """[N, 3, 48, 48] -> [N, 128, 3, 3]."""
+        if runs_on_our_kernels(x):
+            return ops.convnet(x, self.weights(), self.POOLS)
         x = self.pool1(self.prelu1(self.conv1(x)))
         x = self.pool2(self.prelu2(self.conv2(x)))
         x = self.pool3(self.prelu3(self.conv3(x)))
@@ -189,16 +216,13 @@ class Proposals(NamedTuple):
 class MTCNN(FaceModel):
     """The cascade (DETECTORS.md 3). Runs in float32."""
 
-    # How much goes through a network in one call on a CPU, where larger maps only leave the caches. CUDA takes
-    # 16 times as much: bounded memory, few launches.
-    PNET_PIXELS, RNET_CROPS, ONET_CROPS = 1 << 18, 64, 16
+    # How much goes through a network in one call: few calls, bounded memory.
+    PNET_PIXELS, CROPS = 1 << 22, 1024
 
     def __init__(self, config: MTCNNConfig | None = None) -> None:
         super().__init__()
         self.config = config or MTCNNConfig()
         self.pnet, self.rnet, self.onet = PNet(), RNet(), ONet()
-        # Up to three times as fast as NCHW on a CPU, whose pooling is slow there.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def detect(
         self, images: Sequence[Tensor], *, score_threshold: float | None = None, min_face: float | None = None
@@ -234,27 +258,30 @@ class MTCNN(FaceModel):
         if not levels:
             empty = torch.zeros(0, device=self.device)
             return Proposals(empty.reshape(0, 4), empty, empty.long())
-        # The maps of all levels lie behind each other in `cells`, row by row; map m begins at `starts[m]`.
+        # The cells of all levels are counted through, row by row; those of level m begin at `starts[m]`.
         shapes = torch.tensor([cells_of(level) for level in levels], device=self.device)
-        starts, widths = shapes.prod(1).cumsum(0) - shapes.prod(1), shapes[:, 1]
+        areas, widths = shapes.prod(1), shapes[:, 1]
+        starts = areas.cumsum(0) - areas
         scales = torch.tensor([level.scale for level in levels], dtype=torch.float64, device=self.device)
         image_of = torch.tensor([level.image for level in levels], device=self.device)
         frames = torch.tensor([(0, 0, *sizes[level.image][::-1]) for level in levels], device=self.device).float()
 
         maps = []
-        for part in same_size_runs(levels, self._at_once(self.PNET_PIXELS)):
+        for part in same_size_runs(levels, self.PNET_PIXELS):
             size = (levels[part.start].height, levels[part.start].width)
             pixels = normalised_crops(images, frames[part], image_of[part], size, config)
-            maps.append(self.pnet(pixels).permute(0, 2, 3, 1).reshape(-1, 6))
-        cells = torch.cat(maps)
-        scores = face_probability(cells)
+            maps.append(self.pnet(pixels))
+        scores = torch.cat([face_probability(of).flatten() for of in maps])
         found = (scores >= config.thresholds[0]).nonzero().squeeze(1)
 
         level = torch.searchsorted(starts, found, right=True) - 1
         cell = found - starts[level]
         rows, columns = cell // widths[level], cell % widths[level]
         proposals = Proposals(cell_boxes(rows, columns, scales[level]), scores[found], image_of[level])
-        offsets = cells[found, 2:6]
+        # Each level's map is six planes of `areas[m]` numbers; the survivors' offsets are picked from the last four.
+        plane = torch.arange(2, 6, device=self.device)
+        index = (6 * starts[level] + cell)[:, None] + plane * areas[level][:, None]
+        offsets = torch.cat([of.flatten() for of in maps])[index]
 
         keep = suppress(proposals, level, config.level_nms, config)
         proposals, offsets = proposals.take(keep), offsets[keep]
@@ -264,7 +291,7 @@ class MTCNN(FaceModel):
 
     def _refine(self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig) -> Proposals:
         """R-Net on 24 x 24 crops, suppression, calibration, squares of whole pixels."""
-        out = self._look(self.rnet, images, proposals, 24, self.RNET_CROPS, config)
+        out = self._look(self.rnet, images, proposals, 24, config)
         proposals = proposals._replace(scores=face_probability(out))
         passed = (proposals.scores > config.thresholds[1]).nonzero().squeeze(1)
         keep = passed[suppress(proposals.take(passed), proposals.image[passed], config.rnet_nms, config)]
@@ -275,7 +302,7 @@ class MTCNN(FaceModel):
         self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig, threshold: float
     ) -> list[Faces]:
         """O-Net on 48 x 48 crops, landmarks on the square box, calibration, "min" suppression, one answer per image."""
-        out = self._look(self.onet, images, proposals, 48, self.ONET_CROPS, config)
+        out = self._look(self.onet, images, proposals, 48, config)
         proposals = proposals._replace(scores=face_probability(out))
         passed = (proposals.scores > threshold).nonzero().squeeze(1)
         squares, out = proposals.take(passed), out[passed]
@@ -284,7 +311,7 @@ class MTCNN(FaceModel):
         keep = keep[faces.image[keep].argsort(stable=True)]  # by image, best score first
         faces, squares, points = faces.take(keep), squares.take(keep), out[keep, 6:16]
         if config.mirror_landmarks:
-            mirrored = self._look(self.onet, images, squares, 48, self.ONET_CROPS, config, mirror=True)[:, 6:16]
+            mirrored = self._look(self.onet, images, squares, 48, config, mirror=True)[:, 6:16]
             points = (points + mirror_points(mirrored)) / 2
         landmarks = place_landmarks(squares.boxes, points)
         counts = torch.bincount(faces.image, minlength=len(images)).tolist()
@@ -297,20 +324,16 @@ class MTCNN(FaceModel):
         images: Sequence[Tensor],
         proposals: Proposals,
         side: int,
-        chunk: int,
         config: MTCNNConfig,
         mirror: bool = False,
     ) -> Tensor:
         """The answers of R-Net or O-Net to the crops of all proposals, float32 [K, channels]."""
         boxes = clip_to_image(proposals, images) if config.clip_crops else proposals.boxes
-        answers, chunk = [], self._at_once(chunk)
-        for part, index in zip(boxes.split(chunk), proposals.image.split(chunk), strict=True):
+        answers = []
+        for part, index in zip(boxes.split(self.CROPS), proposals.image.split(self.CROPS), strict=True):
             crops = normalised_crops(images, part, index, (side, side), config)
             answers.append(net(crops.flip(3) if mirror else crops))
         return torch.cat(answers)
-
-    def _at_once(self, cpu: int) -> int:
-        return cpu if self.device.type == "cpu" else 16 * cpu
 
 
 class Level(NamedTuple):
@@ -375,7 +398,7 @@ def cell_boxes(rows: Tensor, columns: Tensor, scales: Tensor) -> Tensor:
 
 
 def face_probability(out: Tensor) -> Tensor:
-    """[K, 2 or more] logits (background, face, ...) -> [K]: the softmax of two is the sigmoid of their difference."""
+    """[B, 2 or more, ...] logits (background, face, ...) -> [B, ...]: the softmax of two, a sigmoid of a difference."""
     return (out[:, 1] - out[:, 0]).sigmoid()
 
 

@@ -1,5 +1,6 @@
 """pyface's ops: compiled CPU and CUDA kernels with a torch face. ``reference`` holds the same ops in plain torch."""
 
+from pyface.ops.convnet import convnet
 from pyface.ops.nms import batched_nms, box_voting, nms, nms_padded, soft_nms
 from pyface.ops.pnet import pnet
 from pyface.ops.resample import crop_resize, letterbox
@@ -7,6 +8,7 @@ from pyface.ops.resample import crop_resize, letterbox
 __all__ = [
     "batched_nms",
     "box_voting",
+    "convnet",
     "crop_resize",
     "letterbox",
     "nms",

@@ -142,7 +142,7 @@ def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int,
         raise RuntimeError(f"{op} failed on {device}: {_C.cuda.error_string(status)}.{_driver_hint()}")
 
 
-_THREADED = {"nms", "letterbox", "crop_resize", "pnet"}
+_THREADED = {"nms", "letterbox", "crop_resize", "convnet", "pnet"}
 
 
 def _driver_hint() -> str:

@@ -203,3 +203,19 @@ def pnet(pictures: Tensor, weights: Sequence[Tensor]) -> Tensor:
     x = F.prelu(F.conv2d(x, conv2, bias2), slope2)
     x = F.prelu(F.conv2d(x, conv3, bias3), slope3)
     return F.conv2d(x, heads, bias_heads)
+
+
+def convnet(crops: Tensor, weights: Sequence[Tensor], pools: Sequence[int]) -> Tensor:
+    x = crops
+    for weight, bias, slope, pool in zip(weights[::3], weights[1::3], weights[2::3], pools, strict=True):
+        x = F.prelu(F.conv2d(x, weight, bias), slope)
+        x = F.max_pool2d(x, pool, 2, ceil_mode=True) if pool else x
+    return x
+
+
+def pooled_size(size: int, pool: int) -> int:
+    """Side of a map of `size` after pooling at stride 2 that rounds up; windows that begin outside are left out."""
+    if pool == 0:
+        return size
+    windows = (size - pool + 1) // 2 + 1
+    return windows - 1 if (windows - 1) * 2 >= size else windows

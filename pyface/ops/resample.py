@@ -39,7 +39,7 @@ def letterbox(
     """Pictures of any sizes, each fitted into the top left of a canvas of one size, as one normalised batch.
 
     A picture keeps its proportions: it is resized by ``min(H / height, W / width)``, the same for both axes. The rest
-    of its canvas is 0, which is the mean colour. A box found on the canvas, divided by its scale, is one in the picture.
+    of its canvas is 0, the mean colour. A box found on the canvas, divided by its scale, is one in the picture.
 
     Args:
         images: B pictures, uint8 [height, width, 3], on one device.

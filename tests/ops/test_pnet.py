@@ -25,9 +25,7 @@ def random_weights(device: str = "cpu") -> list[torch.Tensor]:
 def test_pnet_equals_reference(batch, size, device):
     pictures = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1)).to(device)
     weights = random_weights(device)
-    torch.testing.assert_close(
-        ops.pnet(pictures, weights), reference.pnet(pictures, weights), rtol=1e-4, atol=2e-4
-    )
+    torch.testing.assert_close(ops.pnet(pictures, weights), reference.pnet(pictures, weights), rtol=1e-4, atol=2e-4)
 
 
 def test_batches_may_be_empty_and_strided(device):
