@@ -61,6 +61,8 @@ PYFACE_DISPATCH(void, sum_rows,
                 (const uint8_t* pixels, int64_t stride, const float* weight, int count, int64_t n, float* row),
                 (pixels, stride, weight, count, n, row))
 
+typedef float Pixel __attribute__((vector_size(4 * sizeof(float))));
+
 // Output rows [row_begin, row_end) of one picture; `plane` and `pitch` are the output's strides in floats.
 void resample_rows(const Image& image, const Taps& xs, const Taps& ys, int out_w, int row_begin, int row_end,
                    const Normalization& normalization, float* out, int64_t plane, int64_t pitch) {
@@ -68,7 +70,7 @@ void resample_rows(const Image& image, const Taps& xs, const Taps& ys, int out_w
   for (int x = 0; x < out_w; ++x)
     if (xs.count(x) > 0) left = std::min(left, xs.first[x]), right = std::max(right, xs.first[x] + xs.count(x));
   const int64_t values = std::max(0, right - left) * int64_t(3), stride = int64_t(image.width) * 3;
-  std::vector<float> row(values);
+  std::vector<float> row(values + 1);  // a pixel is read as four floats, the last of which belongs to its neighbour
   const auto& [mean, scale] = normalization;
   for (int y = row_begin; y < row_end; ++y) {
     if (values > 0)
@@ -77,16 +79,15 @@ void resample_rows(const Image& image, const Taps& xs, const Taps& ys, int out_w
     float* red = out + y * pitch;
     float *green = red + plane, *blue = green + plane;
     for (int x = 0; x < out_w; ++x) {
-      float r = 0, g = 0, b = 0;
-      int64_t i = int64_t(xs.first[x] - left) * 3;
-      for (int32_t t = xs.start[x]; t < xs.start[x + 1]; ++t, i += 3) {
-        r += xs.weight[t] * row[i];
-        g += xs.weight[t] * row[i + 1];
-        b += xs.weight[t] * row[i + 2];
+      Pixel sum = {}, pixel;
+      const float* source = row.data() + int64_t(xs.first[x] - left) * 3;
+      for (int32_t t = xs.start[x]; t < xs.start[x + 1]; ++t, source += 3) {
+        std::memcpy(&pixel, source, sizeof pixel);
+        sum += xs.weight[t] * pixel;
       }
-      red[x] = (r - mean[0]) * scale[0];
-      green[x] = (g - mean[1]) * scale[1];
-      blue[x] = (b - mean[2]) * scale[2];
+      red[x] = (sum[0] - mean[0]) * scale[0];
+      green[x] = (sum[1] - mean[1]) * scale[1];
+      blue[x] = (sum[2] - mean[2]) * scale[2];
     }
   }
 }
