@@ -68,6 +68,7 @@ def detect(
     min_face: Annotated[
         float | None,
         typer.Option(
+            min=1,
             metavar="PIXELS",
             help="Side of the smallest face looked for; larger is faster.",
             show_default="the model's own",
@@ -81,7 +82,11 @@ def detect(
     ] = None,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Save the pictures with the faces drawn in.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue --output FILE: skip the pictures that it holds.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue --output FILE: skip the pictures it holds. Repeat the other options as they were.",
+        ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False,
     max_pixels: Annotated[
@@ -92,8 +97,8 @@ def detect(
     """Finds the faces in pictures.
 
     Writes one line of JSON a picture, in the order of the sources: to --output FILE (or rows of CSV), or to a pipe. On
-    a terminal without --output it shows a short line a picture instead. A picture that cannot be read is reported in
-    its line, and the run goes on.
+    a terminal without --output it shows a short line a picture instead. A picture that cannot be read, or
+    is not there though others are named too, is reported in its line, and the run goes on.
 
     Results leave as soon as they are there. If a run is cut off, repeat it with --resume.
 
@@ -104,6 +109,10 @@ def detect(
         _fail(f"{'--resume' if resume else '--overwrite'} belongs to a file of results, add --output FILE")
     if resume and overwrite:
         _fail("--resume continues the file of results and --overwrite replaces it, use one of them")
+    if sys.stdout is None:  # closed, as by >&- in a shell
+        if output is None and save is None:
+            _fail("the standard output is closed, so the results have nowhere to go, add --output FILE or --save DIR")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     from pyface.sources import SourceError, find_sources, plan_copies
 
     try:
@@ -123,8 +132,7 @@ def detect(
     with _open_results(output, resume, overwrite) as (write, done):
         left = [path for path in paths if os.path.normpath(path) not in done]
         report = _Report(len(paths), len(paths) - len(left), show_lines=output is None and sys.stdout.isatty())
-        with report:
-            _run(detector, left, copies, write, report)
+        _run(detector, left, copies, write, report, resumable=output is not None)
     report.summarise(output, save)
     if report.failed or any(done.get(os.path.normpath(path), False) for path in paths):
         raise typer.Exit(FAILED)
@@ -183,6 +191,7 @@ def _run(
     copies: dict[str, Path] | None,
     write: Callable[[dict[str, Any]], None],
     report: _Report,
+    resumable: bool,
 ) -> None:
     """Detects and writes, and turns what may end a run early into one sentence."""
     try:
@@ -191,7 +200,8 @@ def _run(
                 write(result)
                 report.add(result)
     except KeyboardInterrupt:
-        _fail(f"interrupted, {report.done} of {report.total} pictures are done", INTERRUPTED)
+        hint = "; the same command with --resume continues" if resumable else ""
+        _fail(f"interrupted, {report.done} of {report.total} pictures are done{hint}", INTERRUPTED)
     except BrokenPipeError:  # whoever read our lines has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
         raise typer.Exit(PIPE_CLOSED) from None
@@ -343,7 +353,7 @@ def models() -> None:
         facts = (f"{weights.licence} licence", weights.training_data, weights.measured) if weights else ("none", "", "")
         table.add_row(row.name, row.description, *facts)
     # A pipe has no width, and a table folded to 80 columns is hard to search.
-    Console(width=None if sys.stdout.isatty() else 240).print(table, markup=False, highlight=False)
+    Console(width=None if sys.stdout and sys.stdout.isatty() else 240).print(table, markup=False, highlight=False)
 
 
 @app.command()

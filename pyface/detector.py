@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
@@ -62,6 +63,7 @@ class FaceDetector:
         max_pixels: Refuse pictures with more pixels than this, before they are decoded.
 
     Raises:
+        TypeError: The model is neither a name nor a model, or an option is no number.
         ValueError: An option is out of its range, there is no such model or device, or it has no such weights.
         FileNotFoundError: There is no such file of weights.
         RuntimeError: The file of weights belongs to another model.
@@ -85,13 +87,21 @@ class FaceDetector:
         batch_size: int = 8,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
+        if not isinstance(model, str) and (isinstance(model, type) or not callable(getattr(model, "detect", None))):
+            got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+            raise TypeError(f"model should be a name from list_models() or a FaceModel, got {got}")
+        for name, number in (("score_threshold", score_threshold), ("min_face", min_face)):
+            if number is not None and not isinstance(number, Real):
+                raise TypeError(f"{name} should be a number, or None for the model's own, got {number!r}")
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise ValueError(
                 f"score_threshold should be from 0 to 1, or None for the model's own, got {score_threshold}"
             )
-        if min_face is not None and not 0 < min_face < float("inf"):
-            raise ValueError(f"min_face should be a positive number of pixels, or None, got {min_face}")
+        if min_face is not None and not 1 <= min_face < float("inf"):
+            raise ValueError(f"min_face should be 1 pixel or more, or None for the model's own, got {min_face}")
         for name, value in (("batch_size", batch_size), ("max_pixels", max_pixels)):
+            if not isinstance(value, Integral):
+                raise TypeError(f"{name} should be a whole number, got {value!r}")
             if value < 1:
                 raise ValueError(f"{name} should be 1 or more, got {value}")
         if not isinstance(model, str) and weights != "default":
@@ -129,9 +139,10 @@ class FaceDetector:
         """
         several = isinstance(images, list | tuple)
         found = []
-        for outcome in self.stream(images if several else [images], bgr=bgr):
+        for k, outcome in enumerate(self.stream(images if several else [images], bgr=bgr)):
             if outcome.detections is None:
-                raise outcome.error or RuntimeError("a picture has neither detections nor an error")
+                error = outcome.error or RuntimeError("a picture has neither detections nor an error")
+                raise type(error)(f"images[{k}]: {error}") if several else error
             found.append(outcome.detections)
         return found if several else found[0]
 
@@ -189,6 +200,8 @@ class FaceDetector:
             return _Item(source, open_image(source, bgr=bgr, max_pixels=self.max_pixels))
         except ImageError as error:
             return _Item(source, error)
+        except MemoryError:
+            return _Item(source, _out_of_memory(source))
 
     def _detect(self, batch: list[_Item], limits: _Limits) -> Iterator[Outcome]:
         readable = [item for item in batch if not isinstance(item.image, ImageError)]
@@ -271,6 +284,13 @@ def _decode(item: _Item) -> _Item:
         return _Item(item.source, decode_image(item.image))
     except ImageError as error:
         return _Item(item.source, error)
+    except MemoryError:
+        return _Item(item.source, _out_of_memory(item.source))
+
+
+def _out_of_memory(source: Source) -> ImageError:
+    name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else "a picture"
+    return ImageError(f"{name}: memory does not suffice to read this picture, make it smaller or free memory")
 
 
 def _batches(items: Iterable[_Item], limits: _Limits) -> Iterator[list[_Item]]:

@@ -166,15 +166,17 @@ def _tiff(data: bytes) -> Header:
 
 
 def _tiff_tags(data: bytes) -> dict[int, int]:
-    """Returns the one-number tags of the first directory; EXIF is stored in the same form."""
+    """Returns the tags of the first directory, 0 for those that are not one number; EXIF has the same form."""
     order = "<" if data[:2] == b"II" else ">"
     (directory,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, directory)
-    tags = {}
+    tags: dict[int, int] = {}
     for entry in range(directory + 2, directory + 2 + 12 * count, 12):
         tag, form, values = struct.unpack_from(order + "HHI", data, entry)
+        value = 0
         if values == 1 and form in (3, 4):  # SHORT, LONG
-            (tags[tag],) = struct.unpack_from(order + ("H" if form == 3 else "I"), data, entry + 8)
+            (value,) = struct.unpack_from(order + ("H" if form == 3 else "I"), data, entry + 8)
+        tags.setdefault(tag, value)  # of a repeated tag libtiff takes the first, whatever its form
     return tags
 
 

@@ -1,6 +1,7 @@
 """Pictures of every kind to one form: uint8 RGB, rows x columns x 3, upright."""
 
 import os
+import stat
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -11,11 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyface.image_headers import Header, HeaderError, check_kind, read_header
+from pyface.sources import ADDRESS, is_address
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
 MAX_PIXELS = 2**27
 """Pictures with more pixels are refused unless the caller raises the limit: 134 million, 0.4 GB once decoded."""
+
+_MAX_EXTRA_BYTES = 2**26  # what a file may hold beside 16 bytes a pixel: metadata, thumbnails, further pages
 
 
 class ImageError(ValueError):
@@ -83,6 +87,7 @@ def open_image(source: Any, *, bgr: bool = False, max_pixels: int = MAX_PIXELS) 
     raise ImageError(
         f"an image should be a path, bytes, a PIL image, a uint8 numpy array [H, W, 3], a uint8 tensor [3, H, W] "
         f"or a list of these, got {type(source).__name__}"
+        + (" (which is what cv2.imread returns for a file that it cannot read)" if source is None else "")
     )
 
 
@@ -116,18 +121,28 @@ def decode_image(opened: EncodedImage | Pixels | Tensor) -> Pixels | Tensor:
 
 def _open_encoded(name: str, data: bytes | None, max_pixels: int) -> EncodedImage:
     try:
-        data = _read_file(name) if data is None else data
+        data = _read_file(name, max_pixels) if data is None else data
         header = read_header(data)
     except (HeaderError, OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise ImageError(f"{name}: {_reason(error)}") from None
+        missing_address = isinstance(error, FileNotFoundError) and is_address(name)
+        raise ImageError(f"{name}: {ADDRESS if missing_address else _reason(error)}") from None
     _check_size(name, header.width, header.height, max_pixels)
     return EncodedImage(name, data, header)
 
 
-def _read_file(path: str) -> bytes:
+def _read_file(path: str, max_pixels: int) -> bytes:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # open() tells of folders
+        raise HeaderError("this is a pipe or a device, not a file, save the picture to a file and pass that")
     with open(path, "rb") as file:
         start = file.read(32)
-        check_kind(start)  # before the rest: the file may be a film, or endless
+        check_kind(start)  # before the rest: the file may be a film
+        limit = 16 * max_pixels + _MAX_EXTRA_BYTES
+        if status.st_size > limit:
+            raise HeaderError(
+                f"the file has {status.st_size} bytes, more than the {limit} that {max_pixels} pixels may take, "
+                f"raise max_pixels (--max-pixels in a shell) if the picture can be trusted and memory suffices"
+            )
         return start + file.read()
 
 

@@ -6,6 +6,7 @@ A result is a dictionary as `Detections.to_dict` makes it; one that could not be
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -50,9 +51,12 @@ def _flat_landmarks(face: dict[str, Any]) -> list[float | None]:
 
 
 def _csv(rows: list[list[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")  # a name need not be valid text on Linux
+    lines = []
+    for row in rows:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\r\n").writerow(row)  # before Python 3.13 only its characters are quoted
+        lines.append(text.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines).encode("utf-8", "surrogateescape")  # a name need not be valid text on Linux
 
 
 class ResultFile:
@@ -147,11 +151,11 @@ def _json_results(path: Path) -> Iterator[tuple[int, str | None, bool]]:
 def _csv_results(path: Path) -> Iterator[tuple[int, str | None, bool]]:
     """Yields (where it ends, source, whether it failed) of the header and every whole result."""
     rows_left = 0
-    for number, (end, row) in enumerate(_csv_records(path), 1):
+    for number, (end, row) in enumerate(_csv_records(path), 1):  # a row that is no CSV has no fields
         if number == 1 and row == CSV_COLUMNS:
             yield end, None, False
             continue
-        if number == 1 or len(row) != len(CSV_COLUMNS) or not row[3].isdigit():
+        if number == 1 or len(row) != len(CSV_COLUMNS) or re.fullmatch("[0-9]{1,9}", row[3]) is None:
             raise _foreign(path, number)
         rows_left = (rows_left or max(1, int(row[3]))) - 1
         if rows_left == 0:
@@ -166,7 +170,12 @@ def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
             record += line
             if record.endswith(b"\n") and record.count(b'"') % 2 == 0:
                 end += len(record)
-                yield end, next(csv.reader(io.StringIO(record.decode("utf-8", "surrogateescape"), newline="")))
+                text = record.decode("utf-8", "surrogateescape")
+                try:
+                    row = next(csv.reader(io.StringIO(text, newline="")))
+                except csv.Error:
+                    row = []
+                yield end, row
                 record = b""
 
 

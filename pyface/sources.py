@@ -11,6 +11,8 @@ EXTENSIONS = (
 )
 """What counts as a picture within a folder; a file that is named itself is read whatever its name."""
 
+ADDRESS = "pyface reads files, not addresses: download it first"
+
 
 class SourceError(ValueError):
     """The pictures cannot be found, or their copies would go where they must not; the text says why."""
@@ -20,7 +22,8 @@ def find_sources(arguments: Iterable[str], *, recursive: bool = False, skip: Pat
     """Finds the pictures that files, folders and patterns stand for.
 
     A folder stands for the pictures in it, hidden ones excepted, in the order of their names; a pattern for what a
-    shell would make of it, so it works in quotes and where shells expand nothing.
+    shell would make of it, so it works in quotes and where shells expand nothing. A file that is not there is passed
+    on where others are named too, so that whoever reads them all reports it and goes on.
 
     Args:
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
@@ -31,9 +34,14 @@ def find_sources(arguments: Iterable[str], *, recursive: bool = False, skip: Pat
         The paths, spelled as the arguments were, each picture once.
 
     Raises:
-        SourceError: An argument stands for no picture, or a folder cannot be read.
+        SourceError: A folder or pattern stands for no picture, a folder cannot be read, or the only argument is not
+            there.
     """
     found: dict[str, str] = {}
+    arguments = list(arguments)
+    if len(arguments) == 1 and not _is_pattern(arguments[0]) and not os.path.exists(arguments[0]):
+        reason = ADDRESS if is_address(arguments[0]) else "there is no such file or folder"
+        raise SourceError(f"{arguments[0]}: {reason}")
     for argument in arguments:
         matches = sorted(glob.glob(argument, recursive=True)) if _is_pattern(argument) else [argument]
         count = 0
@@ -46,12 +54,14 @@ def find_sources(arguments: Iterable[str], *, recursive: bool = False, skip: Pat
     return list(found.values())
 
 
+def is_address(name: str) -> bool:
+    """Tells whether a name is an address on the web."""
+    return name.lower().startswith(("http://", "https://", "ftp://"))
+
+
 def _is_pattern(argument: str) -> bool:
-    if os.path.exists(argument):  # "photo [1].jpg" is a file, not a pattern
-        return False
-    if glob.has_magic(argument):
-        return True
-    raise SourceError(f"{argument}: there is no such file or folder")
+    # "photo [1].jpg" may be a file, and addresses have question marks.
+    return glob.has_magic(argument) and not os.path.exists(argument) and not is_address(argument)
 
 
 def _nothing(argument: str, recursive: bool) -> str:

@@ -122,6 +122,14 @@ def test_hostile_pictures_are_reported_and_the_run_goes_on(run, write_grey, tmp_
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_missing_file_among_several_is_reported(run, write_grey):
+    write_grey("a.png", 80)
+    lines = lines_of(run("detect", "gone.png", "a.png", "https://example.org/b.png", "--save", "out", status=1).stdout)
+    assert [len(line["faces"]) for line in lines] == [0, 2, 0]
+    assert lines[0]["error"] == "gone.png: there is no such file"
+    assert "not addresses: download it first" in lines[2]["error"]
+
+
 def test_options_reach_the_detector(run, write_grey):
     write_grey("a.png", 160)
     lines = lines_of(run("detect", "a.png", "--score-threshold", 0.25, "--min-face", 40, "--device", "cpu").stdout)
@@ -218,7 +226,14 @@ def test_existing_output(run, write_grey):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.jsonl", "{}\n"), ("a.jsonl", "notes\n"), ("a.jsonl", "[1]\n"), ("a.csv", "x,y\n1,2\n"), ("a.csv", "a\n")],
+    [
+        ("a.jsonl", "{}\n"),
+        ("a.jsonl", "notes\n"),
+        ("a.jsonl", "[1]\n"),
+        ("a.csv", "x,y\n1,2\n"),
+        ("a.csv", "a\n"),
+        pytest.param("a.csv", "a" * 200_000 + "\n", id="more than csv takes"),
+    ],
 )
 def test_resume_leaves_foreign_files_alone(run, write_grey, name, content):
     write_grey("a.png")
@@ -295,6 +310,25 @@ def test_closed_pipe_is_quiet(write_grey, tmp_path):
     assert process.wait(timeout=60) == 141
 
 
+@pytest.mark.skipif(os.name != "posix", reason="closed descriptors of POSIX")
+def test_closed_stdout(write_grey, tmp_path):
+    write_grey("a.png", 40)
+
+    def closed(*arguments):
+        command = f'"{sys.executable}" "{FAKE_CLI}" {" ".join(arguments)} >&-'
+        result = subprocess.run(command, shell=True, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        return result.returncode, result.stderr
+
+    status, text = closed("detect", "a.png")
+    assert status == 2
+    assert text.startswith("pyface: the standard output is closed")
+    assert len(text.splitlines()) == 1
+    assert closed("detect", "a.png", "--output", "faces.jsonl", "--save", "out") == (0, "")
+    assert len(lines_of((tmp_path / "faces.jsonl").read_text())[0]["faces"]) == 1
+    assert (tmp_path / "out/a.png").exists()
+    assert closed("models") == (0, "")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="terminals of POSIX")
 def test_terminal(write_grey, tmp_path, monkeypatch):
     import pty
@@ -337,12 +371,13 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (["gone.png"], ["gone.png: there is no such file or folder"]),
+        (["https://example.org/a.jpg?x=1"], ["pyface reads files, not addresses: download it first"]),
         (["*.gif"], ["*.gif: nothing fits this pattern"]),
         (["empty"], ["empty: there are no pictures in this folder", "--recursive"]),
         (["a.png", "--model", "mtcn"], ["there is no model 'mtcn'", "mtcnn"]),
         (["a.png", "--device", "cuda:99"], ["device 'cuda:99' cannot be used"]),
         (["a.png", "--device", "abacus"], ["device should be auto, cpu, cuda", "abacus"]),
-        (["a.png", "--min-face", "-3"], ["min_face should be a positive number"]),
+        (["a.png", "--min-face", "inf"], ["min_face should be 1 pixel or more"]),
         (["a.png", "--weights", "gone.safetensors"], ["gone.safetensors: there is no such file of weights"]),
         (["a.png", "--weights", "a.png"], ["a.png: this file does not hold weights of mtcnn"]),
         (["a.png", "--output", "faces.txt"], ["faces.txt", ".jsonl or .csv"]),
@@ -367,6 +402,7 @@ def test_typer_refuses_the_rest(run, write_grey):
         ["detect"],
         ["detect", "a.png", "--batch-size", 0],
         ["detect", "a.png", "--score-threshold", 1.5],
+        ["detect", "a.png", "--min-face", 0.5],
         ["detect", "a.png", "--nonsense"],
         ["nonsense"],
     ):
@@ -448,6 +484,7 @@ def test_sources(write_grey, tmp_path, monkeypatch):
     assert found("in/b.PNG", "in", "./in/a.jpg") == ["in/b.PNG", "in/a.jpg"]
     with pytest.raises(SourceError, match="no such file"):
         find_sources(["in/nothing"])
+    assert found("in/nothing", "in/a.jpg", "http://x/?y") == ["in/nothing", "in/a.jpg", "http://x/?y"]
 
 
 def test_copies():
@@ -468,7 +505,7 @@ def test_copies():
 
 
 def test_result_file_survives_odd_names(tmp_path):
-    names = ["plain", "line\nbreak", 'quo"te', "com,ma", "\udcff", "ä写"]
+    names = ["plain", "line\nbreak", "\r", "a\rb\r\n", "'\t\x85\u2028", 'quo"te', "com,ma", "\udcff", "ä写"]
     for name in ("a.jsonl", "a.csv"):
         with ResultFile(tmp_path / name) as file:
             for source in names:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pyface import detector
 from pyface.detections import Detections
 from pyface.detector import FaceDetector, find_device, is_out_of_memory
 from pyface.images import ImageError
@@ -218,7 +219,7 @@ def test_max_pixels(fake_model, write_grey):
     [
         ({"score_threshold": 1.5}, "score_threshold should be from 0 to 1"),
         ({"score_threshold": float("nan")}, "score_threshold should be from 0 to 1"),
-        ({"min_face": 0}, "min_face should be a positive number"),
+        ({"min_face": 0}, "min_face should be 1 pixel or more"),
         ({"batch_size": 0}, "batch_size should be 1 or more, got 0"),
         ({"max_pixels": 0}, "max_pixels should be 1 or more"),
         ({"device": "tpu"}, "device should be auto, cpu, cuda or cuda:N, got 'tpu'"),
@@ -229,6 +230,47 @@ def test_max_pixels(fake_model, write_grey):
 def test_refused_options(fake_model, options, message):
     with pytest.raises(ValueError, match=message):
         FaceDetector(fake_model, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_face": "20"}, "min_face should be a number, .* got '20'"),
+        ({"score_threshold": [0.5]}, "score_threshold should be a number"),
+        ({"batch_size": 2.5}, "batch_size should be a whole number, got 2.5"),
+        ({"max_pixels": "many"}, "max_pixels should be a whole number, got 'many'"),
+        ({"model": 5}, "model should be a name .* or a FaceModel, got int"),
+        ({"model": torch.nn.ReLU()}, "or a FaceModel, got ReLU"),
+        ({"model": FaceDetector}, "or a FaceModel, got the class FaceDetector"),
+    ],
+)
+def test_options_of_the_wrong_kind(fake_model, options, message):
+    with pytest.raises(TypeError, match=message):
+        FaceDetector(**{"model": fake_model, **options})
+
+
+def test_min_face_of_a_part_of_a_pixel(fake_model):
+    with pytest.raises(ValueError, match=r"min_face should be 1 pixel or more, .* got 0\.5"):
+        FaceDetector(fake_model, min_face=0.5)
+
+
+@pytest.mark.parametrize("step", ["open_image", "decode_image"])
+def test_stream_goes_on_when_memory_runs_out_while_reading(fake_detector, write_grey, monkeypatch, step):
+    real = getattr(detector, step)
+    calls = []
+
+    def fail_first(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(detector, step, fail_first)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one thread, so that the first call is of the first picture
+    first, second = fake_detector.stream([write_grey("a.png"), write_grey("b.png")])
+    assert isinstance(first.error, ImageError)
+    assert "a.png: memory does not suffice" in str(first.error)
+    assert len(second.detections) == 1
 
 
 def test_unknown_model():

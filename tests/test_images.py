@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import struct
 import zlib
 
@@ -236,6 +237,39 @@ def test_bombs_are_refused_unread():
     for kind in KINDS:
         with pytest.raises(ImageError, match="90 x 60 is more than the limit of 5399 pixels"):
             read_image(encode(SMOOTH, kind), max_pixels=5399)
+
+
+def test_a_repeated_tiff_tag_does_not_hide_the_size():
+    def tiff(*tags):  # as (tag, form, value)
+        entries = b"".join(struct.pack("<HHII", tag, form, 1, value) for tag, form, value in tags)
+        return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
+
+    header = read_header(tiff((256, 4, 90_000), (256, 4, 1), (257, 4, 80_000), (257, 4, 1)))
+    assert (header.width, header.height) == (90_000, 80_000)
+    with pytest.raises(HeaderError, match="a size of 0 x 1 pixels"):  # a form that is not read counts all the same
+        read_header(tiff((256, 16, 90_000), (256, 4, 1), (257, 4, 1)))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes of POSIX")
+def test_pipes_and_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", "/dev/zero"):
+        with pytest.raises(ImageError, match=r"(pipe.jpg|zero): this is a pipe or a device, not a file"):
+            read_image(path)
+
+
+def test_huge_files_are_refused_unread(tmp_path):
+    path = tmp_path / "huge.pgm"
+    path.write_bytes(b"P5 1 1 255\n\0")
+    assert_form(read_image(path, max_pixels=1))
+    os.truncate(path, 2**26 + 16 + 1)
+    with pytest.raises(ImageError, match=r"huge\.pgm: the file has 67108881 bytes, more than .* raise max_pixels"):
+        read_image(path, max_pixels=1)
+
+
+def test_addresses_are_no_files():
+    with pytest.raises(ImageError, match="pyface reads files, not addresses: download it first"):
+        read_image("https://example.org/a.jpg")
 
 
 def test_files_that_are_no_pictures(tmp_path):
