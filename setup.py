@@ -16,7 +16,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = sorted(p for p in [*ROOT.glob("csrc/**/*"), ROOT / "CMakeLists.txt"] if p.is_file())
+SOURCES = sorted(p for p in [*ROOT.glob("csrc/**/*.[ch]*"), ROOT / "CMakeLists.txt"] if p.name[0] != ".")
 
 
 def source_hash() -> str:
@@ -25,6 +25,15 @@ def source_hash() -> str:
     for path in SOURCES:
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def run(*command: str) -> None:
+    """Runs a build command, whose own words tell what went wrong."""
+    if subprocess.run(command, check=False).returncode != 0:
+        raise SystemExit(
+            "pyface's kernels could not be built: see CMake's message above. They need a C++17 compiler "
+            "(Debian and Ubuntu: apt install g++); a CUDA toolkit that fails is left out with PYFACE_CUDA=0."
+        )
 
 
 def put(module: Path, place: Path) -> None:
@@ -40,14 +49,15 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         # First, so that a build which fails or is interrupted leaves no module of older sources behind.
-        for ext in self.extensions:
-            self._place(ext).unlink(missing_ok=True)
+        if self.inplace or self.editable_mode:
+            for ext in self.extensions:
+                self._place(ext).unlink(missing_ok=True)
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
         build = ROOT / "build" / f"python-{sys.implementation.cache_tag}-{self.plat_name}"
         self._configure(build)
-        subprocess.run(["cmake", "--build", str(build), "--target", "_C"], check=True)
+        run("cmake", "--build", str(build), "--target", "_C")
         put(build / self._place(ext).name, self._built(ext))
 
     def copy_extensions_to_source(self) -> None:
@@ -68,7 +78,6 @@ class CMakeBuild(build_ext):
         if cuda not in ("", "0", "1"):
             raise SystemExit(f"PYFACE_CUDA is {cuda!r}: set it to 0 (CPU only), 1 (with CUDA) or leave it unset.")
         # --fresh forgets the paths of build tools that lay in pip's last isolated environment; object files stay.
-        command = ["cmake", "--fresh", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
         settings = {
             "PYFACE_PYTHON": "ON",
             "PYFACE_CUDA": {"": "AUTO", "0": "OFF", "1": "ON"}[cuda],
@@ -79,7 +88,8 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
-        subprocess.run(command + [f"-D{name}={value}" for name, value in settings.items()], check=True)
+        options = [f"-D{name}={value}" for name, value in settings.items()]
+        run("cmake", "--fresh", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options)
 
 
 setup(ext_modules=[Extension("pyface._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -36,7 +36,7 @@ class Face(NamedTuple):
     landmarks: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Detections:
     """The faces of one picture, in the pixels of that picture when upright.
 
@@ -93,6 +93,11 @@ class Detections:
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} should be finite numbers, got NaN or infinity")
         object.__setattr__(self, name, tensor)
+
+    def __repr__(self) -> str:
+        best = f", best score {self.scores.max():.3f}" if len(self) else ""
+        source = "" if self.source is None else f" of {self.source!r}"
+        return f"Detections({len(self)} faces{source}, {self.width} x {self.height} pixels{best})"
 
     def __len__(self) -> int:
         return len(self.scores)

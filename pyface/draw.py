@@ -59,6 +59,8 @@ def _label(canvas: Pixels, text: str, box: tuple[int, int, int, int], width: int
     rows, columns = canvas.shape[:2]
     if text_width + 2 * pad > columns or text_height + 2 * pad > rows:
         return  # a picture smaller than the number would be covered by it
+    if text_width > 2 * (box[2] - box[0]):
+        return  # in a crowd of small faces the numbers would cover the neighbours
     left = int(np.clip(box[0], 0, columns - text_width - 2 * pad))
     bottom = box[1] if box[1] >= text_height + 2 * pad else box[1] + text_height + 2 * pad
     bottom = int(np.clip(bottom, text_height + 2 * pad, rows))

@@ -103,3 +103,10 @@ def test_no_torch_header_in_the_core():
         if path.is_file():
             text = path.read_text()
             assert not any(f"#include <{name}/" in text for name in ("torch", "ATen", "c10")), path
+
+
+def test_a_script_beside_the_clone_imports_the_package(tmp_path: Path):
+    # There a folder called pyface, the clone's, lies on the path before the package.
+    (tmp_path / "pyface" / "csrc").mkdir(parents=True)
+    done = run(sys.executable, "-c", "import pyface; print(pyface.__file__)", cwd=tmp_path)
+    assert done.stdout.strip() == str(ROOT / "pyface" / "__init__.py"), done.stderr

@@ -106,8 +106,8 @@ PYFACE_INLINE void suppress_impl(const Box* boxes, const int32_t* order, int64_t
     const bool is_large = !has_grid || cells.count() > kManyCells;
     bool suppressed = chain_overlaps<kOverlap>(kept, is_large ? all : large, b, area, threshold);
     if (!is_large)
-      for (int32_t row = cells.top; row <= cells.bottom && !suppressed; ++row)
-        for (int32_t column = cells.left; column <= cells.right && !suppressed; ++column)
+      for (int64_t row = cells.top; row <= cells.bottom && !suppressed; ++row)
+        for (int64_t column = cells.left; column <= cells.right && !suppressed; ++column)
           suppressed = chain_overlaps<kOverlap>(kept, grid.index(column, row), b, area, threshold);
     if (suppressed) continue;
     keep(rank), ++found;
@@ -116,8 +116,8 @@ PYFACE_INLINE void suppress_impl(const Box* boxes, const int32_t* order, int64_t
     if (is_large)
       kept.add(large, b, area);
     else
-      for (int32_t row = cells.top; row <= cells.bottom; ++row)
-        for (int32_t column = cells.left; column <= cells.right; ++column) kept.add(grid.index(column, row), b, area);
+      for (int64_t row = cells.top; row <= cells.bottom; ++row)
+        for (int64_t column = cells.left; column <= cells.right; ++column) kept.add(grid.index(column, row), b, area);
   }
 }
 
@@ -216,8 +216,8 @@ class Neighbours {
 
   template <class Use>
   void for_cells(const CellRange& range, const Use& use) {
-    for (int32_t row = range.top; row <= range.bottom; ++row)
-      for (int32_t column = range.left; column <= range.right; ++column) use(cells_[grid_.index(column, row)]);
+    for (int64_t row = range.top; row <= range.bottom; ++row)
+      for (int64_t column = range.left; column <= range.right; ++column) use(cells_[grid_.index(column, row)]);
   }
 
   template <class Visit>

@@ -26,9 +26,8 @@ struct Taps {
     first.reserve(outputs);
     start.reserve(outputs + 1);
     for (int i = 0; i < outputs; ++i) {
-      const double middle = (low + high) / 2;
-      const double centre =
-          high - low >= footprint ? std::clamp(low + (i + 0.5) * scale, low + half, high - half) : middle;
+      const double lowest = low + half, highest = high - half;
+      const double centre = lowest > highest ? (low + high) / 2 : std::clamp(low + (i + 0.5) * scale, lowest, highest);
       const double from = std::clamp(centre - half, 0.0, double(pixels));
       const double to = std::clamp(centre + half, 0.0, double(pixels));
       const int begin = static_cast<int>(std::floor(from)), end = static_cast<int>(std::ceil(to));

@@ -66,6 +66,13 @@ def check_tensors(op: str, names: Sequence[str], tensors: Sequence[Any]) -> None
         raise ValueError(f"{op} runs on cpu and cuda, got tensors on {first.device}: move them with .cpu().")
 
 
+def check_one_device(op: str, first: Tensor, *others: Tensor) -> None:
+    """Raises ValueError unless all lie on the first one's device; for those who call torch.ops.pyface directly."""
+    for other in others:
+        if other.device != first.device:
+            raise ValueError(f"{op}: its tensors are on {first.device} and {other.device}: move them to one device.")
+
+
 def check_dtype(op: str, name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
     """Raises TypeError when the tensor's dtype is not among the allowed ones."""
     if tensor.dtype not in allowed:
@@ -185,9 +192,9 @@ def build_info() -> dict[str, Any]:
 def _sources_changed() -> bool:
     """Whether csrc/ (of an editable install) is not what the module was built from; the rule is setup.py's."""
     root = Path(__file__).resolve().parents[2]
-    sources = sorted(path for path in [*root.glob("csrc/**/*"), root / "CMakeLists.txt"] if path.is_file())
-    if len(sources) < 2:
+    if not (root / "csrc").is_dir():
         return False
+    sources = sorted(path for path in [*root.glob("csrc/**/*.[ch]*"), root / "CMakeLists.txt"] if path.name[0] != ".")
     digest = hashlib.sha256()
     for path in sources:
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())

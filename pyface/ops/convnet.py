@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from pyface.ops import reference
-from pyface.ops._extension import check_dtype, check_shape, check_tensors, launch, plain, register, shape_of
+from pyface.ops._extension import (
+    check_dtype,
+    check_one_device,
+    check_shape,
+    check_tensors,
+    launch,
+    plain,
+    register,
+    shape_of,
+)
+
+_LARGEST_MAP = 2**26  # numbers in a layer's map of one crop; the kernel counts them in 32 bits
 
 
 def convnet(crops: Tensor, weights: Sequence[Tensor], pools: Sequence[int]) -> Tensor:
@@ -48,6 +59,7 @@ def _check(crops: Tensor, weights: list[Tensor], pools: list[int]) -> tuple[int,
         raise ValueError(
             f"convnet: weights must be three tensors for each of pools, got {len(weights)} and {len(pools)} pools."
         )
+    check_one_device("convnet", crops, *weights)
     check_dtype("convnet", "crops", crops, (torch.float32,))
     check_shape("convnet", "crops", crops, crops.ndim == 4 and crops.shape[2] == crops.shape[3], "[N, C, S, S]")
     channels, size = crops.shape[1], crops.shape[2]
@@ -65,6 +77,8 @@ def _check(crops: Tensor, weights: list[Tensor], pools: list[int]) -> tuple[int,
         size = size - weight.shape[2] + 1
         if size < max(1, pool):
             raise ValueError(f"convnet: crops of the shape {shape_of(crops)} are too small for layer {i}.")
+        if channels * size * size > _LARGEST_MAP:
+            raise ValueError(f"convnet: crops of the shape {shape_of(crops)} are too large, it is made for small ones.")
         size = reference.pooled_size(size, pool)
     return channels, size
 

@@ -20,6 +20,7 @@ from pyface.ops._extension import (
     check_dtype,
     check_fraction,
     check_not_nan,
+    check_one_device,
     check_shape,
     check_size,
     check_tensors,
@@ -205,6 +206,7 @@ def box_voting(
 
 
 def _check(op: str, boxes: Tensor, scores: Tensor, iou_threshold: float, overlap: str) -> None:
+    check_one_device(op, boxes, scores)
     check_dtype(op, "boxes", boxes, FLOATS)
     check_dtype(op, "scores", scores, FLOATS)
     check_shape(op, "boxes", boxes, boxes.ndim == 2 and boxes.shape[1] == 4, "[N, 4]")
@@ -216,6 +218,7 @@ def _check(op: str, boxes: Tensor, scores: Tensor, iou_threshold: float, overlap
 
 def _check_idxs(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, overlap: str) -> None:
     _check("batched_nms", boxes, scores, iou_threshold, overlap)
+    check_one_device("batched_nms", boxes, idxs)
     check_dtype("batched_nms", "idxs", idxs, INTEGERS)
     fits = idxs.shape == boxes.shape[:1]
     check_shape("batched_nms", "idxs", idxs, fits, f"[N] = {list(boxes.shape[:1])} as in boxes")
@@ -231,6 +234,7 @@ def _check_padded(
     overlap: str,
 ) -> None:
     op = "nms_padded"
+    check_one_device(op, boxes, scores, *([] if counts is None else [counts]))
     check_dtype(op, "boxes", boxes, FLOATS)
     check_dtype(op, "scores", scores, FLOATS)
     check_shape(op, "boxes", boxes, boxes.ndim == 3 and boxes.shape[2] == 4, "[B, N, 4]")
@@ -242,8 +246,8 @@ def _check_padded(
         check_shape(op, "counts", counts, counts.shape == boxes.shape[:1], f"[B] = [{batch}] as in boxes")
     check_fraction(op, "iou_threshold", iou_threshold)
     check_choice(op, "overlap", overlap, OVERLAPS)
-    if max_detections < 0:
-        raise ValueError(f"{op}: max_detections must be 0 or more, got {max_detections}.")
+    if not 0 <= max_detections < 2**31:
+        raise ValueError(f"{op}: max_detections must be a number from 0 to 2**31 - 1, got {max_detections}.")
     if score_threshold is not None:
         check_not_nan(op, "score_threshold", score_threshold)
 

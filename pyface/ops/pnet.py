@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyface.ops import reference
-from pyface.ops._extension import check_dtype, check_shape, check_tensors, launch, plain, register
+from pyface.ops._extension import check_dtype, check_one_device, check_shape, check_tensors, launch, plain, register
 
 _SHAPES = {
     "conv1": (10, 3, 3, 3),
@@ -57,6 +57,7 @@ def pnet(pictures: Tensor, weights: Sequence[Tensor]) -> Tensor:
 def _check(pictures: Tensor, weights: list[Tensor]) -> None:
     if len(weights) != len(_SHAPES):
         raise ValueError(f"pnet: weights must be {len(_SHAPES)} tensors ({', '.join(_SHAPES)}), got {len(weights)}.")
+    check_one_device("pnet", pictures, *weights)
     check_dtype("pnet", "pictures", pictures, (torch.float32,))
     check_shape("pnet", "pictures", pictures, pictures.ndim == 4 and pictures.shape[1] == 3, "[B, 3, H, W]")
     for (name, shape), weight in zip(_SHAPES.items(), weights, strict=True):

@@ -24,8 +24,8 @@ def overlap_with(box: Tensor, boxes: Tensor, overlap: str) -> Tensor:
 
 def area_of(boxes: Tensor) -> Tensor:
     """Areas of boxes [N, 4], float32 [N]; 0 where x2 < x1 or y2 < y1."""
-    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
-    return sides[:, 0] * sides[:, 1]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return torch.where((sides > 0).all(1), sides[:, 0] * sides[:, 1], 0)
 
 
 def order_by_score(boxes: Tensor, scores: Tensor, score_threshold: float = -math.inf) -> Tensor:
@@ -139,10 +139,8 @@ def resampling_matrix(low: float, high: float, scale: float, interpolation: str,
     """
     footprint = max(1.0, scale) if interpolation == "area" else 1.0
     centre = low + (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
-    if high - low >= footprint:
-        centre = centre.clamp(low + footprint / 2, high - footprint / 2)
-    else:
-        centre = torch.full_like(centre, (low + high) / 2)
+    lowest, highest = low + footprint / 2, high - footprint / 2
+    centre = torch.full_like(centre, (low + high) / 2) if lowest > highest else centre.clamp(lowest, highest)
     pixel = torch.arange(pixels, dtype=torch.float64)
     begin = torch.maximum(pixel, centre[:, None] - footprint / 2)
     end = torch.minimum(pixel + 1, centre[:, None] + footprint / 2)

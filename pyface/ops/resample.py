@@ -5,7 +5,6 @@ two nearest pixels of each axis whatever the scale; ``"area"`` averages over the
 better choice when reducing, and is bilinear when enlarging.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +15,7 @@ from pyface.ops._extension import (
     INTEGERS,
     check_choice,
     check_dtype,
+    check_one_device,
     check_shape,
     check_tensors,
     launch,
@@ -25,6 +25,7 @@ from pyface.ops._extension import (
 )
 
 _INTERPOLATIONS = ("bilinear", "area")
+_HUGE = 1e38
 _MAX_SIDE = 2**24  # of pictures and outputs; far beyond memory, well within int32 arithmetic
 
 
@@ -143,14 +144,13 @@ def _check(
         check_shape(op, f"images[{i}]", image, image.ndim == 3 and image.shape[2] == 3, "[height, width, 3]")
         if not (1 <= image.shape[0] < _MAX_SIDE and 1 <= image.shape[1] < _MAX_SIDE):
             raise ValueError(f"{op}: images[{i}] must have pixels, got the shape {shape_of(image)}.")
-        if image.device != images[0].device:
-            raise ValueError(f"{op}: images are on {images[0].device} and {image.device}: move them to one device.")
     if not (1 <= height < _MAX_SIDE and 1 <= width < _MAX_SIDE):
         raise ValueError(f"{op}: size must be 1 x 1 pixels or more, got {height} x {width}.")
     check_choice(op, "interpolation", interpolation, _INTERPOLATIONS)
     if len(mean) != 3 or len(std) != 3:
         raise ValueError(f"{op}: mean and std must have 3 numbers each, got {len(mean)} and {len(std)}.")
-    if not all(map(math.isfinite, [*mean, *std])) or 0 in std:
+    # In the range of float32, as the kernels take them.
+    if not all(abs(value) < _HUGE for value in mean) or not all(1 / _HUGE < abs(value) < _HUGE for value in std):
         raise ValueError(f"{op}: mean must be finite and std finite and not 0, got mean={mean} and std={std}.")
 
 
@@ -165,16 +165,13 @@ def _check_crops(
     std: list[float],
 ) -> None:
     op = "crop_resize"
+    check_one_device(op, boxes, image_index, *images)
     _check(op, images, height, width, interpolation, mean, std)
     check_dtype(op, "boxes", boxes, FLOATS)
     check_shape(op, "boxes", boxes, boxes.ndim == 2 and boxes.shape[1] == 4, "[N, 4]")
     check_dtype(op, "image_index", image_index, INTEGERS)
     fits = image_index.shape == boxes.shape[:1]
     check_shape(op, "image_index", image_index, fits, f"[N] = {list(boxes.shape[:1])} as in boxes")
-    if images and images[0].device != boxes.device:
-        raise ValueError(
-            f"{op}: images are on {images[0].device} and boxes on {boxes.device}: move them to one device."
-        )
 
 
 def _views(images: list[Tensor]) -> list[tuple[int, int, int]]:
@@ -184,6 +181,7 @@ def _views(images: list[Tensor]) -> list[tuple[int, int, int]]:
 def _letterbox(
     images: list[Tensor], height: int, width: int, interpolation: str, mean: list[float], std: list[float]
 ) -> Tensor:
+    check_one_device("letterbox", *images)
     _check("letterbox", images, height, width, interpolation, mean, std)
     images = [image.contiguous() for image in images]
     out = torch.empty((len(images), 3, height, width), dtype=torch.float32, device=images[0].device)
@@ -240,6 +238,7 @@ def _check_crop_values(boxes: Tensor, image_index: Tensor, num_images: int) -> N
 def _fake_letterbox(
     images: list[Tensor], height: int, width: int, interpolation: str, mean: list[float], std: list[float]
 ) -> Tensor:
+    check_one_device("letterbox", *images)
     _check("letterbox", images, height, width, interpolation, mean, std)
     return images[0].new_empty((len(images), 3, height, width), dtype=torch.float32)
 

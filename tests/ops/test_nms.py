@@ -16,6 +16,45 @@ from pyface import ops
 from pyface.ops import reference
 
 OVERLAPS = ["union", "min"]
+TORCHVISION_KEPT = {
+    0.0: [24, 32, 35, 31, 27, 18],
+    0.25: [24, 32, 35, 7, 8, 11, 26, 31, 19, 33, 10, 27, 37, 15, 1, 18],
+    0.5: [
+        24,
+        32,
+        35,
+        7,
+        8,
+        11,
+        16,
+        20,
+        26,
+        31,
+        3,
+        19,
+        23,
+        33,
+        36,
+        0,
+        6,
+        10,
+        17,
+        27,
+        37,
+        39,
+        38,
+        4,
+        9,
+        13,
+        15,
+        21,
+        1,
+        18,
+        25,
+        34,
+        5,
+    ],
+}
 
 
 def random_boxes(n: int, seed: int = 0, extent: float = 1000, sides: tuple[float, float] = (10, 70)):
@@ -93,6 +132,16 @@ def test_nms_equals_torchvision(device):
         for threshold in (0.0, 0.1, 0.3, 0.5, 0.9, 1.0):
             expected = torchvision.ops.nms(boxes, scores, threshold)
             assert torch.equal(ops.nms(*on(device, boxes, scores), threshold).cpu(), expected)
+
+
+def test_nms_returns_what_torchvision_returned():
+    """Indices that torchvision 0.27.1 kept of 40 boxes on a small lattice, with ties in scores and overlaps."""
+    generator = torch.Generator().manual_seed(7)
+    corner = torch.randint(0, 24, (40, 2), generator=generator)
+    boxes = torch.cat([corner, corner + torch.randint(4, 14, (40, 2), generator=generator)], 1).float()
+    scores = torch.randint(0, 8, (40,), generator=generator) / 8
+    for threshold, kept in TORCHVISION_KEPT.items():
+        assert ops.nms(boxes, scores, threshold).tolist() == kept
 
 
 def test_threshold_is_strict_and_compared_as_double(device):
@@ -366,7 +415,7 @@ BOXES, SCORES = torch.zeros(3, 4), torch.zeros(3)
         (
             lambda: ops.nms_padded(BOXES[None], SCORES[None], None, 0.5, max_detections=-1),
             ValueError,
-            "max_detections must be 0 or more, got -1",
+            "max_detections must be a number from 0 to .*, got -1",
         ),
         (
             lambda: ops.nms_padded(BOXES[None], SCORES[None], torch.tensor([-1]), 0.5, max_detections=1),
@@ -397,6 +446,27 @@ BOXES, SCORES = torch.zeros(3, 4), torch.zeros(3)
 def test_errors_say_what_came_and_what_is_taken(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_direct_calls_are_checked_as_well():
+    meta = torch.zeros(1, dtype=torch.int32, device="meta")
+    with pytest.raises(ValueError, match="its tensors are on cpu and meta"):
+        torch.ops.pyface.nms_padded.default(BOXES[None], SCORES[None], meta, 0.5, 1, None, "union")
+    with pytest.raises(ValueError, match="boxes must have the shape"):
+        torch.ops.pyface.nms.default(SCORES, SCORES, 0.5, "union")
+
+
+@pytest.mark.parametrize("name", ["nms", "box_voting", "soft_nms"])
+def test_distant_clusters_do_not_slow_the_grid_down(name):
+    # With a grid stretched between the clusters, all boxes of one would share a cell: hours instead of a second.
+    boxes, scores = random_boxes(100_000, extent=3000)
+    boxes[::33] += 1e6
+    function = getattr(ops, name)
+    near = function(boxes, scores, 0.5)
+    moved = boxes.clone()
+    moved[::33] += 1e6
+    kept = [result[0] if isinstance(result, tuple) else result for result in (near, function(moved, scores, 0.5))]
+    assert abs(len(kept[0]) - len(kept[1])) < 0.01 * len(kept[0])
 
 
 def samples():

@@ -127,6 +127,7 @@ def test_degenerate_and_enormous_boxes(device):
             [1e9, 1e9, 2e9, 2e9],
             [-3e38, 0, 3e38, 5],
             [2, 2, 2.5, 2.5],
+            [1.2515788, 0, 2.7357320e16, 10],
         ],
         device=device,
     )
