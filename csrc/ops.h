@@ -49,6 +49,49 @@ inline int convnet_pooled(int size, int pool) {
   return (windows - 1) * 2 >= size ? windows - 1 : windows;
 }
 
+// Element type of a network's maps; all arithmetic is float32.
+enum class Dtype : int32_t { Float32 = 0, Float16 = 1, BFloat16 = 2 };
+
+// A map [batch, channels, height, width] where it lies, strides in elements: NCHW, channels_last or a slice of either.
+struct Map {
+  const void* data;  // nullptr: there is no such map
+  int64_t batch_stride, channel_stride, row_stride, column_stride;
+};
+
+constexpr int kMaxLevels = 8, kMaxAnchors = 8;
+
+// One level of decode_anchors: its maps, and what its anchors are. K = num_anchors.
+struct AnchorLevel {
+  Map logits;     // (num_background + 1) * K channels: logit c of anchor k is channel c * K + k, backgrounds first
+  Map boxes;      // 4 * K: dx, dy, dw, dh of anchor k from channel 4 * k
+  Map landmarks;  // 10 * K or none: x, y of five points from channel 10 * k
+  Map gate;       // K or none: logits of a first step, which an anchor must pass as well
+  Map offsets;    // 4 * K or none: of a first step, which moves the anchor before `boxes` is applied
+  int32_t height, width, stride;
+  int32_t num_anchors, num_background;  // 0 backgrounds: one logit an anchor
+  int32_t max_candidates;               // the best so many of this level go on
+  float min_logit, min_gate;            // an anchor passes when its logit is > min_logit, and its gate's > min_gate
+  int64_t first;                        // index of anchor 0 of cell (0, 0); index = first + cell * K + k, cells by row
+  Box anchors[kMaxAnchors];             // of cell (0, 0); those of (row, column) lie stride * (column, row) further
+};
+
+// What decode_anchors does with all levels alike.
+struct AnchorDecoding {
+  float center_variance, size_variance;
+  float min_side;          // boxes whose shorter side, after clipping, is not >= this (and > 0) are dropped
+  const float* sizes;      // [batch, 2] height and width that boxes are clipped to, or nullptr
+  int64_t max_candidates;  // over all levels
+};
+
+// Where candidates go, sorted by logit descending, ties by index; beyond `count`: boxes, scores, landmarks 0, index -1.
+struct CandidateArrays {
+  float* boxes;      // [batch, max_candidates, 4]
+  float* scores;     // [batch, max_candidates]
+  float* landmarks;  // [batch, max_candidates, 5, 2] or nullptr
+  int64_t* index;    // [batch, max_candidates]
+  int32_t* count;    // [batch]
+};
+
 namespace cpu {
 
 // Greedy suppression in `batch` independent segments of `n` boxes.
@@ -99,6 +142,27 @@ void pnet(const float* pictures, int64_t batch, int height, int width, const PNe
 void convnet(const float* crops, int64_t n, int channels, int size, const ConvnetLayer* layers, int num_layers,
              float* features, int threads);
 
+// Max-out: the first `num_background` of `channels` become their maximum (NaN if one is NaN), the others are copied.
+//   logits of any strides, `inner` rows x columns; out [batch, 1 + channels - num_background, height, width], in the
+//   memory order that `out` describes, same dtype
+void maxout_background(const Map& logits, Dtype dtype, int64_t batch, int channels, int64_t height, int64_t width,
+                       int num_background, const Map& out, int threads);
+
+// Its backward: the first largest background gets the whole gradient, the other backgrounds 0.
+//   gradient [batch, 1 + channels - num_background, ...], out [batch, channels, ...]
+void maxout_background_backward(const Map& logits, const Map& gradient, Dtype dtype, int64_t batch, int channels,
+                                int64_t height, int64_t width, int num_background, const Map& out, int threads);
+
+// Face probability of logits [batch, num_background + 1, height, width]: softmax over the largest background and the
+// face, or the sigmoid of the one logit. out float32 [batch, height, width]
+void face_probability(const Map& logits, Dtype dtype, int64_t batch, int64_t height, int64_t width, int num_background,
+                      float* out, int threads);
+
+// Head maps to candidates in one pass: max-out and threshold on the logits (score = sigmoid(face - largest background),
+// so the comparison needs no exponential), decoding of what passes, clipping, the best of each level, all levels merged.
+void decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int64_t batch,
+                    const AnchorDecoding& decoding, const CandidateArrays& out, int threads);
+
 }  // namespace cpu
 
 namespace cuda {
@@ -125,6 +189,20 @@ int letterbox(const Image* images, int64_t num_images, int out_h, int out_w, Int
 int crop_resize(const Image* images, int64_t num_images, const float* boxes, const int64_t* image_index, int64_t n,
                 int out_h, int out_w, Interpolation interpolation, Normalization normalization, float* out, int device,
                 void* stream);
+
+int maxout_background(const Map& logits, Dtype dtype, int64_t batch, int channels, int64_t height, int64_t width,
+                      int num_background, const Map& out, int device, void* stream);
+int maxout_background_backward(const Map& logits, const Map& gradient, Dtype dtype, int64_t batch, int channels,
+                               int64_t height, int64_t width, int num_background, const Map& out, int device,
+                               void* stream);
+int face_probability(const Map& logits, Dtype dtype, int64_t batch, int64_t height, int64_t width, int num_background,
+                     float* out, int device, void* stream);
+
+// `num_anchors` is the number of anchors of an image over all levels; the size serves any thresholds.
+size_t decode_anchors_workspace(int64_t batch, int64_t num_anchors, int64_t max_candidates);
+int decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int64_t batch,
+                   const AnchorDecoding& decoding, const CandidateArrays& out, void* workspace, size_t workspace_bytes,
+                   int device, void* stream);
 
 // The text of a status, the CUDA version linked, and the newest one that the driver can run (0: no driver).
 const char* error_string(int status);
