@@ -159,7 +159,7 @@ void face_probability(const Map& logits, Dtype dtype, int64_t batch, int64_t hei
                       float* out, int threads);
 
 // Head maps to candidates in one pass: max-out and threshold on the logits (score = sigmoid(face - largest background),
-// so the comparison needs no exponential), decoding of what passes, clipping, the best of each level, all levels merged.
+// so the comparison needs no exponential), decoding of what passes, clipping, the best of each level, all merged.
 void decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int64_t batch,
                     const AnchorDecoding& decoding, const CandidateArrays& out, int threads);
 
