@@ -57,12 +57,13 @@ void bind_cpu(py::module_ m) {
     cpu::box_voting(at<const float>(boxes), at<const float>(scores), n, iou_threshold, Overlap(overlap),
                     drop_singletons, at<float>(voted_boxes), at<float>(voted_scores), at<int32_t>(voted_count));
   });
-  m.def("letterbox", [](const std::vector<ImageTuple>& images, int out_h, int out_w, int interpolation,
-                        const std::array<float, 3>& mean, const std::array<float, 3>& scale, Address out, int threads) {
+  m.def("letterbox", [](const std::vector<ImageTuple>& images, const std::vector<double>& scales, int out_h, int out_w,
+                        int interpolation, const std::array<float, 3>& mean, const std::array<float, 3>& scale,
+                        Address out, int threads) {
     py::gil_scoped_release release;
     const auto views = to_images(images);
-    cpu::letterbox(views.data(), static_cast<int64_t>(views.size()), out_h, out_w, Interpolation(interpolation),
-                   to_normalization(mean, scale), at<float>(out), threads);
+    cpu::letterbox(views.data(), scales.data(), static_cast<int64_t>(views.size()), out_h, out_w,
+                   Interpolation(interpolation), to_normalization(mean, scale), at<float>(out), threads);
   });
   m.def("crop_resize", [](const std::vector<ImageTuple>& images, Address boxes, Address image_index, int64_t n,
                           int out_h, int out_w, int interpolation, const std::array<float, 3>& mean,
@@ -121,13 +122,14 @@ void bind_cuda(py::module_ m) {
                             drop_singletons, at<float>(voted_boxes), at<float>(voted_scores), at<int32_t>(voted_count),
                             at<void>(workspace), workspace_bytes, device, at<void>(stream));
   });
-  m.def("letterbox", [](const std::vector<ImageTuple>& images, int out_h, int out_w, int interpolation,
-                        const std::array<float, 3>& mean, const std::array<float, 3>& scale, Address out, int device,
-                        Address stream) {
+  m.def("letterbox", [](const std::vector<ImageTuple>& images, const std::vector<double>& scales, int out_h, int out_w,
+                        int interpolation, const std::array<float, 3>& mean, const std::array<float, 3>& scale,
+                        Address out, int device, Address stream) {
     py::gil_scoped_release release;
     const auto views = to_images(images);
-    return cuda::letterbox(views.data(), static_cast<int64_t>(views.size()), out_h, out_w, Interpolation(interpolation),
-                           to_normalization(mean, scale), at<float>(out), device, at<void>(stream));
+    return cuda::letterbox(views.data(), scales.data(), static_cast<int64_t>(views.size()), out_h, out_w,
+                           Interpolation(interpolation), to_normalization(mean, scale), at<float>(out), device,
+                           at<void>(stream));
   });
   m.def("crop_resize", [](const std::vector<ImageTuple>& images, Address boxes, Address image_index, int64_t n,
                           int out_h, int out_w, int interpolation, const std::array<float, 3>& mean,

@@ -94,6 +94,63 @@ PYFACE_HD float soft_nms_weight(float overlap, SoftNms method, float threshold, 
   return overlap > 0.f ? exp_negative(-(overlap * overlap) / sigma) : 1.f;
 }
 
+// 1 / (1 + e^-x), rounded once: it rises with x, and both sides agree.
+PYFACE_HD float sigmoid(float x) { return static_cast<float>(1.0 / (1.0 + std::exp(-static_cast<double>(x)))); }
+
+// The same to 3e-7 in float32, for whole maps; NaN stays NaN.
+PYFACE_HD float sigmoid_fast(float x) {
+  const float e = exp_negative(x < 0.f ? x : -x);
+  const float p = (x < 0.f ? e : 1.f) / (1.f + e);
+  return x == x ? p : x;
+}
+
+// How far a box's exponential of a delta stretches it, rounded once so that both sides agree.
+PYFACE_HD float stretch(float delta, float size_variance) {
+  return static_cast<float>(std::exp(static_cast<double>(delta * size_variance)));
+}
+
+// An anchor of cell (0, 0) as the one of (row, column).
+PYFACE_HD Box anchor_at(const Box& anchor, int64_t stride, int64_t row, int64_t column) {
+  const float x = static_cast<float>(stride * column), y = static_cast<float>(stride * row);
+  return {anchor.x1 + x, anchor.y1 + y, anchor.x2 + x, anchor.y2 + y};
+}
+
+// A coordinate that a delta places relative to the anchor's side [low, high]: from its centre, in units of its length.
+PYFACE_HD float decode_coordinate(float low, float high, float delta, float center_variance) {
+  const float side = high - low;
+  return (low + side * 0.5f) + (delta * center_variance) * side;
+}
+
+// An anchor and its deltas to a box: the centre moves, the sides stretch. What overflows is not finite afterwards.
+PYFACE_HD Box decode_box(const Box& anchor, float dx, float dy, float dw, float dh, float center_variance,
+                         float size_variance) {
+  const float x = decode_coordinate(anchor.x1, anchor.x2, dx, center_variance);
+  const float y = decode_coordinate(anchor.y1, anchor.y2, dy, center_variance);
+  const float half_w = ((anchor.x2 - anchor.x1) * stretch(dw, size_variance)) * 0.5f;
+  const float half_h = ((anchor.y2 - anchor.y1) * stretch(dh, size_variance)) * 0.5f;
+  return {x - half_w, y - half_h, x + half_w, y + half_h};
+}
+
+// v kept within [0, limit]; NaN when the limit is.
+PYFACE_HD float clip_coordinate(float v, float limit) {
+  const float above = v > 0.f ? v : 0.f;
+  return above < limit ? above : limit;
+}
+
+PYFACE_HD Box clip_box(const Box& b, float height, float width) {
+  return {clip_coordinate(b.x1, width), clip_coordinate(b.y1, height), clip_coordinate(b.x2, width),
+          clip_coordinate(b.y2, height)};
+}
+
+// Whether both sides are > 0 and the shorter one is >= min_side; false for NaN.
+PYFACE_HD bool has_min_side(const Box& b, float min_side) {
+  const float w = b.x2 - b.x1, h = b.y2 - b.y1;
+  return w > 0.f && h > 0.f && w >= min_side && h >= min_side;
+}
+
+// The largest of a and b, NaN when one is.
+PYFACE_HD float max_or_nan(float a, float b) { return b > a || b != b ? b : a; }
+
 // The largest float <= threshold: `overlap > threshold` in double equals `overlap > float_below(threshold)` in
 // float, which is what SIMD and the device compare.
 inline float float_below(double threshold) {

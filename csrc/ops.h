@@ -118,10 +118,10 @@ void soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method
 void box_voting(const float* boxes, const float* scores, int64_t n, double iou_threshold, Overlap overlap,
                 bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count);
 
-// Each picture resized by min(out_h / height, out_w / width) into the top left of its canvas; the rest of the
-// canvas is 0 in the output. out [num_images, 3, out_h, out_w]
-void letterbox(const Image* images, int64_t num_images, int out_h, int out_w, Interpolation interpolation,
-               Normalization normalization, float* out, int threads);
+// Each picture resized by its scale (output pixels a source pixel) into the top left of its canvas; the rest of the
+// canvas is 0 in the output. scales [num_images] > 0, on the host; out [num_images, 3, out_h, out_w]
+void letterbox(const Image* images, const double* scales, int64_t num_images, int out_h, int out_w,
+               Interpolation interpolation, Normalization normalization, float* out, int threads);
 
 // Crops of boxes resized to one size. A sample is taken inside the box only (as if the crop were cut out first, then
 // resized); pixels outside the picture are 0 before normalisation.
@@ -183,8 +183,8 @@ int box_voting(const float* boxes, const float* scores, int64_t n, double iou_th
                bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count, void* workspace,
                size_t workspace_bytes, int device, void* stream);
 
-int letterbox(const Image* images, int64_t num_images, int out_h, int out_w, Interpolation interpolation,
-              Normalization normalization, float* out, int device, void* stream);
+int letterbox(const Image* images, const double* scales, int64_t num_images, int out_h, int out_w,
+              Interpolation interpolation, Normalization normalization, float* out, int device, void* stream);
 
 int crop_resize(const Image* images, int64_t num_images, const float* boxes, const int64_t* image_index, int64_t n,
                 int out_h, int out_w, Interpolation interpolation, Normalization normalization, float* out, int device,

@@ -104,16 +104,17 @@ void parallel_rows(int64_t items, int rows_per_item, int threads, const Rows& ro
 
 }  // namespace
 
-void letterbox(const Image* images, int64_t num_images, int out_h, int out_w, Interpolation interpolation,
-               Normalization normalization, float* out, int threads) {
+void letterbox(const Image* images, const double* scales, int64_t num_images, int out_h, int out_w,
+               Interpolation interpolation, Normalization normalization, float* out, int threads) {
   const int64_t plane = int64_t(out_h) * out_w;
   parallel_rows(num_images, out_h, threads, [&](int64_t i, int begin, int end) {
     const Image& image = images[i];
-    const double ratio = std::min(double(out_h) / image.height, double(out_w) / image.width);
-    const int height = std::clamp(static_cast<int>(std::floor(image.height * ratio + 0.5)), 1, out_h);
-    const int width = std::clamp(static_cast<int>(std::floor(image.width * ratio + 0.5)), 1, out_w);
-    const Taps xs(0, image.width, 1 / ratio, interpolation, width, image.width);
-    const Taps ys(0, image.height, 1 / ratio, interpolation, height, image.height);
+    const auto region = [&](int size, int most) {
+      return static_cast<int>(std::clamp(std::floor(size * scales[i] + 0.5), 1.0, static_cast<double>(most)));
+    };
+    const int height = region(image.height, out_h), width = region(image.width, out_w);
+    const Taps xs(0, image.width, 1 / scales[i], interpolation, width, image.width);
+    const Taps ys(0, image.height, 1 / scales[i], interpolation, height, image.height);
     float* canvas = out + i * 3 * plane;
     resample_rows(image, xs, ys, width, std::min(begin, height), std::min(end, height), normalization, canvas, plane,
                   out_w);

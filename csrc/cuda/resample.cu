@@ -162,13 +162,12 @@ __global__ void __launch_bounds__(kThreads)
            normalization, out + crop * 3 * out_h * out_w);
 }
 
-Placed place(const Image& image, int out_h, int out_w) {
-  if (image.height <= 0 || image.width <= 0) return {{nullptr, 0, 0}, 0, 0, 1.0};
-  const double ratio = std::min(static_cast<double>(out_h) / image.height, static_cast<double>(out_w) / image.width);
+Placed place(const Image& image, double scale, int out_h, int out_w) {
+  if (image.height <= 0 || image.width <= 0 || !(scale > 0)) return {{nullptr, 0, 0}, 0, 0, 1.0};
   const auto region = [&](int size, int most) {
-    return static_cast<int>(std::clamp(std::floor(size * ratio + 0.5), 1.0, static_cast<double>(most)));
+    return static_cast<int>(std::clamp(std::floor(size * scale + 0.5), 1.0, static_cast<double>(most)));
   };
-  return {image, region(image.height, out_h), region(image.width, out_w), 1.0 / ratio};
+  return {image, region(image.height, out_h), region(image.width, out_w), 1.0 / scale};
 }
 
 // Blocks along y: one a tile of the canvas, as far as a grid allows.
@@ -178,8 +177,8 @@ unsigned tile_blocks(int out_h, int out_w) {
 
 }  // namespace
 
-int letterbox(const Image* images, int64_t num_images, int out_h, int out_w, Interpolation interpolation,
-              Normalization normalization, float* out, int device, void* stream) {
+int letterbox(const Image* images, const double* scales, int64_t num_images, int out_h, int out_w,
+              Interpolation interpolation, Normalization normalization, float* out, int device, void* stream) {
   if (num_images < 0 || out_h < 0 || out_w < 0) return cudaErrorInvalidValue;
   if (num_images == 0 || out_h == 0 || out_w == 0) return cudaSuccess;
   const DeviceGuard guard(device);
@@ -187,7 +186,7 @@ int letterbox(const Image* images, int64_t num_images, int out_h, int out_w, Int
   for (int64_t first = 0; first < num_images; first += kPlacedImages) {
     const int64_t count = std::min<int64_t>(num_images - first, kPlacedImages);
     PlacedImages placed{};
-    for (int64_t i = 0; i < count; ++i) placed.item[i] = place(images[first + i], out_h, out_w);
+    for (int64_t i = 0; i < count; ++i) placed.item[i] = place(images[first + i], scales[first + i], out_h, out_w);
     const dim3 grid(static_cast<unsigned>(count), tile_blocks(out_h, out_w));
     letterbox_kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
         placed, out_h, out_w, interpolation, normalization, out + first * 3 * out_h * out_w);

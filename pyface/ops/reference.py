@@ -157,22 +157,22 @@ def letterbox(
     images: Sequence[Tensor],
     size: tuple[int, int],
     *,
+    scales: Sequence[float] | None = None,
     interpolation: str = "area",
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
     out = torch.zeros(len(images), 3, *size, device=images[0].device)
-    scales = []
-    for i, image in enumerate(images):
+    if scales is None:
+        scales = [min(size[0] / image.shape[0], size[1] / image.shape[1]) for image in images]
+    for i, (image, ratio) in enumerate(zip(images, scales, strict=True)):
         sides = image.shape[:2]
-        ratio = min(size[0] / sides[0], size[1] / sides[1])
         height, width = (
             min(max(math.floor(side * ratio + 0.5), 1), limit) for side, limit in zip(sides, size, strict=True)
         )
         rows = resampling_matrix(0, sides[0], 1 / ratio, interpolation, height, sides[0])
         columns = resampling_matrix(0, sides[1], 1 / ratio, interpolation, width, sides[1])
         out[i, :, :height, :width] = _resample(image, rows, columns, mean, std)
-        scales.append(ratio)
     return out, torch.tensor(scales, dtype=torch.float64)
 
 

@@ -33,18 +33,21 @@ def letterbox(
     images: Sequence[Tensor],
     size: tuple[int, int],
     *,
+    scales: Sequence[float] | None = None,
     interpolation: str = "area",
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
-    """Pictures of any sizes, each fitted into the top left of a canvas of one size, as one normalised batch.
+    """Pictures of any sizes, each in the top left of a canvas of one size, as one normalised batch.
 
-    A picture keeps its proportions: it is resized by ``min(H / height, W / width)``, the same for both axes. The rest
-    of its canvas is 0, the mean colour. A box found on the canvas, divided by its scale, is one in the picture.
+    A picture keeps its proportions: both axes are resized by one scale. The rest of its canvas is 0, the mean colour. A
+    box found on the canvas, divided by the scale, is one in the picture.
 
     Args:
         images: B pictures, uint8 [height, width, 3], on one device.
         size: (H, W) of the canvas, in pixels.
+        scales: Canvas pixels a picture's pixel, one number > 0 a picture, with which it fits into the canvas; None:
+            as large as fits, ``min(H / height, W / width)``.
         interpolation: "area" or "bilinear".
         mean, std: per channel, in the pixels' units of 0-255; the result is (pixel - mean) / std.
 
@@ -54,7 +57,8 @@ def letterbox(
 
     Raises:
         TypeError: not tensors, not uint8.
-        ValueError: no pictures, wrong shapes, an empty picture, a size below 1, a std of 0, an unknown interpolation.
+        ValueError: no pictures, wrong shapes, an empty picture, a size below 1, scales that do not fit, a std of 0, an
+            unknown interpolation.
 
     Example:
         >>> import torch, pyface
@@ -65,9 +69,13 @@ def letterbox(
     images = _as_list("letterbox", images)
     if not images:
         raise ValueError("letterbox takes one picture or more, got an empty list.")
-    batch = torch.ops.pyface.letterbox.default(images, *_pair("letterbox", size), interpolation, list(mean), list(std))
-    height, width = batch.shape[2:]
-    scales = [min(height / image.shape[0], width / image.shape[1]) for image in images]
+    height, width = _pair("letterbox", size)
+    if scales is None:
+        shapes = [image.shape if image.ndim == 3 and image.numel() else (1, 1) for image in images]  # checked below
+        scales = [min(height / shape[0], width / shape[1]) for shape in shapes]
+    batch = torch.ops.pyface.letterbox.default(
+        images, list(scales), height, width, interpolation, list(mean), list(std)
+    )
     return batch, torch.tensor(scales, dtype=torch.float64)
 
 
@@ -178,15 +186,43 @@ def _views(images: list[Tensor]) -> list[tuple[int, int, int]]:
     return [(image.data_ptr(), image.shape[0], image.shape[1]) for image in images]
 
 
-def _letterbox(
-    images: list[Tensor], height: int, width: int, interpolation: str, mean: list[float], std: list[float]
-) -> Tensor:
+def _check_letterbox(
+    images: list[Tensor],
+    scales: list[float],
+    height: int,
+    width: int,
+    interpolation: str,
+    mean: list[float],
+    std: list[float],
+) -> None:
     check_one_device("letterbox", *images)
     _check("letterbox", images, height, width, interpolation, mean, std)
+    if len(scales) != len(images):
+        raise ValueError(f"letterbox: scales must be one number a picture, got {len(scales)} for {len(images)}.")
+    for i, (image, scale) in enumerate(zip(images, scales, strict=True)):
+        # Half a pixel more is rounded away; a side below half a pixel becomes one pixel.
+        fits = scale > 0 and image.shape[0] * scale < height + 0.5 and image.shape[1] * scale < width + 0.5
+        if not fits:
+            raise ValueError(
+                f"letterbox: scales[{i}] must be > 0 and let images[{i}] {shape_of(image)} fit into {height} x {width} "
+                f"pixels, got {scale}."
+            )
+
+
+def _letterbox(
+    images: list[Tensor],
+    scales: list[float],
+    height: int,
+    width: int,
+    interpolation: str,
+    mean: list[float],
+    std: list[float],
+) -> Tensor:
+    _check_letterbox(images, scales, height, width, interpolation, mean, std)
     images = [image.contiguous() for image in images]
     out = torch.empty((len(images), 3, height, width), dtype=torch.float32, device=images[0].device)
     mode, scale = _INTERPOLATIONS.index(interpolation), [1 / value for value in std]
-    launch("letterbox", out.device, _views(images), height, width, mode, mean, scale, out.data_ptr())
+    launch("letterbox", out.device, _views(images), scales, height, width, mode, mean, scale, out.data_ptr())
     return out
 
 
@@ -236,10 +272,15 @@ def _check_crop_values(boxes: Tensor, image_index: Tensor, num_images: int) -> N
 
 
 def _fake_letterbox(
-    images: list[Tensor], height: int, width: int, interpolation: str, mean: list[float], std: list[float]
+    images: list[Tensor],
+    scales: list[float],
+    height: int,
+    width: int,
+    interpolation: str,
+    mean: list[float],
+    std: list[float],
 ) -> Tensor:
-    check_one_device("letterbox", *images)
-    _check("letterbox", images, height, width, interpolation, mean, std)
+    _check_letterbox(images, scales, height, width, interpolation, mean, std)
     return images[0].new_empty((len(images), 3, height, width), dtype=torch.float32)
 
 
@@ -258,7 +299,8 @@ def _fake_crop_resize(
 
 
 register(
-    "letterbox(Tensor[] images, SymInt height, SymInt width, str interpolation, float[] mean, float[] std) -> Tensor",
+    "letterbox(Tensor[] images, float[] scales, SymInt height, SymInt width, str interpolation, float[] mean, "
+    "float[] std) -> Tensor",
     _letterbox,
     _fake_letterbox,
 )

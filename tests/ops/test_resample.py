@@ -52,6 +52,17 @@ def test_letterbox_places_the_picture_top_left_and_pads_with_zero(device):
     assert (batch[0, :, 8:] == 0).all()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_letterbox_with_given_scales_equals_reference(mode, device):
+    images = pictures((30, 40), (64, 64), (9, 120), device=device)
+    arguments = {"scales": [1.0, 0.5, 0.53], "interpolation": mode, "mean": (104.0, 117.0, 123.0)}
+    batch, scales = ops.letterbox(images, (64, 64), **arguments)
+    torch.testing.assert_close(batch, reference.letterbox(images, (64, 64), **arguments)[0], rtol=0, atol=2e-4)
+    assert scales.tolist() == [1.0, 0.5, 0.53]
+    same = (batch[0, :, :30, :40] + torch.tensor([104.0, 117, 123], device=device)[:, None, None]).round()
+    assert torch.equal(same.permute(1, 2, 0).to(torch.uint8), images[0])
+
+
 def test_letterbox_of_more_pictures_than_one_launch_describes(device):
     images = pictures(*[(5 + i % 7, 9 - i % 5) for i in range(150)], device=device)
     batch, _ = ops.letterbox(images, (8, 8))
@@ -168,6 +179,8 @@ IMAGE, BOX, INDEX = torch.zeros(8, 8, 3, dtype=torch.uint8), torch.tensor([[0.0,
         (lambda: ops.letterbox([IMAGE[:0]], (8, 8)), ValueError, "must have pixels"),
         (lambda: ops.letterbox([IMAGE], (0, 8)), ValueError, "1 x 1 pixels or more, got 0 x 8"),
         (lambda: ops.letterbox([IMAGE], 8), ValueError, r"size must be \(height, width\)"),
+        (lambda: ops.letterbox([IMAGE], (8, 8), scales=[1.2]), ValueError, r"scales\[0\] must be > 0 and let images"),
+        (lambda: ops.letterbox([IMAGE], (8, 8), scales=[1, 1]), ValueError, "one number a picture, got 2 for 1"),
         (lambda: ops.letterbox([IMAGE], (8, 8), interpolation="cubic"), ValueError, "interpolation must be one of"),
         (lambda: ops.letterbox([IMAGE], (8, 8), std=(1, 0, 1)), ValueError, "std finite and not 0"),
         (lambda: ops.letterbox([IMAGE], (8, 8), mean=(1, 2)), ValueError, "3 numbers each"),
@@ -196,5 +209,5 @@ def test_opcheck(device):
     images = pictures((9, 7), (5, 12), device=device)
     boxes, index = crops_of(images, 4, device)
     normalisation = ("area", [1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
-    torch.library.opcheck(torch.ops.pyface.letterbox.default, (images, 8, 6, *normalisation))
+    torch.library.opcheck(torch.ops.pyface.letterbox.default, (images, [0.2] * len(images), 8, 6, *normalisation))
     torch.library.opcheck(torch.ops.pyface.crop_resize.default, (images, boxes, index, 8, 6, *normalisation))
