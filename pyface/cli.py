@@ -58,7 +58,12 @@ def detect(
     ],
     model: Annotated[str, typer.Option(help="Detector, one of those that `pyface models` shows.")] = "mtcnn",
     weights: Annotated[
-        str, typer.Option(metavar="FILE", help="Weights of your own (.safetensors).", show_default=False)
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Weights of your own: .safetensors, or a checkpoint of the usual ports.",
+            show_default=False,
+        ),
     ] = "default",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     score_threshold: Annotated[
@@ -74,6 +79,35 @@ def detect(
             show_default="the model's own",
         ),
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="How large the network sees a picture: native, its longer side (640), or shorter side and longer side "
+            "at most (1200x1600). Not for mtcnn.",
+            show_default="the model's own",
+        ),
+    ] = None,
+    multiscale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="s3fd|srn|ssh",
+            help="Look at many scales, as these papers test: slower, finds more. Not for mtcnn.",
+            show_default="one scale",
+        ),
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            metavar="PIXELS",
+            help="Cut what the network sees into tiles of this side, for huge pictures. Not for mtcnn.",
+            show_default="never",
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="fp32|fp16|bf16", help="What the network computes in. Not for mtcnn.")
+    ] = "fp32",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")] = 8,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into subfolders too.")] = False,
     output: Annotated[
@@ -125,7 +159,16 @@ def detect(
     except OSError as error:
         _fail(f"{save}: the pictures cannot be saved there ({error.strerror})")
 
-    options = {"score_threshold": score_threshold, "min_face": min_face, "batch_size": batch_size, "device": device}
+    options: dict[str, Any] = {
+        "score_threshold": score_threshold,
+        "min_face": min_face,
+        "batch_size": batch_size,
+        "device": device,
+        "size": _parse_size(size),
+        "multiscale": multiscale,
+        "tile": tile,
+        "precision": precision,
+    }
     if max_pixels is not None:
         options["max_pixels"] = max_pixels
     detector = _make_detector(model, weights, options)
@@ -138,6 +181,14 @@ def detect(
         raise typer.Exit(FAILED)
 
 
+def _parse_size(text: str | None) -> Any:
+    """Reads 640 and 1200x1600; other words go on as they are, to be judged where the names are known."""
+    sides = (text or "").lower().split("x")
+    if all(side.isdecimal() for side in sides):
+        return int(sides[0]) if len(sides) == 1 else tuple(map(int, sides))
+    return text
+
+
 def _make_detector(model: str, weights: str, options: dict[str, Any]) -> FaceDetector:
     # OpenMP's threads wait for work by spinning, which on a machine that has other things to do, such as reading and
     # saving pictures, costs up to ten times the run. torch's OpenMP reads this when it is loaded.
@@ -146,9 +197,15 @@ def _make_detector(model: str, weights: str, options: dict[str, Any]) -> FaceDet
         from safetensors import SafetensorError
 
         from pyface.detector import FaceDetector
+        from pyface.models.zoo import model_info
     except ImportError as error:  # the kernels were not built; the text says how to
         _fail(error)
     try:
+        if weights == "default" and model_info(model).weights is None:
+            typer.echo(
+                f"pyface: {model} is untrained: what it finds is noise, give it weights with --weights FILE", err=True
+            )
+            return FaceDetector(model, weights=None, **options)
         return FaceDetector(model, weights=weights, **options)
     except FileNotFoundError:
         _fail(f"{weights}: there is no such file of weights")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -18,12 +18,16 @@ from pyface.detections import Detections
 from pyface.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, decode_image, open_image
 from pyface.models import zoo
 from pyface.models.base import FaceModel, Faces
+from pyface.models.graphs import CudaGraphs
+from pyface.models.single_shot import InferenceOptions, SingleShot
+from pyface.models.views import Size
 from pyface.ops import _extension
 from pyface.pipeline import ordered_map
 
 Source: TypeAlias = Any
 """A path, bytes, a PIL image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]; `read_image` tells the details."""
 
+_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BATCH_PIXELS = 2**25  # a batch closes at 34 million pixels, since activations grow with them
 _AHEAD_PIXELS = 2**26  # decoded pictures that may wait for the detector
 
@@ -61,10 +65,17 @@ class FaceDetector:
         batch_size: Pictures that go through the model together, at most. Large pictures go in smaller batches, and a
             batch that does not fit into memory is halved until it does.
         max_pixels: Refuse pictures with more pixels than this, before they are decoded.
+        size, multiscale, limits, tile, drop_singletons: How a single-shot detector (any but mtcnn, which has a pyramid
+            of its own) looks at pictures; see `InferenceOptions`.
+        precision: "fp32", "fp16" or "bf16": what a single-shot detector computes in; half precision is for GPUs.
+        channels_last: Keep a single-shot detector's maps in that memory format, which suits GPUs in half precision.
+        cuda_graph: Start a single-shot detector as one CUDA graph, captured once for each shape of batch; the last
+            eight shapes are kept.
 
     Raises:
         TypeError: The model is neither a name nor a model, or an option is no number.
-        ValueError: An option is out of its range, there is no such model or device, or it has no such weights.
+        ValueError: An option is out of its range or not one of this model, there is no such model or device, or it has
+            no such weights.
         FileNotFoundError: There is no such file of weights.
         RuntimeError: The file of weights belongs to another model.
 
@@ -86,6 +97,14 @@ class FaceDetector:
         min_face: float | None = None,
         batch_size: int = 8,
         max_pixels: int = MAX_PIXELS,
+        size: Size | None = None,
+        multiscale: Literal["s3fd", "srn", "ssh"] | None = None,
+        limits: Literal["ap", "fast"] = "ap",
+        tile: int | None = None,
+        drop_singletons: bool = False,
+        precision: Literal["fp32", "fp16", "bf16"] = "fp32",
+        channels_last: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         if not isinstance(model, str) and (isinstance(model, type) or not callable(getattr(model, "detect", None))):
             got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
@@ -112,8 +131,23 @@ class FaceDetector:
         self.max_pixels = max_pixels
         self._wanted_device = str(device)
         self.device = find_device(device)
+        self.options = InferenceOptions(size, multiscale, limits, tile, drop_singletons)
+        if precision not in _PRECISIONS:
+            raise ValueError(f"precision should be one of {', '.join(_PRECISIONS)}, got {precision!r}")
+        if cuda_graph and self.device.type != "cuda":
+            raise ValueError(f"cuda_graph needs a CUDA device, this detector is on {str(self.device)!r}")
         built = zoo.create_model(model, weights) if isinstance(model, str) else model
         self.model = built.to(self.device).eval()
+        if isinstance(built, SingleShot):
+            built.to(dtype=_PRECISIONS[precision])
+            built.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
+            built.graphs = CudaGraphs() if cuda_graph else None
+        elif self.options != InferenceOptions() or precision != "fp32" or channels_last or cuda_graph:
+            raise ValueError(
+                "size, multiscale, limits, tile, drop_singletons, precision, channels_last and cuda_graph are options "
+                f"of single-shot detectors, and {model if isinstance(model, str) else type(model).__name__} is none, "
+                "leave them out"
+            )
 
     @overload
     def __call__(self, images: list[Source] | tuple[Source, ...], *, bgr: bool = False) -> list[Detections]: ...
@@ -238,13 +272,17 @@ class FaceDetector:
         height, width = item.image.shape[:2]
         return MemoryError(
             f"{item.path or 'a picture'}: {width} x {height} pixels are too many for the memory of {self.device}, "
-            f"make the picture smaller or raise min_face"
+            f"make the picture smaller, raise min_face or set tile"
         )
 
     @torch.inference_mode()
     def _run_model(self, batch: Sequence[_Item]) -> Iterator[Detections]:
         images = [torch.as_tensor(item.image).to(self.device) for item in batch]
-        found = self.model.detect(images, score_threshold=self.score_threshold, min_face=self.min_face)
+        arguments = {"score_threshold": self.score_threshold, "min_face": self.min_face}
+        if isinstance(self.model, SingleShot):
+            found = self.model.detect(images, **arguments, options=self.options)
+        else:
+            found = self.model.detect(images, **arguments)
         for item, image, faces in zip(batch, images, _to_cpu(found), strict=True):
             order = faces.scores.argsort(descending=True, stable=True)
             height, width = image.shape[:2]

@@ -26,6 +26,19 @@ def load_fake_cli():
 
 
 @pytest.fixture
+def cuda() -> str:
+    """The name of the GPU's device, for tests that make sense only there."""
+    import torch
+
+    from pyface.ops._extension import build_info
+
+    if not torch.cuda.is_available():
+        pytest.skip("no usable GPU on this machine")
+    assert build_info()["cuda"], "a GPU is here, but pyface was built without CUDA"
+    return "cuda"
+
+
+@pytest.fixture
 def fake_model():
     """A FakeModel: one face for every 40 grey levels of a picture's mean."""
     return load_fake_cli().FakeModel()

@@ -326,10 +326,8 @@ def test_mtcnn_finds_the_astronaut(astronaut, gallery):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("landmarks", [True, False])
-def test_cuda(landmarks, fake_model):
+def test_cuda(landmarks, fake_model, cuda):
     """The same faces as on the CPU, whether the pictures come from files or are on the device already."""
-    if not torch.cuda.is_available():
-        pytest.skip("no usable GPU on this machine")
     fake_model.landmarks = landmarks
     pictures = [grey(level, 48 + level) for level in (0, 40, 200, 80)]
     expected = FaceDetector(fake_model, device="cpu")(pictures)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from pyface import ops
-from pyface.models.base import FaceModel
+from pyface.models.base import FaceModel, Faces, check_images
+from pyface.models.graphs import CudaGraphs
+from pyface.models.views import MULTISCALE, Size, View, halvings, scale_for, tiles, whole
+
+CANVAS = 32  # canvases are multiples of it, so that pictures of nearly equal sizes share a batch
+BATCH_PIXELS = 1 << 22  # of the canvases that go through a network together
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pixels become a network's input: (pixel - mean) / std per channel of the network's order.
+    """How pixels become a network's input: (pixel - mean) / std per channel, in the network's order of channels.
 
     Attributes:
         mean: In units of pixel values, 0 to 255, in RGB order whatever the network's order.
@@ -39,22 +48,78 @@ class Limits:
     detections: int
 
 
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How a single-shot detector looks at pictures.
+
+    Attributes:
+        size: How large the network sees a picture: "native", its longer side in pixels, or (shorter side, longer side
+            at most); None: the model's own.
+        multiscale: Look at many scales and the mirror image and merge, as the authors of "s3fd", "srn" or "ssh" test;
+            None: one scale.
+        limits: "ap": the paper's limits for average precision; "fast": fewer boxes.
+        tile: Cut what is longer than so many network pixels into overlapping tiles; None: never.
+        drop_singletons: Where boxes vote (multiscale "s3fd" and "srn"), a box that no other confirms is dropped, as the
+            authors do; it costs faces that only one scale finds.
+    """
+
+    size: Size | None = None
+    multiscale: Literal["s3fd", "srn", "ssh"] | None = None
+    limits: Literal["ap", "fast"] = "ap"
+    tile: int | None = None
+    drop_singletons: bool = False
+
+    def __post_init__(self) -> None:
+        if not _is_size(self.size):
+            raise ValueError(
+                "size should be 'native', the longer side in pixels, (shorter, longer) in pixels or None for the "
+                f"model's own, got {self.size!r}"
+            )
+        if self.multiscale is not None and self.multiscale not in MULTISCALE:
+            raise ValueError(f"multiscale should be one of {', '.join(MULTISCALE)} or None, got {self.multiscale!r}")
+        if self.multiscale is not None and self.size is not None:
+            raise ValueError(f"multiscale brings its own sizes, got size={self.size!r} as well, give one of them")
+        if self.limits not in ("ap", "fast"):
+            raise ValueError(f"limits should be 'ap' or 'fast', got {self.limits!r}")
+        if self.tile is not None and (isinstance(self.tile, bool) or not isinstance(self.tile, int) or self.tile < 64):
+            raise ValueError(f"tile should be a side of 64 pixels or more, or None, got {self.tile!r}")
+
+
+def _is_size(size: object) -> bool:
+    def is_side(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+    if isinstance(size, tuple):
+        return len(size) == 2 and all(map(is_side, size)) and size[0] <= size[1]
+    return size is None or size == "native" or is_side(size)
+
+
+# How the faces of several views become one set: by votes at this IoU, or else by suppression.
+_VOTING = {"s3fd": 0.3, "srn": 0.5}
+
+
 class SingleShot(FaceModel):
     """A fully convolutional detector.
 
     Attributes:
         preprocessing: How pixels become its input.
-        stride: Of its coarsest map: canvases are padded to multiples of it.
-        limits: The presets of the paper, "ap" and "fast".
+        limits: The paper's, for "ap" and for "fast".
+        size: How large it sees a picture unless told otherwise.
+        smallest_face: Side in network pixels of the smallest face that it finds.
         score_threshold: A candidate's score is > this.
         nms_threshold: A candidate is dropped when its IoU with a better one is > this.
+        nms_plus_one: Suppression counts sides as x2 - x1 + 1, as released weights were tested.
     """
 
     preprocessing: Preprocessing
-    stride: int
-    limits: dict[str, Limits]
+    limits: ClassVar[dict[str, Limits]]
+    size: ClassVar[Size] = "native"
+    smallest_face: ClassVar[float] = 10.0
     score_threshold: float
     nms_threshold: float
+    nms_plus_one: bool = False
+
+    graphs: CudaGraphs | None = None  # set by whoever wants `find` replayed as CUDA graphs
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[ops.LevelMaps]:
@@ -63,7 +128,7 @@ class SingleShot(FaceModel):
     @abstractmethod
     def candidates(
         self,
-        maps: list[ops.LevelMaps],
+        maps: Sequence[ops.LevelMaps],
         *,
         score_threshold: float,
         max_candidates: int,
@@ -72,8 +137,230 @@ class SingleShot(FaceModel):
         """Head maps -> boxes in the pixels of the network's input, by `ops.decode_anchors`.
 
         Args:
-            maps: What `forward` gave.
+            maps: What `forward` gave, or its first levels.
             score_threshold: Candidates have a score > this.
             max_candidates: The best so many are kept.
             sizes: float32 [B, 2], height and width of each picture's part of the canvas; boxes are clipped to it.
         """
+
+    def find(
+        self,
+        images: Tensor,
+        sizes: Tensor | None = None,
+        *,
+        score_threshold: float | None = None,
+        limits: str = "ap",
+        levels: int | None = None,
+        suppress: bool = True,
+    ) -> ops.Candidates:
+        """The whole chain with static shapes and without host synchronisation: for torch.compile and CUDA graphs.
+
+        Args:
+            images: Preprocessed, [B, 3, H, W] of the model's dtype.
+            sizes: As in `candidates`.
+            score_threshold: None: the model's own.
+            limits: "ap" or "fast".
+            levels: How many of the maps count, as the end of a slice; None: all.
+            suppress: Without it all candidates come back.
+
+        Returns:
+            `ops.Candidates`, M = the limit's detections (without suppression its candidates).
+        """
+        most = self.limits[limits]
+        threshold = self.score_threshold if score_threshold is None else score_threshold
+        maps = self(images)[:levels]
+        found = self.candidates(maps, score_threshold=threshold, max_candidates=most.candidates, sizes=sizes)
+        if not suppress:
+            return found
+        keep, count = ops.nms_padded(
+            self._suppression_boxes(found.boxes),
+            found.scores,
+            found.count,
+            self.nms_threshold,
+            max_detections=min(most.detections, found.scores.shape[1]),
+        )
+        return _take(found, keep, count)
+
+    def detect(
+        self,
+        images: Sequence[Tensor],
+        *,
+        score_threshold: float | None = None,
+        min_face: float | None = None,
+        options: InferenceOptions | None = None,
+    ) -> list[Faces]:
+        """Finds the faces of every image; see `FaceModel.detect`.
+
+        Args:
+            images: uint8 [H, W, 3] RGB tensors of any sizes, on the model's device.
+            score_threshold: Faces have a score > this. None: the model's own.
+            min_face: Longer side in pixels of the smallest face that is returned; unless the options give a size,
+                pictures are seen as large as that takes.
+            options: How to look; None: once, at the model's own size.
+
+        Returns:
+            One `Faces` per image.
+
+        Raises:
+            TypeError, ValueError: What came is not as above.
+        """
+        check_images(images, self.device)
+        options = options or InferenceOptions()
+        views = [
+            view
+            for k, image in enumerate(images)
+            for view in self._views(k, image.shape[0], image.shape[1], options, min_face)
+        ]
+        found: list[list[Faces]] = [[] for _ in images]
+        with torch.no_grad():
+            seen = []
+            for group in _groups(views):
+                seen.append(self._look(images, group, score_threshold, options))
+            for view, faces in _unpad(seen):
+                found[view.image].append(faces)
+            return [self._merged(parts, options, min_face) for parts in found]
+
+    def _views(
+        self, image: int, height: int, width: int, options: InferenceOptions, min_face: float | None
+    ) -> Iterator[View]:
+        if height == 0 or width == 0:
+            return
+        if options.multiscale is not None:
+            plan = MULTISCALE[options.multiscale](whole(image, height, width, 1.0))
+        else:
+            if options.size is None and min_face is not None:
+                scale = min(2.0, self.smallest_face / min_face)  # larger shows a network nothing new
+            else:
+                scale = scale_for(options.size or self.size, height, width)
+            view = whole(image, height, width, scale)
+            plan = [view] if options.tile is None else list(halvings(view, options.tile))
+        for view in plan:
+            if options.tile is None or max(view.content) <= options.tile:
+                yield view
+            else:
+                yield from tiles(view, options.tile)
+
+    def _look(
+        self, images: Sequence[Tensor], views: list[View], score_threshold: float | None, options: InferenceOptions
+    ) -> tuple[list[View], ops.Candidates]:
+        """Shows views of one canvas size to the network."""
+        canvas, contents = _canvas(views[0]), [view.content for view in views]
+        pixels = [view.pixels(images[view.image]) for view in views]
+        batch, _ = ops.letterbox(
+            pixels,
+            canvas,
+            scales=[view.scale for view in views],
+            mean=self.preprocessing.mean,
+            std=self.preprocessing.std,
+        )
+        if self.preprocessing.bgr:
+            batch = batch.flip(1)
+        batch = batch.to(self.dtype)
+        sizes = torch.tensor(contents, dtype=torch.float32).to(self.device, non_blocking=True)
+        arguments: dict[str, Any] = {
+            "score_threshold": score_threshold,
+            "limits": options.limits,
+            "levels": views[0].levels,
+            "suppress": options.multiscale != "ssh",  # whose scales compete as one (DETECTORS.md 5.4)
+        }
+        if self.graphs is None or batch.device.type != "cuda":
+            return views, self.find(batch, sizes, **arguments)
+        return views, ops.Candidates(*self.graphs(self.find, (batch, sizes), arguments))
+
+    def _merged(self, parts: list[Faces], options: InferenceOptions, min_face: float | None) -> Faces:
+        if not parts:
+            empty = torch.zeros(0, device=self.device)
+            return Faces(empty.reshape(0, 4), empty, None)
+        faces = parts[0] if len(parts) == 1 else _together(parts)
+        if len(parts) > 1 and options.multiscale in _VOTING:
+            faces = vote(faces, _VOTING[options.multiscale], drop_singletons=options.drop_singletons)
+        elif len(parts) > 1:
+            keep = ops.nms(self._suppression_boxes(faces.boxes), faces.scores, self.nms_threshold)
+            faces = _select(faces, keep)
+        if min_face is not None:
+            faces = _select(faces, ((faces.boxes[:, 2:] - faces.boxes[:, :2]).amax(1) >= min_face).nonzero().squeeze(1))
+        return _select(faces, slice(self.limits[options.limits].detections))
+
+    def _suppression_boxes(self, boxes: Tensor) -> Tensor:
+        return boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) if self.nms_plus_one else boxes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in, and takes."""
+        return next(self.parameters()).dtype
+
+
+def vote(faces: Faces, iou_threshold: float, *, drop_singletons: bool) -> Faces:
+    """Box voting (DETECTORS.md 2.6 d); a voted face has the landmarks of the best face that voted for it."""
+    boxes, scores = ops.box_voting(faces.boxes, faces.scores, iou_threshold, drop_singletons=drop_singletons)
+    if faces.landmarks is None:
+        return Faces(boxes, scores, None)
+    # The best faces of the clusters are what suppression leaves; it takes >, voting takes >=.
+    best = ops.nms(faces.boxes, faces.scores, math.nextafter(iou_threshold, 0.0))
+    same_score = scores[:, None] == faces.scores[best][None]
+    distance = (boxes[:, None] - faces.boxes[best][None]).abs().sum(2).masked_fill(~same_score, math.inf)
+    return Faces(boxes, scores, faces.landmarks[best[distance.argmin(1)]] if len(boxes) else faces.landmarks[:0])
+
+
+def _groups(views: list[View]) -> Iterator[list[View]]:
+    """Views that can go through the network together, at most BATCH_PIXELS at a time."""
+    by_shape: dict[tuple[object, ...], list[View]] = {}
+    for view in views:
+        by_shape.setdefault((_canvas(view), view.levels), []).append(view)
+    for group in by_shape.values():
+        height, width = _canvas(group[0])
+        most = max(1, BATCH_PIXELS // (height * width))
+        yield from (group[start : start + most] for start in range(0, len(group), most))
+
+
+def _canvas(view: View) -> tuple[int, int]:
+    height, width = (math.ceil(side / CANVAS) * CANVAS for side in view.content)
+    return height, width
+
+
+def _take(found: ops.Candidates, keep: Tensor, count: Tensor) -> ops.Candidates:
+    """The candidates of an index padded with -1; what lies beyond the count is any candidate."""
+    index = keep.clamp(min=0)
+    return ops.Candidates(
+        found.boxes.take_along_dim(index[..., None], 1),
+        found.scores.take_along_dim(index, 1),
+        found.landmarks.take_along_dim(index[..., None, None], 1),
+        found.index.take_along_dim(index, 1),
+        count,
+    )
+
+
+def _unpad(seen: list[tuple[list[View], ops.Candidates]]) -> Iterator[tuple[View, Faces]]:
+    """The faces of every view in its picture's pixels. The one place that waits for the device."""
+    if not seen:
+        return
+    counts = iter(torch.cat([found.count for _, found in seen]).tolist())
+    for views, found in seen:
+        for row, view in enumerate(views):
+            yield view, _in_picture(view, found, row, next(counts))
+
+
+def _in_picture(view: View, found: ops.Candidates, row: int, count: int) -> Faces:
+    boxes = view.to_picture(found.boxes[row, :count].reshape(-1, 2, 2)).flatten(1)
+    scores = found.scores[row, :count]
+    landmarks = view.to_picture(found.landmarks[row, :count]) if found.landmarks.shape[2] else None
+    if view.mirror:  # left and right change places
+        boxes = boxes[:, [2, 1, 0, 3]]
+        landmarks = None if landmarks is None else landmarks[:, [1, 0, 2, 4, 3]]
+    faces = Faces(boxes, scores, landmarks)
+    is_plain = view == whole(view.image, view.region[3], view.region[2], view.scale)
+    return faces if is_plain else _select(faces, view.counts(boxes).nonzero().squeeze(1))
+
+
+def _together(parts: list[Faces]) -> Faces:
+    landmarks = [part.landmarks for part in parts if part.landmarks is not None]
+    return Faces(
+        torch.cat([part.boxes for part in parts]),
+        torch.cat([part.scores for part in parts]),
+        torch.cat(landmarks) if landmarks else None,
+    )
+
+
+def _select(faces: Faces, index: Tensor | slice) -> Faces:
+    landmarks = None if faces.landmarks is None else faces.landmarks[index]
+    return Faces(faces.boxes[index], faces.scores[index], landmarks)

@@ -242,12 +242,10 @@ class TestDetect:
             model.detect([image])
 
     @pytest.mark.cuda
-    def test_cuda(self, model, photo):
-        if not torch.cuda.is_available():
-            pytest.skip("no usable GPU on this machine")
-        on_device = create_model("mtcnn").cuda()
+    def test_cuda(self, model, photo, cuda):
+        on_device = create_model("mtcnn").to(cuda)
         images = [photo, photo[40:300, 100:340]]
-        for a, b in zip(on_device.detect([x.cuda() for x in images]), model.detect(images), strict=True):
+        for a, b in zip(on_device.detect([x.to(cuda) for x in images]), model.detect(images), strict=True):
             assert_same(Faces(*(x.cpu() for x in a)), b)
 
 

@@ -1,0 +1,75 @@
+"""CUDA graphs: a chain of kernels captured once a shape, then started by one call."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class _Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class CudaGraphs:
+    """Replays functions of tensors; one graph for each function, shape and set of options.
+
+    A graph keeps the memory of its intermediate results, so that only the last few are kept.
+
+    Args:
+        limit: How many graphs are kept, the least recently used one goes first.
+    """
+
+    def __init__(self, limit: int = 8) -> None:
+        self.limit = limit
+        self._graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
+        self._lock = threading.Lock()  # a graph has one set of inputs and outputs
+
+    def __call__(
+        self, function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], options: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        """Returns function(*inputs, **options), as copies; all inputs lie on one CUDA device.
+
+        Args:
+            function: Launches kernels on the current stream and synchronises nothing; deterministic in its launches.
+            inputs: Tensors, copied into the graph's own.
+            options: Hashable values.
+        """
+        key = (function, tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs), tuple(options.items()))
+        with self._lock, torch.cuda.device(inputs[0].device):
+            captured = self._graphs.get(key)
+            if captured is None:
+                while len(self._graphs) >= self.limit:
+                    self._graphs.popitem(last=False)
+                captured = self._graphs[key] = _capture(function, inputs, options)
+            self._graphs.move_to_end(key)
+            for own, given in zip(captured.inputs, inputs, strict=True):
+                own.copy_(given)
+            captured.graph.replay()
+            return tuple(output.clone() for output in captured.outputs)
+
+    def __reduce__(self) -> tuple[type[CudaGraphs], tuple[int]]:
+        return CudaGraphs, (self.limit,)  # graphs belong to their process
+
+
+def _capture(
+    function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], options: dict[str, Any]
+) -> _Captured:
+    own = tuple(given.clone() for given in inputs)
+    # On a stream of its own, several times: libraries choose algorithms and allocate workspace in their first calls.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function(*own, **options)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = tuple(function(*own, **options))
+    return _Captured(graph, own, outputs)

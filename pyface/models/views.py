@@ -1,0 +1,173 @@
+"""What of a picture a network looks at: its scales, its mirror image and its tiles (DETECTORS.md 2.6, 4.5, 5.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Size = Literal["native"] | int | tuple[int, int]
+"""How large a network sees a picture: "native", the longer side in pixels, or (shorter side, longer side at most)."""
+
+S3FD_PIXELS = 0x7FFFFFFF / 577  # Caffe's largest blob set the authors' limit
+
+
+@dataclass(frozen=True)
+class View:
+    """One look at a picture.
+
+    Attributes:
+        image: Which picture of the batch.
+        region: (left, top, right, bottom) in whole pixels: the part of the picture that is seen.
+        scale: Network pixels a picture's pixel.
+        mirror: Seen in a mirror, left to right.
+        levels: How many of the network's maps count, as the end of a slice; None: all.
+        longer_above: Faces count whose longer side, in the picture's pixels, is > this.
+        shorter_below: Faces count whose shorter side, in the picture's pixels, is < this.
+        cut: (left, top, right, bottom): which edges of the region are no edges of the picture.
+    """
+
+    image: int
+    region: tuple[int, int, int, int]
+    scale: float
+    mirror: bool = False
+    levels: int | None = None
+    longer_above: float = 0.0
+    shorter_below: float = math.inf
+    cut: tuple[bool, bool, bool, bool] = (False, False, False, False)
+
+    @property
+    def content(self) -> tuple[int, int]:
+        """Height and width in network pixels, at least 1; letterbox rounds alike."""
+        left, top, right, bottom = self.region
+        height, width = (max(1, math.floor(side * self.scale + 0.5)) for side in (bottom - top, right - left))
+        return height, width
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """The part of the picture uint8 [H, W, 3] that is seen."""
+        left, top, right, bottom = self.region
+        part = image[top:bottom, left:right]
+        return part.flip(1) if self.mirror else part
+
+    def to_picture(self, points: Tensor) -> Tensor:
+        """Moves points [..., 2] (x, y) from network pixels to the picture's."""
+        left, top, right, _ = self.region
+        x, y = (points / self.scale).unbind(-1)
+        return torch.stack([right - x if self.mirror else left + x, top + y], dim=-1)
+
+    def counts(self, boxes: Tensor) -> Tensor:
+        """Which boxes [N, 4], in the picture's pixels, count: bool [N]."""
+        sides = boxes[:, 2:] - boxes[:, :2]
+        keep = (sides.amax(1) > self.longer_above) & (sides.amin(1) < self.shorter_below)
+        # A face that a tile cuts is whole in the next tile or at the next scale.
+        margin = 2 / self.scale
+        left, top, right, bottom = self.region
+        for is_cut, distance in zip(
+            self.cut,
+            (boxes[:, 0] - left, boxes[:, 1] - top, right - boxes[:, 2], bottom - boxes[:, 3]),
+            strict=True,
+        ):
+            if is_cut:
+                keep &= distance > margin
+        return keep
+
+
+def scale_for(size: Size, height: int, width: int) -> float:
+    """The scale at which a picture has a size.
+
+    Example:
+        >>> scale_for(640, 480, 1280), scale_for((1200, 1600), 600, 600), scale_for((1200, 1600), 600, 1600)
+        (0.5, 2.0, 1.0)
+    """
+    if size == "native":
+        return 1.0
+    if isinstance(size, int):
+        return size / max(height, width)
+    shorter, longer = size
+    return min(shorter / min(height, width), longer / max(height, width))
+
+
+def whole(image: int, height: int, width: int, scale: float) -> View:
+    """A view of the whole picture."""
+    return View(image, (0, 0, width, height), scale)
+
+
+def s3fd_views(view: View) -> list[View]:
+    """S3FD's scales for WIDER FACE (DETECTORS.md 2.6 a-c)."""
+    height, width = _size(view)
+    limit = math.sqrt(S3FD_PIXELS / (height * width))
+    same = replace(view, scale=min(1.0, limit))
+    smaller = 0.5 if limit >= 0.75 else limit / 2
+    scales = [min(2.0, limit)] if limit > 1 else [(smaller + limit) / 2]
+    if limit > 2:
+        while scales[-1] * 2 < limit:
+            scales.append(scales[-1] * 2)
+        scales.append(limit)
+    # The authors count sides as x2 - x1 + 1, so their 30 and 100 are 29 and 99 here.
+    large = {"longer_above": 29.0}
+    views = [same, replace(same, mirror=True), replace(view, scale=smaller, **large)]
+    return views + [replace(view, scale=s, **({"shorter_below": 99.0} if s > 1 else large)) for s in scales]
+
+
+def srn_views(view: View, max_side: int = 1400) -> list[View]:
+    """SRN's scales for WIDER FACE, for pictures of up to `max_side` squared pixels (DETECTORS.md 4.5)."""
+    height, width = _size(view)
+    limit = max_side**2 / (height * width)
+    if limit < 1:
+        scale = math.sqrt(limit)
+        views = [replace(view, scale=scale), replace(view, scale=scale, mirror=True)]
+        return views + [replace(view, scale=scale * part, longer_above=30.0) for part in (0.75, 0.5)]
+    same = replace(view, scale=1.0)
+    views = [same, replace(same, mirror=True), replace(view, scale=0.5, longer_above=30.0)]
+    scales = [1.5**step for step in range(1, math.floor(math.log(limit, 2.25)) + 1)] + [math.sqrt(limit)]
+    return views + [replace(view, scale=scale, shorter_below=100.0) for scale in scales]
+
+
+def ssh_views(view: View) -> list[View]:
+    """SSH's pyramid; its last module does not look at the largest scale (DETECTORS.md 5.4)."""
+    base = scale_for((800, 1200), *_size(view)) / 800
+    views = [replace(view, scale=base * shorter) for shorter in (500, 800, 1200)]
+    return [*views, replace(view, scale=base * 1600, levels=-1)]
+
+
+MULTISCALE: dict[str, Callable[[View], list[View]]] = {"s3fd": s3fd_views, "srn": srn_views, "ssh": ssh_views}
+
+
+def halvings(view: View, longest: int) -> Iterator[View]:
+    """The view, then at half its scale, and so on until it is at most `longest` network pixels long."""
+    yield view
+    while max(view.content) > longest:
+        view = replace(view, scale=view.scale / 2)
+        yield view
+
+
+def tiles(view: View, side: int) -> Iterator[View]:
+    """Cuts a view into overlapping parts of at most `side` network pixels, a quarter of which they share.
+
+    A face up to that quarter is whole in one of the parts; for larger ones look at a smaller scale as well.
+    """
+    left, top, right, bottom = view.region
+    length = side / view.scale
+    rows, columns = _starts(bottom - top, length), _starts(right - left, length)
+    for y in rows:
+        for x in columns:
+            x1, y1 = left + x, top + y
+            x2, y2 = min(x1 + math.floor(length), right), min(y1 + math.floor(length), bottom)
+            yield replace(view, region=(x1, y1, x2, y2), cut=(x1 > left, y1 > top, x2 < right, y2 < bottom))
+
+
+def _starts(size: int, length: float) -> list[int]:
+    """Where the parts of one axis begin, evenly spread."""
+    if size <= length:
+        return [0]
+    count = math.ceil((size - length) / (0.75 * length)) + 1
+    return [round(k * (size - math.floor(length)) / (count - 1)) for k in range(count)]
+
+
+def _size(view: View) -> tuple[int, int]:
+    left, top, right, bottom = view.region
+    return bottom - top, right - left

@@ -1,0 +1,132 @@
+"""What a network is shown: scales of the papers' multi-scale tests, tiles, and the way back to the picture."""
+
+import math
+
+import pytest
+import torch
+
+from pyface.models.views import (
+    MULTISCALE,
+    S3FD_PIXELS,
+    View,
+    halvings,
+    s3fd_views,
+    scale_for,
+    srn_views,
+    ssh_views,
+    tiles,
+    whole,
+)
+
+
+def plan(paper, height, width):
+    views = MULTISCALE[paper](whole(0, height, width, 1.0))
+    assert all(view.region == (0, 0, width, height) for view in views)
+    return [(view.scale, view.mirror, view.longer_above, view.shorter_below, view.levels) for view in views]
+
+
+@pytest.mark.parametrize(
+    ("size", "height", "width", "scale"),
+    [
+        ("native", 100, 200, 1.0),
+        (640, 480, 1280, 0.5),
+        (640, 320, 160, 2.0),
+        ((1200, 1600), 600, 700, 2.0),
+        ((1200, 1600), 600, 1600, 1.0),
+    ],
+)
+def test_scale_for(size, height, width, scale):
+    assert scale_for(size, height, width) == scale
+
+
+def test_s3fd_looks_at_a_picture_of_usual_size_at_five_scales():
+    limit = math.sqrt(S3FD_PIXELS / (768 * 1024))
+    assert 2 < limit < 4
+    assert plan("s3fd", 768, 1024) == [
+        (1.0, False, 0.0, math.inf, None),
+        (1.0, True, 0.0, math.inf, None),
+        (0.5, False, 29.0, math.inf, None),
+        (2.0, False, 0.0, 99.0, None),
+        (limit, False, 0.0, 99.0, None),
+    ]
+
+
+def test_s3fd_doubles_small_pictures_up_to_its_limit():
+    scales = [view.scale for view in s3fd_views(whole(0, 400, 300, 1.0))]
+    assert scales == [1.0, 1.0, 0.5, 2.0, 4.0, math.sqrt(S3FD_PIXELS / (400 * 300))]
+
+
+def test_s3fd_reduces_large_pictures():
+    limit = math.sqrt(S3FD_PIXELS / (3000 * 4000))
+    assert plan("s3fd", 3000, 4000) == [
+        (limit, False, 0.0, math.inf, None),
+        (limit, True, 0.0, math.inf, None),
+        (limit / 2, False, 29.0, math.inf, None),
+        (0.75 * limit, False, 29.0, math.inf, None),
+    ]
+
+
+def test_srn_enlarges_by_one_and_a_half_until_its_limit():
+    limit = 1400**2 / (400 * 300)
+    steps = [1.5, 2.25, 3.375]
+    assert math.floor(math.log(limit, 2.25)) == len(steps)
+    scales = [1.0, 1.0, 0.5, *steps, math.sqrt(limit)]
+    assert [view.scale for view in srn_views(whole(0, 400, 300, 1.0))] == scales
+    assert [row[1] for row in plan("srn", 400, 300)] == [False, True, *[False] * 5]
+    assert [row[2:4] for row in plan("srn", 400, 300)[2:4]] == [(30.0, math.inf), (0.0, 100.0)]
+
+
+def test_srn_reduces_large_pictures():
+    limit = math.sqrt(1400**2 / (3000 * 4000))
+    rows = plan("srn", 3000, 4000)
+    assert [row[0] for row in rows] == [limit, limit, limit * 0.75, limit * 0.5]
+    assert [row[2] for row in rows] == [0.0, 0.0, 30.0, 30.0]
+
+
+def test_ssh_pyramid_leaves_its_last_module_out_at_the_largest_scale():
+    views = ssh_views(whole(0, 600, 800, 1.0))
+    assert [view.scale * 600 for view in views] == pytest.approx([500, 800, 1200, 1600])
+    assert [view.levels for view in views] == [None, None, None, -1]
+    wide = ssh_views(whole(0, 400, 2400, 1.0))
+    assert wide[1].scale * 2400 == pytest.approx(1200)
+
+
+def test_halvings_end_where_the_picture_fits():
+    assert [view.scale for view in halvings(whole(0, 1000, 4000, 1.0), 1024)] == [1.0, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(("height", "width", "scale"), [(1000, 4000, 1.0), (777, 1333, 0.61), (90, 90, 8.0)])
+def test_tiles_cover_the_view_and_share_a_quarter(height, width, scale):
+    side = 256
+    parts = list(tiles(whole(0, height, width, scale), side))
+    seen = torch.zeros(height, width, dtype=torch.int32)
+    for part in parts:
+        left, top, right, bottom = part.region
+        assert max(part.content) <= side
+        assert part.cut == (left > 0, top > 0, right < width, bottom < height)
+        seen[top:bottom, left:right] += 1
+    assert seen.min() > 0
+    for part in parts:  # whoever lies in the shared quarter is whole in one of two neighbours
+        right = part.region[2]
+        if right < width:
+            after = min(p.region[0] for p in parts if p.region[0] > part.region[0] and p.region[1] == part.region[1])
+            assert right - after >= 0.25 * side / scale - 2
+
+
+def test_points_come_back_from_a_scaled_mirrored_region():
+    view = View(0, (10, 20, 110, 70), 2.0, mirror=True)
+    assert view.content == (100, 200)
+    points = torch.tensor([[0.0, 0.0], [200.0, 100.0]])
+    assert view.to_picture(points).tolist() == [[110.0, 20.0], [10.0, 70.0]]
+    picture = torch.arange(80 * 120 * 3).reshape(80, 120, 3).to(torch.uint8)
+    assert torch.equal(view.pixels(picture), picture[20:70, 10:110].flip(1))
+
+
+def test_which_boxes_count():
+    boxes = torch.tensor([[10.0, 10, 40, 20], [10, 10, 200, 210], [0, 50, 20, 70], [80, 50, 99, 70]])
+    small = View(0, (0, 0, 300, 300), 1.0, shorter_below=99.0)
+    large = View(0, (0, 0, 300, 300), 1.0, longer_above=29.0)
+    assert small.counts(boxes).tolist() == [True, False, True, True]
+    assert large.counts(boxes).tolist() == [True, True, False, False]
+    tile = View(0, (0, 0, 100, 100), 1.0, cut=(False, False, True, True))
+    assert tile.counts(boxes[[0, 2, 3]]).tolist() == [True, True, False]
