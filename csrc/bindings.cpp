@@ -1,5 +1,6 @@
 // pybind11, and nothing else: addresses and numbers in, launchers called with the GIL released. Every check was made in
-// pyface/ops/_extension.py. An address of a tensor is an integer (0: none), an image is (address, height, width).
+// pyface/ops/_extension.py. An address of a tensor is an integer (0: none), an image is (address, height, width), a map
+// is (address, strides of batch, channel, row and column).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -17,6 +18,7 @@ namespace {
 
 using Address = uintptr_t;
 using ImageTuple = std::tuple<Address, int32_t, int32_t>;
+using MapArray = std::array<int64_t, 5>;
 using LayerTuple = std::tuple<Address, Address, Address, int32_t, int32_t, int32_t>;
 
 template <class T>
@@ -34,6 +36,51 @@ std::vector<Image> to_images(const std::vector<ImageTuple>& tuples) {
 Normalization to_normalization(const std::array<float, 3>& mean, const std::array<float, 3>& scale) {
   return {{mean[0], mean[1], mean[2]}, {scale[0], scale[1], scale[2]}};
 }
+
+Map to_map(const int64_t* numbers) {
+  return {at<const void>(static_cast<Address>(numbers[0])), numbers[1], numbers[2], numbers[3], numbers[4]};
+}
+
+Map to_map(const MapArray& numbers) { return to_map(numbers.data()); }
+
+// What decode_anchors takes, from flat lists, which pybind11 converts fastest.
+struct DecodeArguments {
+  std::vector<AnchorLevel> levels;
+  AnchorDecoding decoding;
+  CandidateArrays out;
+
+  // numbers: a level's five maps, then height, width, stride, num_anchors, num_background, max_candidates
+  // anchors: four numbers each; found: addresses of boxes, scores, landmarks (0: none), index, count
+  DecodeArguments(const std::vector<int64_t>& numbers, const std::vector<double>& anchors,
+                  const std::vector<double>& min_logits, double min_gate, const std::array<double, 2>& variances,
+                  double min_side, Address sizes, int64_t max_candidates, const std::array<Address, 5>& found)
+      : levels(min_logits.size()),
+        decoding{static_cast<float>(variances[0]), static_cast<float>(variances[1]), float_above(min_side),
+                 at<const float>(sizes), max_candidates},
+        out{at<float>(found[0]), at<float>(found[1]), at<float>(found[2]), at<int64_t>(found[3]),
+            at<int32_t>(found[4])} {
+    const int64_t* n = numbers.data();
+    const double* a = anchors.data();
+    int64_t first = 0;
+    for (size_t l = 0; l < levels.size(); ++l) {
+      AnchorLevel& level = levels[l];
+      for (Map* map : {&level.logits, &level.boxes, &level.landmarks, &level.gate, &level.offsets}) {
+        *map = to_map(n);
+        n += 5;
+      }
+      for (int32_t* field : {&level.height, &level.width, &level.stride, &level.num_anchors, &level.num_background,
+                             &level.max_candidates})
+        *field = static_cast<int32_t>(*n++);
+      level.min_logit = float_below(min_logits[l]);
+      level.min_gate = float_below(min_gate);
+      level.first = first;
+      first += int64_t(level.height) * level.width * level.num_anchors;
+      for (int k = 0; k < level.num_anchors; ++k, a += 4)
+        level.anchors[k] = {static_cast<float>(a[0]), static_cast<float>(a[1]), static_cast<float>(a[2]),
+                            static_cast<float>(a[3])};
+    }
+  }
+};
 
 void bind_cpu(py::module_ m) {
   m.def("nms", [](Address boxes, Address scores, Address classes, Address counts, int64_t batch, int64_t n,
@@ -90,6 +137,33 @@ void bind_cpu(py::module_ m) {
     cpu::convnet(at<const float>(crops), n, channels, size, layers.data(), static_cast<int>(layers.size()),
                  at<float>(features), threads);
   });
+  m.def("maxout_background", [](const MapArray& logits, int dtype, int64_t batch, int channels, int64_t height,
+                                int64_t width, int num_background, const MapArray& out, int threads) {
+    py::gil_scoped_release release;
+    cpu::maxout_background(to_map(logits), Dtype(dtype), batch, channels, height, width, num_background, to_map(out),
+                           threads);
+  });
+  m.def("maxout_background_backward",
+        [](const MapArray& logits, const MapArray& gradient, int dtype, int64_t batch, int channels, int64_t height,
+           int64_t width, int num_background, const MapArray& out, int threads) {
+          py::gil_scoped_release release;
+          cpu::maxout_background_backward(to_map(logits), to_map(gradient), Dtype(dtype), batch, channels, height,
+                                          width, num_background, to_map(out), threads);
+        });
+  m.def("face_probability", [](const MapArray& logits, int dtype, int64_t batch, int64_t height, int64_t width,
+                               int num_background, Address out, int threads) {
+    py::gil_scoped_release release;
+    cpu::face_probability(to_map(logits), Dtype(dtype), batch, height, width, num_background, at<float>(out), threads);
+  });
+  m.def("decode_anchors", [](const std::vector<int64_t>& numbers, const std::vector<double>& anchors,
+                             const std::vector<double>& min_logits, double min_gate, int dtype, int64_t batch,
+                             const std::array<double, 2>& variances, double min_side, Address sizes,
+                             int64_t max_candidates, const std::array<Address, 5>& found, int threads) {
+    py::gil_scoped_release release;
+    const DecodeArguments a(numbers, anchors, min_logits, min_gate, variances, min_side, sizes, max_candidates, found);
+    cpu::decode_anchors(a.levels.data(), static_cast<int>(a.levels.size()), Dtype(dtype), batch, a.decoding, a.out,
+                        threads);
+  });
 }
 
 #if defined(PYFACE_HAS_CUDA)
@@ -139,6 +213,36 @@ void bind_cuda(py::module_ m) {
     return cuda::crop_resize(views.data(), static_cast<int64_t>(views.size()), at<const float>(boxes),
                              at<const int64_t>(image_index), n, out_h, out_w, Interpolation(interpolation),
                              to_normalization(mean, scale), at<float>(out), device, at<void>(stream));
+  });
+  m.def("maxout_background", [](const MapArray& logits, int dtype, int64_t batch, int channels, int64_t height,
+                                int64_t width, int num_background, const MapArray& out, int device, Address stream) {
+    py::gil_scoped_release release;
+    return cuda::maxout_background(to_map(logits), Dtype(dtype), batch, channels, height, width, num_background,
+                                   to_map(out), device, at<void>(stream));
+  });
+  m.def("maxout_background_backward",
+        [](const MapArray& logits, const MapArray& gradient, int dtype, int64_t batch, int channels, int64_t height,
+           int64_t width, int num_background, const MapArray& out, int device, Address stream) {
+          py::gil_scoped_release release;
+          return cuda::maxout_background_backward(to_map(logits), to_map(gradient), Dtype(dtype), batch, channels,
+                                                  height, width, num_background, to_map(out), device, at<void>(stream));
+        });
+  m.def("face_probability", [](const MapArray& logits, int dtype, int64_t batch, int64_t height, int64_t width,
+                               int num_background, Address out, int device, Address stream) {
+    py::gil_scoped_release release;
+    return cuda::face_probability(to_map(logits), Dtype(dtype), batch, height, width, num_background, at<float>(out),
+                                  device, at<void>(stream));
+  });
+  m.def("decode_anchors_workspace", &cuda::decode_anchors_workspace);
+  m.def("decode_anchors", [](const std::vector<int64_t>& numbers, const std::vector<double>& anchors,
+                             const std::vector<double>& min_logits, double min_gate, int dtype, int64_t batch,
+                             const std::array<double, 2>& variances, double min_side, Address sizes,
+                             int64_t max_candidates, const std::array<Address, 5>& found, Address workspace,
+                             size_t workspace_bytes, int device, Address stream) {
+    py::gil_scoped_release release;
+    const DecodeArguments a(numbers, anchors, min_logits, min_gate, variances, min_side, sizes, max_candidates, found);
+    return cuda::decode_anchors(a.levels.data(), static_cast<int>(a.levels.size()), Dtype(dtype), batch, a.decoding,
+                                a.out, at<void>(workspace), workspace_bytes, device, at<void>(stream));
   });
   m.def("error_string", &cuda::error_string);
   m.def("runtime_version", &cuda::runtime_version);

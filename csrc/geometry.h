@@ -149,7 +149,7 @@ PYFACE_HD bool has_min_side(const Box& b, float min_side) {
 }
 
 // The largest of a and b, NaN when one is.
-PYFACE_HD float max_or_nan(float a, float b) { return b > a || b != b ? b : a; }
+PYFACE_HD float max_or_nan(float a, float b) { return ((b > a) | (b != b)) ? b : a; }
 
 // The largest float <= threshold: `overlap > threshold` in double equals `overlap > float_below(threshold)` in
 // float, which is what SIMD and the device compare.

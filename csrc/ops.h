@@ -60,7 +60,8 @@ struct Map {
 
 constexpr int kMaxLevels = 8, kMaxAnchors = 8;
 
-// One level of decode_anchors: its maps, and what its anchors are. K = num_anchors.
+// One level of decode_anchors: its maps, and what its anchors are. K = num_anchors. Levels ascend by `first`, and either
+// all have landmarks or none.
 struct AnchorLevel {
   Map logits;     // (num_background + 1) * K channels: logit c of anchor k is channel c * K + k, backgrounds first
   Map boxes;      // 4 * K: dx, dy, dw, dh of anchor k from channel 4 * k

@@ -397,6 +397,33 @@ def _count(number: int, noun: str) -> str:
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Checkpoint of a usual port, or a folder of MTCNN's three networks.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Rewrites a foreign checkpoint as pyface's own weights.
+
+    Reads what circulates for S3FD (yxlijun, clcarwin, face-alignment), SRN, SSH (Caffe's names) and MTCNN
+    (facenet-pytorch, ipazc), recognised by its keys. `pyface detect --weights` takes both files.
+    """
+    if target.exists() and not overwrite:
+        _fail(f"{target} exists already, add --overwrite to replace it")
+    try:
+        from pyface.models.zoo import CheckpointError
+        from pyface.models.zoo import convert as convert_checkpoint
+    except ImportError as error:
+        _fail(error)
+    try:
+        checkpoint = convert_checkpoint(source, target)
+    except (CheckpointError, OSError) as error:
+        _fail(error)
+    typer.echo(f"{target}: weights of {checkpoint.model}, read as {checkpoint.layout}", err=True)
+
+
+@app.command()
 def models() -> None:
     """Shows the detectors that there are, and their weights."""
     from rich.console import Console

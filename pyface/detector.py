@@ -18,6 +18,7 @@ from pyface.detections import Detections
 from pyface.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, decode_image, open_image
 from pyface.models import zoo
 from pyface.models.base import FaceModel, Faces
+from pyface.models.fusion import fold_batch_norms
 from pyface.models.graphs import CudaGraphs
 from pyface.models.single_shot import InferenceOptions, SingleShot
 from pyface.models.views import Size
@@ -68,7 +69,8 @@ class FaceDetector:
         size, multiscale, limits, tile, drop_singletons: How a single-shot detector (any but mtcnn, which has a pyramid
             of its own) looks at pictures; see `InferenceOptions`.
         precision: "fp32", "fp16" or "bf16": what a single-shot detector computes in; half precision is for GPUs.
-        channels_last: Keep a single-shot detector's maps in that memory format, which suits GPUs in half precision.
+        channels_last: Keep a single-shot detector's maps in that memory format, which suits GPUs in half precision;
+            None: whichever is faster on a CPU.
         cuda_graph: Start a single-shot detector as one CUDA graph, captured once for each shape of batch; the last
             eight shapes are kept.
 
@@ -103,7 +105,7 @@ class FaceDetector:
         tile: int | None = None,
         drop_singletons: bool = False,
         precision: Literal["fp32", "fp16", "bf16"] = "fp32",
-        channels_last: bool = False,
+        channels_last: bool | None = None,
         cuda_graph: bool = False,
     ) -> None:
         if not isinstance(model, str) and (isinstance(model, type) or not callable(getattr(model, "detect", None))):
@@ -137,12 +139,14 @@ class FaceDetector:
         if cuda_graph and self.device.type != "cuda":
             raise ValueError(f"cuda_graph needs a CUDA device, this detector is on {str(self.device)!r}")
         built = zoo.create_model(model, weights) if isinstance(model, str) else model
-        self.model = built.to(self.device).eval()
+        self.model: FaceModel = built.to(self.device).eval()
         if isinstance(built, SingleShot):
+            built = self.model = fold_batch_norms(built)  # before the cast, which would round twice
             built.to(dtype=_PRECISIONS[precision])
-            built.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
+            is_last = built.channels_last if channels_last is None else channels_last
+            built.to(memory_format=torch.channels_last if is_last else torch.contiguous_format)  # type: ignore[call-overload]
             built.graphs = CudaGraphs() if cuda_graph else None
-        elif self.options != InferenceOptions() or precision != "fp32" or channels_last or cuda_graph:
+        elif self.options != InferenceOptions() or precision != "fp32" or channels_last is not None or cuda_graph:
             raise ValueError(
                 "size, multiscale, limits, tile, drop_singletons, precision, channels_last and cuda_graph are options "
                 f"of single-shot detectors, and {model if isinstance(model, str) else type(model).__name__} is none, "

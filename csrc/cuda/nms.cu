@@ -15,23 +15,17 @@
 #include <cmath>
 
 #include "../ops.h"
+#include "block.cuh"
 #include "common.cuh"
 #include "sort.h"
 
 namespace pyface::cuda {
 namespace {
 
-constexpr unsigned kWarp = 0xffffffffu;  // all lanes
 constexpr int kThreads = 1024;           // of the largest block, and boxes in a tile
 constexpr int kChunk = 64;               // boxes decided at a time: as many as a mask has bits
 constexpr int kSmall = 4 * kThreads;     // boxes in a segment that one block takes
 constexpr uint32_t kNone = 0xffffffffu;  // the key of an invalid entry: behind those of all finite scores
-
-// A score as 32 bits whose ascending order is the score's descending order. Adding 0 makes -0 equal to 0.
-__device__ uint32_t descending_key(float score) {
-  const uint32_t bits = __float_as_uint(score + 0.f);
-  return (bits & 0x80000000u) ? bits : ~(bits | 0x80000000u);
-}
 
 // Four loads, because a tensor that starts inside another one need not be aligned to a box.
 __device__ Box load_box(const float* boxes, int64_t i) {
@@ -99,10 +93,6 @@ struct Kept {
   uint64_t tile;
 };
 
-__device__ int lane_id() { return threadIdx.x % 32; }
-__device__ int warp_id() { return threadIdx.x / 32; }
-__device__ int num_warps() { return blockDim.x / 32; }
-__device__ uint32_t bits_below(int bit) { return (1u << bit) - 1; }
 __device__ uint64_t bits_below64(int bit) { return (uint64_t{1} << bit) - 1; }
 
 // The smallest box around the boxes of all lanes.
@@ -120,14 +110,6 @@ __device__ uint64_t warp_min(uint64_t value) {
   for (int step = 16; step > 0; step /= 2) {
     const uint64_t other = __shfl_xor_sync(kWarp, value, step);
     value = other < value ? other : value;
-  }
-  return value;
-}
-
-__device__ uint32_t warp_inclusive_sum(uint32_t value) {
-  for (int step = 1; step < 32; step *= 2) {
-    const uint32_t other = __shfl_up_sync(kWarp, value, step);
-    if (lane_id() >= step) value += other;
   }
   return value;
 }
@@ -398,38 +380,6 @@ class Candidates {
   float area_[kItems];
   int rank_[kItems];  // -1: no box, or decided
 };
-
-// Sorts `size` keys (a power of two) ascending, bitonically. Item i of thread t is key t * kItems + i; steps within a
-// thread's items cost nothing, within a warp a shuffle, and only wider ones a barrier. All keys beyond `size` are ~0.
-template <int kItems>
-__device__ void block_sort(uint64_t (&key)[kItems], uint64_t* exchange, int size) {
-  for (int run = 2; run <= size; run *= 2) {
-    for (int step = run / 2; step > 0; step /= 2) {
-      uint64_t other[kItems];
-      if (step >= 32 * kItems) {
-#pragma unroll
-        for (int i = 0; i < kItems; ++i) exchange[threadIdx.x * kItems + i] = key[i];
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < kItems; ++i) other[i] = exchange[(threadIdx.x * kItems + i) ^ step];
-        __syncthreads();
-      } else if (step >= kItems) {
-#pragma unroll
-        for (int i = 0; i < kItems; ++i) other[i] = __shfl_xor_sync(kWarp, key[i], step / kItems);
-      } else {
-        // The items' places are known when compiling, so they stay in registers.
-#pragma unroll
-        for (int i = 0; i < kItems; ++i) other[i] = step == 1 ? key[(i ^ 1) % kItems] : key[(i ^ 2) % kItems];
-      }
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        const int at = threadIdx.x * kItems + i;
-        const bool takes_less = ((at & step) == 0) == ((at & run) == 0);
-        if (takes_less == (other[i] < key[i])) key[i] = other[i];
-      }
-    }
-  }
-}
 
 __device__ int valid_count(const int32_t* counts, int64_t segment, int64_t n) {
   return static_cast<int>(counts ? min(max(int64_t{counts[segment]}, int64_t{0}), n) : n);

@@ -105,6 +105,7 @@ class SingleShot(FaceModel):
         preprocessing: How pixels become its input.
         limits: The paper's, for "ap" and for "fast".
         size: How large it sees a picture unless told otherwise.
+        channels_last: Whether it is faster in that memory format.
         smallest_face: Side in network pixels of the smallest face that it finds.
         score_threshold: A candidate's score is > this.
         nms_threshold: A candidate is dropped when its IoU with a better one is > this.
@@ -114,6 +115,7 @@ class SingleShot(FaceModel):
     preprocessing: Preprocessing
     limits: ClassVar[dict[str, Limits]]
     size: ClassVar[Size] = "native"
+    channels_last: ClassVar[bool] = False
     smallest_face: ClassVar[float] = 10.0
     score_threshold: float
     nms_threshold: float
@@ -282,7 +284,8 @@ class SingleShot(FaceModel):
         return _select(faces, slice(self.limits[options.limits].detections))
 
     def _suppression_boxes(self, boxes: Tensor) -> Tensor:
-        return boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) if self.nms_plus_one else boxes
+        # Not by a constant tensor: copying one to a GPU would synchronise.
+        return torch.cat([boxes[..., :2], boxes[..., 2:] + 1], dim=-1) if self.nms_plus_one else boxes
 
     @property
     def dtype(self) -> torch.dtype:

@@ -108,9 +108,9 @@ def s3fd_views(view: View) -> list[View]:
             scales.append(scales[-1] * 2)
         scales.append(limit)
     # The authors count sides as x2 - x1 + 1, so their 30 and 100 are 29 and 99 here.
-    large = {"longer_above": 29.0}
-    views = [same, replace(same, mirror=True), replace(view, scale=smaller, **large)]
-    return views + [replace(view, scale=s, **({"shorter_below": 99.0} if s > 1 else large)) for s in scales]
+    large, small = replace(view, longer_above=29.0), replace(view, shorter_below=99.0)
+    views = [same, replace(same, mirror=True), replace(large, scale=smaller)]
+    return views + [replace(small if scale > 1 else large, scale=scale) for scale in scales]
 
 
 def srn_views(view: View, max_side: int = 1400) -> list[View]:

@@ -7,13 +7,25 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Literal
-
-from safetensors.torch import load, load_file
+from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
 
 from pyface.models.base import FaceModel
-from pyface.models.mtcnn import MTCNN
+from pyface.models.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    configured,
+    foreign,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
+from pyface.models.mtcnn import MTCNN, MTCNNConfig
+from pyface.models.s3fd import S3FDVGG16, S3FDLite, S3FDLiteConfig, S3FDVGG16Config
+from pyface.models.srn import SRNConfig, SRNLite, SRNLiteConfig, SRNResNet50
+from pyface.models.ssh import SSHVGG16, SSHConfig, SSHLite, SSHLiteConfig
 
 
 @dataclass(frozen=True)
@@ -37,22 +49,32 @@ class Weights:
 
 @dataclass(frozen=True)
 class Row:
-    """One model: its name, how to build it untrained, one line about it, and its default weights (None: has none)."""
+    """One model.
+
+    Attributes:
+        name: What `create_model` takes.
+        build: Makes it, untrained, of its configuration.
+        config: Its configuration unless weights ask for another.
+        description: One line.
+        weights: Its default weights; None: has none.
+    """
 
     name: str
-    build: Callable[[], FaceModel]
+    build: Callable[[Any], FaceModel]
+    config: Any
     description: str
-    weights: Weights | None
+    weights: Weights | None = None
 
 
 REGISTRY = {
     row.name: row
     for row in [
         Row(
-            name="mtcnn",
-            build=MTCNN,
-            description="Cascade of three small networks over an image pyramid, with five landmarks; fast on a CPU",
-            weights=Weights(
+            "mtcnn",
+            MTCNN,
+            MTCNNConfig(),
+            "Cascade of three small networks over an image pyramid, with five landmarks; fast on a CPU",
+            Weights(
                 file="mtcnn.safetensors",
                 sha256="35db3cf878b2b49cda953762423fd15066ee89169725e40a25150ec46860c1a9",
                 licence="MIT",
@@ -60,6 +82,12 @@ REGISTRY = {
                 measured="faces/val: AP@0.5 0.632, AP@0.4 0.718 (thresholds 0.6, 0.7, 0.7; min_face 20)",
             ),
         ),
+        Row("s3fd_lite", S3FDLite, S3FDLiteConfig(), "S3FD on a compact trunk, with five landmarks"),
+        Row("s3fd_vgg16", S3FDVGG16, S3FDVGG16Config(), "The paper's S3FD: six levels of anchors, max-out background"),
+        Row("srn_lite", SRNLite, SRNLiteConfig(), "SRN on a compact trunk, with five landmarks"),
+        Row("srn_resnet50", SRNResNet50, SRNConfig(), "The paper's SRN: two steps of classification and regression"),
+        Row("ssh_lite", SSHLite, SSHLiteConfig(), "SSH on a compact trunk, with five landmarks"),
+        Row("ssh_vgg16", SSHVGG16, SSHConfig(), "The paper's SSH: three modules with context"),
     ]
 }
 
@@ -91,28 +119,68 @@ def create_model(name: str, weights: str | os.PathLike[str] | Literal["default"]
 
     Args:
         name: One of `list_models()`.
-        weights: "default" for the released weights, None for a random start, or the path of a .safetensors file.
+        weights: "default" for the released weights, None for a random start, or the path of a file: pyface's own
+            (.safetensors), or a checkpoint of the usual ports, recognised by its keys (see
+            `pyface.models.checkpoints`); settings that its weights need, such as S3FD's padding of fc6, are taken over.
 
     Raises:
         ValueError: There is no such model, it has no default weights, or their file is not what was released.
         FileNotFoundError: There is no such weights file.
-        RuntimeError: The file belongs to another model (its keys or shapes differ).
+        CheckpointError: The file cannot be read, or belongs to another model; a RuntimeError.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in create_model("s3fd_lite", weights=None).parameters()) < 1_500_000
+        True
     """
     row = model_info(name)
-    model = row.build()
+    if weights is None:
+        return row.build(row.config).eval()
     if weights == "default":
-        model.load_state_dict(load(default_weights(row)))
-    elif weights is not None:
-        model.load_state_dict(load_file(weights))
+        with as_file(default_weights(row)) as path:
+            return _load(row, path)
+    return _load(row, weights)
+
+
+def _load(row: Row, path: str | os.PathLike[str]) -> FaceModel:
+    checkpoint = read_checkpoint(path, row.name)
+    model = row.build(configured(row.config, checkpoint.settings, checkpoint.path))
+    load_checkpoint(model, checkpoint)
     return model.eval()
 
 
-def default_weights(row: Row) -> bytes:
-    """The bytes of a model's default weights, their SHA-256 checked."""
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Checkpoint:
+    """Rewrites a foreign checkpoint as pyface's own .safetensors.
+
+    Args:
+        source: A file (or MTCNN's folder of three) of a known foreign layout.
+        target: The .safetensors file to write.
+
+    Returns:
+        What was read.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no folder for the target.
+        CheckpointError: It cannot be read, is of no foreign layout, or lacks keys.
+    """
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise CheckpointError(f"{target} should end with .safetensors")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {target.parent}")
+    checkpoint = foreign(read_checkpoint(source))
+    row = model_info(str(checkpoint.model))
+    model = row.build(configured(row.config, checkpoint.settings, checkpoint.path))
+    load_checkpoint(model, checkpoint)
+    save_checkpoint(target, model, row.name, checkpoint.settings)
+    return checkpoint
+
+
+def default_weights(row: Row) -> Traversable:
+    """The file of a model's default weights, its SHA-256 checked."""
     if row.weights is None:
-        raise ValueError(f"{row.name} has no default weights; give weights=None or the path of a .safetensors file")
-    data = (files("pyface") / "weights" / row.weights.file).read_bytes()
-    found = hashlib.sha256(data).hexdigest()
+        raise ValueError(f"{row.name} has no default weights; give weights=None or the path of a file")
+    file = files("pyface") / "weights" / row.weights.file
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != row.weights.sha256:
         raise ValueError(f"{row.weights.file} should have the SHA-256 {row.weights.sha256}, got {found}")
-    return data
+    return file

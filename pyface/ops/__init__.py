@@ -5,6 +5,7 @@ from pyface.ops.convnet import convnet
 from pyface.ops.nms import batched_nms, box_voting, nms, nms_padded, soft_nms
 from pyface.ops.pnet import pnet
 from pyface.ops.resample import crop_resize, letterbox
+from pyface.ops.scoring import face_probability, maxout_background
 
 __all__ = [
     "AnchorLevel",
@@ -16,7 +17,9 @@ __all__ = [
     "convnet",
     "crop_resize",
     "decode_anchors",
+    "face_probability",
     "letterbox",
+    "maxout_background",
     "nms",
     "nms_padded",
     "pnet",

@@ -21,11 +21,12 @@ except ImportError as error:
     ) from error
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+MAP_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of csrc/ops.h's Dtype
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 OVERLAPS = ("union", "min")
 _MAX_ENTRIES = 2**31 - 1
 
-_library = torch.library.Library("pyface", "DEF")
+library = torch.library.Library("pyface", "DEF")
 
 
 def register(schema: str, implementation: Callable, fake: Callable) -> None:
@@ -34,10 +35,10 @@ def register(schema: str, implementation: Callable, fake: Callable) -> None:
     ``Library`` and not ``custom_op``: a call costs a quarter of the time.
     """
     name = schema.partition("(")[0]
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):
-        _library.impl(name, implementation, key)
-    torch.library.register_fake(f"pyface::{name}", fake, lib=_library)
+        library.impl(name, implementation, key)
+    torch.library.register_fake(f"pyface::{name}", fake, lib=library)
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -120,6 +121,11 @@ def plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to(dtype).contiguous()
 
 
+def map_of(tensor: Tensor | None) -> tuple[int, ...]:
+    """A map [B, C, H, W] as bindings.cpp takes it: address and strides, all 0 for none."""
+    return (0, 0, 0, 0, 0) if tensor is None else (tensor.data_ptr(), *tensor.stride())
+
+
 def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
     """Calls a kernel on the current stream of a device.
 
@@ -149,7 +155,17 @@ def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int,
         raise RuntimeError(f"{op} failed on {device}: {_C.cuda.error_string(status)}.{_driver_hint()}")
 
 
-_THREADED = {"nms", "letterbox", "crop_resize", "convnet", "pnet"}
+_THREADED = {
+    "nms",
+    "letterbox",
+    "crop_resize",
+    "convnet",
+    "pnet",
+    "maxout_background",
+    "maxout_background_backward",
+    "face_probability",
+    "decode_anchors",
+}
 
 
 def _driver_hint() -> str:

@@ -6,12 +6,30 @@ and SRN, since they differ in descriptions only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from pyface.ops._extension import (
+    FLOATS,
+    MAP_DTYPES,
+    check_dtype,
+    check_fraction,
+    check_one_device,
+    check_shape,
+    check_size,
+    check_tensors,
+    launch,
+    map_of,
+    plain,
+    register,
+)
+
+_MAX_LEVELS, _MAX_ANCHORS = 8, 8  # csrc/ops.h
 
 
 @dataclass(frozen=True)
@@ -24,12 +42,35 @@ class AnchorLevel:
             stride * (column, row) further.
         num_background: Background logits an anchor: 1 (softmax of two), more (max-out), 0 (the sigmoid of one logit).
         max_candidates: The best so many of this level go on; None: all.
+
+    Raises:
+        TypeError: a field of another type than its annotation's.
+        ValueError: stride < 1, num_background < 0, max_candidates < 0, no or more than 8 anchors, or an anchor that is
+            not finite or has x1 >= x2 or y1 >= y2.
     """
 
     stride: int
     anchors: tuple[tuple[float, float, float, float], ...]
     num_background: int = 1
     max_candidates: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_int("AnchorLevel", "stride", self.stride, 1)
+        _check_int("AnchorLevel", "num_background", self.num_background, 0)
+        if self.max_candidates is not None:
+            _check_int("AnchorLevel", "max_candidates", self.max_candidates, 0)
+        if not isinstance(self.anchors, tuple) or not all(isinstance(box, tuple) for box in self.anchors):
+            raise TypeError(
+                f"AnchorLevel: anchors must be a tuple of tuples (x1, y1, x2, y2), got {self.anchors!r}: "
+                "convert it with tuple(map(tuple, anchors))."
+            )
+        if not 1 <= len(self.anchors) <= _MAX_ANCHORS:
+            raise ValueError(f"AnchorLevel takes 1 to {_MAX_ANCHORS} anchors a cell, got {len(self.anchors)}.")
+        for box in self.anchors:
+            if len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
+                raise TypeError(f"AnchorLevel: an anchor must be four numbers (x1, y1, x2, y2), got {box!r}.")
+            if not (all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]):
+                raise ValueError(f"AnchorLevel: an anchor must be finite with x1 < x2 and y1 < y2, got {box!r}.")
 
 
 class LevelMaps(NamedTuple):
@@ -65,8 +106,8 @@ class Candidates(NamedTuple):
     boxes: Tensor
     scores: Tensor
     landmarks: Tensor
-    index: Tensor
-    count: Tensor
+    index: Tensor  # type: ignore[assignment]  # tuple has methods of these names
+    count: Tensor  # type: ignore[assignment]
 
 
 def anchor_boxes(
@@ -108,5 +149,318 @@ def decode_anchors(
     min_side: float = 0.0,
     sizes: Tensor | None = None,
 ) -> Candidates:
-    """Head maps to candidates in one pass over the maps.  (being written)"""
-    raise NotImplementedError
+    """Head maps to candidates in one pass over the maps, with static shapes and without a host synchronisation.
+
+    The score of an anchor is the softmax of its face logit and its largest background logit, which is the sigmoid of
+    their difference x (or of the one logit). Thresholds are compared with x, as x > log(t / (1 - t)), so only anchors
+    that pass are ever decoded. A box is ``centre + delta * center_variance * side`` with sides ``side * exp(delta *
+    size_variance)``; landmarks lie at ``centre + delta * center_variance * side``. No gradient flows through this op.
+
+    Dropped are anchors with a non-finite x or gate, and candidates with a non-finite coordinate. The order is x
+    descending, ties by index: scores that round to the same float keep the order of x.
+
+    Args:
+        maps: One a level; float32, float16 or bfloat16, computed in float32. Any strides are read where they lie.
+        levels: 1 to 8 descriptions.
+        score_threshold: in [0, 1], one number or one a level; an anchor passes when its score is > this.
+        max_candidates: Over all levels, each level's best `AnchorLevel.max_candidates` are merged and the best so many
+            kept.
+        variances: (center_variance, size_variance), finite and > 0.
+        gate_threshold: in [0, 1]; where there is a gate, its sigmoid must be > this too.
+        min_side: Pixels >= 0; a candidate whose shorter side, after clipping, is not >= this is dropped, and always
+            one with a side <= 0.
+        sizes: Any float dtype [B, 2], (height, width) that each image's boxes are clipped to, or None. Landmarks are
+            never clipped.
+
+    Returns:
+        Candidates of the static size M = min(max_candidates, the sum over levels of min(anchors,
+        AnchorLevel.max_candidates)); beyond `count`, boxes, scores and landmarks are 0 and index is -1.
+
+    Raises:
+        TypeError: wrong types or dtypes.
+        ValueError: maps that do not fit the levels or each other, numbers out of range.
+
+    Source:
+        DETECTORS.md 2.1 and 2.6 (S3FD), 4.5 (SRN), 5.4 (SSH).
+
+    Example:
+        >>> import torch
+        >>> level = AnchorLevel(stride=4, anchors=((-6.0, -6.0, 10.0, 10.0),))
+        >>> logits = torch.zeros(1, 2, 3, 3)
+        >>> logits[0, 1, 1, 2] = 2.0  # the face logit of the cell in row 1, column 2
+        >>> maps = [LevelMaps(logits, boxes=torch.zeros(1, 4, 3, 3))]
+        >>> found = decode_anchors(maps, [level], score_threshold=0.6, max_candidates=2)
+        >>> found.boxes[0, 0], found.index, found.count
+        (tensor([ 2., -2., 18., 14.]), tensor([[ 5, -1]]), tensor([1], dtype=torch.int32))
+    """
+    op = "decode_anchors"
+    _check_types(maps, levels)
+    _check_int(op, "max_candidates", max_candidates, 0)
+    for name, number in (("gate_threshold", gate_threshold), ("min_side", min_side)):
+        if not isinstance(number, (int, float)):
+            raise TypeError(f"{op}: {name} must be a number, got {type(number).__name__}.")
+    if not isinstance(variances, (list, tuple)):
+        raise TypeError(f"{op}: variances must be two numbers, got {variances!r}.")
+    if sizes is not None:
+        check_tensors(op, ("logits", "sizes"), (maps[0].logits, sizes))
+        sizes = sizes.detach()
+    landmarks = [level_maps.landmarks for level_maps in maps if level_maps.landmarks is not None]
+    if landmarks and len(landmarks) != len(maps):
+        without = next(i for i, level_maps in enumerate(maps) if level_maps.landmarks is None)
+        raise ValueError(
+            f"{op}: maps[{without}] has no landmarks and others have: give them for all levels or for none."
+        )
+    found = torch.ops.pyface.decode_anchors.default(
+        [_detached(level_maps.logits) for level_maps in maps],
+        [_detached(level_maps.boxes) for level_maps in maps],
+        [_detached(value) for value in landmarks],
+        [None if level_maps.gate is None else _detached(level_maps.gate) for level_maps in maps],
+        [None if level_maps.offsets is None else _detached(level_maps.offsets) for level_maps in maps],
+        sizes,
+        [value for level in levels for box in level.anchors for value in box],
+        [len(level.anchors) for level in levels],
+        [level.stride for level in levels],
+        [level.num_background for level in levels],
+        [-1 if level.max_candidates is None else level.max_candidates for level in levels],
+        _thresholds(score_threshold, len(levels)),
+        gate_threshold,
+        variances,
+        min_side,
+        max_candidates,
+    )
+    return Candidates(*found)
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _check_int(op: str, name: str, value: Any, least: int) -> None:
+    """Raises TypeError unless value is an int, ValueError unless it is >= least."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}.")
+    if not value >= least:
+        raise ValueError(f"{op}: {name} must be {least} or more, got {value}.")
+
+
+def _check_types(maps: Sequence[LevelMaps], levels: Sequence[AnchorLevel]) -> None:
+    op = "decode_anchors"
+    if not isinstance(maps, (list, tuple)) or isinstance(maps, LevelMaps):
+        raise TypeError(f"{op}: maps must be a list of LevelMaps, one a level, got {type(maps).__name__}.")
+    if not isinstance(levels, (list, tuple)):
+        raise TypeError(f"{op}: levels must be a list of AnchorLevel, got {type(levels).__name__}.")
+    if len(maps) != len(levels):
+        raise ValueError(f"{op}: got {len(maps)} maps and {len(levels)} levels: give one of each a level.")
+    if not 1 <= len(levels) <= _MAX_LEVELS:
+        raise ValueError(f"{op} takes 1 to {_MAX_LEVELS} levels, got {len(levels)}.")
+    for i, (level_maps, level) in enumerate(zip(maps, levels, strict=True)):
+        if not isinstance(level, AnchorLevel):
+            raise TypeError(f"{op}: levels[{i}] must be an AnchorLevel, got {type(level).__name__}.")
+        if not isinstance(level_maps, LevelMaps):
+            raise TypeError(f"{op}: maps[{i}] must be a LevelMaps, got {type(level_maps).__name__}.")
+        for name, value in zip(LevelMaps._fields, level_maps, strict=True):
+            if value is None and name not in ("logits", "boxes"):
+                continue
+            if not isinstance(value, Tensor) or value.layout is not torch.strided:
+                kind = f"layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"{op}: {name} of maps[{i}] must be a dense torch.Tensor, got {kind}.")
+
+
+def _thresholds(score_threshold: float | Sequence[float], levels: int) -> list[float]:
+    if isinstance(score_threshold, (int, float)):
+        return [score_threshold] * levels
+    if not isinstance(score_threshold, (list, tuple)) or not all(isinstance(t, (int, float)) for t in score_threshold):
+        raise TypeError(
+            f"decode_anchors: score_threshold must be a number or a list of one a level, got {score_threshold!r}."
+        )
+    if len(score_threshold) != levels:
+        raise ValueError(f"decode_anchors: got {len(score_threshold)} score thresholds for {levels} levels.")
+    return list(score_threshold)
+
+
+def _check_decode(
+    logits: list[Tensor],
+    boxes: list[Tensor],
+    landmarks: list[Tensor],
+    gates: list[Tensor | None],
+    offsets: list[Tensor | None],
+    sizes: Tensor | None,
+    anchors: list[float],
+    num_anchors: list[int],
+    strides: list[int],
+    num_background: list[int],
+    level_limits: list[int],
+    score_thresholds: list[float],
+    gate_threshold: float,
+    variances: list[float],
+    min_side: float,
+    max_candidates: int,
+) -> tuple[int, int]:
+    """Raises unless all fits; returns the batch size and the static number of candidates."""
+    op = "decode_anchors"
+    levels = len(logits)
+    lists = (boxes, landmarks or boxes, gates, offsets, num_anchors, strides, num_background, level_limits)
+    if not 1 <= levels <= _MAX_LEVELS or {len(values) for values in (*lists, score_thresholds)} != {levels}:
+        raise ValueError(f"{op} takes 1 to {_MAX_LEVELS} levels and lists of that length, got {levels} logits.")
+    if len(anchors) != 4 * sum(num_anchors):
+        raise ValueError(f"{op}: {sum(num_anchors)} anchors have 4 numbers each, got {len(anchors)} numbers.")
+    batch, dtype = logits[0].shape[0] if logits[0].ndim else 0, logits[0].dtype
+    check_dtype(op, "logits", logits[0], MAP_DTYPES)
+    total = kept = 0
+    for i in range(levels):
+        k, backgrounds = num_anchors[i], num_background[i]
+        if not (1 <= k <= _MAX_ANCHORS and 1 <= strides[i] < 2**31 and backgrounds >= 0):
+            raise ValueError(f"{op}: level {i} has {k} anchors, stride {strides[i]} and {backgrounds} backgrounds.")
+        shape = logits[i].shape
+        fits = len(shape) == 4 and shape[0] == batch and shape[1] == (backgrounds + 1) * k
+        expected = f"[{batch}, {(backgrounds + 1) * k}, H, W] ({backgrounds + 1} logits for each of {k} anchors)"
+        check_shape(op, f"logits of level {i}", logits[i], fits, expected)
+        height, width = shape[2:]
+        described = (
+            ("boxes", boxes[i], 4),
+            ("landmarks", landmarks[i] if landmarks else None, 10),
+            ("gate", gates[i], 1),
+            ("offsets", offsets[i], 4),
+        )
+        for name, tensor, numbers in described:
+            if tensor is None:
+                continue
+            if tensor.shape != (batch, numbers * k, height, width):
+                expected = f"[{batch}, {numbers * k}, {height}, {width}] ({numbers} for each of {k} anchors)"
+                check_shape(op, f"{name} of level {i}", tensor, False, expected)
+            if tensor.dtype != dtype or tensor.device != logits[0].device:
+                _refuse_mixture(op, f"{name} of level {i}", tensor, logits[0])
+        if logits[i].dtype != dtype or logits[i].device != logits[0].device:
+            _refuse_mixture(op, f"logits of level {i}", logits[i], logits[0])
+        check_fraction(op, "score_threshold", score_thresholds[i])
+        cells = height * width * k
+        total += cells
+        kept += cells if level_limits[i] < 0 else min(level_limits[i], cells)
+    check_size(op, batch * total)
+    check_fraction(op, "gate_threshold", gate_threshold)
+    if len(variances) != 2 or not all(0 < value < math.inf for value in variances):
+        raise ValueError(f"{op}: variances must be two finite numbers > 0, got {tuple(variances)}.")
+    if not 0 <= min_side < math.inf:
+        raise ValueError(f"{op}: min_side must be a finite number of 0 or more, got {min_side}.")
+    if max_candidates < 0:
+        raise ValueError(f"{op}: max_candidates must be 0 or more, got {max_candidates}.")
+    if sizes is not None:
+        check_dtype(op, "sizes", sizes, FLOATS)
+        check_one_device(op, logits[0], sizes)
+        check_shape(op, "sizes", sizes, sizes.shape == (batch, 2), f"[B, 2] = [{batch}, 2], height and width")
+    return batch, min(max_candidates, kept)
+
+
+def _refuse_mixture(op: str, name: str, tensor: Tensor, first: Tensor) -> None:
+    if tensor.device != first.device:
+        raise ValueError(f"{op}: logits are on {first.device} and {name} on {tensor.device}: move them to one device.")
+    raise TypeError(f"{op}: logits are {first.dtype} and {name} {tensor.dtype}: convert them to one dtype.")
+
+
+# --- implementation --------------------------------------------------------------------------------------------------
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor  # a call costs as much as a small kernel
+
+
+def _logit(probability: float) -> float:
+    """What x must exceed for its sigmoid to exceed a probability."""
+    if probability in (0, 1):
+        return math.inf if probability else -math.inf
+    return math.log(probability / (1 - probability))
+
+
+def _empty(first: Tensor, batch: int, size: int, points: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        first.new_empty((batch, size, 4), dtype=torch.float32),
+        first.new_empty((batch, size), dtype=torch.float32),
+        first.new_empty((batch, size, points, 2), dtype=torch.float32),
+        first.new_empty((batch, size), dtype=torch.int64),
+        first.new_empty(batch, dtype=torch.int32),
+    )
+
+
+def _decode_anchors(
+    logits: list[Tensor],
+    boxes: list[Tensor],
+    landmarks: list[Tensor],
+    gates: list[Tensor | None],
+    offsets: list[Tensor | None],
+    sizes: Tensor | None,
+    anchors: list[float],
+    num_anchors: list[int],
+    strides: list[int],
+    num_background: list[int],
+    level_limits: list[int],
+    score_thresholds: list[float],
+    gate_threshold: float,
+    variances: list[float],
+    min_side: float,
+    max_candidates: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, size = _check_decode(
+        logits,
+        boxes,
+        landmarks,
+        gates,
+        offsets,
+        sizes,
+        anchors,
+        num_anchors,
+        strides,
+        num_background,
+        level_limits,
+        score_thresholds,
+        gate_threshold,
+        variances,
+        min_side,
+        max_candidates,
+    )
+    first = logits[0]
+    found = _empty(first, batch, size, 5 if landmarks else 0)
+    if batch == 0 or size == 0:
+        found[4].zero_()
+        return found
+    numbers: list[int] = []  # 31 a level: csrc/bindings.cpp
+    total = 0
+    for i, level_logits in enumerate(logits):
+        height, width = level_logits.shape[2:]
+        cells = height * width * num_anchors[i]
+        total += cells
+        for tensor in (level_logits, boxes[i], landmarks[i] if landmarks else None, gates[i], offsets[i]):
+            numbers += map_of(tensor)
+        limit = cells if level_limits[i] < 0 else min(level_limits[i], cells)
+        numbers += (height, width, strides[i], num_anchors[i], num_background[i], limit)
+    sizes = None if sizes is None else plain(sizes, torch.float32)
+    launch(
+        "decode_anchors",
+        first.device,
+        numbers,
+        anchors,
+        [_logit(threshold) for threshold in score_thresholds],
+        _logit(gate_threshold),
+        MAP_DTYPES.index(first.dtype),
+        batch,
+        variances,
+        min_side,
+        0 if sizes is None else sizes.data_ptr(),
+        size,
+        [tensor.data_ptr() for tensor in found],
+        workspace=(batch, total, size),
+    )
+    return found
+
+
+def _fake_decode_anchors(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, size = _check_decode(*arguments)
+    return _empty(arguments[0][0], batch, size, 5 if arguments[2] else 0)
+
+
+register(
+    "decode_anchors(Tensor[] logits, Tensor[] boxes, Tensor[] landmarks, Tensor?[] gates, Tensor?[] offsets, "
+    "Tensor? sizes, float[] anchors, int[] num_anchors, int[] strides, int[] num_background, int[] level_limits, "
+    "float[] score_thresholds, float gate_threshold, float[] variances, float min_side, SymInt max_candidates) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _decode_anchors,
+    _fake_decode_anchors,
+)

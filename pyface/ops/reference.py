@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyface.ops.anchors import AnchorLevel, Candidates, LevelMaps, anchor_boxes
+
 
 def overlap_with(box: Tensor, boxes: Tensor, overlap: str) -> Tensor:
     """Overlap of one box [4] with boxes [N, 4], float32 [N]; NaN where it is 0 / 0."""
@@ -217,3 +219,124 @@ def pooled_size(size: int, pool: int) -> int:
         return size
     windows = (size - pool + 1) // 2 + 1
     return windows - 1 if (windows - 1) * 2 >= size else windows
+
+
+def maxout_background(logits: Tensor, num_background: int) -> Tensor:
+    return torch.cat([logits[:, :num_background].amax(1, keepdim=True), logits[:, num_background:]], 1)
+
+
+def maxout_background_backward(gradient: Tensor, logits: Tensor, num_background: int) -> Tensor:
+    background = logits[:, :num_background]
+    largest = background.amax(1, keepdim=True)
+    is_largest = (background == largest) | (background.isnan() & largest.isnan())
+    is_first = is_largest & (is_largest.cumsum(1) == 1)
+    return torch.cat([torch.where(is_first, gradient[:, :1], 0), gradient[:, 1:]], 1)
+
+
+def face_probability(logits: Tensor, num_background: int) -> Tensor:
+    return torch.sigmoid(face_evidence(logits.float(), num_background))
+
+
+def face_evidence(logits: Tensor, num_background: int) -> Tensor:
+    """Logits [B, num_background + 1, ...] -> [B, ...]: face minus largest background, whose sigmoid is the score."""
+    face = logits[:, num_background]
+    return face - logits[:, :num_background].amax(1) if num_background else face
+
+
+def logit(probability: float) -> float:
+    """What the evidence must exceed for its sigmoid to exceed a probability."""
+    if probability in (0, 1):
+        return math.inf if probability else -math.inf
+    return math.log(probability / (1 - probability))
+
+
+def decode_boxes(anchors: Tensor, deltas: Tensor, variances: tuple[float, float]) -> Tensor:
+    """Anchors [..., 4] moved and stretched by deltas (dx, dy, dw, dh) [..., 4]."""
+    start, sides = anchors[..., :2], anchors[..., 2:] - anchors[..., :2]
+    centre = (start + sides * 0.5) + (deltas[..., :2] * variances[0]) * sides
+    half = (sides * (deltas[..., 2:] * variances[1]).double().exp().float()) * 0.5
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def decode_points(anchors: Tensor, deltas: Tensor, variances: tuple[float, float]) -> Tensor:
+    """Points of anchors [..., 4] from deltas [..., 5, 2]."""
+    start, sides = anchors[..., None, :2], (anchors[..., 2:] - anchors[..., :2])[..., None, :]
+    return (start + sides * 0.5) + (deltas * variances[0]) * sides
+
+
+def decode_anchors(
+    maps: Sequence[LevelMaps],
+    levels: Sequence[AnchorLevel],
+    *,
+    score_threshold: float | Sequence[float],
+    max_candidates: int,
+    variances: tuple[float, float] = (0.1, 0.2),
+    gate_threshold: float = 0.0,
+    min_side: float = 0.0,
+    sizes: Tensor | None = None,
+) -> Candidates:
+    batch, device = maps[0].logits.shape[0], maps[0].logits.device
+    map_sizes = [(level_maps.logits.shape[2], level_maps.logits.shape[3]) for level_maps in maps]
+    num_points = 0 if maps[0].landmarks is None else 5
+    thresholds = score_threshold if isinstance(score_threshold, Sequence) else [score_threshold] * len(levels)
+
+    def by_anchor(tensor: Tensor, k: int) -> Tensor:
+        """[B, K * n, H, W] -> [B, H * W * K, n]."""
+        _, channels, height, width = tensor.shape
+        parts = tensor.detach().float().reshape(batch, k, channels // k, height, width).permute(0, 3, 4, 1, 2)
+        return parts.reshape(batch, height * width * k, channels // k)
+
+    evidence, passes, boxes, points, limits = [], [], [], [], []
+    for level_maps, level, size, threshold in zip(maps, levels, map_sizes, thresholds, strict=True):
+        k = len(level.anchors)
+        # Logits lie class by class, boxes and landmarks anchor by anchor.
+        logits = level_maps.logits.unflatten(1, (level.num_background + 1, k)).transpose(1, 2).flatten(1, 2)
+        x = face_evidence(by_anchor(logits, k).movedim(2, 1), level.num_background)
+        level_passes = x.isfinite() & (x.double() > logit(threshold))
+        if level_maps.gate is not None:
+            gate = by_anchor(level_maps.gate, k)[..., 0]
+            level_passes &= gate.isfinite() & (gate.double() > logit(gate_threshold))
+        anchors = anchor_boxes([level], [size], device).expand(batch, -1, 4)
+        if level_maps.offsets is not None:
+            anchors = decode_boxes(anchors, by_anchor(level_maps.offsets, k), variances)
+        level_boxes = decode_boxes(anchors, by_anchor(level_maps.boxes, k), variances)
+        level_points = level_boxes.new_zeros(*level_boxes.shape[:2], 0, 2)
+        if level_maps.landmarks is not None:
+            level_points = decode_points(anchors, by_anchor(level_maps.landmarks, k).unflatten(2, (5, 2)), variances)
+        level_passes &= level_boxes.isfinite().all(2) & level_points.isfinite().flatten(2).all(2)
+        if sizes is not None:
+            limit = sizes.detach().float().flip(1)[:, None].repeat(1, 1, 2)  # height, width -> x, y, x, y
+            level_boxes = torch.minimum(level_boxes.clamp(min=0), limit)
+        sides = level_boxes[..., 2:] - level_boxes[..., :2]
+        level_passes &= (sides > 0).all(2) & (sides.double() >= min_side).all(2)
+        evidence.append(x)
+        passes.append(level_passes)
+        boxes.append(level_boxes)
+        points.append(level_points)
+        limits.append(x.shape[1] if level.max_candidates is None else min(level.max_candidates, x.shape[1]))
+
+    found = Candidates(
+        boxes=torch.zeros(batch, min(max_candidates, sum(limits)), 4, device=device),
+        scores=torch.zeros(batch, min(max_candidates, sum(limits)), device=device),
+        landmarks=torch.zeros(batch, min(max_candidates, sum(limits)), num_points, 2, device=device),
+        index=torch.full((batch, min(max_candidates, sum(limits))), -1, dtype=torch.int64, device=device),
+        count=torch.zeros(batch, dtype=torch.int32, device=device),
+    )
+
+    def best(x: Tensor, index: Tensor, limit: int) -> Tensor:
+        """Those of `index` (ascending) with the largest x, ties by index."""
+        return index[torch.argsort(x[index], descending=True, stable=True)[:limit]]
+
+    for b in range(batch):
+        merged, first = [], 0
+        for level_x, level_passes, most in zip(evidence, passes, limits, strict=True):
+            merged.append(first + best(level_x[b], torch.where(level_passes[b])[0], most))
+            first += level_x.shape[1]
+        x = torch.cat([level_x[b] for level_x in evidence])
+        index = best(x, torch.cat(merged).sort().values, max_candidates)
+        found.index[b, : len(index)] = index
+        found.scores[b, : len(index)] = torch.sigmoid(x[index].double()).float()
+        found.boxes[b, : len(index)] = torch.cat([level_boxes[b] for level_boxes in boxes])[index]
+        found.landmarks[b, : len(index)] = torch.cat([level_points[b] for level_points in points])[index]
+        found.count[b] = len(index)
+    return found

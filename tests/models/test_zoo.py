@@ -41,7 +41,7 @@ def test_unknown_name():
     with pytest.raises(ValueError, match=r"no model 'mtcn'; there are: .*mtcnn.*Did you mean 'mtcnn'"):
         create_model("mtcn")
     with pytest.raises(ValueError, match=r"there are: [^?]*$"):
-        create_model("resnet")
+        create_model("yolo")
 
 
 def test_weights_from_a_path(tmp_path):

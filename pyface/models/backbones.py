@@ -1,0 +1,195 @@
+"""The trunks that the detectors stand on. Each maps images [B, 3, H, W] to feature maps of growing stride."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyface.models.layers import xavier
+
+
+class VGG16(nn.Module):
+    """VGG16's thirteen convolutions (Simonyan and Zisserman, arXiv 1409.1556), without its dense layers.
+
+    Pooling rounds up, as Caffe's does: a map of 5 becomes 3. Layers have Caffe's names, conv1_1 ... conv5_3.
+
+    Returns:
+        conv3_3 (256 channels, stride 4), conv4_3 (512, 8), conv5_3 (512, 16), all behind their ReLU.
+    """
+
+    BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = 3
+        for block, (width, depth) in enumerate(self.BLOCKS, 1):
+            for k in range(1, depth + 1):
+                self.add_module(f"conv{block}_{k}", nn.Conv2d(channels, width, 3, padding=1))
+                channels = width
+        xavier(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        maps = []
+        for block, (_, depth) in enumerate(self.BLOCKS, 1):
+            if block > 1:
+                x = pool(x)
+            for k in range(1, depth + 1):
+                x = F.relu(self.get_submodule(f"conv{block}_{k}")(x), inplace=True)
+            maps.append(x)
+        return maps[2], maps[3], maps[4]
+
+
+def pool(x: Tensor) -> Tensor:
+    """Caffe's 2 x 2 maximum at stride 2: a last odd row or column has a cell of its own."""
+    return F.max_pool2d(x, 2, 2, ceil_mode=True)
+
+
+class ResNet50(nn.Module):
+    """ResNet-50 (He et al., arXiv 1512.03385) in torchvision's form: strides in the 3 x 3 convolutions.
+
+    Keys are torchvision's (conv1, bn1, layer1 ... layer4), so that its ImageNet weights load once `fc` is left out.
+
+    Returns:
+        c2 (256 channels, stride 4), c3 (512, 8), c4 (1024, 16), c5 (2048, 32).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = stage(64, 64, depth=3, stride=1)
+        self.layer2 = stage(256, 128, depth=4, stride=2)
+        self.layer3 = stage(512, 256, depth=6, stride=2)
+        self.layer4 = stage(1024, 512, depth=3, stride=2)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        c2 = self.layer1(F.max_pool2d(x, 3, 2, padding=1))
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return c2, c3, c4, self.layer4(c4)
+
+
+class Bottleneck(nn.Module):
+    """1 x 1 down, 3 x 3, 1 x 1 up to four times the width, beside a shortcut."""
+
+    EXPANSION = 4
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width * self.EXPANSION, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width * self.EXPANSION)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or channels != width * self.EXPANSION:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, width * self.EXPANSION, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(width * self.EXPANSION),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+def stage(channels: int, width: int, depth: int, stride: int) -> nn.Sequential:
+    """`depth` bottlenecks, of which the first has the stride."""
+    wide = width * Bottleneck.EXPANSION
+    rest = [Bottleneck(wide, width, 1) for _ in range(depth - 1)]
+    return nn.Sequential(Bottleneck(channels, width, stride), *rest)
+
+
+class CompactResNet(nn.Module):
+    """The trunk of the lite detectors: plain residual blocks of 3 x 3 convolutions, narrow where maps are large.
+
+    Maps of strides 2 and 4 are 16 and 32 channels wide, since they cost the most per channel; most convolutions lie at
+    stride 8, where faces of 16 ... 64 px are decided. Milliseconds of three candidates at 640 x 640, fused
+    (`fold_batch_norms`) and channels_last, on two threads of an AMD EPYC (Zen 4) in torch 2.13, the best of 25 runs in
+    turn, of the trunk alone and with S3FD's pyramid and heads:
+
+    - MobileNetV2 up to stride 32 (ImageNet weights exist): 1.84 G multiply-adds, 0.70 M parameters: 58.7, 65.0;
+    - split blocks as in YOLOv8 (32, 96, 128, 160 channels): 1.87 G, 0.83 M: 22.9, 34.2;
+    - this one: 2.28 G, 0.94 M: 23.5, 33.9.
+
+    So this one computes most per millisecond, with the fewest and largest kernels, which a GPU likes as well. Depthwise
+    convolutions on wide maps (MobileNetV2's 96 ... 144 channels at strides 2 and 4) move bytes and compute little.
+
+    Returns:
+        c2 (32 channels, stride 4), c3 (48, 8), c4 (96, 16), c5 (128, 32). Odd maps are rounded up.
+    """
+
+    STEM = 16
+    WIDTHS = (32, 48, 96, 128)
+    DEPTHS = (1, 3, 2, 1)  # residual blocks
+
+    def __init__(self) -> None:
+        super().__init__()
+        c2, c3, c4, c5 = self.WIDTHS
+        self.stem = nn.Sequential(convolution(3, self.STEM, stride=2), convolution(self.STEM, c2, stride=2))
+        self.stage2 = residual_blocks(c2, self.DEPTHS[0])
+        self.stage3 = nn.Sequential(convolution(c2, c3, stride=2), *residual_blocks(c3, self.DEPTHS[1]))
+        self.stage4 = nn.Sequential(convolution(c3, c4, stride=2), *residual_blocks(c4, self.DEPTHS[2]))
+        self.stage5 = nn.Sequential(convolution(c4, c5, stride=2), *residual_blocks(c5, self.DEPTHS[3]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        c2 = self.stage2(self.stem(x))
+        c3 = self.stage3(c2)
+        c4 = self.stage4(c3)
+        return c2, c3, c4, self.stage5(c4)
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = convolution(channels, channels)
+        self.conv2 = convolution(channels, channels, rectified=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(self.conv1(x)).add_(x), inplace=True)
+
+
+class TopDown(nn.Module):
+    """One step down a feature pyramid: what a coarse map means is added to a fine one.
+
+    A fine [B, fine, H, W] and a coarse [B, coarse, h, w] -> [B, channels, H, W]. The coarse map is thinned before it
+    grows, and grows by repeating its cells, which costs a third of interpolating them.
+    """
+
+    def __init__(self, fine: int, coarse: int, channels: int) -> None:
+        super().__init__()
+        self.lateral = convolution(fine, channels, 1, rectified=False)
+        self.down = convolution(coarse, channels, 1, rectified=False)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        grown = F.interpolate(self.down(coarse), size=fine.shape[2:], mode="nearest")
+        return F.relu(self.lateral(fine).add_(grown), inplace=True)
+
+
+def residual_blocks(channels: int, depth: int) -> nn.Sequential:
+    """`depth` blocks of one width."""
+    return nn.Sequential(*(BasicBlock(channels) for _ in range(depth)))
+
+
+def extra_level(channels: int, width: int) -> nn.Sequential:
+    """The next coarser level behind a trunk: 1 x 1 down to half of `width`, 3 x 3 at stride 2 up to `width`."""
+    return nn.Sequential(convolution(channels, width // 2, 1), convolution(width // 2, width, stride=2))
+
+
+def convolution(
+    channels: int, width: int, kernel: int = 3, *, stride: int = 1, rectified: bool = True
+) -> nn.Sequential:
+    """Convolution, batch normalisation and, unless told otherwise, a rectifier; starts as He et al. do (Kaiming)."""
+    layer = nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    rectifier = [nn.ReLU(inplace=True)] if rectified else []
+    return nn.Sequential(layer, nn.BatchNorm2d(width), *rectifier)

@@ -1,0 +1,567 @@
+"""Reading weights: pyface's own files, and those that circulate for the papers' networks.
+
+A file is recognised by its keys (DETECTORS.md 2.2, 3.2, 4.1, 5.1):
+
+- pyface's own: a model's state_dict as .safetensors, with the settings that the model needs in its metadata (or by
+  torch.save, without);
+- S3FD of yxlijun: `vgg.N`, `L2Norm3_3`, `extras.N`, `loc.N`, `conf.N`. Its fc6 has padding 6 and dilation 6, and it
+  takes RGB;
+- S3FD with Caffe's names (SFD.caffemodel, clcarwin, face-alignment): `conv1_1` ... `conv7_2_mbox_conf`. fc6 has
+  padding 3;
+- SRN of its author: torchvision's names and `c2_conv` ... `box_subnet_pred`;
+- SSH with Caffe's names: `conv1_1` ... `m3@ssh_bbox_pred`;
+- MTCNN of facenet-pytorch: a folder with pnet.pt, rnet.pt and onet.pt, or one file with keys `pnet.` ... `onet.`;
+- MTCNN of ipazc: a folder with pnet.lz4, rnet.lz4 and onet.lz4, for which the package lz4 is needed.
+
+The state may lie under "state_dict", "weight" or "model", and keys may begin with `module.`. Files are .safetensors,
+.npz, or what torch.save writes, in its old form as well. Caffe's own .caffemodel is not read: export its layers as
+`name.weight` and `name.bias`, or in a torch file as `name` -> [weight, bias].
+
+No file can run code: torch files are read with `weights_only=True`, .npz without pickles, and ipazc's pickles by a
+reader that knows arrays only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pyface.models.backbones import VGG16
+from pyface.models.layers import bilinear_kernel
+from pyface.models.s3fd import S3FDVGG16
+
+State = dict[str, Tensor]
+Config = TypeVar("Config")
+
+
+class CheckpointError(RuntimeError):
+    """A file of weights cannot be read, or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights in pyface's keys, and what a model must be like to take them.
+
+    Attributes:
+        path: Where they came from.
+        layout: How the file was laid out.
+        model: Whose weights they are, a name of the registry; None where the file does not say.
+        state: The weights.
+        settings: Fields of the model's configuration that differ from its defaults.
+        lenient: Keys that the model does not have are left aside, with a warning.
+    """
+
+    path: str
+    layout: str
+    model: str | None
+    state: State
+    settings: dict[str, Any] = field(default_factory=dict)
+    lenient: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One circulating form of one model's weights.
+
+    Attributes:
+        name: For messages.
+        model: Its name in the registry.
+        marks: A file with any of these keys is of this layout.
+        translate: Foreign state -> ours; what it does not know keeps its key.
+        settings: What the model's configuration must be.
+        lenient: Its files carry keys that inference has no use for.
+    """
+
+    name: str
+    model: str
+    marks: frozenset[str]
+    translate: Callable[[State], State]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    lenient: bool = False
+
+
+OWN = "pyface"
+
+
+# --- reading, loading, writing ------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | os.PathLike[str], model: str | None = None) -> Checkpoint:
+    """Reads a file (or MTCNN's folder of three) of any known layout.
+
+    Args:
+        path: The file.
+        model: Whose weights are wanted, a name of the registry; None takes any.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: It cannot be read, or holds weights of another model.
+    """
+    path = Path(path)
+    raw, metadata = read_any(path)
+    checkpoint = recognise(str(path), without_prefix(flatten(unwrapped(raw)), "module."), metadata)
+    if model is not None and checkpoint.model not in (None, model):
+        raise CheckpointError(
+            f"{path} holds weights of {checkpoint.model} (layout {checkpoint.layout}), not of {model}"
+        )
+    return checkpoint
+
+
+def recognise(path: str, state: State, metadata: Mapping[str, str]) -> Checkpoint:
+    """Finds the layout of a state by its keys and translates it; what no layout claims counts as pyface's own."""
+    if "model" in metadata:
+        settings = settings_in(metadata, path)
+        return Checkpoint(path, OWN, metadata["model"], state, settings)
+    own = any(key.startswith("backbone.") for key in state)
+    for layout in () if own else LAYOUTS:
+        if not layout.marks.isdisjoint(state):
+            translated = layout.translate(state)
+            return Checkpoint(path, layout.name, layout.model, translated, dict(layout.settings), layout.lenient)
+    if "prelu1.weight" in state or "0" in state:
+        raise CheckpointError(f"{path} is one of MTCNN's three files: give the folder of pnet, rnet and onet")
+    return Checkpoint(path, OWN, None, state)
+
+
+def settings_in(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
+    """The settings that one of our files brings."""
+    text = metadata.get("settings", "{}")
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: the settings in its metadata should be a JSON object, got {text[:40]!r}")
+    return settings
+
+
+def configured(config: Config, settings: Mapping[str, Any], path: str = "the checkpoint") -> Config:
+    """A configuration with a checkpoint's settings.
+
+    Args:
+        config: A model's configuration, a dataclass.
+        settings: `Checkpoint.settings`; lists stand for tuples.
+        path: For messages.
+
+    Raises:
+        CheckpointError: There is no such field, or the value is not of its kind.
+    """
+    values = {}
+    for name, value in settings.items():
+        value = tupled(value)
+        if not hasattr(config, name) or not same_kind(value, getattr(config, name)):
+            raise CheckpointError(f"{path}: {type(config).__name__} takes no {name} = {value!r}")
+        values[name] = value
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Puts a checkpoint's weights into a model that was built with its settings.
+
+    Raises:
+        CheckpointError: Keys are missing, left over or of another shape: all are named.
+    """
+    expected, state = model.state_dict(), checkpoint.state
+    # Old files of torch do not count batches, and inference does not ask.
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    extra = [key for key in state if key not in expected]
+    misshapen = [
+        f"{key} {list(value.shape)} for {list(expected[key].shape)}"
+        for key, value in state.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    if expected.keys().isdisjoint(state):
+        raise CheckpointError(
+            f"{checkpoint.path} is of no known layout ({', '.join([OWN, *(of.name for of in LAYOUTS)])}); "
+            f"its keys are {few(state)}"
+        )
+    if checkpoint.lenient and extra:
+        # A classifier of 1,000 classes is what every ResNet begins with: not worth a word.
+        odd = [key for key in extra if not key.startswith("fc.")]
+        if odd:
+            warnings.warn(f"{checkpoint.path}: left aside {len(odd)} unknown keys: {few(odd)}", stacklevel=2)
+        state, extra = {key: value for key, value in state.items() if key in expected}, []
+    problems = {"missing": missing, "left over": extra, "of another shape": misshapen}
+    found = [f"{len(keys)} {what}: {few(keys)}" for what, keys in problems.items() if keys]
+    if found:
+        raise CheckpointError(f"{checkpoint.path} (layout {checkpoint.layout}) does not fit; keys {'; '.join(found)}")
+    model.load_state_dict(state, strict=False)
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str], model: nn.Module, name: str, settings: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a model's weights as .safetensors, with what is needed to build it again.
+
+    Args:
+        path: Where to; replaced at once when it is complete.
+        model: The model.
+        name: Its name in the registry.
+        settings: Fields of its configuration that differ from the defaults.
+    """
+    path = Path(path)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    beside = path.with_name(f"{path.name}.part")
+    try:
+        save_file(state, beside, metadata={"model": name, "settings": json.dumps(dict(settings or {}))})
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def foreign(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint itself, if it is of a foreign layout.
+
+    Raises:
+        CheckpointError: It is pyface's own already, or of no known layout.
+    """
+    if checkpoint.layout == OWN and checkpoint.model is not None:
+        raise CheckpointError(f"{checkpoint.path} is in pyface's layout already: weights of {checkpoint.model}")
+    if checkpoint.model is None:
+        names = ", ".join(layout.name for layout in LAYOUTS)
+        raise CheckpointError(
+            f"{checkpoint.path} is of no known foreign layout ({names}); keys: {few(checkpoint.state)}"
+        )
+    return checkpoint
+
+
+def few(keys: Iterable[str], count: int = 10) -> str:
+    """The first ten of a list of keys."""
+    keys = list(keys)
+    rest = [f"... ({len(keys) - count} more)"] if len(keys) > count else []
+    return ", ".join([*keys[:count], *rest]) or "none"
+
+
+def tupled(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    return tuple(tupled(part) for part in value) if isinstance(value, list | tuple) else value
+
+
+def same_kind(value: Any, default: Any) -> bool:
+    """Whether a value can stand where a default stands."""
+    if isinstance(default, tuple) and isinstance(value, tuple):
+        return len(value) == len(default) and all(map(same_kind, value, default))
+    if default is None or (isinstance(default, float) and type(value) is int):
+        return value is None or type(value) in (int, float)
+    return type(value) is type(default)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
+    """The content of a file, and its metadata.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: It cannot be read.
+    """
+    if path.is_dir():
+        return {net: read_any(part_of(path, net))[0] for net in ("pnet", "rnet", "onet")}, {}
+    if path.suffix == ".caffemodel":
+        raise CheckpointError(f"{path}: export Caffe's layers to .npz or .pth first, as name.weight and name.bias")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {key: torch.from_numpy(file[key]) for key in file.files}, {}
+        if path.suffix == ".lz4":
+            return {str(k): torch.from_numpy(array) for k, array in enumerate(read_arrays(path))}, {}
+        return torch.load(path, map_location="cpu", weights_only=True), {}
+    except (OSError, CheckpointError):
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} should hold tensors only: {first_line(error)}") from error
+    except Exception as error:  # damaged files raise anything
+        raise CheckpointError(f"{path} cannot be read as weights: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def part_of(folder: Path, net: str) -> Path:
+    """The file of one of MTCNN's networks."""
+    for suffix in (".pt", ".pth", ".lz4"):
+        if (folder / f"{net}{suffix}").is_file():
+            return folder / f"{net}{suffix}"
+    raise FileNotFoundError(f"{folder} should hold pnet, rnet and onet as .pt or .lz4, there is no {net}")
+
+
+def unwrapped(raw: Any) -> Any:
+    """The state inside a training file."""
+    while isinstance(raw, Mapping):
+        inside = next(
+            (raw[key] for key in ("state_dict", "weight", "model") if isinstance(raw.get(key), Mapping)), None
+        )
+        if inside is None:
+            break
+        raw = inside
+    return raw
+
+
+def flatten(raw: Any, prefix: str = "") -> State:
+    """Nested dicts, and [weight, bias] lists, as one flat state; what is no tensor is left out."""
+    if isinstance(raw, Tensor):
+        return {prefix: raw}
+    if isinstance(raw, list | tuple):
+        raw = dict(zip(("weight", "bias"), raw, strict=False))
+    if not isinstance(raw, Mapping):
+        return {}
+    state: State = {}
+    for key, value in raw.items():
+        state.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return state
+
+
+def without_prefix(state: State, prefix: str) -> State:
+    """Keys without what torch.nn.DataParallel puts before them."""
+    return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+class _Dtype:
+    """Stands for numpy.dtype in a joblib file: its code, such as "f4"."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+
+class _Array:
+    """Stands for an array in a joblib file, whose bytes follow its description."""
+
+    shape: tuple[int, ...]
+    order: str
+    dtype: _Dtype
+    numpy_array_alignment_bytes: int | None = None
+
+    def read(self, file: Any) -> np.ndarray:
+        if self.numpy_array_alignment_bytes is not None:
+            file.read(file.read(1)[0])  # padding, behind its length
+        if (self.dtype.code, self.dtype.order, self.order) != ("f4", "<", "C"):
+            raise pickle.UnpicklingError(f"arrays of {self.dtype.order}{self.dtype.code}, order {self.order}")
+        data = file.read(4 * math.prod(self.shape))
+        return np.frombuffer(data, dtype="<f4").reshape(self.shape).copy()
+
+
+class _ArrayReader(pickle._Unpickler):
+    """Reads joblib's lists of arrays, and nothing else: no name in the file leads to code but the two above."""
+
+    NAMES = {  # noqa: RUF012
+        ("joblib.numpy_pickle", "NumpyArrayWrapper"): _Array,
+        ("numpy", "dtype"): _Dtype,
+        ("numpy", "ndarray"): type(None),
+    }
+    dispatch = pickle._Unpickler.dispatch.copy()
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.file = file
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.NAMES:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return self.NAMES[module, name]
+
+    def load_build(self) -> None:
+        super().load_build()  # type: ignore[misc]
+        stack: list[Any] = self.stack  # type: ignore[attr-defined]
+        if isinstance(stack[-1], _Array):
+            stack[-1] = stack[-1].read(self.file)
+
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+
+
+def read_arrays(path: Path) -> list[np.ndarray]:
+    """The arrays of a joblib file that lz4 compresses."""
+    try:
+        lz4 = importlib.import_module("lz4.frame")
+    except ImportError:
+        raise CheckpointError(f"{path} needs the package lz4 to be read: pip install lz4") from None
+    with lz4.open(path) as file:
+        arrays = _ArrayReader(file).load()
+    if not isinstance(arrays, list) or not all(isinstance(array, np.ndarray) for array in arrays):
+        raise pickle.UnpicklingError("it is no list of arrays")
+    return arrays
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def renamed(state: State, names: Mapping[str, str]) -> State:
+    """The same tensors, with the layer in "layer.weight" renamed; unknown layers keep their names."""
+    result = {}
+    for key, value in state.items():
+        layer, dot, kind = key.rpartition(".")
+        result[f"{names.get(layer, layer)}{dot}{kind}"] = value
+    return result
+
+
+# conv1_1 -> backbone.conv1_1, in the network's order.
+VGG_NAMES = {
+    f"conv{block}_{k}": f"backbone.conv{block}_{k}"
+    for block, (_, depth) in enumerate(VGG16.BLOCKS, 1)
+    for k in range(1, depth + 1)
+}
+YXLIJUN_VGG = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)  # conv1_1 ... conv5_3, fc6, fc7
+YXLIJUN_EXTRAS = ("conv6_1", "conv6_2", "conv7_1", "conv7_2")
+
+
+def s3fd_from_yxlijun(state: State) -> State:
+    """Layers numbered as in torch's Sequential."""
+    names = {f"vgg.{n}": name for n, name in zip(YXLIJUN_VGG, [*VGG_NAMES.values(), "fc6", "fc7"], strict=True)}
+    names |= {f"L2Norm{k}_3": f"conv{k}_3_norm" for k in (3, 4, 5)}
+    names |= {f"extras.{n}": name for n, name in enumerate(YXLIJUN_EXTRAS)}
+    for n, (source, _) in enumerate(S3FDVGG16.SOURCES):
+        names |= {f"loc.{n}": f"{source}_mbox_loc", f"conf.{n}": f"{source}_mbox_conf"}
+    return renamed(state, names)
+
+
+def s3fd_from_caffe(state: State) -> State:
+    """Caffe's names are ours, but for the trunk's place; its scales may come as [1, C, 1, 1]."""
+    state = renamed(state, VGG_NAMES)
+    return {key: value.flatten() if key.endswith("_norm.weight") else value for key, value in state.items()}
+
+
+def srn_from_author(state: State) -> State:
+    """The author's names are ours, but for the trunk's place."""
+    trunk = re.compile(r"(conv1|bn1|layer[1-4])\.")
+    return {f"backbone.{key}" if trunk.match(key) else key: value for key, value in state.items()}
+
+
+SSH_LAYERS = {
+    "3x3": "conv3x3",
+    "dimred": "dimred",
+    "5x5": "conv5x5",
+    "7x7-1": "conv7x7_1",
+    "7x7": "conv7x7",
+    "cls_score": "cls_score",
+    "bbox_pred": "bbox_pred",
+}
+
+
+def ssh_from_caffe(state: State) -> State:
+    """m1@ssh_3x3 -> m1.conv3x3, and so on; the fixed up-sampling is no weight, as long as it is what is expected."""
+    names = dict(VGG_NAMES)
+    for m in (1, 2, 3):
+        names |= {f"m{m}@ssh_{theirs}": f"m{m}.{ours}" for theirs, ours in SSH_LAYERS.items()}
+    state = renamed(state, names)
+    kernel = state.get("conv5_128_up.weight")
+    if kernel is not None and kernel.shape == (128, 1, 4, 4) and torch.allclose(kernel.float(), bilinear_kernel(128)):
+        del state["conv5_128_up.weight"]
+    return state
+
+
+MTCNN_SIDE = 3  # of the map that R-Net and O-Net flatten
+FACENET_HEADS = {
+    "pnet": ("conv4_1", "conv4_2"),
+    "rnet": ("dense5_1", "dense5_2"),
+    "onet": ("dense6_1", "dense6_2", "dense6_3"),
+}
+FACENET_DENSE = {"rnet": "dense4", "onet": "dense5"}
+
+
+def mtcnn_from_facenet(state: State) -> State:
+    """Heads become one layer, and the columns of the first dense layer change their order."""
+    state = renamed(state, {f"{net}.{dense}": f"{net}.dense" for net, dense in FACENET_DENSE.items()})
+    for net, names in FACENET_HEADS.items():
+        for kind in ("weight", "bias"):
+            keys = [f"{net}.{name}.{kind}" for name in names]
+            if all(key in state for key in keys):
+                state[f"{net}.heads.{kind}"] = torch.cat([state.pop(key) for key in keys])
+    return with_torch_columns(state)
+
+
+def with_torch_columns(state: State) -> State:
+    """Columns (W, H, C) of R-Net's and O-Net's dense layer -> (C, H, W)."""
+    for key in ("rnet.dense.weight", "onet.dense.weight"):
+        weight = state.get(key)
+        if weight is not None and weight.dim() == 2 and weight.shape[1] % MTCNN_SIDE**2 == 0:
+            maps = weight.reshape(len(weight), MTCNN_SIDE, MTCNN_SIDE, -1)
+            state[key] = maps.permute(0, 3, 2, 1).flatten(1)
+    return state
+
+
+def mtcnn_from_ipazc(state: State) -> State:
+    """Numbered arrays: convolutions and PReLUs, the dense layer and its own, the heads: box, [landmarks,] classes.
+
+    Kernels are HWIO, dense layers (in, out).
+    """
+    names: dict[str, str] = {}
+    for net, convolutions in (("pnet", 3), ("rnet", 3), ("onet", 4)):
+        layers = [f"{kind}{k}" for k in range(1, convolutions + 1) for kind in ("conv", "prelu")]
+        layers += [] if net == "pnet" else ["dense", f"prelu{convolutions + 1}"]
+        classes, *offsets = FACENET_HEADS[net]
+        keys = [key for layer in (*layers, *offsets, classes) for key in arrays_of(layer)]
+        names |= {f"{net}.{k}": f"{net}.{key}" for k, key in enumerate(keys)}
+    return mtcnn_from_facenet({names.get(key, key): array_as_torch(array) for key, array in state.items()})
+
+
+def arrays_of(layer: str) -> tuple[str, ...]:
+    return (f"{layer}.weight",) if layer.startswith("prelu") else (f"{layer}.weight", f"{layer}.bias")
+
+
+def array_as_torch(array: Tensor) -> Tensor:
+    """HWIO -> OIHW, (in, out) -> (out, in), (1, 1, C) -> (C)."""
+    if array.dim() == 4:
+        return array.permute(3, 2, 0, 1)
+    return array.t() if array.dim() == 2 else array.flatten()
+
+
+LAYOUTS = (
+    Layout(
+        name="yxlijun S3FD",
+        model="s3fd_vgg16",
+        marks=frozenset({"vgg.0.weight", "L2Norm3_3.weight"}),
+        translate=s3fd_from_yxlijun,
+        settings={"fc6_padding": 6, "fc6_dilation": 6, "bgr": False},
+    ),
+    Layout(
+        name="Caffe S3FD",
+        model="s3fd_vgg16",
+        marks=frozenset({"conv3_3_norm_mbox_loc.weight", "fc7_mbox_loc.weight"}),
+        translate=s3fd_from_caffe,
+        settings={"fc6_padding": 3},
+    ),
+    Layout(
+        name="ChiCheng123 SRN",
+        model="srn_resnet50",
+        marks=frozenset({"cls_subnet_pred.weight", "c2_lateral.weight"}),
+        translate=srn_from_author,
+        lenient=True,
+    ),
+    Layout(
+        name="Caffe SSH",
+        model="ssh_vgg16",
+        marks=frozenset({"m1@ssh_3x3.weight", "m3@ssh_bbox_pred.weight"}),
+        translate=ssh_from_caffe,
+    ),
+    Layout(
+        name="facenet-pytorch MTCNN",
+        model="mtcnn",
+        marks=frozenset({"pnet.conv4_1.weight", "rnet.dense4.weight"}),
+        translate=mtcnn_from_facenet,
+    ),
+    Layout(name="ipazc MTCNN", model="mtcnn", marks=frozenset({"pnet.0"}), translate=mtcnn_from_ipazc),
+)

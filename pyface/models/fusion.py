@@ -1,0 +1,77 @@
+"""Batch normalisation folded into convolutions: fewer passes over memory where nothing is trained any more."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def fold_batch_norms(model: Model) -> Model:
+    """A copy of a model for inference, with each batch normalisation folded into the convolution before it.
+
+    A normalisation is folded where a module registers it right behind a convolution of as many channels, as all
+    networks here do. Layers with a method `folded` are replaced by what it returns. The copy gives the same maps up to
+    rounding (about 1e-6 of their size in float32), has other keys in its state, and wants no gradients.
+
+    Fold before casting: a model in half precision would round the folded weights a second time. A folded copy takes
+    `half()`, `to(memory_format=torch.channels_last)`, `torch.compile` and CUDA graphs like any other model.
+
+    Args:
+        model: In evaluation mode; it is left as it is.
+
+    Returns:
+        The copy, or the model itself where there is nothing to fold.
+
+    Raises:
+        ValueError: The model is in training mode, where normalisation depends on the batch.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+        >>> fold_batch_norms(layers)
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): ReLU()
+        )
+    """
+    if model.training:
+        raise ValueError(
+            "fold_batch_norms takes models in evaluation mode, got one in training mode; call eval() first"
+        )
+    if not any(isinstance(layer, nn.BatchNorm2d) or hasattr(layer, "folded") for layer in model.modules()):
+        return model
+    folded = copy.deepcopy(model)
+    for parent in list(folded.modules()):
+        _fold_children(parent)
+    return folded.requires_grad_(False)
+
+
+def _fold_children(parent: nn.Module) -> None:
+    """Folds what a module holds itself, in the order of registration."""
+    before: tuple[str, nn.Conv2d] | None = None
+    for name, child in list(parent.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and before is not None and _fits(before[1], child):
+            setattr(parent, before[0], fuse_conv_bn_eval(before[1], child))
+            setattr(parent, name, nn.Identity())
+        elif callable(folded := getattr(child, "folded", None)):
+            setattr(parent, name, folded())
+        before = (name, child) if isinstance(child, nn.Conv2d) else None
+    if type(parent) is nn.Sequential:
+        _drop_identities(parent)
+
+
+def _fits(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+    return convolution.out_channels == norm.num_features and norm.running_mean is not None
+
+
+def _drop_identities(layers: nn.Sequential) -> None:
+    """Takes out what does nothing; the layers are numbered anew."""
+    kept = [layer for layer in layers if not isinstance(layer, nn.Identity)]
+    if len(kept) < len(layers):
+        while len(layers):
+            del layers[0]
+        layers.extend(kept)

@@ -1,0 +1,67 @@
+"""Layers that several detectors share, and how fresh ones start."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class L2Norm(nn.Module):
+    """Every cell's vector at unit length, times a learned scale per channel (S3FD, DETECTORS.md 2.1).
+
+    Maps of different depths differ in magnitude by orders; this brings the shallow ones to one. [B, C, H, W] -> the
+    same, in the same dtype. The norm is summed in float32, since squares overflow float16.
+    """
+
+    EPSILON = 1e-10  # a cell of zeros, which a ReLU may leave, stays zero
+
+    def __init__(self, channels: int, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32) + self.EPSILON
+        return (x / norm * self.weight[:, None, None]).to(x.dtype)
+
+
+class BilinearUpsample(nn.Module):
+    """Twice the size, as a fixed transposed convolution per channel (SSH's `conv5_128_up`, DETECTORS.md 5.1).
+
+    Zeros surround the map, so that the outermost rows and columns are darker than what `F.interpolate` gives: weights
+    that were trained with it expect that. [B, C, H, W] -> [B, C, 2 H, 2 W]; nothing is learned or stored.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("kernel", bilinear_kernel(channels), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.kernel, stride=2, padding=1, groups=self.channels)
+
+
+def bilinear_kernel(channels: int) -> Tensor:
+    """Caffe's bilinear filler for a 4 x 4 kernel, [channels, 1, 4, 4]: the product of (1, 3, 3, 1) / 4 with itself."""
+    side = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    return torch.outer(side, side).repeat(channels, 1, 1, 1)
+
+
+def xavier(module: nn.Module) -> None:
+    """Xavier's uniform weights and zero biases for every convolution in a module, as Caffe starts them."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def gaussian(module: nn.Module, deviation: float = 0.01, bias: float = 0.0) -> None:
+    """N(0, deviation) weights and equal biases for every convolution in a module."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=deviation)
+            if layer.bias is not None:
+                nn.init.constant_(layer.bias, bias)

@@ -1,0 +1,237 @@
+"""S3FD: anchors for small faces (Zhang et al., "S3FD: Single Shot Scale-invariant Face Detector", 2017, arXiv
+1708.05237; DETECTORS.md 2).
+
+Six maps with strides from 4 to 128 px each carry square anchors of four times their stride, so that faces of all sizes
+meet equally dense anchors. Three quarters of these lie on the first map and see little of the picture; there, the
+background has three logits, of which the largest counts ("max-out").
+
+Where the paper's mechanisms live:
+
+- scale-equitable anchors: `S3FDConfig.strides`, `anchor_scale`, and `S3FD.levels`;
+- max-out background label: `S3FDConfig.num_background` -> `AnchorLevel.num_background` of level 0 -> `decode_anchors`;
+- L2 normalisation of the first three maps: `layers.L2Norm` in `S3FDVGG16` and `S3FDLite`;
+- VGG16 with convolutional fc6 and fc7, and the extra layers: `backbones.VGG16` and `S3FDVGG16`;
+- the same mechanisms on a compact network, with landmarks: `S3FDLite`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyface import ops
+from pyface.models.anchors import anchors_around
+from pyface.models.backbones import VGG16, CompactResNet, TopDown, convolution, extra_level, pool
+from pyface.models.heads import Predictor
+from pyface.models.layers import L2Norm, xavier
+from pyface.models.single_shot import Limits, Preprocessing, SingleShot
+from pyface.models.views import Size
+
+
+@dataclass(frozen=True)
+class S3FDConfig:
+    """The numbers of the detector; the defaults are the paper's (DETECTORS.md 2).
+
+    Attributes:
+        strides: Pixels between the cells of each map (2.1).
+        anchor_scale: Side of an anchor in strides (2.1).
+        num_background: Background logits of the first map; the others have one (2.1).
+        variances: Units of the box offsets, of centres and of sizes (2.1).
+        mean, std: Subtracted, divided by, in pixel values and RGB order (2.6).
+        bgr: The network takes blue first (2.6).
+        score_threshold, nms_threshold: Faces have a score > the first; those that overlap a better one > the second
+            are dropped (2.6).
+    """
+
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    anchor_scale: float = 4.0
+    num_background: int = 3
+    variances: tuple[float, float] = (0.1, 0.2)
+    mean: tuple[float, float, float] = (123.0, 117.0, 104.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    bgr: bool = True
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.3
+
+
+@dataclass(frozen=True)
+class S3FDVGG16Config(S3FDConfig):
+    """What the VGG16 network adds.
+
+    Attributes:
+        norm_scales: How the scales of the three `L2Norm`s start (2.1).
+        fc6_padding, fc6_dilation: Of the 3 x 3 convolution fc6. Checkpoints differ: 1 and 1 in the author's training
+            files, 3 and 1 in what was released (its maps are larger by 2 ... 4 cells), 6 and 6 in yxlijun's (2.7).
+    """
+
+    norm_scales: tuple[float, float, float] = (10.0, 8.0, 5.0)
+    fc6_padding: int = 1
+    fc6_dilation: int = 1
+
+
+class S3FD(SingleShot):
+    """What all S3FD networks share: their anchors, and how maps become candidates.
+
+    Attributes:
+        config: The numbers.
+        levels: The anchors of each map.
+    """
+
+    # The deploy file's, and the speed setting (DETECTORS.md 2.6).
+    limits: ClassVar[dict[str, Limits]] = {"ap": Limits(5000, 750), "fast": Limits(400, 200)}
+
+    def __init__(self, config: S3FDConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.preprocessing = Preprocessing(config.mean, config.std, config.bgr)
+        self.score_threshold, self.nms_threshold = config.score_threshold, config.nms_threshold
+        self.levels = tuple(
+            ops.AnchorLevel(
+                stride=stride,
+                # Cell i lies about (i + 0.5) * stride, whatever the map's size.
+                anchors=anchors_around(stride / 2, [(config.anchor_scale * stride,) * 2]),
+                num_background=config.num_background if level == 0 else 1,
+            )
+            for level, stride in enumerate(config.strides)
+        )
+
+    def candidates(
+        self,
+        maps: Sequence[ops.LevelMaps],
+        *,
+        score_threshold: float,
+        max_candidates: int,
+        sizes: Tensor | None = None,
+    ) -> ops.Candidates:
+        """Head maps to boxes; see `SingleShot.candidates`."""
+        return ops.decode_anchors(
+            maps,
+            self.levels[: len(maps)],
+            score_threshold=score_threshold,
+            max_candidates=max_candidates,
+            variances=self.config.variances,
+            sizes=sizes,
+        )
+
+
+class S3FDVGG16(S3FD):
+    """The paper's network (DETECTORS.md 2.1). Layers have the author's names.
+
+    Images [B, 3, H, W] of any size; the maps have strides 4, 8, 16, 32, 64, 128 and round up. At 640 x 640 there are
+    34,125 anchors (34,356 with fc6_padding=3).
+    """
+
+    # The maps that carry heads, and their channels.
+    SOURCES = (
+        ("conv3_3_norm", 256),
+        ("conv4_3_norm", 512),
+        ("conv5_3_norm", 512),
+        ("fc7", 1024),
+        ("conv6_2", 512),
+        ("conv7_2", 256),
+    )
+
+    def __init__(self, config: S3FDVGG16Config | None = None) -> None:
+        config = config or S3FDVGG16Config()
+        super().__init__(config)
+        self.backbone = VGG16()
+        padding, dilation = config.fc6_padding, config.fc6_dilation
+        self.fc6 = nn.Conv2d(512, 1024, 3, padding=padding, dilation=dilation)
+        self.fc7 = nn.Conv2d(1024, 1024, 1)
+        self.conv6_1 = nn.Conv2d(1024, 256, 1)
+        self.conv6_2 = nn.Conv2d(256, 512, 3, stride=2, padding=1)
+        self.conv7_1 = nn.Conv2d(512, 128, 1)
+        self.conv7_2 = nn.Conv2d(128, 256, 3, stride=2, padding=1)
+        for (name, channels), scale in zip(self.SOURCES, config.norm_scales, strict=False):
+            self.add_module(name, L2Norm(channels, scale))
+        for (name, channels), level in zip(self.SOURCES, self.levels, strict=True):
+            self.add_module(f"{name}_mbox_conf", nn.Conv2d(channels, level.num_background + 1, 3, padding=1))
+            self.add_module(f"{name}_mbox_loc", nn.Conv2d(channels, 4, 3, padding=1))
+        xavier(self)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The six maps that carry heads, in the order of `SOURCES`."""
+        conv3_3, conv4_3, conv5_3 = self.backbone(images)
+        fc6 = F.relu(self.fc6(pool(conv5_3)), inplace=True)
+        fc7 = F.relu(self.fc7(fc6), inplace=True)
+        conv6_2 = F.relu(self.conv6_2(F.relu(self.conv6_1(fc7), inplace=True)), inplace=True)
+        conv7_2 = F.relu(self.conv7_2(F.relu(self.conv7_1(conv6_2), inplace=True)), inplace=True)
+        shallow = zip(self.SOURCES, (conv3_3, conv4_3, conv5_3), strict=False)
+        return [*(self.get_submodule(name)(x) for (name, _), x in shallow), fc7, conv6_2, conv7_2]
+
+    def forward(self, images: Tensor) -> list[ops.LevelMaps]:
+        """Preprocessed images [B, 3, H, W] -> logits (4 or 2 channels) and boxes (4) of the six maps."""
+        return [
+            ops.LevelMaps(self.get_submodule(f"{name}_mbox_conf")(x), self.get_submodule(f"{name}_mbox_loc")(x))
+            for (name, _), x in zip(self.SOURCES, self.features(images), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class S3FDLiteConfig(S3FDConfig):
+    """What the lite network changes: its input is RGB with ImageNet's mean and deviation, and it knows landmarks.
+
+    Attributes:
+        norm_scales: How the scales of the three `L2Norm`s start (2.1).
+        landmarks: Every anchor also answers five landmarks; the paper's network has none.
+        prior: Face probability that a fresh network answers everywhere.
+    """
+
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    bgr: bool = False
+    norm_scales: tuple[float, float, float] = (10.0, 8.0, 5.0)
+    landmarks: bool = True
+    prior: float = 0.01
+
+
+class S3FDLite(S3FD):
+    """S3FD on `backbones.CompactResNet`: the same six levels and anchors, `L2Norm` and max-out.
+
+    The paper's shallow maps are 256 and 512 channels wide, ours 32 and 48. What they cannot know for themselves comes
+    down a feature pyramid, which the paper does not have and which costs less than widening them.
+
+    Images [B, 3, H, W] of any size; maps round up. At 640 x 640 there are 34,125 anchors.
+    """
+
+    size: ClassVar[Size] = 640
+    channels_last: ClassVar[bool] = True
+
+    PYRAMID = (32, 64, 64)  # channels at strides 4, 8, 16
+    EXTRA = 128  # channels at strides 64 and 128
+
+    def __init__(self, config: S3FDLiteConfig | None = None) -> None:
+        config = config or S3FDLiteConfig()
+        super().__init__(config)
+        c2, c3, c4, c5 = CompactResNet.WIDTHS
+        p2, p3, p4 = self.PYRAMID
+        self.backbone = CompactResNet()
+        self.level6 = extra_level(c5, self.EXTRA)
+        self.level7 = extra_level(self.EXTRA, self.EXTRA)
+        self.down4, self.smooth4 = TopDown(c4, c5, p4), convolution(p4, p4)
+        self.down3, self.smooth3 = TopDown(c3, p4, p3), convolution(p3, p3)
+        self.down2 = TopDown(c2, p3, p2)  # its map is so large that the predictor alone looks at it
+        self.norms = nn.ModuleList(
+            L2Norm(channels, scale) for channels, scale in zip(self.PYRAMID, config.norm_scales, strict=True)
+        )
+        self.predictors = nn.ModuleList(
+            Predictor(channels, level, kernel=3, landmarks=config.landmarks, prior=config.prior)
+            for channels, level in zip((*self.PYRAMID, c5, self.EXTRA, self.EXTRA), self.levels, strict=True)
+        )
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The six maps that carry heads."""
+        c2, c3, c4, c5 = self.backbone(images)
+        p4 = self.down4(c4, c5)
+        p3 = self.down3(c3, p4)
+        shallow = (self.down2(c2, p3), self.smooth3(p3), self.smooth4(p4))
+        c6 = self.level6(c5)
+        return [*(norm(x) for norm, x in zip(self.norms, shallow, strict=True)), c5, c6, self.level7(c6)]
+
+    def forward(self, images: Tensor) -> list[ops.LevelMaps]:
+        """Preprocessed images [B, 3, H, W] -> logits (4 or 2 channels), boxes (4) and landmarks (10) of six levels."""
+        return [predict(x) for predict, x in zip(self.predictors, self.features(images), strict=True)]

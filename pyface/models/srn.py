@@ -1,0 +1,516 @@
+"""SRN: a face is looked at twice (Chi et al., "Selective Refinement Network for High Performance Face Detection", 2018,
+arXiv 1809.02693; DETECTORS.md 4).
+
+A first step looks at the trunk's maps, a second at a feature pyramid. On the three low levels, which hold nearly all
+anchors, the first step drops what is surely background; on the three high ones, it moves the anchors before the second
+step does so again.
+
+Where the paper's mechanisms live:
+
+- selective two-step classification (STC): `LevelMaps.gate` of the low levels, `SRNConfig.gate_threshold`;
+- selective two-step regression (STR): `LevelMaps.offsets` of the high levels;
+- receptive field enhancement (RFE): `RFE` in `subnet`;
+- what the two steps share: `SRN.forward`, `SRNConfig.separate_prediction`;
+- the pyramid: `SRNResNet50.pyramid`, on `backbones.ResNet50`;
+- the same mechanisms on a compact network, with landmarks: `SRNLite`.
+
+Every image of a batch keeps its own moved anchors (the released code overwrites them from image to image).
+
+**Coordinates.** The author's anchors include both end pixels, x2 - x1 = w - 1, but his decoding takes x2 - x1 for their
+width: his anchors are decoded here as they stand. His results are written with w = x2 - x1 + 1, so `SRN.candidates`
+adds the pixel on the right and the bottom and thereby returns continuous pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyface import ops
+from pyface.models.anchors import anchors_around
+from pyface.models.backbones import CompactResNet, ResNet50, TopDown, convolution, extra_level
+from pyface.models.heads import LANDMARKS
+from pyface.models.layers import gaussian
+from pyface.models.single_shot import Limits, Preprocessing, SingleShot
+from pyface.models.views import Size
+
+
+@dataclass(frozen=True)
+class SRNConfig:
+    """The numbers of the detector; the defaults are the author's code's (DETECTORS.md 4).
+
+    Attributes:
+        strides: Pixels between the cells of each level (4.2).
+        anchor_scales: Sides of the anchors, in base boxes of about one stride (4.2).
+        anchor_ratio: Height over width (4.2).
+        low_levels: So many levels, from the finest, are filtered by the first step; it moves the others' anchors (4.5).
+        gate_threshold: First-step score that an anchor of a low level must have more than (4.5).
+        small_map: Cells; see `SRN.candidates` (4.5).
+        level_candidates: The best so many of each level go on; the paper has 2,000 (4.5).
+        separate_prediction: The first step has prediction layers of its own, as in the paper; else all is shared, as in
+            the released code (4.1).
+        prior: Face probability that a fresh network answers everywhere: its bias is -log 99 (4.1).
+        mean, std: Subtracted, divided by, in pixel values and RGB order (4.5).
+        bgr: The network takes blue first (4.5).
+        score_threshold, nms_threshold: Faces have a second-step score > the first; those that overlap a better one >
+            the second are dropped; the paper has 0.5 (4.5).
+    """
+
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    anchor_scales: tuple[float, ...] = (2.0, 2.828427)
+    anchor_ratio: float = 1.25
+    low_levels: int = 3
+    gate_threshold: float = 0.01
+    small_map: int = 120
+    level_candidates: int = 6000
+    separate_prediction: bool = False
+    prior: float = 0.01
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    bgr: bool = False
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.4
+
+
+class SRN(SingleShot):
+    """What all SRN networks share: both steps' heads, their anchors, and how maps become candidates.
+
+    Args:
+        config: The numbers.
+
+    Attributes:
+        config: The numbers.
+        levels: The anchors of each level.
+    """
+
+    # Both steps' survivors, at most 6 x 6,000 (DETECTORS.md 4.5); "fast" is S3FD's (2.6).
+    limits: ClassVar[dict[str, Limits]] = {"ap": Limits(36000, 750), "fast": Limits(400, 200)}
+
+    def __init__(self, config: SRNConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.preprocessing = Preprocessing(config.mean, config.std, config.bgr)
+        self.score_threshold, self.nms_threshold = config.score_threshold, config.nms_threshold
+        self.levels = tuple(
+            ops.AnchorLevel(
+                stride=stride,
+                anchors=anchors_of(stride, config.anchor_scales, config.anchor_ratio),
+                num_background=0,
+                max_candidates=config.level_candidates,
+            )
+            for stride in config.strides
+        )
+
+    def add_heads(self, channels: int) -> None:
+        """Gives both steps the paper's heads, on maps of so many channels, a multiple of 4."""
+        config = self.config
+        num_anchors = len(config.anchor_scales)
+        self.cls_subnet, self.box_subnet = subnet(channels), subnet(channels)
+        bias = -math.log(1 / config.prior - 1)
+        self.cls_subnet_pred = fresh(channels, num_anchors, 1, bias=bias)
+        self.box_subnet_pred = fresh(channels, 4 * num_anchors, 1)
+        if config.separate_prediction:
+            self.cls_first_pred = fresh(channels, num_anchors, 1, bias=bias)
+            self.box_first_pred = fresh(channels, 4 * num_anchors, 1)
+
+    @abstractmethod
+    def pyramid(self, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Images -> the maps that the first step looks at, and those of the second, all [B, channels, h, w]."""
+
+    def forward(self, images: Tensor) -> list[ops.LevelMaps]:
+        """Preprocessed images [B, 3, H, W] -> second-step logits (2 channels) and boxes (8) of six levels, with
+        first-step logits (gate, 2) on the low ones and first-step boxes (offsets, 8) on the high ones."""
+        maps = []
+        for level, (first, second) in enumerate(zip(*self.pyramid(images), strict=True)):
+            low = level < self.config.low_levels
+            maps.append(
+                ops.LevelMaps(
+                    logits=self.cls_subnet_pred(self.cls_subnet(second)),
+                    boxes=self.box_subnet_pred(self.box_subnet(second)),
+                    gate=self.first_logits(first) if low else None,
+                    offsets=None if low else self.first_boxes(first),
+                )
+            )
+        return maps
+
+    def first_logits(self, x: Tensor) -> Tensor:
+        """The first step's classification of one level (STC), [B, 2, h, w]."""
+        layer = self.cls_first_pred if self.config.separate_prediction else self.cls_subnet_pred
+        return layer(self.cls_subnet(x))
+
+    def first_boxes(self, x: Tensor) -> Tensor:
+        """The first step's regression of one level (STR), [B, 8, h, w]."""
+        layer = self.box_first_pred if self.config.separate_prediction else self.box_subnet_pred
+        return layer(self.box_subnet(x))
+
+    def candidates(
+        self,
+        maps: Sequence[ops.LevelMaps],
+        *,
+        score_threshold: float,
+        max_candidates: int,
+        sizes: Tensor | None = None,
+    ) -> ops.Candidates:
+        """Head maps to boxes; see `SingleShot.candidates`.
+
+        Maps of fewer cells than `config.small_map` have no threshold in the author's code. This holds here as long as
+        `score_threshold` is the model's own or less; whoever asks for more gets it from all maps.
+        """
+        small = [level.logits.shape[2] * level.logits.shape[3] < self.config.small_map for level in maps]
+        lenient = score_threshold <= self.score_threshold
+        found = ops.decode_anchors(
+            maps,
+            self.levels[: len(maps)],
+            score_threshold=[0.0 if lenient and few else score_threshold for few in small],
+            max_candidates=max_candidates,
+            variances=(1.0, 1.0),
+            gate_threshold=self.config.gate_threshold,
+            sizes=sizes,
+        )
+        # From the author's pixels to continuous ones; see above.
+        last = found.boxes[..., 2:] + 1
+        if sizes is not None:
+            last = torch.minimum(last, sizes.to(last.dtype).flip(1)[:, None])
+        return found._replace(boxes=torch.cat([found.boxes[..., :2], last], dim=-1))
+
+
+def anchors_of(stride: int, scales: Sequence[float], ratio: float) -> tuple[tuple[float, float, float, float], ...]:
+    """The anchors of cell (0, 0), in the author's pixels: x2 - x1 = width - 1, about (stride - 1) / 2.
+
+    Sides of the base box are rounded, halves to even, before they are scaled: 4 x 5, 7 x 9, 14 x 18, 29 x 36, 57 x 71,
+    114 x 142.
+    """
+    width = round(math.sqrt(stride * stride / ratio))
+    height = round(width * ratio)
+    return anchors_around((stride - 1) / 2, [(width * scale - 1, height * scale - 1) for scale in scales])
+
+
+class RFE(nn.Module):
+    """Receptive field enhancement: views of 1 x 5, 5 x 1, 1 x 3 and 3 x 1 cells, added to what came in.
+
+    Faces are not square windows: oblong views fit poses and occlusions. [B, C, H, W] -> the same; C a multiple of 4.
+    """
+
+    KERNELS = ((1, 5), (5, 1), (1, 3), (3, 1))
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for k, kernel in enumerate(self.KERNELS):
+            self.add_module(f"branch{k}", branch(channels, channels // len(self.KERNELS), kernel))
+        self.cated_conv = nn.Sequential(fresh(channels, channels, 1), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        views = [self.get_submodule(f"branch{k}")(x) for k in range(len(self.KERNELS))]
+        return x + self.cated_conv(torch.cat(views, dim=1))
+
+
+def branch(channels: int, width: int, kernel: tuple[int, int]) -> nn.Sequential:
+    """One of RFE's views: 1 x 1 down to `width`, the oblong kernel, 1 x 1."""
+    return nn.Sequential(
+        fresh(channels, width, 1),
+        nn.ReLU(inplace=True),
+        fresh(width, width, kernel),
+        nn.ReLU(inplace=True),
+        fresh(width, width, 1),
+        nn.ReLU(inplace=True),
+    )
+
+
+def subnet(channels: int) -> nn.Sequential:
+    """What lies before a prediction layer: 3 x 3, RFE, 3 x 3."""
+    return nn.Sequential(
+        fresh(channels, channels, 3),
+        nn.ReLU(inplace=True),
+        RFE(channels),
+        fresh(channels, channels, 3),
+        nn.ReLU(inplace=True),
+    )
+
+
+def fresh(channels: int, width: int, kernel: int | tuple[int, int], *, stride: int = 1, bias: float = 0.0) -> nn.Conv2d:
+    """A convolution of odd kernel that keeps the map's size (or divides it by `stride`, rounding up).
+
+    Its weights start at N(0, 0.01).
+    """
+    height, breadth = (kernel, kernel) if isinstance(kernel, int) else kernel
+    layer = nn.Conv2d(channels, width, (height, breadth), stride=stride, padding=(height // 2, breadth // 2))
+    gaussian(layer, bias=bias)
+    return layer
+
+
+class SRNResNet50(SRN):
+    """The paper's network (DETECTORS.md 4.1). Layers have the author's names.
+
+    Images [B, 3, H, W] of any size; the levels have strides 4, 8, 16, 32, 64, 128 and round up. At 640 x 640 there are
+    68,250 anchors.
+    """
+
+    def __init__(self, config: SRNConfig | None = None) -> None:
+        super().__init__(config or SRNConfig())
+        self.add_heads(256)
+        self.backbone = ResNet50()
+        # c6 and c7, neither normalised nor rectified.
+        self.layer5 = fresh(2048, 1024, 3, stride=2)
+        self.layer6 = fresh(1024, 256, 3, stride=2)
+        # What the first step looks at.
+        self.c2_conv = fresh(256, 256, 1)
+        self.c3_conv = fresh(512, 256, 1)
+        self.c4_conv = fresh(1024, 256, 1)
+        self.c5_conv = fresh(2048, 256, 1)
+        self.c6_conv = fresh(1024, 256, 1)
+        self.c7_conv = fresh(256, 256, 1)
+        # The way down of the pyramid, and what the second step looks at.
+        self.c2_lateral = fresh(256, 256, 1)
+        self.c3_lateral = fresh(512, 256, 1)
+        self.c4_lateral = fresh(1024, 256, 1)
+        self.c5_lateral = fresh(2048, 256, 1)
+        self.p2_conv = fresh(256, 256, 3)
+        self.p3_conv = fresh(256, 256, 3)
+        self.p4_conv = fresh(256, 256, 3)
+        self.p5_conv = fresh(256, 256, 3)
+        self.p6_conv = fresh(256, 256, 3, stride=2)
+        self.p7_conv = fresh(256, 256, 3, stride=2)
+
+    def pyramid(self, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """First-step maps from c2 ... c7, second-step maps p2 ... p7."""
+        c2, c3, c4, c5 = self.backbone(images)
+        c6 = self.layer5(c5)
+        c7 = self.layer6(c6)
+        first = (
+            self.c2_conv(c2),
+            self.c3_conv(c3),
+            self.c4_conv(c4),
+            self.c5_conv(c5),
+            self.c6_conv(c6),
+            self.c7_conv(c7),
+        )
+        top5 = self.c5_lateral(c5)
+        top4 = add_upsampled(top5, self.c4_lateral(c4))
+        top3 = add_upsampled(top4, self.c3_lateral(c3))
+        top2 = add_upsampled(top3, self.c2_lateral(c2))
+        p6 = self.p6_conv(top5)  # stands on the lateral's output, not on p5
+        second = (self.p2_conv(top2), self.p3_conv(top3), self.p4_conv(top4), self.p5_conv(top5), p6, self.p7_conv(p6))
+        return first, second
+
+
+def add_upsampled(coarse: Tensor, fine: Tensor) -> Tensor:
+    """fine + coarse at fine's size; corners meet corners, as in the torch that the author trained with."""
+    return fine + F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=True)
+
+
+@dataclass(frozen=True)
+class SRNLiteConfig(SRNConfig):
+    """What the lite network changes: plain anchors, and landmarks.
+
+    Attributes:
+        separate_prediction: As in the paper: the steps look at different maps, and their own layers cost nothing.
+        variances: Units of the box offsets, of centres and of sizes, in both steps, as in S3FD.
+        landmarks: Every anchor's second step also answers five landmarks; the paper's network has none.
+    """
+
+    separate_prediction: bool = True
+    variances: tuple[float, float] = (0.1, 0.2)
+    landmarks: bool = True
+
+
+class SRNLite(SRN):
+    """SRN on `backbones.CompactResNet`: both steps, STC on the three low levels, STR on the three high ones, RFE.
+
+    Three quarters of all cells lie at stride 4 and look for faces of 8 ... 11 px: this level has narrow heads of its
+    own; the other five share theirs. Anchors are plain: in continuous pixels, not rounded, about the middles of cells.
+
+    Images [B, 3, H, W] of any size; maps round up. At 640 x 640 there are 68,250 anchors.
+    """
+
+    config: SRNLiteConfig
+    size: ClassVar[Size] = 640
+    channels_last: ClassVar[bool] = True
+
+    FINE, WIDTH = 16, 64  # channels that the heads see at stride 4, and elsewhere
+    EXTRA = 128  # channels of the trunk at strides 64 and 128
+
+    def __init__(self, config: SRNLiteConfig | None = None) -> None:
+        config = config or SRNLiteConfig()
+        super().__init__(config)
+        self.levels = tuple(
+            replace(level, anchors=plain_anchors(level.stride, config.anchor_scales, config.anchor_ratio))
+            for level in self.levels
+        )
+        trunk = (*CompactResNet.WIDTHS, self.EXTRA, self.EXTRA)
+        c2, c3, c4, c5, *_ = trunk
+        fine, width = self.FINE, self.WIDTH
+        self.backbone = CompactResNet()
+        self.level6 = extra_level(c5, self.EXTRA)
+        self.level7 = extra_level(self.EXTRA, self.EXTRA)
+        widths = (fine, *(width,) * (len(trunk) - 1))
+        self.first = nn.ModuleList(convolution(c, w, 1) for c, w in zip(trunk, widths, strict=True))
+        self.top5 = convolution(c5, width, 1)
+        self.top4, self.top3 = TopDown(c4, width, width), TopDown(c3, width, width)
+        self.top2 = TopDown(c2, width, fine)
+        self.p2, self.p3 = convolution(fine, fine), convolution(width, width)
+        self.p4, self.p5 = convolution(width, width), convolution(width, width)
+        self.p6, self.p7 = convolution(width, width, stride=2), convolution(width, width, stride=2)
+        self.fine_heads = LiteHeads(fine, config, levels=range(1))
+        self.heads = LiteHeads(width, config, levels=range(1, len(trunk)))
+
+    def pyramid(self, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Maps of the first and of the second step, at strides 4 ... 128; stride 4 is narrower than the others."""
+        c2, c3, c4, c5 = self.backbone(images)
+        c6 = self.level6(c5)
+        trunk = (c2, c3, c4, c5, c6, self.level7(c6))
+        first = [layer(x) for layer, x in zip(self.first, trunk, strict=True)]
+        top5 = self.top5(c5)
+        top4 = self.top4(c4, top5)
+        top3 = self.top3(c3, top4)
+        p6 = self.p6(top5)  # stands on the lateral's output, not on p5
+        second = [self.p2(self.top2(c2, top3)), self.p3(top3), self.p4(top4), self.p5(top5), p6, self.p7(p6)]
+        return first, second
+
+    def forward(self, images: Tensor) -> list[ops.LevelMaps]:
+        """Preprocessed images [B, 3, H, W] -> second-step logits (2 channels), boxes (8) and landmarks (20) of six
+        levels, with first-step logits (gate, 2) on the low ones and first-step boxes (offsets, 8) on the high ones."""
+        maps = []
+        for level, (first, second) in enumerate(zip(*self.pyramid(images), strict=True)):
+            heads = self.heads if level else self.fine_heads
+            found = heads(second)
+            if level < self.config.low_levels:
+                maps.append(found._replace(gate=heads.first_logits(first)))
+            else:
+                maps.append(found._replace(offsets=heads.first_boxes(first)))
+        return maps
+
+    def candidates(
+        self,
+        maps: Sequence[ops.LevelMaps],
+        *,
+        score_threshold: float,
+        max_candidates: int,
+        sizes: Tensor | None = None,
+    ) -> ops.Candidates:
+        """Head maps to boxes; see `SingleShot.candidates`. All maps have one threshold, small ones too."""
+        return ops.decode_anchors(
+            maps,
+            self.levels[: len(maps)],
+            score_threshold=score_threshold,
+            max_candidates=max_candidates,
+            variances=self.config.variances,
+            gate_threshold=self.config.gate_threshold,
+            sizes=sizes,
+        )
+
+
+class LiteHeads(nn.Module):
+    """Both steps' heads for maps of one width: [B, channels, H, W] -> the second step's `LevelMaps`.
+
+    Args:
+        channels: The width, a multiple of 4.
+        config: The numbers.
+        levels: Those that share these heads: low ones need the first step's classification, high ones its regression.
+    """
+
+    def __init__(self, channels: int, config: SRNLiteConfig, levels: Sequence[int]) -> None:
+        super().__init__()
+        num_anchors = len(config.anchor_scales)
+        bias = -math.log(1 / config.prior - 1)
+        self.parts = [4 * num_anchors] + [LANDMARKS * num_anchors] * config.landmarks
+        self.cls_subnet, self.box_subnet = lite_subnet(channels), lite_subnet(channels)
+        self.cls_pred = fresh(channels, num_anchors, 1, bias=bias)
+        self.box_pred = fresh(channels, sum(self.parts), 1)
+        gates = config.separate_prediction and any(level < config.low_levels for level in levels)
+        moves = config.separate_prediction and any(level >= config.low_levels for level in levels)
+        self.cls_first_pred = fresh(channels, num_anchors, 1, bias=bias) if gates else None
+        self.box_first_pred = fresh(channels, 4 * num_anchors, 1) if moves else None
+
+    def forward(self, x: Tensor) -> ops.LevelMaps:
+        return ops.LevelMaps(
+            self.cls_pred(self.cls_subnet(x)), *self.box_pred(self.box_subnet(x)).split(self.parts, dim=1)
+        )
+
+    def first_logits(self, x: Tensor) -> Tensor:
+        """The first step's classification (STC)."""
+        return (self.cls_first_pred or self.cls_pred)(self.cls_subnet(x))
+
+    def first_boxes(self, x: Tensor) -> Tensor:
+        """The first step's regression (STR)."""
+        return (self.box_first_pred or self.box_pred)(self.box_subnet(x))[:, : self.parts[0]]
+
+
+class OblongConv2d(nn.Conv2d):
+    """RFE's four oblong kernels as one depthwise 5 x 5 convolution.
+
+    A quarter of the channels each looks at 1 x 5, 5 x 1, 1 x 3 and 3 x 1 cells; the other weights are masked. One
+    kernel instead of four, and no map is cut or joined.
+    """
+
+    mask: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 5, padding=2, groups=channels)
+        mask = oblong_mask(channels)
+        self.register_buffer("mask", mask, persistent=False)
+        with torch.no_grad():
+            fan = mask.sum((1, 2, 3), keepdim=True)
+            self.weight.copy_(torch.randn_like(mask) * (2 / fan).sqrt() * mask)
+            nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.mask, self.bias, padding=2, groups=self.groups)
+
+    def folded(self) -> nn.Conv2d:
+        """The same as a plain convolution, for `fold_batch_norms`."""
+        plain = nn.Conv2d(self.in_channels, self.in_channels, 5, padding=2, groups=self.groups).to(self.weight)
+        plain.load_state_dict({"weight": self.weight * self.mask, "bias": self.bias})
+        return plain.train(self.training)
+
+
+def oblong_mask(channels: int) -> Tensor:
+    """Which weights of a [channels, 1, 5, 5] kernel a channel uses: 1 or 0."""
+    mask = torch.zeros(channels, 1, 5, 5)
+    for part, (height, width) in zip(mask.chunk(len(RFE.KERNELS)), RFE.KERNELS, strict=True):
+        top, left = 2 - height // 2, 2 - width // 2
+        part[:, :, top : top + height, left : left + width] = 1
+    return mask
+
+
+class LiteRFE(nn.Module):
+    """`RFE` in three convolutions: 1 x 1, the oblong ones, 1 x 1; added to what came in. [B, C, H, W] -> the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            kaiming(channels, 1),
+            nn.ReLU(inplace=True),
+            OblongConv2d(channels),
+            nn.ReLU(inplace=True),
+            kaiming(channels, 1),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) + x
+
+
+def lite_subnet(channels: int) -> nn.Sequential:
+    """What lies before a prediction layer: 3 x 3, RFE. Not normalised, since levels and steps share it."""
+    return nn.Sequential(kaiming(channels, 3), nn.ReLU(inplace=True), LiteRFE(channels))
+
+
+def kaiming(channels: int, kernel: int) -> nn.Conv2d:
+    """A convolution that starts as He et al. do: narrow layers would fade from N(0, 0.01)."""
+    layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def plain_anchors(stride: int, scales: Sequence[float], ratio: float) -> tuple[tuple[float, float, float, float], ...]:
+    """The anchors of cell (0, 0): areas (stride * scale) ** 2, height / width = ratio, about the cell's middle."""
+    slim = math.sqrt(ratio)
+    return anchors_around(stride / 2, [(stride * scale / slim, stride * scale * slim) for scale in scales])

@@ -1,0 +1,259 @@
+"""SSH: three detection modules on one trunk (Najibi et al., "SSH: Single Stage Headless Face Detector", 2017, arXiv
+1708.03979; DETECTORS.md 5).
+
+Each module looks at its own range of face sizes on a map of its own stride, and widens its view by a context module:
+stacked 3 x 3 convolutions that see 5 x 5 and 7 x 7 cells.
+
+Where the paper's mechanisms live:
+
+- the modules M1, M2, M3 and what they stand on: `SSHVGG16.forward`;
+- fusion of conv4_3 and conv5_3 for M1: `SSHVGG16.fuse`, with `layers.BilinearUpsample`;
+- context: `DetectionModule`;
+- anchors per module: `SSHConfig.sides` and `SSH.levels`; the best 1,000 of each: `AnchorLevel.max_candidates`;
+- the same mechanisms on a compact network, with landmarks: `SSHLite`.
+
+**Coordinates.** The author's boxes include both end pixels: the base anchor [0, 0, 15, 15] has its centre at 7.5 and is
+16 wide, since widths are x2 - x1 + 1. In continuous pixels (pixel k covers [k, k + 1)) this is [0, 0, 16, 16] about 8.
+His decoding starts from x1 + width / 2, which is the continuous centre, and ends with centre -+ width / 2, without
+taking the 1 off again: what comes out is in continuous pixels already. So the usual decoding of these anchors, without
+any 1, gives his numbers. The centre is 8 in all modules, though the middle of M3's cells is 16: released weights expect
+that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyface import ops
+from pyface.models.anchors import anchors_around
+from pyface.models.backbones import VGG16, CompactResNet, TopDown, convolution, pool
+from pyface.models.heads import Predictor
+from pyface.models.layers import BilinearUpsample, gaussian
+from pyface.models.single_shot import Limits, Preprocessing, SingleShot
+from pyface.models.views import Size
+
+
+@dataclass(frozen=True)
+class SSHConfig:
+    """The numbers of the detector; the defaults are the author's (DETECTORS.md 5).
+
+    Attributes:
+        strides: Pixels between the cells of each module's map (5.1).
+        sides: Of the square anchors of each module, in pixels (5.2).
+        anchor_centre: Of the anchors of cell (0, 0), in continuous pixels: 7.5 of the author's is 8 (5.2).
+            None: the middle of the cell, stride / 2.
+        variances: Units of the box offsets, of centres and of sizes; the author has none (5.2).
+        module_candidates: The best so many of each module go on (5.4).
+        mean, std: Subtracted, divided by, in pixel values and RGB order (5.3).
+        bgr: The network takes blue first (5.3).
+        score_threshold, nms_threshold: Faces have a score > the first; those that overlap a better one > the second
+            are dropped (5.4).
+    """
+
+    strides: tuple[int, ...] = (8, 16, 32)
+    sides: tuple[tuple[float, ...], ...] = ((16.0, 32.0), (64.0, 128.0), (256.0, 512.0))
+    anchor_centre: float | None = 8.0
+    variances: tuple[float, float] = (1.0, 1.0)
+    module_candidates: int = 1000
+    mean: tuple[float, float, float] = (122.7717, 115.9465, 102.9801)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    bgr: bool = True
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.3
+
+
+class SSH(SingleShot):
+    """What all SSH networks share: their anchors, and how maps become candidates.
+
+    Attributes:
+        config: The numbers.
+        levels: The anchors of each module.
+        nms_plus_one: Suppression counts widths as x2 - x1 + 1, as the author's does.
+    """
+
+    # The author keeps all that suppression leaves of 3 x 1,000; "fast" is S3FD's (DETECTORS.md 5.4, 2.6).
+    limits: ClassVar[dict[str, Limits]] = {"ap": Limits(3000, 3000), "fast": Limits(400, 200)}
+    nms_plus_one = True
+
+    def __init__(self, config: SSHConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.preprocessing = Preprocessing(config.mean, config.std, config.bgr)
+        self.score_threshold, self.nms_threshold = config.score_threshold, config.nms_threshold
+        self.levels = tuple(
+            ops.AnchorLevel(
+                stride=stride,
+                anchors=anchors_around(
+                    stride / 2 if config.anchor_centre is None else config.anchor_centre,
+                    [(side, side) for side in sides],
+                ),
+                max_candidates=config.module_candidates,
+            )
+            for stride, sides in zip(config.strides, config.sides, strict=True)
+        )
+
+    def candidates(
+        self,
+        maps: Sequence[ops.LevelMaps],
+        *,
+        score_threshold: float,
+        max_candidates: int,
+        sizes: Tensor | None = None,
+    ) -> ops.Candidates:
+        """Head maps to boxes; see `SingleShot.candidates`."""
+        return ops.decode_anchors(
+            maps,
+            self.levels[: len(maps)],
+            score_threshold=score_threshold,
+            max_candidates=max_candidates,
+            variances=self.config.variances,
+            sizes=sizes,
+        )
+
+
+class DetectionModule(nn.Module):
+    """Context and heads of one module (DETECTORS.md 5.1): [B, channels, H, W] -> its `LevelMaps`.
+
+    A 3 x 3 convolution gives `width` channels, the context module as many again: `width / 2` that see 5 x 5 cells and
+    `width / 2` that see 7 x 7. The rectifier comes behind the concatenation.
+    """
+
+    def __init__(self, channels: int, width: int, num_anchors: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.conv3x3 = nn.Conv2d(channels, width, 3, padding=1)
+        self.dimred = nn.Conv2d(channels, half, 3, padding=1)
+        self.conv5x5 = nn.Conv2d(half, half, 3, padding=1)
+        self.conv7x7_1 = nn.Conv2d(half, half, 3, padding=1)
+        self.conv7x7 = nn.Conv2d(half, half, 3, padding=1)
+        # Channels: the backgrounds of all anchors, then their faces, as `LevelMaps` has it.
+        self.cls_score = nn.Conv2d(2 * width, 2 * num_anchors, 1)
+        self.bbox_pred = nn.Conv2d(2 * width, 4 * num_anchors, 1)
+
+    def context(self, x: Tensor) -> Tensor:
+        """[B, channels, H, W] -> [B, 2 * width, H, W]."""
+        reduced = F.relu(self.dimred(x), inplace=True)
+        wide = self.conv7x7(F.relu(self.conv7x7_1(reduced), inplace=True))
+        return F.relu(torch.cat([self.conv3x3(x), self.conv5x5(reduced), wide], dim=1), inplace=True)
+
+    def forward(self, x: Tensor) -> ops.LevelMaps:
+        x = self.context(x)
+        return ops.LevelMaps(self.cls_score(x), self.bbox_pred(x))
+
+
+class SSHVGG16(SSH):
+    """The paper's network (DETECTORS.md 5.1).
+
+    Images [B, 3, H, W] of any size; the maps have strides 8, 16, 32 and round up. At 640 x 640 there are 16,800
+    anchors.
+    """
+
+    size: ClassVar[Size] = (1200, 1600)  # DETECTORS.md 5.4
+
+    def __init__(self, config: SSHConfig | None = None) -> None:
+        super().__init__(config or SSHConfig())
+        one, two, three = (len(level.anchors) for level in self.levels)
+        self.conv4_128 = nn.Conv2d(512, 128, 1)
+        self.conv5_128 = nn.Conv2d(512, 128, 1)
+        self.conv5_128_up = BilinearUpsample(128)
+        self.conv4_fuse_final = nn.Conv2d(128, 128, 3, padding=1)
+        self.m1 = DetectionModule(128, 128, one)
+        self.m2 = DetectionModule(512, 256, two)
+        self.m3 = DetectionModule(512, 256, three)
+        gaussian(self)
+        self.backbone = VGG16()  # after the line above, which is for the new layers
+
+    def fuse(self, conv4_3: Tensor, conv5_3: Tensor) -> Tensor:
+        """conv5_3's meaning at conv4_3's resolution, [B, 128, H / 8, W / 8]."""
+        fine = F.relu(self.conv4_128(conv4_3), inplace=True)
+        coarse = self.conv5_128_up(F.relu(self.conv5_128(conv5_3), inplace=True))
+        # An odd map was rounded up on its way down, and comes back larger by one.
+        cropped = coarse[:, :, : fine.shape[2], : fine.shape[3]]
+        return F.relu(self.conv4_fuse_final(fine + cropped), inplace=True)
+
+    def forward(self, images: Tensor) -> list[ops.LevelMaps]:
+        """Preprocessed images [B, 3, H, W] -> logits (4 channels) and boxes (8) of the three modules."""
+        _, conv4_3, conv5_3 = self.backbone(images)
+        return [self.m1(self.fuse(conv4_3, conv5_3)), self.m2(conv5_3), self.m3(pool(conv5_3))]
+
+
+@dataclass(frozen=True)
+class SSHLiteConfig(SSHConfig):
+    """What the lite network changes: its input is RGB with ImageNet's mean and deviation, and it knows landmarks.
+
+    Attributes:
+        anchor_centre: None: the middle of a cell, stride / 2. The author's 8 for all modules serves released weights
+            only; it leaves M3's anchors a quarter of a cell up and left, so that mirrored pictures differ.
+        variances: Units of the box offsets, of centres and of sizes, as in S3FD.
+        landmarks: Every anchor also answers five landmarks; the paper's network has none.
+        prior: Face probability that a fresh network answers everywhere.
+    """
+
+    anchor_centre: float | None = None
+    variances: tuple[float, float] = (0.1, 0.2)
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    bgr: bool = False
+    landmarks: bool = True
+    prior: float = 0.01
+
+
+class SSHLite(SSH):
+    """SSH on `backbones.CompactResNet`: three modules with context, on strides 8, 16 and 32.
+
+    M1 stands on stride 8 fused with stride 16, as in the paper; M2 likewise on 16 fused with 32, and M3 on 32, which
+    here is a stage of its own and not a pooled map. All modules are equally wide: most faces are M1's.
+
+    Images [B, 3, H, W] of any size; maps round up. At 640 x 640 there are 16,800 anchors.
+    """
+
+    size: ClassVar[Size] = 640
+    channels_last: ClassVar[bool] = True
+    nms_plus_one = False
+
+    WIDTH = 64
+
+    def __init__(self, config: SSHLiteConfig | None = None) -> None:
+        config = config or SSHLiteConfig()
+        super().__init__(config)
+        _, c3, c4, c5 = CompactResNet.WIDTHS
+        width, one, two, three = self.WIDTH, *self.levels
+        self.backbone = CompactResNet()
+        self.fuse4 = TopDown(c4, c5, width)
+        self.fuse4_final = convolution(width, width)
+        self.fuse3 = TopDown(c3, width, width)
+        self.fuse3_final = convolution(width, width)
+        self.m1 = LiteDetectionModule(width, width, one, config)
+        self.m2 = LiteDetectionModule(width, width, two, config)
+        self.m3 = LiteDetectionModule(c5, width, three, config)
+
+    def forward(self, images: Tensor) -> list[ops.LevelMaps]:
+        """Preprocessed images [B, 3, H, W] -> logits (4 channels), boxes (8) and landmarks (20) of three modules."""
+        _, c3, c4, c5 = self.backbone(images)
+        fused4 = self.fuse4_final(self.fuse4(c4, c5))
+        fused3 = self.fuse3_final(self.fuse3(c3, fused4))
+        return [self.m1(fused3), self.m2(fused4), self.m3(c5)]
+
+
+class LiteDetectionModule(nn.Module):
+    """`DetectionModule` with batch normalisation and one predictor: [B, channels, H, W] -> its `LevelMaps`."""
+
+    def __init__(self, channels: int, width: int, level: ops.AnchorLevel, config: SSHLiteConfig) -> None:
+        super().__init__()
+        half = width // 2
+        self.conv3x3 = convolution(channels, width, rectified=False)
+        self.dimred = convolution(channels, half)
+        self.conv5x5 = convolution(half, half, rectified=False)
+        self.conv7x7 = nn.Sequential(convolution(half, half), convolution(half, half, rectified=False))
+        self.predictor = Predictor(2 * width, level, kernel=1, landmarks=config.landmarks, prior=config.prior)
+
+    def forward(self, x: Tensor) -> ops.LevelMaps:
+        reduced = self.dimred(x)
+        views = torch.cat([self.conv3x3(x), self.conv5x5(reduced), self.conv7x7(reduced)], dim=1)
+        return self.predictor(F.relu(views, inplace=True))
