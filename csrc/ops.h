@@ -60,8 +60,8 @@ struct Map {
 
 constexpr int kMaxLevels = 8, kMaxAnchors = 8;
 
-// One level of decode_anchors: its maps, and what its anchors are. K = num_anchors. Levels ascend by `first`, and either
-// all have landmarks or none.
+// One level of decode_anchors: its maps, and what its anchors are. K = num_anchors. Levels ascend by `first`, and
+// either all have landmarks or none.
 struct AnchorLevel {
   Map logits;     // (num_background + 1) * K channels: logit c of anchor k is channel c * K + k, backgrounds first
   Map boxes;      // 4 * K: dx, dy, dw, dh of anchor k from channel 4 * k
@@ -91,6 +91,33 @@ struct CandidateArrays {
   float* landmarks;  // [batch, max_candidates, 5, 2] or nullptr
   int64_t* index;    // [batch, max_candidates]
   int32_t* count;    // [batch]
+};
+
+// How assign_anchors matches.
+struct Matching {
+  double positive, negative;  // IoU >= positive: a face's anchor; < negative: background; else ignored
+  bool force_best;            // the best anchor of every face is its own, whatever their IoU (> 0)
+  int32_t compensate;       // a face with fewer anchors gets more, up to this many; 0: the mean; -1: no face gets more
+  double compensate_above;  // from unmatched anchors whose best face it is, with an IoU > this
+};
+
+// What assign_anchors writes for an anchor without a face.
+constexpr int32_t kBackground = -1, kIgnored = -2;
+
+// A map of DenseBox: cell i lies at stride * i + stride / 2 pixels, distances are in units of `unit` cells.
+struct DenseBoxGrid {
+  int32_t height, width, stride;
+  float unit;
+};
+
+// What densebox_targets makes of faces; sides are heights in pixels.
+struct DenseBoxTargets {
+  float face;                         // the side that the network is for
+  float positive_low, positive_high;  // sides relative to it, within: positive
+  float ignore_low, ignore_high;      // beyond that and within: ignored; else background
+  float radius;                       // of the positive disc, relative to the side
+  float gray;                         // cells around a positive one that are ignored, by distance
+  float landmark_radius;              // of a landmark's disc, in cells
 };
 
 namespace cpu {
@@ -164,6 +191,44 @@ void face_probability(const Map& logits, Dtype dtype, int64_t batch, int64_t hei
 void decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int64_t batch,
                     const AnchorDecoding& decoding, const CandidateArrays& out, int threads);
 
+// The face, or background, of every anchor. Ignore boxes are no faces; an anchor of which one covers at least half is
+// kIgnored unless it has a face; an invalid anchor is kIgnored. Ties: the lower index.
+//   anchors [num_anchors, 4], image b's begin at b * anchor_stride anchors (0: shared); boxes [splits[batch], 4],
+//   image b's are splits[b] ... splits[b + 1] - 1; ignore [boxes] or nullptr; valid likewise by valid_stride, or
+//   nullptr index [batch, num_anchors] counts within the image's boxes; overlap [batch, num_anchors] is the IoU with
+//   the face, or with the best face where there is none (0 for invalid anchors)
+void assign_anchors(const float* anchors, int64_t anchor_stride, int64_t num_anchors, const float* boxes,
+                    const uint8_t* ignore, const int64_t* splits, int64_t batch, const uint8_t* valid,
+                    int64_t valid_stride, const Matching& matching, int32_t* index, float* overlap, int threads);
+
+// Per image the max(minimum, ratio * positives) background entries (index == kBackground) of largest finite loss, ties
+// by index. losses, index, selected [batch, n]
+void hard_negatives(const float* losses, const int32_t* index, int64_t batch, int64_t n, double ratio, int64_t minimum,
+                    uint8_t* selected, int threads);
+
+// Per image all positives, and max(minimum, ratio * positives) background entries: half of them from the hard set (the
+// `hard_fraction` of the background with the largest finite losses, or as many as are needed), the others from the
+// rest, each chosen by a hash of (seed, image, entry).
+void balanced_sample(const float* losses, const int32_t* index, int64_t batch, int64_t n, double ratio,
+                     double hard_fraction, int64_t minimum, uint64_t seed, uint8_t* selected, int threads);
+
+// The ceil(keep * count) valid entries of largest finite loss, ties by index; valid [n] or nullptr.
+void online_hard(const float* losses, const uint8_t* valid, int64_t n, double keep, uint8_t* selected);
+
+// Cells whose score is > score_threshold to boxes: corner = (cell - unit * offset) * stride + stride / 2.
+//   scores [batch, 1, h, w], offsets [batch, 4, h, w] (x1, y1, x2, y2); decoding's variances are not used
+void decode_densebox(const Map& scores, const Map& offsets, Dtype dtype, int64_t batch, const DenseBoxGrid& grid,
+                     double score_threshold, const AnchorDecoding& decoding, const CandidateArrays& out, int threads);
+
+// Boxes to maps. A cell belongs to the disc whose centre is nearest in units of its radius, ties by index.
+//   landmarks [boxes, num_landmarks, 2] (NaN: unknown) or nullptr
+//   label [batch, h, w]: 1 face, 0 background, -1 ignored; offsets [batch, 4, h, w], 0 where no face is;
+//   landmark_label [batch, num_landmarks, h, w] likewise
+void densebox_targets(const float* boxes, const uint8_t* ignore, const int64_t* splits, int64_t batch,
+                      const float* landmarks, int num_landmarks, const DenseBoxGrid& grid,
+                      const DenseBoxTargets& targets, int8_t* label, float* offsets, int8_t* landmark_label,
+                      int threads);
+
 }  // namespace cpu
 
 namespace cuda {
@@ -204,6 +269,36 @@ size_t decode_anchors_workspace(int64_t batch, int64_t num_anchors, int64_t max_
 int decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int64_t batch,
                    const AnchorDecoding& decoding, const CandidateArrays& out, void* workspace, size_t workspace_bytes,
                    int device, void* stream);
+
+// `num_boxes` is splits[batch], which the host knows from the tensor's shape.
+size_t assign_anchors_workspace(int64_t batch, int64_t num_anchors, int64_t num_boxes);
+int assign_anchors(const float* anchors, int64_t anchor_stride, int64_t num_anchors, const float* boxes,
+                   int64_t num_boxes, const uint8_t* ignore, const int64_t* splits, int64_t batch, const uint8_t* valid,
+                   int64_t valid_stride, const Matching& matching, int32_t* index, float* overlap, void* workspace,
+                   size_t workspace_bytes, int device, void* stream);
+
+size_t hard_negatives_workspace(int64_t batch, int64_t n);
+int hard_negatives(const float* losses, const int32_t* index, int64_t batch, int64_t n, double ratio, int64_t minimum,
+                   uint8_t* selected, void* workspace, size_t workspace_bytes, int device, void* stream);
+
+size_t balanced_sample_workspace(int64_t batch, int64_t n);
+int balanced_sample(const float* losses, const int32_t* index, int64_t batch, int64_t n, double ratio,
+                    double hard_fraction, int64_t minimum, uint64_t seed, uint8_t* selected, void* workspace,
+                    size_t workspace_bytes, int device, void* stream);
+
+size_t online_hard_workspace(int64_t n);
+int online_hard(const float* losses, const uint8_t* valid, int64_t n, double keep, uint8_t* selected, void* workspace,
+                size_t workspace_bytes, int device, void* stream);
+
+size_t decode_densebox_workspace(int64_t batch, int64_t num_cells, int64_t max_candidates);
+int decode_densebox(const Map& scores, const Map& offsets, Dtype dtype, int64_t batch, const DenseBoxGrid& grid,
+                    double score_threshold, const AnchorDecoding& decoding, const CandidateArrays& out, void* workspace,
+                    size_t workspace_bytes, int device, void* stream);
+
+int densebox_targets(const float* boxes, int64_t num_boxes, const uint8_t* ignore, const int64_t* splits, int64_t batch,
+                     const float* landmarks, int num_landmarks, const DenseBoxGrid& grid,
+                     const DenseBoxTargets& targets, int8_t* label, float* offsets, int8_t* landmark_label, int device,
+                     void* stream);
 
 // The text of a status, the CUDA version linked, and the newest one that the driver can run (0: no driver).
 const char* error_string(int status);

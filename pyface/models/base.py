@@ -26,6 +26,22 @@ class Faces(NamedTuple):
     landmarks: Tensor | None
 
 
+class GroundTruth(NamedTuple):
+    """The faces of a batch of training images, those of all images one after the other.
+
+    Attributes:
+        boxes: float32 [G, 4], (x1, y1, x2, y2) in continuous pixels of the network's input.
+        splits: int64 [B + 1]; image b has the boxes splits[b] ... splits[b + 1] - 1.
+        ignore: bool [G]: neither faces nor background; None: all are faces.
+        landmarks: float32 [G, 5, 2], NaN where unknown; None: unknown everywhere.
+    """
+
+    boxes: Tensor
+    splits: Tensor
+    ignore: Tensor | None = None
+    landmarks: Tensor | None = None
+
+
 class FaceModel(nn.Module, ABC):
     """A network that finds faces in pictures of any sizes."""
 
