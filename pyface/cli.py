@@ -194,10 +194,8 @@ def _make_detector(model: str, weights: str, options: dict[str, Any]) -> FaceDet
     # saving pictures, costs up to ten times the run. torch's OpenMP reads this when it is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        from safetensors import SafetensorError
-
         from pyface.detector import FaceDetector
-        from pyface.models.zoo import model_info
+        from pyface.models.zoo import CheckpointError, model_info
     except ImportError as error:  # the kernels were not built; the text says how to
         _fail(error)
     try:
@@ -207,13 +205,7 @@ def _make_detector(model: str, weights: str, options: dict[str, Any]) -> FaceDet
             )
             return FaceDetector(model, weights=None, **options)
         return FaceDetector(model, weights=weights, **options)
-    except FileNotFoundError:
-        _fail(f"{weights}: there is no such file of weights")
-    except (RuntimeError, SafetensorError, OSError) as error:
-        if weights == "default":
-            raise
-        _fail(f"{weights}: this file does not hold weights of {model} ({str(error).splitlines()[0]})")
-    except ValueError as error:
+    except (CheckpointError, OSError, ValueError) as error:
         _fail(error)
 
 

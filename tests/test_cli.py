@@ -138,6 +138,60 @@ def test_options_reach_the_detector(run, write_grey):
     run("detect", "a.png", "--max-pixels", 48 * 32)
 
 
+def test_untrained_models_run_and_say_so(run, write_grey):
+    write_grey("a.png", 160)
+    result = run("detect", "a.png", "--model", "s3fd_lite", "--size", "64x96", "--device", "cpu")
+    assert "s3fd_lite is untrained: what it finds is noise" in result.stderr
+    assert lines_of(result.stdout)[0]["error"] is None
+
+
+@pytest.mark.parametrize("size", ["native", "96", "64x96", "64X96"])
+def test_sizes_and_tiles(run, write_grey, tmp_path, size):
+    from pyface.models.checkpoints import save_checkpoint
+    from pyface.models.zoo import create_model
+
+    write_grey("a.png", 160)
+    save_checkpoint("own.safetensors", create_model("ssh_lite", weights=None), "ssh_lite")
+    assert (tmp_path / "own.safetensors").is_file()
+    arguments = ["--model", "ssh_lite", "--weights", "own.safetensors", "--size", size, "--tile", 64, "--device", "cpu"]
+    result = run("detect", "a.png", *arguments, "--precision", "bf16")
+    assert result.stderr == ""
+    assert lines_of(result.stdout)[0]["width"] == 48
+
+
+def test_convert(run, tmp_path):
+    import torch
+
+    from pyface.models.zoo import create_model
+
+    state = create_model("ssh_vgg16", weights=None).state_dict()
+    names = {k: k.replace("backbone.", "") for k in state}
+    for module in ("m1", "m2", "m3"):
+        for mine, theirs in (
+            ("conv3x3", "3x3"),
+            ("dimred", "dimred"),
+            ("conv5x5", "5x5"),
+            ("conv7x7_1", "7x7-1"),
+            ("conv7x7", "7x7"),
+            ("cls_score", "cls_score"),
+            ("bbox_pred", "bbox_pred"),
+        ):
+            for kind in ("weight", "bias"):
+                names[f"{module}.{mine}.{kind}"] = f"{module}@ssh_{theirs}.{kind}"
+    torch.save({names[k]: v for k, v in state.items()}, "ssh.pth")
+    result = run("convert", "ssh.pth", "ssh.safetensors")
+    assert "weights of ssh_vgg16, read as Caffe SSH" in result.stderr
+    loaded = create_model("ssh_vgg16", weights="ssh.safetensors").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+    assert_mistake(run("convert", "ssh.pth", "ssh.safetensors", status=2), "exists already", "--overwrite")
+    run("convert", "ssh.pth", "ssh.safetensors", "--overwrite")
+    assert_mistake(run("convert", "gone.pth", "a.safetensors", status=2), "there is no file gone.pth")
+    assert_mistake(run("convert", "ssh.safetensors", "a.safetensors", status=2), "in pyface's layout already")
+    assert_mistake(run("convert", "ssh.pth", "a.pth", status=2), "a.pth should end with .safetensors")
+    (tmp_path / "a.png").write_bytes(b"no weights")
+    assert_mistake(run("convert", "a.png", "a.safetensors", status=2), "a.png should hold tensors only")
+
+
 def test_csv(run, write_grey, fake_model, tmp_path):
     write_grey('odd, "name".png', 80)
     write_grey("none.png", 0)
@@ -378,8 +432,12 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
         (["a.png", "--device", "cuda:99"], ["device 'cuda:99' cannot be used"]),
         (["a.png", "--device", "abacus"], ["device should be auto, cpu, cuda", "abacus"]),
         (["a.png", "--min-face", "inf"], ["min_face should be 1 pixel or more"]),
-        (["a.png", "--weights", "gone.safetensors"], ["gone.safetensors: there is no such file of weights"]),
-        (["a.png", "--weights", "a.png"], ["a.png: this file does not hold weights of mtcnn"]),
+        (["a.png", "--weights", "gone.safetensors"], ["there is no file gone.safetensors"]),
+        (["a.png", "--weights", "a.png"], ["a.png should hold tensors only, and does not"]),
+        (["a.png", "--size", "640"], ["options of single-shot detectors", "mtcnn is none"]),
+        (["a.png", "--size", "12x"], ["size should be 'native', the longer side in pixels", "'12x'"]),
+        (["a.png", "--multiscale", "all"], ["multiscale should be one of s3fd, srn, ssh", "'all'"]),
+        (["a.png", "--precision", "int8"], ["precision should be one of fp32, fp16, bf16"]),
         (["a.png", "--output", "faces.txt"], ["faces.txt", ".jsonl or .csv"]),
         (["a.png", "--output", "a.png/faces.csv"], ["a.png/faces.csv cannot be written"]),
         (["a.png", "--save", "a.png"], ["a.png"]),

@@ -1,6 +1,6 @@
 // Max-out over background logits, forward and backward, and face probabilities, on maps of any strides.
 #include <algorithm>
-#include <vector>
+#include <cstring>
 
 #include "../ops.h"
 #include "elements.h"
@@ -15,19 +15,31 @@ struct MaxoutJob {
   int channels, num_background;
 };
 
-// One step: the largest background of `n` cells, and which it is. Elements move as they are; only comparisons convert.
-template <class T>
+// Elements move as they are, as 32 bits, since all lanes of a vectorised loop should have one width.
+PYFACE_INLINE uint32_t bits_of(Half v) { return v.bits; }
+PYFACE_INLINE uint32_t bits_of(BFloat v) { return v.bits; }
+PYFACE_INLINE uint32_t bits_of(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+
+PYFACE_INLINE void set_bits(Half& v, uint32_t bits) { v.bits = static_cast<uint16_t>(bits); }
+PYFACE_INLINE void set_bits(BFloat& v, uint32_t bits) { v.bits = static_cast<uint16_t>(bits); }
+PYFACE_INLINE void set_bits(float& v, uint32_t bits) { v = float_of_bits(bits); }
+
+// The largest background of the cells of a strip, and which it is.
 struct Largest {
-  T element[kStrip];
+  uint32_t bits[kStrip];
   float value[kStrip];
   int channel[kStrip];
 };
 
 template <class T>
 PYFACE_INLINE void find_largest(const T* p, int64_t channel_stride, int64_t column_stride, int num_background, int n,
-                                Largest<T>& largest) {
+                                Largest& largest) {
   for (int i = 0; i < n; ++i) {
-    largest.element[i] = p[i * column_stride];
+    largest.bits[i] = bits_of(p[i * column_stride]);
     largest.value[i] = to_float(p[i * column_stride]);
     largest.channel[i] = 0;
   }
@@ -35,8 +47,8 @@ PYFACE_INLINE void find_largest(const T* p, int64_t channel_stride, int64_t colu
     p += channel_stride;
     for (int i = 0; i < n; ++i) {
       const float v = to_float(p[i * column_stride]), best = largest.value[i];
-      const bool takes = v > best || (v != v && best == best);
-      largest.element[i] = takes ? p[i * column_stride] : largest.element[i];
+      const bool takes = (v > best) | ((v != v) & (best == best));
+      largest.bits[i] = takes ? bits_of(p[i * column_stride]) : largest.bits[i];
       largest.value[i] = takes ? v : best;
       largest.channel[i] = takes ? c : largest.channel[i];
     }
@@ -44,35 +56,33 @@ PYFACE_INLINE void find_largest(const T* p, int64_t channel_stride, int64_t colu
 }
 
 template <class T>
-PYFACE_INLINE void copy_lanes(const T* from, int64_t from_stride, T* to, int64_t to_stride, int n) {
+PYFACE_INLINE void copy_strip(const T* from, int64_t from_stride, T* to, int64_t to_stride, int n) {
   for (int i = 0; i < n; ++i) to[i * to_stride] = from[i * from_stride];
 }
 
 template <class T>
-PYFACE_INLINE void forward_step(const MaxoutJob& job, const T* p, T* out, int64_t column_stride, int64_t out_stride,
-                                int n) {
-  Largest<T> largest;
+PYFACE_INLINE void forward_strip(const MaxoutJob& job, const T* p, T* out, int64_t column_stride, int64_t out_stride,
+                                 int n) {
+  Largest largest;
   find_largest(p, job.logits.channel_stride, column_stride, job.num_background, n, largest);
-  copy_lanes(largest.element, 1, out, out_stride, n);
+  for (int i = 0; i < n; ++i) set_bits(out[i * out_stride], largest.bits[i]);
   for (int c = job.num_background; c < job.channels; ++c)
-    copy_lanes(p + c * job.logits.channel_stride, column_stride,
+    copy_strip(p + c * job.logits.channel_stride, column_stride,
                out + (c - job.num_background + 1) * job.out.channel_stride, out_stride, n);
 }
 
 template <class T>
-PYFACE_INLINE void backward_step(const MaxoutJob& job, const T* p, const T* gradient, T* out, int64_t column_stride,
-                                 int64_t gradient_stride, int64_t out_stride, int n) {
-  Largest<T> largest;
+PYFACE_INLINE void backward_strip(const MaxoutJob& job, const T* p, const T* gradient, T* out, int64_t column_stride,
+                                  int64_t gradient_stride, int64_t out_stride, int n) {
+  Largest largest;
   find_largest(p, job.logits.channel_stride, column_stride, job.num_background, n, largest);
   for (int c = 0; c < job.num_background; ++c) {
     T* to = out + c * job.out.channel_stride;
-    for (int i = 0; i < n; ++i) {
-      const T whole = gradient[i * gradient_stride];
-      to[i * out_stride] = largest.channel[i] == c ? whole : T{};
-    }
+    for (int i = 0; i < n; ++i)
+      set_bits(to[i * out_stride], largest.channel[i] == c ? bits_of(gradient[i * gradient_stride]) : 0u);
   }
   for (int c = job.num_background; c < job.channels; ++c)
-    copy_lanes(gradient + (c - job.num_background + 1) * job.gradient.channel_stride, gradient_stride,
+    copy_strip(gradient + (c - job.num_background + 1) * job.gradient.channel_stride, gradient_stride,
                out + c * job.out.channel_stride, out_stride, n);
 }
 
@@ -90,14 +100,14 @@ PYFACE_INLINE void maxout_of(const MaxoutJob& job, int64_t width, const Cells& c
     T* out = const_cast<T*>(outs.at(cells.image, 0, row, column));
     const T* gradient = backward ? gradients.at(cells.image, 0, row, column) : nullptr;
     if (backward && planes)
-      backward_step(job, p, gradient, out, 1, 1, 1, n);
+      backward_strip(job, p, gradient, out, 1, 1, 1, n);
     else if (backward)
-      backward_step(job, p, gradient, out, job.logits.column_stride, job.gradient.column_stride, job.out.column_stride,
-                    n);
+      backward_strip(job, p, gradient, out, job.logits.column_stride, job.gradient.column_stride, job.out.column_stride,
+                     n);
     else if (planes)
-      forward_step(job, p, out, 1, 1, n);
+      forward_strip(job, p, out, 1, 1, n);
     else
-      forward_step(job, p, out, job.logits.column_stride, job.out.column_stride, n);
+      forward_strip(job, p, out, job.logits.column_stride, job.out.column_stride, n);
     cell += n;
   }
 }

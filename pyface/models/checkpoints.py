@@ -289,8 +289,10 @@ def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except (OSError, CheckpointError):
         raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} should hold tensors only: {first_line(error)}") from error
+    except pickle.UnpicklingError as error:  # torch's own words advise to load such a file all the same
+        raise CheckpointError(
+            f"{path} should hold tensors only, and does not: it is no file of weights, or one that could run code"
+        ) from error
     except Exception as error:  # damaged files raise anything
         raise CheckpointError(f"{path} cannot be read as weights: {first_line(error)}") from error
 
