@@ -1,0 +1,33 @@
+"""Precision-recall curves and the area under them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Curve(NamedTuple):
+    """A precision-recall curve, from the highest threshold to the lowest.
+
+    Attributes:
+        thresholds: float64 [N], scores from which on a detection counts.
+        precision: float64 [N], 0 where nothing is detected yet.
+        recall: float64 [N], never falling.
+    """
+
+    thresholds: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+    @property
+    def average_precision(self) -> float:
+        """The area under the monotone envelope: the precision at a recall is the best at this or a higher one.
+
+        Example:
+            >>> Curve(np.array([0.9, 0.5]), np.array([1.0, 0.5]), np.array([0.5, 1.0])).average_precision
+            0.75
+        """
+        envelope = np.maximum.accumulate(self.precision[::-1])[::-1]
+        return float(np.sum(np.diff(self.recall, prepend=0.0) * envelope))
