@@ -1,6 +1,5 @@
 """MTCNN: its arithmetic on cases done by hand, its batching, and what it finds in photos."""
 
-import importlib.util
 from pathlib import Path
 
 import cv2
@@ -8,10 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pyface.dataset import read_folder
+from pyface.evaluation.average_precision import precision_recall
 from pyface.models import MTCNN, Faces, MTCNNConfig, create_model
 from pyface.models import mtcnn as module
 
 ROOT = Path(__file__).parents[2]
+FACES_VAL = ROOT.parent / "shared" / "data" / "faces" / "val"
 EMPTY = ((0, 4), (0,), (0, 5, 2))
 
 
@@ -255,16 +257,12 @@ def test_configuration_is_checked(wrong):
         MTCNNConfig(**wrong)
 
 
+@pytest.mark.skipif(not FACES_VAL.is_dir(), reason="the annotated photos are not beside the repository")
 def test_average_precision(model):
     """No worse than facenet-pytorch's figures on the same photos with the same thresholds."""
-    spec = importlib.util.spec_from_file_location("average_precision", ROOT / "benchmarks" / "average_precision.py")
-    ap = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ap)
-    if not ap.FACES_VAL.is_dir():
-        pytest.skip(f"the annotated photos are not here: {ap.FACES_VAL}")
-    pictures = ap.read_pictures(ap.FACES_VAL)
+    pictures = read_folder(FACES_VAL)
     images = [read(picture.path) for picture in pictures]
     found = [faces for k in range(0, len(images), 16) for faces in model.detect(images[k : k + 16])]
     boxes, scores = [f.boxes.numpy() for f in found], [f.scores.numpy() for f in found]
-    assert ap.average_precision(pictures, boxes, scores, 0.5) > 0.625  # facenet-pytorch: 0.594
-    assert ap.average_precision(pictures, boxes, scores, 0.4) > 0.712  # facenet-pytorch: 0.706
+    assert precision_recall(pictures, boxes, scores, 0.5).average_precision > 0.625  # facenet-pytorch: 0.594
+    assert precision_recall(pictures, boxes, scores, 0.4).average_precision > 0.712  # facenet-pytorch: 0.706

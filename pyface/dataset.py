@@ -1,0 +1,143 @@
+"""Folders of annotated pictures, for evaluation and training (DETECTORS.md 6.3).
+
+A data folder holds `images/`, `bbx_gt.txt` in WIDER FACE's format and, if there are any, `landmarks.txt` in
+RetinaFace's, whose rows belong to the boxes of the same file with the same numbers. A folder with images and without
+annotations holds pictures without faces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+Row = tuple[float, ...]
+
+
+class DatasetError(ValueError):
+    """A data folder is not what it should be."""
+
+
+class Picture(NamedTuple):
+    """One picture and what is known about it.
+
+    Attributes:
+        path: The file.
+        faces: float32 [F, 4], (x1, y1, x2, y2) in continuous pixels.
+        ignore: float32 [I, 4]: what is neither a face nor background, such as blurred crowds.
+        landmarks: float32 [F, 5, 2], NaN where unknown.
+    """
+
+    path: Path
+    faces: NDArray[np.float32]
+    ignore: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+
+
+def read_folder(folder: str | Path) -> list[Picture]:
+    """Reads a data folder; the images themselves are not opened.
+
+    Rows of `bbx_gt.txt` marked invalid are ignore boxes, and boxes without width or height are left out.
+
+    Raises:
+        DatasetError: A file is missing, or a row is malformed (file and line are named).
+    """
+    folder = Path(folder)
+    images = folder / "images"
+    if not images.is_dir():
+        raise DatasetError(f"{folder} should hold a folder `images` and a file `bbx_gt.txt`, there is no {images}")
+    annotations = folder / "bbx_gt.txt"
+    if not annotations.exists():
+        files = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not files:
+            raise DatasetError(f"{images} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+        return [_picture(path, [], {}) for path in files]
+    points = read_landmarks(folder / "landmarks.txt") if (folder / "landmarks.txt").exists() else {}
+    pictures = []
+    for name, rows in read_boxes(annotations):
+        path = images / name
+        if not path.is_file():
+            raise DatasetError(f"{annotations} names {name}, which is not in {images}")
+        pictures.append(_picture(path, rows, points.get(name, {})))
+    return pictures
+
+
+def _picture(path: Path, rows: list[Row], points: dict[Row, NDArray[np.float32]]) -> Picture:
+    rows = [row for row in rows if row[2] > 0 and row[3] > 0]
+    faces = [row for row in rows if row[7] == 0]
+    unknown = np.full((5, 2), np.nan, np.float32)
+    landmarks = [points.get(row[:4], unknown) for row in faces]
+    return Picture(
+        path,
+        _corners(faces),
+        _corners([row for row in rows if row[7] != 0]),
+        np.array(landmarks, np.float32).reshape(-1, 5, 2),
+    )
+
+
+def _corners(rows: list[Row]) -> NDArray[np.float32]:
+    x, y, w, h = np.array([row[:4] for row in rows], np.float32).reshape(-1, 4).T
+    return np.stack([x, y, x + w, y + h], axis=1)
+
+
+def read_boxes(path: Path) -> Iterator[tuple[str, list[Row]]]:
+    """The names and rows (x, y, w, h, blur, expression, illumination, invalid, occlusion, pose) of `bbx_gt.txt`.
+
+    A name is followed by the number of its rows; 0 may be followed by one row of zeros, as in WIDER FACE.
+    """
+    lines = _lines(path)
+    k = 0
+    while k < len(lines):
+        number, name = lines[k]
+        if k + 1 == len(lines) or not lines[k + 1][1].isdecimal():
+            raise DatasetError(f"{path}, line {number + 1}: should be the number of boxes of {name}")
+        count = int(lines[k + 1][1])
+        k += 2
+        if count == 0 and k < len(lines) and set(lines[k][1].split()) == {"0"}:
+            k += 1
+        rows = lines[k : k + count]
+        if len(rows) < count:
+            raise DatasetError(f"{path}: {name} should have {count} rows, the file ends after {len(rows)}")
+        yield name, [_numbers(path, line, 10, "x y w h and six marks") for line in rows]
+        k += count
+
+
+def read_landmarks(path: Path) -> dict[str, dict[Row, NDArray[np.float32]]]:
+    """The landmarks of `landmarks.txt`, by file and box (x, y, w, h): float32 [5, 2], NaN where absent."""
+    found: dict[str, dict[Row, NDArray[np.float32]]] = {}
+    name = None
+    for line in _lines(path):
+        if line[1].startswith("#"):
+            name = line[1][1:].strip()
+            found[name] = {}
+            continue
+        if name is None:
+            raise DatasetError(f"{path}, line {line[0]}: should name a picture, # file, before its rows")
+        numbers = _numbers(path, line, 20, "x y w h, five times x y flag, and a last number")
+        points = np.array(numbers[4:19], np.float32).reshape(5, 3)
+        found[name][numbers[:4]] = np.where(points[:, 2:] < 0, np.nan, points[:, :2]).astype(np.float32)
+    return found
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} cannot be read as text ({error})") from error
+    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _numbers(path: Path, line: tuple[int, str], count: int, meaning: str) -> Row:
+    try:
+        numbers = tuple(float(value) for value in line[1].split())
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise DatasetError(f"{path}, line {line[0]}: should be {count} numbers, {meaning}, got {line[1]!r}")
+    return numbers

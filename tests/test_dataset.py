@@ -1,0 +1,105 @@
+"""Data folders: WIDER FACE's and RetinaFace's annotation formats, and what real files hold."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyface.dataset import DatasetError, read_folder
+
+VAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "faces" / "val"
+PART = VAL.with_name("part3")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images" / "event").mkdir(parents=True)
+    for name in ("a.jpg", "event/b.jpg", "c.jpg"):
+        (tmp_path / "images" / name).write_bytes(b"")
+    return tmp_path
+
+
+def write(folder, boxes, landmarks=None):
+    (folder / "bbx_gt.txt").write_text(boxes)
+    if landmarks is not None:
+        (folder / "landmarks.txt").write_text(landmarks)
+
+
+def test_boxes_and_landmarks(folder):
+    write(
+        folder,
+        "a.jpg\r\n3\r\n10 20 30 40 0 0 0 0 0 0\r\n1 2 3 4 0 0 0 1 0 0\r\n5 5 0 9 0 0 0 0 0 0\r\n"
+        "event/b.jpg\n0\n0 0 0 0 0 0 0 0 0 0\nc.jpg\n2\n1 1 5 5 0 0 0 0 0 0\n10 10 5.5 5 2 0 0 0 0 0\n",
+        "# a.jpg\n10 20 30 40 1 2 0 3 4 1 5 6 0 -1 -1 -1 9 10 0 0\n# event/b.jpg\n# c.jpg\n"
+        "10 10 5.5 5 1 2 0 3 4 0 5 6 0 7 8 0 9 10 0 0\n",
+    )
+    a, b, c = read_folder(folder)
+    assert a.path == folder / "images" / "a.jpg"
+    assert a.faces.tolist() == [[10, 20, 40, 60]]
+    assert a.faces.dtype == np.float32
+    assert a.ignore.tolist() == [[1, 2, 4, 6]]
+    assert a.landmarks[0, :3].tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert np.isnan(a.landmarks[0, 3]).all()
+    assert (len(b.faces), len(b.ignore), b.landmarks.shape) == (0, 0, (0, 5, 2))
+    assert c.faces.tolist() == [[1, 1, 6, 6], [10, 10, 15.5, 15]]
+    assert np.isnan(c.landmarks[0]).all()
+    assert c.landmarks[1, 4].tolist() == [9, 10]
+
+
+def test_no_boxes_without_the_row_of_zeros(folder):
+    write(folder, "a.jpg\n0\nc.jpg\n1\n0 0 5 5 0 0 0 0 0 0\n")
+    a, c = read_folder(folder)
+    assert len(a.faces) == 0
+    assert len(c.faces) == 1
+
+
+def test_negatives(folder):
+    pictures = read_folder(folder)
+    assert [picture.path.name for picture in pictures] == ["a.jpg", "c.jpg", "b.jpg"]
+    assert all(len(picture.faces) == 0 for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "landmarks", "words"),
+    [
+        ("a.jpg\n1\n1 2 3 0 0 0 0 0 0\n", None, r"bbx_gt.txt, line 3: should be 10 numbers, x y w h.*'1 2 3 0 0"),
+        ("a.jpg\n1\n1 2 x 4 0 0 0 0 0 0\n", None, "line 3: should be 10 numbers"),
+        ("a.jpg\n1\n1 2 nan 4 0 0 0 0 0 0\n", None, "line 3"),
+        ("a.jpg\nc.jpg\n", None, "line 2: should be the number of boxes of a.jpg"),
+        ("a.jpg\n", None, "line 2: should be the number of boxes"),
+        ("a.jpg\n2\n1 2 3 4 0 0 0 0 0 0\n", None, "a.jpg should have 2 rows, the file ends after 1"),
+        ("gone.jpg\n0\n", None, "names gone.jpg, which is not in"),
+        ("a.jpg\n0\n", "1 2 3 4\n", "landmarks.txt, line 1: should name a picture"),
+        ("a.jpg\n0\n", "# a.jpg\n1 2 3 4 5\n", "landmarks.txt, line 2: should be 20 numbers"),
+    ],
+)
+def test_malformed_files_are_named(folder, boxes, landmarks, words):
+    write(folder, boxes, landmarks)
+    with pytest.raises(DatasetError, match=words):
+        read_folder(folder)
+
+
+def test_what_is_no_data_folder(tmp_path):
+    with pytest.raises(DatasetError, match="should hold a folder `images`"):
+        read_folder(tmp_path)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DatasetError, match="holds no pictures"):
+        read_folder(tmp_path)
+    (tmp_path / "bbx_gt.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DatasetError, match="cannot be read as text"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.skipif(not VAL.is_dir(), reason="the annotated photos are not beside the repository")
+def test_real_folders():
+    pictures = read_folder(VAL)
+    assert (len(pictures), sum(len(p.faces) for p in pictures), sum(len(p.ignore) for p in pictures)) == (210, 855, 68)
+    part = read_folder(PART)
+    assert (len(part), sum(len(p.faces) for p in part)) == (907, 4778)
+    points = np.concatenate([p.landmarks for p in part])
+    boxes = np.concatenate([p.faces for p in part])
+    known = ~np.isnan(points).any((1, 2))
+    assert known.mean() > 0.5
+    centre = (boxes[known, None, :2] + boxes[known, None, 2:]) / 2
+    inside = np.abs(points[known] - centre) < 0.75 * (boxes[known, None, 2:] - boxes[known, None, :2])
+    assert inside.mean() > 0.99
