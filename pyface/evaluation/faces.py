@@ -1,0 +1,153 @@
+"""A detector on a data folder: average precision, speed, and the pictures worth looking at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyface.dataset import DatasetError, Picture
+from pyface.detections import Detections
+from pyface.evaluation.average_precision import SIZES, best_f1, box_iou, precision_recall
+
+if TYPE_CHECKING:
+    from pyface.detector import FaceDetector
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a detector reaches on a set of pictures.
+
+    Attributes:
+        pictures, faces: How many there are.
+        average_precision: By IoU threshold.
+        by_size: By bucket of `SIZES`: how many faces, and AP by IoU threshold.
+        best_threshold, best_f1: The score threshold with the best F1 at the first IoU threshold, and that F1.
+        pictures_per_second: Decoding included.
+    """
+
+    pictures: int
+    faces: int
+    average_precision: dict[float, float]
+    by_size: dict[str, dict[str, Any]]
+    best_threshold: float
+    best_f1: float
+    pictures_per_second: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return asdict(self)
+
+
+def detect_all(detector: FaceDetector, pictures: Sequence[Picture]) -> Iterator[Detections]:
+    """Yields the faces of every picture, in order.
+
+    Raises:
+        DatasetError: A picture cannot be read.
+    """
+    for outcome in detector.stream([picture.path for picture in pictures]):
+        if outcome.detections is None:
+            raise DatasetError(f"{outcome.source} cannot be evaluated: {outcome.error}")
+        yield outcome.detections
+
+
+def evaluate(
+    detector: FaceDetector, pictures: Sequence[Picture], iou_thresholds: Sequence[float] = (0.5, 0.4)
+) -> tuple[Report, list[Detections]]:
+    """Runs a detector over pictures and scores it.
+
+    Args:
+        detector: With a low score threshold, or the curve ends early.
+        pictures: Of `read_folder`, from one folder or several.
+        iou_thresholds: A match has an IoU >= these.
+
+    Returns:
+        The report, and the detections of every picture.
+
+    Raises:
+        ValueError: There are no pictures.
+        DatasetError: A picture cannot be read.
+    """
+    if not pictures:
+        raise ValueError("there are no pictures to evaluate on")
+    start = time.perf_counter()
+    found = list(detect_all(detector, pictures))
+    seconds = time.perf_counter() - start
+    return score(pictures, found, iou_thresholds, len(pictures) / seconds), found
+
+
+def score(
+    pictures: Sequence[Picture],
+    found: Sequence[Detections],
+    iou_thresholds: Sequence[float],
+    pictures_per_second: float = float("nan"),
+) -> Report:
+    """Scores detections that are there already."""
+    boxes, scores = [of.boxes.numpy() for of in found], [of.scores.numpy() for of in found]
+
+    def by_iou(size: tuple[float, float]) -> dict[float, float]:
+        return {iou: precision_recall(pictures, boxes, scores, iou, size).average_precision for iou in iou_thresholds}
+
+    sides = np.concatenate([np.sqrt((p.faces[:, 2:] - p.faces[:, :2]).prod(1)) for p in pictures])
+    threshold, f1 = best_f1(precision_recall(pictures, boxes, scores, iou_thresholds[0]))
+    return Report(
+        pictures=len(pictures),
+        faces=len(sides),
+        average_precision=by_iou((0.0, float("inf"))),
+        by_size={
+            name: {"faces": int(((sides >= low) & (sides < high)).sum()), "average_precision": by_iou((low, high))}
+            for name, (low, high) in SIZES.items()
+        },
+        best_threshold=threshold,
+        best_f1=f1,
+        pictures_per_second=pictures_per_second,
+    )
+
+
+def mistakes(picture: Picture, found: Detections, threshold: float, iou_threshold: float = 0.5) -> int:
+    """Faces missed and false faces in one picture, where detections count with a score >= threshold."""
+    boxes = found.boxes.numpy()[found.scores.numpy() >= threshold]
+    truth = np.concatenate([picture.faces, picture.ignore])
+    if not len(truth):
+        return len(boxes)
+    overlap = box_iou(boxes, truth)
+    best = overlap.argmax(1)
+    is_matched = overlap[np.arange(len(boxes)), best] >= iou_threshold
+    hits = best[is_matched & (best < len(picture.faces))]
+    ignored = int((is_matched & (best >= len(picture.faces))).sum())
+    distinct = len(np.unique(hits))
+    return len(picture.faces) - distinct + len(boxes) - ignored - distinct
+
+
+def save_worst(
+    folder: Path, pictures: Sequence[Picture], found: Sequence[Detections], threshold: float, count: int = 20
+) -> list[Path]:
+    """Saves the pictures with the most mistakes: truth in yellow, ignore boxes in grey, detections as they are drawn.
+
+    Returns:
+        The files, the worst first.
+    """
+    import cv2
+
+    from pyface.draw import draw
+    from pyface.images import read_image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = [mistakes(picture, of, threshold) for picture, of in zip(pictures, found, strict=True)]
+    paths = []
+    for rank, k in enumerate(sorted(range(len(counts)), key=lambda k: -counts[k])[:count]):
+        if counts[k] == 0:
+            break
+        canvas = np.asarray(draw(read_image(pictures[k].path), found[k][found[k].scores >= threshold]))
+        canvas = np.ascontiguousarray(canvas)
+        for boxes, colour in ((pictures[k].ignore, (128, 128, 128)), (pictures[k].faces, (255, 220, 0))):
+            for x1, y1, x2, y2 in boxes.round().astype(int).tolist():
+                cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, 1)
+        path = folder / f"{rank:02d}_{counts[k]}_mistakes_{pictures[k].path.stem}.jpg"
+        cv2.imwrite(str(path), cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))
+        paths.append(path)
+    return paths
