@@ -82,6 +82,29 @@ struct DecodeArguments {
   }
 };
 
+DenseBoxGrid to_grid(const std::array<int32_t, 3>& sizes, double unit) {
+  return {sizes[0], sizes[1], sizes[2], static_cast<float>(unit)};
+}
+
+// numbers: face, positive band, ignore band, radius, gray, landmark radius
+DenseBoxTargets to_targets(const std::array<float, 8>& numbers) {
+  const auto [face, positive_low, positive_high, ignore_low, ignore_high, radius, gray, landmark_radius] = numbers;
+  return {face, positive_low, positive_high, ignore_low, ignore_high, radius, gray, landmark_radius};
+}
+
+// found: addresses as in DecodeArguments; there are no landmarks
+CandidateArrays to_candidates(const std::array<Address, 5>& found) {
+  return {at<float>(found[0]), at<float>(found[1]), nullptr, at<int64_t>(found[3]), at<int32_t>(found[4])};
+}
+
+// positive, negative, force_best, compensate, compensate_above
+using MatchingTuple = std::tuple<double, double, bool, int32_t, double>;
+
+Matching to_matching(const MatchingTuple& numbers) {
+  const auto& [positive, negative, force_best, compensate, compensate_above] = numbers;
+  return {positive, negative, force_best, compensate, compensate_above};
+}
+
 void bind_cpu(py::module_ m) {
   m.def("nms", [](Address boxes, Address scores, Address classes, Address counts, int64_t batch, int64_t n,
                   double iou_threshold, double score_threshold, int overlap, int64_t max_detections, Address keep,
@@ -164,6 +187,47 @@ void bind_cpu(py::module_ m) {
     cpu::decode_anchors(a.levels.data(), static_cast<int>(a.levels.size()), Dtype(dtype), batch, a.decoding, a.out,
                         threads);
   });
+  m.def("decode_densebox", [](const MapArray& scores, const MapArray& offsets, int dtype, int64_t batch,
+                              const std::array<int32_t, 3>& grid, double unit, double score_threshold, double min_side,
+                              Address sizes, int64_t max_candidates, const std::array<Address, 5>& found, int threads) {
+    py::gil_scoped_release release;
+    const AnchorDecoding decoding{0, 0, float_above(min_side), at<const float>(sizes), max_candidates};
+    cpu::decode_densebox(to_map(scores), to_map(offsets), Dtype(dtype), batch, to_grid(grid, unit), score_threshold,
+                         decoding, to_candidates(found), threads);
+  });
+  m.def("densebox_targets", [](Address boxes, int64_t, Address ignore, Address splits, int64_t batch, Address landmarks,
+                               int num_landmarks, const std::array<int32_t, 3>& grid, double unit,
+                               const std::array<float, 8>& numbers, const std::array<Address, 3>& maps, int threads) {
+    py::gil_scoped_release release;
+    cpu::densebox_targets(at<const float>(boxes), at<const uint8_t>(ignore), at<const int64_t>(splits), batch,
+                          at<const float>(landmarks), num_landmarks, to_grid(grid, unit), to_targets(numbers),
+                          at<int8_t>(maps[0]), at<float>(maps[1]), at<int8_t>(maps[2]), threads);
+  });
+  m.def("assign_anchors",
+        [](Address anchors, int64_t anchor_stride, int64_t num_anchors, Address boxes, int64_t /*num_boxes*/,
+           Address ignore, Address splits, int64_t batch, Address valid, int64_t valid_stride,
+           const MatchingTuple& matching, Address index, Address overlap, int threads) {
+          py::gil_scoped_release release;
+          cpu::assign_anchors(at<const float>(anchors), anchor_stride, num_anchors, at<const float>(boxes),
+                              at<const uint8_t>(ignore), at<const int64_t>(splits), batch, at<const uint8_t>(valid),
+                              valid_stride, to_matching(matching), at<int32_t>(index), at<float>(overlap), threads);
+        });
+  m.def("hard_negatives", [](Address losses, Address index, int64_t batch, int64_t n, double ratio, int64_t minimum,
+                             Address selected, int threads) {
+    py::gil_scoped_release release;
+    cpu::hard_negatives(at<const float>(losses), at<const int32_t>(index), batch, n, ratio, minimum,
+                        at<uint8_t>(selected), threads);
+  });
+  m.def("balanced_sample", [](Address losses, Address index, int64_t batch, int64_t n, double ratio,
+                              double hard_fraction, int64_t minimum, uint64_t seed, Address selected, int threads) {
+    py::gil_scoped_release release;
+    cpu::balanced_sample(at<const float>(losses), at<const int32_t>(index), batch, n, ratio, hard_fraction, minimum,
+                         seed, at<uint8_t>(selected), threads);
+  });
+  m.def("online_hard", [](Address losses, Address valid, int64_t n, double keep, Address selected) {
+    py::gil_scoped_release release;
+    cpu::online_hard(at<const float>(losses), at<const uint8_t>(valid), n, keep, at<uint8_t>(selected));
+  });
 }
 
 #if defined(PYFACE_HAS_CUDA)
@@ -243,6 +307,61 @@ void bind_cuda(py::module_ m) {
     const DecodeArguments a(numbers, anchors, min_logits, min_gate, variances, min_side, sizes, max_candidates, found);
     return cuda::decode_anchors(a.levels.data(), static_cast<int>(a.levels.size()), Dtype(dtype), batch, a.decoding,
                                 a.out, at<void>(workspace), workspace_bytes, device, at<void>(stream));
+  });
+  m.def("decode_densebox_workspace", &cuda::decode_densebox_workspace);
+  m.def("decode_densebox", [](const MapArray& scores, const MapArray& offsets, int dtype, int64_t batch,
+                              const std::array<int32_t, 3>& grid, double unit, double score_threshold, double min_side,
+                              Address sizes, int64_t max_candidates, const std::array<Address, 5>& found,
+                              Address workspace, size_t workspace_bytes, int device, Address stream) {
+    py::gil_scoped_release release;
+    const AnchorDecoding decoding{0, 0, float_above(min_side), at<const float>(sizes), max_candidates};
+    return cuda::decode_densebox(to_map(scores), to_map(offsets), Dtype(dtype), batch, to_grid(grid, unit),
+                                 score_threshold, decoding, to_candidates(found), at<void>(workspace), workspace_bytes,
+                                 device, at<void>(stream));
+  });
+  m.def("densebox_targets",
+        [](Address boxes, int64_t num_boxes, Address ignore, Address splits, int64_t batch, Address landmarks,
+           int num_landmarks, const std::array<int32_t, 3>& grid, double unit, const std::array<float, 8>& numbers,
+           const std::array<Address, 3>& maps, int device, Address stream) {
+          py::gil_scoped_release release;
+          return cuda::densebox_targets(at<const float>(boxes), num_boxes, at<const uint8_t>(ignore),
+                                        at<const int64_t>(splits), batch, at<const float>(landmarks), num_landmarks,
+                                        to_grid(grid, unit), to_targets(numbers), at<int8_t>(maps[0]),
+                                        at<float>(maps[1]), at<int8_t>(maps[2]), device, at<void>(stream));
+        });
+  m.def("assign_anchors_workspace", &cuda::assign_anchors_workspace);
+  m.def("hard_negatives_workspace", &cuda::hard_negatives_workspace);
+  m.def("balanced_sample_workspace", &cuda::balanced_sample_workspace);
+  m.def("online_hard_workspace", &cuda::online_hard_workspace);
+  m.def("assign_anchors", [](Address anchors, int64_t anchor_stride, int64_t num_anchors, Address boxes,
+                             int64_t num_boxes, Address ignore, Address splits, int64_t batch, Address valid,
+                             int64_t valid_stride, const MatchingTuple& matching, Address index, Address overlap,
+                             Address workspace, size_t workspace_bytes, int device, Address stream) {
+    py::gil_scoped_release release;
+    return cuda::assign_anchors(at<const float>(anchors), anchor_stride, num_anchors, at<const float>(boxes), num_boxes,
+                                at<const uint8_t>(ignore), at<const int64_t>(splits), batch, at<const uint8_t>(valid),
+                                valid_stride, to_matching(matching), at<int32_t>(index), at<float>(overlap),
+                                at<void>(workspace), workspace_bytes, device, at<void>(stream));
+  });
+  m.def("hard_negatives", [](Address losses, Address index, int64_t batch, int64_t n, double ratio, int64_t minimum,
+                             Address selected, Address workspace, size_t workspace_bytes, int device, Address stream) {
+    py::gil_scoped_release release;
+    return cuda::hard_negatives(at<const float>(losses), at<const int32_t>(index), batch, n, ratio, minimum,
+                                at<uint8_t>(selected), at<void>(workspace), workspace_bytes, device, at<void>(stream));
+  });
+  m.def("balanced_sample",
+        [](Address losses, Address index, int64_t batch, int64_t n, double ratio, double hard_fraction, int64_t minimum,
+           uint64_t seed, Address selected, Address workspace, size_t workspace_bytes, int device, Address stream) {
+          py::gil_scoped_release release;
+          return cuda::balanced_sample(at<const float>(losses), at<const int32_t>(index), batch, n, ratio,
+                                       hard_fraction, minimum, seed, at<uint8_t>(selected), at<void>(workspace),
+                                       workspace_bytes, device, at<void>(stream));
+        });
+  m.def("online_hard", [](Address losses, Address valid, int64_t n, double keep, Address selected, Address workspace,
+                          size_t workspace_bytes, int device, Address stream) {
+    py::gil_scoped_release release;
+    return cuda::online_hard(at<const float>(losses), at<const uint8_t>(valid), n, keep, at<uint8_t>(selected),
+                             at<void>(workspace), workspace_bytes, device, at<void>(stream));
   });
   m.def("error_string", &cuda::error_string);
   m.def("runtime_version", &cuda::runtime_version);

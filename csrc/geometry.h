@@ -62,6 +62,15 @@ PYFACE_HD float box_overlap(const Box& a, float area_a, const Box& b, float area
   return inter / (area_a < area_b ? area_a : area_b);
 }
 
+// Whether a box covers at least half of another one's area; never when that is 0.
+PYFACE_HD bool covers_half(const Box& cover, const Box& b, float area) {
+  const float left = cover.x1 > b.x1 ? cover.x1 : b.x1, top = cover.y1 > b.y1 ? cover.y1 : b.y1;
+  const float right = cover.x2 < b.x2 ? cover.x2 : b.x2, bottom = cover.y2 < b.y2 ? cover.y2 : b.y2;
+  const float w = right - left, h = bottom - top;
+  const float inter = (w > 0.f ? w : 0.f) * (h > 0.f ? h : 0.f);
+  return (inter > 0.f) & (inter >= 0.5f * area);
+}
+
 // e^x for x <= 0 to 2e-7 of its value (0 below -87, where it would leave the normal floats; exactly 1 at 0).
 // Neither side's libm is used, because theirs differ in the last bit and soft_nms decides by the result.
 PYFACE_HD float exp_negative(float x) {

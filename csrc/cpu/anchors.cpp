@@ -4,34 +4,18 @@
 #include <vector>
 
 #include "../ops.h"
+#include "candidates.h"
 #include "elements.h"
-#include "order.h"
 #include "parallel.h"
 #include "simd.h"
 
 namespace pyface::cpu {
 namespace {
 
-constexpr int kPointValues = 10;  // x, y of five landmarks
-
 // A thread's share: some cells of one level of one image.
 struct Share {
   Cells cells;
   int level;
-};
-
-// What passed, by index ascending.
-struct Survivors {
-  std::vector<Box> boxes;
-  std::vector<float> evidence, landmarks;
-  std::vector<int64_t> index;
-
-  void append(const Survivors& other) {
-    boxes.insert(boxes.end(), other.boxes.begin(), other.boxes.end());
-    evidence.insert(evidence.end(), other.evidence.begin(), other.evidence.end());
-    landmarks.insert(landmarks.end(), other.landmarks.begin(), other.landmarks.end());
-    index.insert(index.end(), other.index.begin(), other.index.end());
-  }
 };
 
 // Four deltas of anchor k from a map of such.
@@ -78,25 +62,6 @@ PYFACE_INLINE void decode(const AnchorLevel& level, const AnchorDecoding& decodi
   survivors.boxes.push_back(box);
   survivors.evidence.push_back(evidence);
   survivors.index.push_back(level.first + cell * level.num_anchors + k);
-}
-
-// Places (cell * num_anchors + k) of a strip whose evidence is finite and > limit, ascending; returns how many.
-PYFACE_INLINE int passing(const float (*x)[kStrip], int num_anchors, int n, float limit, int32_t* places) {
-  constexpr int kBlock = 64;  // most blocks hold nothing
-  int count = 0;
-  for (int begin = 0; begin < n; begin += kBlock) {
-    const int end = std::min(n, begin + kBlock);
-    int any = 0;
-    for (int k = 0; k < num_anchors; ++k)
-      for (int i = begin; i < end; ++i) any |= (x[k][i] > limit) & (x[k][i] < INFINITY);
-    if (!any) continue;
-    for (int i = begin; i < end; ++i)
-      for (int k = 0; k < num_anchors; ++k) {
-        places[count] = i * num_anchors + k;
-        count += (x[k][i] > limit) & (x[k][i] < INFINITY);
-      }
-  }
-  return count;
 }
 
 template <class T>
@@ -161,34 +126,14 @@ std::vector<Share> shares_of(const AnchorLevel* levels, int num_levels, int64_t 
 }
 
 // The best candidates of an image: each level's best, merged.
-void write_best(const AnchorLevel* levels, int num_levels, const Survivors& survivors, int64_t max_candidates,
-                const CandidateArrays& out, int64_t image) {
-  const auto order = order_by_score(survivors.boxes.data(), survivors.evidence.data(),
-                                    static_cast<int64_t>(survivors.boxes.size()), -INFINITY);
-  int64_t taken[kMaxLevels] = {}, count = 0;
-  const int64_t first = image * max_candidates;
-  Box* boxes = reinterpret_cast<Box*>(out.boxes) + first;
-  float* scores = out.scores + first;
-  int64_t* index = out.index + first;
-  float* landmarks = out.landmarks ? out.landmarks + first * kPointValues : nullptr;
-  for (const int32_t i : order) {
-    if (count == max_candidates) break;
+void write_best_of_levels(const AnchorLevel* levels, int num_levels, const Survivors& survivors, int64_t max_candidates,
+                          const CandidateArrays& out, int64_t image) {
+  int64_t taken[kMaxLevels] = {};
+  write_best(survivors, max_candidates, out, image, sigmoid, [&](int64_t index) {
     int level = num_levels - 1;
-    while (survivors.index[i] < levels[level].first) --level;
-    if (taken[level]++ >= levels[level].max_candidates) continue;
-    boxes[count] = survivors.boxes[i];
-    scores[count] = sigmoid(survivors.evidence[i]);
-    index[count] = survivors.index[i];
-    if (landmarks)
-      std::copy_n(survivors.landmarks.data() + int64_t(i) * kPointValues, kPointValues,
-                  landmarks + count * kPointValues);
-    ++count;
-  }
-  out.count[image] = static_cast<int32_t>(count);
-  std::fill(boxes + count, boxes + max_candidates, Box{0, 0, 0, 0});
-  std::fill(scores + count, scores + max_candidates, 0.f);
-  std::fill(index + count, index + max_candidates, -1);
-  if (landmarks) std::fill(landmarks + count * kPointValues, landmarks + max_candidates * kPointValues, 0.f);
+    while (index < levels[level].first) --level;
+    return taken[level]++ < levels[level].max_candidates;
+  });
 }
 
 }  // namespace
@@ -204,7 +149,7 @@ void decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int6
   parallel_for(batch, threads, [&](int64_t image) {
     Survivors all;
     for (int64_t i = 0; i < shares_an_image; ++i) all.append(survivors[image * shares_an_image + i]);
-    write_best(levels, num_levels, all, decoding.max_candidates, out, image);
+    write_best_of_levels(levels, num_levels, all, decoding.max_candidates, out, image);
   });
 }
 

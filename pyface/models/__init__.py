@@ -2,6 +2,7 @@
 
 from pyface.models.base import FaceModel, Faces
 from pyface.models.checkpoints import CheckpointError
+from pyface.models.densebox import DenseBoxConfig, DenseBoxLite, DenseBoxLiteConfig, DenseBoxVGG19
 from pyface.models.mtcnn import MTCNN, MTCNNConfig
 from pyface.models.s3fd import S3FDVGG16, S3FDLite, S3FDLiteConfig, S3FDVGG16Config
 from pyface.models.single_shot import InferenceOptions, SingleShot
@@ -14,6 +15,10 @@ __all__ = [
     "S3FDVGG16",
     "SSHVGG16",
     "CheckpointError",
+    "DenseBoxConfig",
+    "DenseBoxLite",
+    "DenseBoxLiteConfig",
+    "DenseBoxVGG19",
     "FaceModel",
     "Faces",
     "InferenceOptions",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyface.models.layers import xavier
 
 
-class VGG16(nn.Module):
-    """VGG16's thirteen convolutions (Simonyan and Zisserman, arXiv 1409.1556), without its dense layers.
+class VGG(nn.Module):
+    """The convolutions of a VGG network (Simonyan and Zisserman, arXiv 1409.1556), without its dense layers.
 
-    Pooling rounds up, as Caffe's does: a map of 5 becomes 3. Layers have Caffe's names, conv1_1 ... conv5_3.
+    Pooling rounds up, as Caffe's does: a map of 5 becomes 3. Layers have Caffe's names, conv1_1, conv1_2, ...
 
     Returns:
-        conv3_3 (256 channels, stride 4), conv4_3 (512, 8), conv5_3 (512, 16), all behind their ReLU.
+        The last map of each block from the third on, behind its ReLU.
     """
 
-    BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
+    BLOCKS: ClassVar[tuple[tuple[int, int], ...]]  # channels, convolutions
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +30,7 @@ class VGG16(nn.Module):
                 channels = width
         xavier(self)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         maps = []
         for block, (_, depth) in enumerate(self.BLOCKS, 1):
             if block > 1:
@@ -36,7 +38,23 @@ class VGG16(nn.Module):
             for k in range(1, depth + 1):
                 x = F.relu(self.get_submodule(f"conv{block}_{k}")(x), inplace=True)
             maps.append(x)
-        return maps[2], maps[3], maps[4]
+        return tuple(maps[2:])
+
+
+class VGG16(VGG):
+    """VGG16's thirteen convolutions: conv3_3 (256 channels, stride 4), conv4_3 (512, 8), conv5_3 (512, 16)."""
+
+    BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+
+
+class VGG19(VGG):
+    """VGG19's convolutions up to conv4_4: conv3_4 (256 channels, stride 4) and conv4_4 (512, 8).
+
+    torchvision's ImageNet weights have these layers as features.0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23 and 25, in this
+    order.
+    """
+
+    BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4))
 
 
 def pool(x: Tensor) -> Tensor:

@@ -9,6 +9,9 @@ x1 ... x2. Here the same box is (x1 - 1, y1 - 1, x2, y2) in continuous pixels (p
 [k, k + 1)). His "+ 1" in widths and areas is thereby built in: a continuous width *is* x2 - x1 + 1. Only two places
 still show the difference: the first calibration, where he left the + 1 out, and rounding, which he does on his own
 numbers.
+
+**Training.** The networks train one by one, on crops whose kinds say which of the three losses count: `MTCNN.loss`. The
+paper trains P-Net and R-Net with landmarks as well, though neither answers them when it detects: `WithLandmarks`.
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from enum import IntEnum
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pyface import ops
+from pyface.models import losses
 from pyface.models.base import FaceModel, Faces, check_images
 
 STRIDE, CELL = 2, 12  # P-Net looks at 12 x 12 pixels, every second pixel
@@ -52,6 +57,9 @@ class MTCNNConfig:
             faces of three annotated sets. It looks like annotations counted from 0 and cut from pictures counted from
             1 in training. Landmarks are not off.
         mirror_landmarks: Landmarks are the mean of the crop's and of its mirror image's (the author's first release).
+        hard_fraction: Of a batch of crops, those with the largest loss, that teach (3.3).
+        hard_mining: Which losses look for them, each for itself: the classification's, as ports have it, or "all",
+            as the paper may be read (8, row 14). The others take all crops.
     """
 
     min_face: float = 20.0
@@ -66,6 +74,8 @@ class MTCNNConfig:
     plus_one: bool = True
     output_shift: float = 1.0
     mirror_landmarks: bool = False
+    hard_fraction: float = 0.7
+    hard_mining: Literal["classification", "all"] = "classification"
 
     def __post_init__(self) -> None:
         if not self.min_face > 0:
@@ -116,13 +126,14 @@ class PNet(nn.Module):
         convolutions = (self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3)
         return parameters_of(*convolutions, self.heads)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if runs_on_our_kernels(x):
-            return ops.pnet(x, self.weights())
+    def hidden(self, x: Tensor) -> Tensor:
+        """What the heads see, [B, 32, h, w]."""
         x = self.pool1(self.prelu1(self.conv1(x)))
         x = self.prelu2(self.conv2(x))
-        x = self.prelu3(self.conv3(x))
-        return self.heads(x)
+        return self.prelu3(self.conv3(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.pnet(x, self.weights()) if runs_on_our_kernels(x) else self.heads(self.hidden(x))
 
 
 class RNet(nn.Module):
@@ -156,8 +167,12 @@ class RNet(nn.Module):
         x = self.pool2(self.prelu2(self.conv2(x)))
         return self.prelu3(self.conv3(x))
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """What the heads see, [N, 128]."""
+        return self.prelu4(self.dense(self.features(x).flatten(1)))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.heads(self.prelu4(self.dense(self.features(x).flatten(1))))
+        return self.heads(self.hidden(x))
 
 
 class ONet(nn.Module):
@@ -201,6 +216,46 @@ class ONet(nn.Module):
         return self.heads(self.prelu5(self.dropout(self.dense(self.features(x).flatten(1)))))
 
 
+class WithLandmarks(nn.Module):
+    """P-Net or R-Net as the paper trains them, with landmarks (DETECTORS.md 8, row 15); channels as in `ONet`.
+
+    The layer for the landmarks is this wrapper's, so that the network's own weights stay as they are released.
+    """
+
+    def __init__(self, net: PNet | RNet) -> None:
+        super().__init__()
+        self.net = net
+        self.points = nn.Conv2d(32, 10, 1) if isinstance(net, PNet) else nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.net.hidden(x)
+        return torch.cat([self.net.heads(hidden), self.points(hidden)], 1)
+
+
+class CropKind(IntEnum):
+    """What a crop shows, by its IoU with a face, and thus which losses it counts for (DETECTORS.md 3.3)."""
+
+    NEGATIVE = 0  # IoU < 0.3: classification
+    POSITIVE = 1  # IoU > 0.65: classification and box
+    PART = 2  # IoU of 0.4 to 0.65: box
+    LANDMARK = 3  # landmarks
+
+
+class CropTruth(NamedTuple):
+    """What the crops of a batch show, in units of the crop: (0, 0) is its top left, (1, 1) its bottom right.
+
+    Attributes:
+        kind: int64 [N], of `CropKind`.
+        boxes: float32 [N, 4], (x1, y1, x2, y2) of the face less those of the crop; means something for POSITIVE and
+            PART.
+        landmarks: float32 [N, 5, 2], (x, y); means something for LANDMARK.
+    """
+
+    kind: Tensor
+    boxes: Tensor
+    landmarks: Tensor
+
+
 class Proposals(NamedTuple):
     """Boxes of a whole batch between two stages: boxes float32 [K, 4], scores [K], image int64 [K]."""
 
@@ -218,6 +273,12 @@ class MTCNN(FaceModel):
 
     # How much goes through a network in one call: few calls, bounded memory.
     PNET_PIXELS, CROPS = 1 << 22, 1024
+    # How classification, box and landmarks weigh in each network's loss, the paper's alpha (DETECTORS.md 3.3).
+    ALPHA: ClassVar[dict[str, tuple[float, float, float]]] = {
+        "pnet": (1.0, 0.5, 0.5),
+        "rnet": (1.0, 0.5, 0.5),
+        "onet": (1.0, 0.5, 1.0),
+    }
 
     def __init__(self, config: MTCNNConfig | None = None) -> None:
         super().__init__()
@@ -334,6 +395,52 @@ class MTCNN(FaceModel):
             crops = normalised_crops(images, part, index, (side, side), config)
             answers.append(net(crops.flip(3) if mirror else crops))
         return torch.cat(answers)
+
+    def loss(self, net: Literal["pnet", "rnet", "onet"], answers: Tensor, truth: CropTruth) -> dict[str, Tensor]:
+        """The terms of one network's loss by name: float32 scalars with their weights, whose sum is to be minimised.
+
+        A crop counts for the losses of its kind (the paper's beta). Each term is the mean over the crops that count,
+        0 where there are none. All on the device, without a host synchronisation.
+
+        Args:
+            net: Which network; it decides the weights.
+            answers: What it gave for N crops of its own size, [N, 6 or 16] (P-Net: [N, 6 or 16, 1, 1]).
+            truth: What the crops show.
+
+        Returns:
+            "classification": cross-entropy of the `hard_fraction` of the negatives and positives that are hardest.
+            "box": squared distance of the four offsets of positives and parts.
+            "landmarks", where the network answers them: squared distance of the ten coordinates of landmark crops.
+
+        Raises:
+            ValueError: The answers are of another shape, for another number of crops.
+        """
+        crops = len(truth.kind)
+        if answers.shape[:2] not in ((crops, 6), (crops, 16)) or answers.numel() != crops * answers.shape[1]:
+            raise ValueError(f"answers should be [{crops}, 6 or 16], one for each crop, got {list(answers.shape)}")
+        answers = answers.flatten(1).float()
+        is_face = truth.kind == CropKind.POSITIVE
+        for_class = is_face | (truth.kind == CropKind.NEGATIVE)
+        evidence = answers[:, 1] - answers[:, 0]
+        classification, box, landmarks = self.ALPHA[net]
+        terms = {
+            "classification": classification * self._mean_of_hard(losses.cross_entropy(evidence, is_face), for_class),
+            "box": box * self._squared(answers[:, 2:6], truth.boxes, is_face | (truth.kind == CropKind.PART)),
+        }
+        if answers.shape[1] == 16:
+            points = truth.landmarks.transpose(1, 2).flatten(1)  # x1 ... x5, y1 ... y5
+            terms["landmarks"] = landmarks * self._squared(answers[:, 6:], points, truth.kind == CropKind.LANDMARK)
+        return terms
+
+    def _squared(self, answers: Tensor, targets: Tensor, where: Tensor) -> Tensor:
+        distances = torch.where(where[:, None], answers - targets, 0).square().sum(1)
+        if self.config.hard_mining == "all":
+            return self._mean_of_hard(distances, where)
+        return losses.total(distances, where) / losses.count(where)
+
+    def _mean_of_hard(self, each: Tensor, where: Tensor) -> Tensor:
+        hard = ops.online_hard(each, keep=self.config.hard_fraction, valid=where)
+        return losses.total(each, hard) / losses.count(hard)
 
 
 class Level(NamedTuple):

@@ -9,6 +9,7 @@ Where the paper's mechanisms live:
 
 - scale-equitable anchors: `S3FDConfig.strides`, `anchor_scale`, and `S3FD.levels`;
 - max-out background label: `S3FDConfig.num_background` -> `AnchorLevel.num_background` of level 0 -> `decode_anchors`;
+- matching that leaves no face out, and hard negatives: `S3FD.loss`;
 - L2 normalisation of the first three maps: `layers.L2Norm` in `S3FDVGG16` and `S3FDLite`;
 - VGG16 with convolutional fc6 and fc7, and the extra layers: `backbones.VGG16` and `S3FDVGG16`;
 - the same mechanisms on a compact network, with landmarks: `S3FDLite`.
@@ -18,14 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyface import ops
+from pyface.models import losses
 from pyface.models.anchors import anchors_around
 from pyface.models.backbones import VGG16, CompactResNet, TopDown, convolution, extra_level, pool
+from pyface.models.base import GroundTruth
 from pyface.models.heads import Predictor
 from pyface.models.layers import L2Norm, xavier
 from pyface.models.single_shot import Limits, Preprocessing, SingleShot
@@ -45,6 +48,12 @@ class S3FDConfig:
         bgr: The network takes blue first (2.6).
         score_threshold, nms_threshold: Faces have a score > the first; those that overlap a better one > the second
             are dropped (2.6).
+        match_iou: An anchor is a face's from this IoU on, and background below (2.3).
+        compensate: A face with fewer anchors gets its next best ones above an IoU of 0.1, up to this many: a number (6
+            in the author's code), or "mean", the mean of the image's faces (2.3). None: it gets none.
+        negative_ratio: Background anchors that teach, the hardest of an image, for each of its faces' anchors (2.4).
+        min_negatives: But at least so many, so that pictures without faces teach too.
+        landmark_weight: Of the landmarks' term, where a network has it.
     """
 
     strides: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
@@ -56,6 +65,11 @@ class S3FDConfig:
     bgr: bool = True
     score_threshold: float = 0.05
     nms_threshold: float = 0.3
+    match_iou: float = 0.35
+    compensate: Literal["mean"] | int | None = "mean"
+    negative_ratio: float = 3.0
+    min_negatives: int = 16
+    landmark_weight: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,53 @@ class S3FD(SingleShot):
             variances=self.config.variances,
             sizes=sizes,
         )
+
+    def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth) -> dict[str, Tensor]:
+        """The terms of the loss; see `SingleShot.loss`.
+
+        Every term is divided by the number of the faces' anchors in the batch, as in the author's code: with its
+        weights of 1 this is the paper's formula with its lambda of 4, since a quarter of the anchors that teach are
+        faces' (DETECTORS.md 2.4).
+
+        Args:
+            maps: What `forward` gave, all of it.
+            truth: The faces.
+
+        Returns:
+            "classification": softmax cross-entropy of the faces' anchors and the hardest of the others.
+            "box": smooth L1 of the faces' anchors.
+            "landmarks", where the maps have them: smooth L1, divided by the number of anchors whose face's are known.
+        """
+        config = self.config
+        anchors = losses.anchors_on(self.levels, maps)
+        index, _ = ops.assign_anchors(
+            anchors,
+            truth.boxes,
+            truth.splits,
+            positive=config.match_iou,
+            negative=config.match_iou,
+            force_best=True,
+            compensate=config.compensate,
+            ignore=truth.ignore,
+        )
+        is_face = index >= 0
+        faces = losses.count(is_face)
+        evidence = losses.face_evidence([level.logits for level in maps], self.levels)
+        # A background's loss rises with its evidence.
+        negatives = ops.hard_negatives(evidence, index, ratio=config.negative_ratio, minimum=config.min_negatives)
+        entropy = losses.cross_entropy(evidence, is_face)
+        boxes = losses.encode_boxes(anchors, losses.matched(truth.boxes, truth.splits, index), config.variances)
+        answers = losses.by_anchor([level.boxes for level in maps], self.levels)
+        terms = {
+            "classification": losses.total(entropy, is_face | negatives) / faces,
+            "box": losses.smooth_l1(answers, boxes, is_face) / faces,
+        }
+        landmarks = [level.landmarks for level in maps if level.landmarks is not None]
+        if landmarks:
+            points = losses.by_anchor(landmarks, self.levels)
+            variance, weight = config.variances[0], config.landmark_weight
+            terms["landmarks"] = losses.landmark_term(points, anchors, truth, index, variance, weight)
+        return terms
 
 
 class S3FDVGG16(S3FD):

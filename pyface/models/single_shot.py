@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from pyface import ops
-from pyface.models.base import FaceModel, Faces, check_images
+from pyface.models.base import FaceModel, Faces, GroundTruth, check_images
 from pyface.models.graphs import CudaGraphs
 from pyface.models.views import MULTISCALE, Size, View, halvings, scale_for, tiles, whole
 
@@ -109,6 +109,7 @@ class SingleShot(FaceModel):
         smallest_face: Side in network pixels of the smallest face that it finds.
         score_threshold: A candidate's score is > this.
         nms_threshold: A candidate is dropped when its IoU with a better one is > this.
+        nms_overlap: What that IoU divides by: "union", or "min", the smaller of the two areas.
         nms_plus_one: Suppression counts sides as x2 - x1 + 1, as released weights were tested.
     """
 
@@ -116,27 +117,31 @@ class SingleShot(FaceModel):
     limits: ClassVar[dict[str, Limits]]
     size: ClassVar[Size] = "native"
     channels_last: ClassVar[bool] = False
-    smallest_face: ClassVar[float] = 10.0
+    smallest_face: float = 10.0
     score_threshold: float
     nms_threshold: float
+    nms_overlap: Literal["union", "min"] = "union"
     nms_plus_one: bool = False
 
     graphs: CudaGraphs | None = None  # set by whoever wants `find` replayed as CUDA graphs
 
     @abstractmethod
-    def forward(self, images: Tensor) -> list[ops.LevelMaps]:
-        """Preprocessed images [B, 3, H, W] -> the head maps, and nothing else: exportable, compilable."""
+    def forward(self, images: Tensor) -> Any:
+        """Preprocessed images [B, 3, H, W] -> the head maps, and nothing else: exportable, compilable.
+
+        Anchor detectors give a list of `ops.LevelMaps`, one a level.
+        """
 
     @abstractmethod
     def candidates(
         self,
-        maps: Sequence[ops.LevelMaps],
+        maps: Any,
         *,
         score_threshold: float,
         max_candidates: int,
         sizes: Tensor | None = None,
     ) -> ops.Candidates:
-        """Head maps -> boxes in the pixels of the network's input, by `ops.decode_anchors`.
+        """Head maps -> boxes in the pixels of the network's input, by `ops.decode_anchors` or `ops.decode_densebox`.
 
         Args:
             maps: What `forward` gave, or its first levels.
@@ -144,6 +149,22 @@ class SingleShot(FaceModel):
             max_candidates: The best so many are kept.
             sizes: float32 [B, 2], height and width of each picture's part of the canvas; boxes are clipped to it.
         """
+
+    @abstractmethod
+    def loss(self, maps: Any, truth: GroundTruth) -> dict[str, Tensor]:
+        """The terms of the paper's loss by name: float32 scalars with their weights, whose sum is to be minimised.
+
+        All on the device, without a host synchronisation. A batch without any face has finite terms as well, and those
+        of classification still teach what background is. Maps of half precision are computed in float32.
+
+        Args:
+            maps: What `forward` gave in training, all of it.
+            truth: The faces, on the maps' device.
+        """
+
+    def complete(self, found: ops.Candidates, maps: Any) -> ops.Candidates:
+        """Adds to what suppression left what need not be known of all candidates."""
+        return found
 
     def find(
         self,
@@ -170,18 +191,20 @@ class SingleShot(FaceModel):
         """
         most = self.limits[limits]
         threshold = self.score_threshold if score_threshold is None else score_threshold
-        maps = self(images)[:levels]
+        maps = self(images)
+        maps = maps if levels is None else maps[:levels]
         found = self.candidates(maps, score_threshold=threshold, max_candidates=most.candidates, sizes=sizes)
         if not suppress:
-            return found
+            return self.complete(found, maps)
         keep, count = ops.nms_padded(
             self._suppression_boxes(found.boxes),
             found.scores,
             found.count,
             self.nms_threshold,
             max_detections=min(most.detections, found.scores.shape[1]),
+            overlap=self.nms_overlap,
         )
-        return _take(found, keep, count)
+        return self.complete(_take(found, keep, count), maps)
 
     def detect(
         self,
@@ -208,6 +231,7 @@ class SingleShot(FaceModel):
         """
         check_images(images, self.device)
         options = options or InferenceOptions()
+        self.check_options(options)
         views = [
             view
             for k, image in enumerate(images)
@@ -222,21 +246,34 @@ class SingleShot(FaceModel):
                 found[view.image].append(faces)
             return [self._merged(parts, options, min_face) for parts in found]
 
+    def own_scale(self, height: int, width: int) -> float:
+        """The scale at which it sees a picture unless told otherwise."""
+        return scale_for(self.size, height, width)
+
+    def check_options(self, options: InferenceOptions) -> None:
+        """Raises ValueError when options ask for what this detector does not do."""
+
+    def plan(self, view: View, options: InferenceOptions) -> Iterable[View]:
+        """The looks that it takes at a picture, before they are cut into tiles.
+
+        Args:
+            view: The whole picture, at the scale that was asked for, or its own.
+            options: How to look.
+        """
+        if options.multiscale is not None:
+            return MULTISCALE[options.multiscale](replace(view, scale=1.0))
+        return [view] if options.tile is None else halvings(view, options.tile)
+
     def _views(
         self, image: int, height: int, width: int, options: InferenceOptions, min_face: float | None
     ) -> Iterator[View]:
         if height == 0 or width == 0:
             return
-        if options.multiscale is not None:
-            plan = MULTISCALE[options.multiscale](whole(image, height, width, 1.0))
+        if options.size is None and min_face is not None:
+            scale = min(2.0, self.smallest_face / min_face)  # larger shows a network nothing new
         else:
-            if options.size is None and min_face is not None:
-                scale = min(2.0, self.smallest_face / min_face)  # larger shows a network nothing new
-            else:
-                scale = scale_for(options.size or self.size, height, width)
-            view = whole(image, height, width, scale)
-            plan = [view] if options.tile is None else list(halvings(view, options.tile))
-        for view in plan:
+            scale = self.own_scale(height, width) if options.size is None else scale_for(options.size, height, width)
+        for view in self.plan(whole(image, height, width, scale), options):
             if options.tile is None or max(view.content) <= options.tile:
                 yield view
             else:
@@ -277,7 +314,8 @@ class SingleShot(FaceModel):
         if len(parts) > 1 and options.multiscale in _VOTING:
             faces = vote(faces, _VOTING[options.multiscale], drop_singletons=options.drop_singletons)
         elif len(parts) > 1:
-            keep = ops.nms(self._suppression_boxes(faces.boxes), faces.scores, self.nms_threshold)
+            boxes = self._suppression_boxes(faces.boxes)
+            keep = ops.nms(boxes, faces.scores, self.nms_threshold, overlap=self.nms_overlap)
             faces = _select(faces, keep)
         if min_face is not None:
             faces = _select(faces, ((faces.boxes[:, 2:] - faces.boxes[:, :2]).amax(1) >= min_face).nonzero().squeeze(1))

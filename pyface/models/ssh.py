@@ -9,6 +9,7 @@ Where the paper's mechanisms live:
 - the modules M1, M2, M3 and what they stand on: `SSHVGG16.forward`;
 - fusion of conv4_3 and conv5_3 for M1: `SSHVGG16.fuse`, with `layers.BilinearUpsample`;
 - context: `DetectionModule`;
+- what each module learns from, and hard mining by score: `SSH.loss`;
 - anchors per module: `SSHConfig.sides` and `SSH.levels`; the best 1,000 of each: `AnchorLevel.max_candidates`;
 - the same mechanisms on a compact network, with landmarks: `SSHLite`.
 
@@ -31,8 +32,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyface import ops
+from pyface.models import losses
 from pyface.models.anchors import anchors_around
 from pyface.models.backbones import VGG16, CompactResNet, TopDown, convolution, pool
+from pyface.models.base import GroundTruth
 from pyface.models.heads import Predictor
 from pyface.models.layers import BilinearUpsample, gaussian
 from pyface.models.single_shot import Limits, Preprocessing, SingleShot
@@ -54,6 +57,13 @@ class SSHConfig:
         bgr: The network takes blue first (5.3).
         score_threshold, nms_threshold: Faces have a score > the first; those that overlap a better one > the second
             are dropped (5.4).
+        positive_iou, negative_iou: An anchor is a face's from the first IoU on, background below the second, and does
+            not count in between (5.2).
+        borders: Pixels by which each module's anchors may leave the picture and still count in training (5.2).
+        module_samples: Anchors of each module and image that teach, at most (5.2).
+        positive_fraction: Of them, at most, are faces' (5.2).
+        box_sigma: Of the boxes' smooth L1: quadratic where an offset is off by less than 1 / sigma^2 (5.3).
+        landmark_weight: Of the landmarks' term, where a network has it.
     """
 
     strides: tuple[int, ...] = (8, 16, 32)
@@ -66,6 +76,13 @@ class SSHConfig:
     bgr: bool = True
     score_threshold: float = 0.05
     nms_threshold: float = 0.3
+    positive_iou: float = 0.5
+    negative_iou: float = 0.3
+    borders: tuple[float, ...] = (0.0, 0.0, 512.0)
+    module_samples: int = 256
+    positive_fraction: float = 0.25
+    box_sigma: float = 3.0
+    landmark_weight: float = 0.25
 
 
 class SSH(SingleShot):
@@ -115,6 +132,70 @@ class SSH(SingleShot):
             variances=self.config.variances,
             sizes=sizes,
         )
+
+    def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth) -> dict[str, Tensor]:
+        """The terms of the loss, each summed over the modules; see `SingleShot.loss`.
+
+        A module knows nothing of the others: it learns from the faces that its own anchors meet, and from the
+        background among these, 256 anchors an image. Faces that meet no anchor of a module are not forced upon it.
+
+        The paper divides the boxes' term by the number of faces' anchors; the author's code, followed here, by the
+        number of all anchors that teach. As at most a quarter of these are faces', a box weighs a quarter of the
+        paper's at most, and less where faces are few (DETECTORS.md 8, row 7).
+
+        Args:
+            maps: What `forward` gave, all of it. The picture is taken to be as large as the first map: H x stride.
+            truth: The faces.
+
+        Returns:
+            "classification": softmax cross-entropy, the mean over the anchors that teach.
+            "box": smooth L1 of the faces' anchors, divided by the number of anchors that teach.
+            "landmarks", where the maps have them: smooth L1, divided by the number of anchors whose face's are known.
+        """
+        modules = zip(maps, self.levels, self.config.borders, strict=True)
+        height, width = (cells * self.levels[0].stride for cells in maps[0].logits.shape[2:])
+        terms = [self._module_loss(*module, (height, width), truth) for module in modules]
+        return {name: torch.stack([of[name] for of in terms]).sum() for name in terms[0]}
+
+    def _module_loss(
+        self, maps: ops.LevelMaps, level: ops.AnchorLevel, border: float, size: tuple[int, int], truth: GroundTruth
+    ) -> dict[str, Tensor]:
+        config = self.config
+        anchors = losses.anchors_on([level], [maps])
+        index, _ = ops.assign_anchors(
+            anchors,
+            truth.boxes,
+            truth.splits,
+            positive=config.positive_iou,
+            negative=config.negative_iou,
+            ignore=truth.ignore,
+            valid=inside(anchors, size, border),
+        )
+        evidence = losses.face_evidence([maps.logits], [level])
+        most = config.module_samples
+        # Faces with the lowest score, background with the highest.
+        faces = losses.hardest(-evidence, index >= 0, int(most * config.positive_fraction))
+        background = losses.hardest(evidence, index == -1, most, most - faces.sum(1))
+        samples = losses.count(faces | background)
+        boxes = losses.encode_boxes(anchors, losses.matched(truth.boxes, truth.splits, index), config.variances)
+        answers = losses.by_anchor([maps.boxes], [level])
+        terms = {
+            "classification": losses.total(losses.cross_entropy(evidence, faces), faces | background) / samples,
+            "box": losses.smooth_l1(answers, boxes, faces, config.box_sigma) / samples,
+        }
+        if maps.landmarks is not None:
+            points = losses.by_anchor([maps.landmarks], [level])
+            index = torch.where(faces, index, -1)
+            variance, weight = config.variances[0], config.landmark_weight
+            terms["landmarks"] = losses.landmark_term(points, anchors, truth, index, variance, weight)
+        return terms
+
+
+def inside(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
+    """Which anchors [A, 4] leave a picture of size (height, width) by at most `border` pixels: bool [A]."""
+    x1, y1, x2, y2 = anchors.unbind(-1)
+    height, width = size
+    return (x1 >= -border) & (y1 >= -border) & (x2 <= width + border) & (y2 <= height + border)
 
 
 class DetectionModule(nn.Module):

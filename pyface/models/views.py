@@ -137,6 +137,22 @@ def ssh_views(view: View) -> list[View]:
 MULTISCALE: dict[str, Callable[[View], list[View]]] = {"s3fd": s3fd_views, "srn": srn_views, "ssh": ssh_views}
 
 
+def pyramid(view: View, step: float, largest: float, most: int | None = None) -> Iterator[View]:
+    """The view, then views that are smaller by `step` each, until no face is too large.
+
+    Args:
+        view: The largest.
+        step: How much smaller each view is than the one before, > 1.
+        largest: Side in network pixels of the largest face that the network finds; the last view is no longer.
+        most: How many views there are at most; None: as many as it takes.
+    """
+    yield view
+    seen = 1
+    while max(view.content) > largest and seen != most:
+        view, seen = replace(view, scale=view.scale / step), seen + 1
+        yield view
+
+
 def halvings(view: View, longest: int) -> Iterator[View]:
     """The view, then at half its scale, and so on until it is at most `longest` network pixels long."""
     yield view

@@ -22,6 +22,7 @@ from pyface.models.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
+from pyface.models.densebox import DenseBoxConfig, DenseBoxLite, DenseBoxLiteConfig, DenseBoxVGG19
 from pyface.models.mtcnn import MTCNN, MTCNNConfig
 from pyface.models.s3fd import S3FDVGG16, S3FDLite, S3FDLiteConfig, S3FDVGG16Config
 from pyface.models.srn import SRNConfig, SRNLite, SRNLiteConfig, SRNResNet50
@@ -81,6 +82,13 @@ REGISTRY = {
                 training_data="WIDER FACE and CelebA (by the authors)",
                 measured="faces/val: AP@0.5 0.632, AP@0.4 0.718 (thresholds 0.6, 0.7, 0.7; min_face 20)",
             ),
+        ),
+        Row("densebox_lite", DenseBoxLite, DenseBoxLiteConfig(), "DenseBox on a compact trunk, with five landmarks"),
+        Row(
+            "densebox_vgg19",
+            DenseBoxVGG19,
+            DenseBoxConfig(),
+            "The paper's DenseBox: no anchors, an image pyramid, landmarks that refine the scores",
         ),
         Row("s3fd_lite", S3FDLite, S3FDLiteConfig(), "S3FD on a compact trunk, with five landmarks"),
         Row("s3fd_vgg16", S3FDVGG16, S3FDVGG16Config(), "The paper's S3FD: six levels of anchors, max-out background"),

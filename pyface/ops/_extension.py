@@ -165,6 +165,11 @@ _THREADED = {
     "maxout_background_backward",
     "face_probability",
     "decode_anchors",
+    "decode_densebox",
+    "densebox_targets",
+    "assign_anchors",
+    "hard_negatives",
+    "balanced_sample",
 }
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyface.ops.anchors import AnchorLevel, Candidates, LevelMaps, anchor_boxes
+from pyface.ops.densebox import DenseBoxMaps
 
 
 def overlap_with(box: Tensor, boxes: Tensor, overlap: str) -> Tensor:
@@ -340,3 +341,276 @@ def decode_anchors(
         found.landmarks[b, : len(index)] = torch.cat([level_points[b] for level_points in points])[index]
         found.count[b] = len(index)
     return found
+
+
+def assign_anchors(
+    anchors: Tensor,
+    boxes: Tensor,
+    splits: Tensor,
+    *,
+    positive: float,
+    negative: float,
+    force_best: bool = False,
+    compensate: str | int | None = None,
+    ignore: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    anchors, boxes, device = anchors.detach().float(), boxes.detach().float(), anchors.device
+    batch, num_anchors = len(splits) - 1, anchors.shape[-2]
+    ignore = torch.zeros(len(boxes), dtype=torch.bool, device=device) if ignore is None else ignore
+    valid = torch.ones(num_anchors, dtype=torch.bool, device=device) if valid is None else valid
+    index = torch.empty(batch, num_anchors, dtype=torch.int32, device=device)
+    overlap = torch.empty(batch, num_anchors, device=device)
+    for b in range(batch):
+        own = slice(int(splits[b]), int(splits[b + 1]))
+        index[b], overlap[b] = assign_anchors_of_image(
+            anchors if anchors.ndim == 2 else anchors[b],
+            boxes[own],
+            ignore[own],
+            valid if valid.ndim == 1 else valid[b],
+            positive,
+            negative,
+            force_best,
+            compensate,
+        )
+    return index, overlap
+
+
+def assign_anchors_of_image(
+    anchors: Tensor,
+    boxes: Tensor,
+    ignore: Tensor,
+    valid: Tensor,
+    positive: float,
+    negative: float,
+    force_best: bool,
+    compensate: str | int | None,
+) -> tuple[Tensor, Tensor]:
+    """Anchors [A, 4] and the image's own boxes [G, 4] -> index [A] and overlap [A]."""
+    valid = valid & anchors.isfinite().all(1)
+    is_face = ~ignore & boxes.isfinite().all(1) & (area_of(boxes) > 0)
+    faces = torch.where(is_face)[0].tolist()
+    iou = torch.zeros(len(boxes) + 1, len(anchors), device=anchors.device)  # the last row stands for "no face"
+    for face in faces:
+        iou[face] = torch.where(valid, overlap_with(boxes[face], anchors, "union").nan_to_num(nan=0), 0)
+
+    # 1. Every anchor's best face, the first among equals.
+    overlap, best_face = iou.max(0)
+    unmatched = torch.where(overlap.double() < negative, -1, -2)
+    index = torch.where(overlap.double() >= positive, best_face, unmatched)
+
+    # 2. Every face's best anchor, the first among equals; the higher IoU wins, then the lower face.
+    if force_best and len(anchors):
+        forced = [(float(iou[face].max()), face, int(iou[face].argmax())) for face in faces]
+        for value, face, anchor in sorted(forced, key=lambda force: (force[0], -force[1])):
+            if value > 0:
+                index[anchor], overlap[anchor] = face, iou[face, anchor]
+
+    # 3. More anchors for faces that have few.
+    counts = [int((index == face).sum()) for face in faces]
+    if compensate is not None and faces:
+        mean = (2 * sum(counts) + len(faces)) // (2 * len(faces))  # floor(mean + 0.5)
+        wanted = max(1, mean) if compensate == "mean" else int(compensate)
+        for face, count in zip(faces, counts, strict=True):
+            candidates = torch.where((index < 0) & (best_face == face) & (overlap.double() > 0.1))[0]
+            order = torch.argsort(overlap[candidates], descending=True, stable=True)
+            index[candidates[order[: max(0, wanted - count)]]] = face
+
+    # 4. and 5. Anchors that do not count.
+    for box in boxes[ignore & boxes.isfinite().all(1)]:
+        sides = (torch.minimum(box[2:], anchors[:, 2:]) - torch.maximum(box[:2], anchors[:, :2])).clamp(min=0)
+        intersection = sides[:, 0] * sides[:, 1]
+        index[(index < 0) & (intersection > 0) & (intersection >= 0.5 * area_of(anchors))] = -2
+    index[~valid] = -2
+    return index.int(), overlap
+
+
+def hard_negatives(losses: Tensor, index: Tensor, *, ratio: float = 3.0, minimum: int = 16) -> Tensor:
+    losses = losses.detach().float()
+    selected = torch.zeros_like(losses, dtype=torch.bool)
+    for b in range(len(losses)):
+        background = torch.where((index[b] == -1) & losses[b].isfinite())[0]
+        wanted = max(minimum, math.floor(ratio * int((index[b] >= 0).sum())))
+        selected[b, background[hardest_first(losses[b, background])[:wanted]]] = True
+    return selected
+
+
+def balanced_sample(
+    losses: Tensor,
+    index: Tensor,
+    *,
+    ratio: float = 1.0,
+    hard_fraction: float = 0.01,
+    minimum: int = 16,
+    seed: int,
+) -> Tensor:
+    losses = losses.detach().float()
+    selected = index >= 0
+    for b in range(len(losses)):
+        background = torch.where((index[b] == -1) & losses[b].isfinite())[0]
+        wanted = min(max(minimum, math.floor(ratio * int((index[b] >= 0).sum()))), len(background))
+        half = (wanted + 1) // 2
+        size = max(math.ceil(hard_fraction * len(background)), half)
+        order = hardest_first(losses[b, background])
+        hard, rest = background[order[:size]].sort().values, background[order[size:]].sort().values
+        from_rest = min(wanted - half, len(rest))
+        for entries, count in ((hard, wanted - from_rest), (rest, from_rest)):
+            chosen = torch.argsort(random_keys(seed, b, entries), stable=True)[:count]
+            selected[b, entries[chosen]] = True
+    return selected
+
+
+def online_hard(losses: Tensor, *, keep: float = 0.7, valid: Tensor | None = None) -> Tensor:
+    losses = losses.detach().float()
+    counting = losses.isfinite() if valid is None else losses.isfinite() & valid
+    entries = torch.where(counting)[0]
+    selected = torch.zeros_like(counting)
+    selected[entries[hardest_first(losses[entries])[: math.ceil(keep * len(entries))]]] = True
+    return selected
+
+
+def hardest_first(losses: Tensor) -> Tensor:
+    """Order of losses [N], descending, ties by index."""
+    return torch.argsort(losses, descending=True, stable=True)
+
+
+def random_keys(seed: int, image: int, entries: Tensor) -> Tensor:
+    """A random number in [0, 2**32) for each entry [N] of an image, int64 [N]: csrc/sampling.h's random_key."""
+    stream = split_mix(split_mix(torch.tensor(seed)) + image)
+    return shift_right(split_mix(stream.to(entries.device) + entries), 32)
+
+
+def split_mix(x: Tensor) -> Tensor:
+    """SplitMix64's output in state x; int64 stands for uint64, which wraps alike."""
+    x = x - 0x61C8864680B583EB  # minus, and the complement, since these constants exceed int64
+    x = (x ^ shift_right(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ shift_right(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ shift_right(x, 31)
+
+
+def shift_right(x: Tensor, bits: int) -> Tensor:
+    """x >> bits of the unsigned number that int64 x stands for."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def decode_densebox(
+    scores: Tensor,
+    offsets: Tensor,
+    *,
+    score_threshold: float,
+    max_candidates: int,
+    stride: int = 4,
+    unit: float = 12.5,
+    sizes: Tensor | None = None,
+    min_side: float = 0.0,
+) -> Candidates:
+    (batch, _, height, width), device = scores.shape, scores.device
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    cells = torch.stack([columns, rows, columns, rows]).to(device).float()
+    boxes = (cells - torch.tensor(unit, device=device) * offsets.detach().float()) * float(stride) + stride * 0.5
+    boxes = boxes.permute(0, 2, 3, 1).flatten(1, 2)
+    x = scores.detach().float().flatten(1)
+    passes = x.isfinite() & (x.double() > score_threshold) & boxes.isfinite().all(2)
+    if sizes is not None:
+        limit = sizes.detach().float().flip(1)[:, None].repeat(1, 1, 2)  # height, width -> x, y, x, y
+        boxes = torch.minimum(boxes.clamp(min=0), limit)
+    sides = boxes[..., 2:] - boxes[..., :2]
+    passes &= (sides > 0).all(2) & (sides.double() >= min_side).all(2)
+    size = min(max_candidates, height * width)
+    found = Candidates(
+        boxes=torch.zeros(batch, size, 4, device=device),
+        scores=torch.zeros(batch, size, device=device),
+        landmarks=torch.zeros(batch, size, 0, 2, device=device),
+        index=torch.full((batch, size), -1, dtype=torch.int64, device=device),
+        count=torch.zeros(batch, dtype=torch.int32, device=device),
+    )
+    for b in range(batch):
+        index = torch.where(passes[b])[0]
+        index = index[torch.argsort(x[b, index], descending=True, stable=True)[:size]]
+        found.boxes[b, : len(index)] = boxes[b, index]
+        found.scores[b, : len(index)] = x[b, index].clamp(0, 1)
+        found.index[b, : len(index)] = index
+        found.count[b] = len(index)
+    return found
+
+
+def densebox_targets(
+    boxes: Tensor,
+    splits: Tensor,
+    size: tuple[int, int],
+    *,
+    stride: int = 4,
+    face: float = 50.0,
+    radius: float = 0.3,
+    gray: float = 2.0,
+    positive_band: tuple[float, float] = (0.8, 1.25),
+    ignore_band: tuple[float, float] = (0.6, 1.67),
+    unit: float = 12.5,
+    ignore: Tensor | None = None,
+    landmarks: Tensor | None = None,
+    landmark_radius: float = 1.0,
+) -> DenseBoxMaps:
+    device, batch = boxes.device, len(splits) - 1
+    # On the CPU with numbers as tensors: a GPU would divide by a number as it multiplies by its reciprocal.
+    boxes, of = boxes.detach().float().cpu(), torch.tensor
+    points = torch.zeros(len(boxes), 0, 2) if landmarks is None else landmarks.detach().float().cpu()
+    y, x = torch.meshgrid(torch.arange(size[0]).float(), torch.arange(size[1]).float(), indexing="ij")
+    pixel_x, pixel_y = x * stride + stride * 0.5, y * stride + stride * 0.5
+
+    def disc(centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """Which cells a disc about a pixel covers, radius in cells, and their squared distance in units of it."""
+        centre = (centre - stride * 0.5) / of(float(stride))
+        squared = (x - centre[0]) * (x - centre[0]) + (y - centre[1]) * (y - centre[1])
+        holds_centre = (x == (centre[0] + 0.5).floor()) & (y == (centre[1] + 0.5).floor())
+        return (squared <= radius * radius) | holds_centre, squared / (radius * radius)
+
+    def labels(positive: Tensor, ignored: Tensor) -> Tensor:
+        """1, 0 and -1 of masks [H, W], after the gray zone is ignored as well."""
+        for i, j in positive.nonzero().tolist():
+            ignored = ignored | ((x - j) * (x - j) + (y - i) * (y - i) <= of(gray) * of(gray))
+        return torch.where(positive, 1, torch.where(ignored, -1, 0)).to(torch.int8)
+
+    found = DenseBoxMaps(
+        torch.zeros(batch, *size, dtype=torch.int8),
+        torch.zeros(batch, 4, *size),
+        torch.zeros(batch, points.shape[1], *size, dtype=torch.int8),
+    )
+    for b in range(batch):
+        positive, ignored = torch.zeros(2, *size, dtype=torch.bool)
+        landmark_positive, landmark_ignored = torch.zeros(2, points.shape[1], *size, dtype=torch.bool)
+        nearest = torch.full(size, math.inf)
+        for g in range(int(splits[b]), int(splits[b + 1])):
+            x1, y1, x2, y2 = boxes[g]
+            if not boxes[g].isfinite().all() or not x2 > x1 or not y2 > y1:
+                continue
+            inside = (pixel_x >= x1) & (pixel_x < x2) & (pixel_y >= y1) & (pixel_y < y2)
+            if ignore is not None and ignore[g]:
+                ignored |= inside
+                landmark_ignored |= inside
+                continue
+            side = (y2 - y1) / of(face)
+            is_face = bool(of(positive_band[0]) <= side <= of(positive_band[1]))
+            if not is_face and not of(ignore_band[0]) <= side <= of(ignore_band[1]):
+                continue
+            centre = torch.stack([(x1 + x2) * 0.5, (y1 + y2) * 0.5])
+            covered, distance = disc(centre, of(radius) * (y2 - y1) / of(float(stride)))
+            if is_face:
+                owned = covered & (~positive | (distance < nearest))
+                corners = (pixel_x - x1, pixel_y - y1, pixel_x - x2, pixel_y - y2)
+                offsets = torch.stack(corners) / (of(float(stride)) * of(unit))
+                found.offsets[b] = torch.where(owned, offsets, found.offsets[b])
+                nearest = torch.where(owned, distance, nearest)
+                positive |= covered
+            else:
+                ignored |= covered
+            for n, point in enumerate(points[g]):
+                if not point.isfinite().all():
+                    landmark_ignored[n] |= inside
+                elif is_face:
+                    landmark_positive[n] |= disc(point, of(landmark_radius))[0]
+                else:
+                    landmark_ignored[n] |= disc(point, of(landmark_radius))[0]
+        found.label[b] = labels(positive, ignored)
+        for n in range(points.shape[1]):
+            found.landmark_label[b, n] = labels(landmark_positive[n], landmark_ignored[n])
+    return DenseBoxMaps(*(value.to(device) for value in found))

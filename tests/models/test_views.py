@@ -10,6 +10,7 @@ from pyface.models.views import (
     S3FD_PIXELS,
     View,
     halvings,
+    pyramid,
     s3fd_views,
     scale_for,
     srn_views,
@@ -93,6 +94,15 @@ def test_ssh_pyramid_leaves_its_last_module_out_at_the_largest_scale():
 
 def test_halvings_end_where_the_picture_fits():
     assert [view.scale for view in halvings(whole(0, 1000, 4000, 1.0), 1024)] == [1.0, 0.5, 0.25]
+
+
+def test_a_pyramid_ends_where_no_face_is_too_large():
+    view = whole(0, 300, 400, 2.0)
+    assert [seen.scale for seen in pyramid(view, 2.0, 100.0)] == [2.0, 1.0, 0.5, 0.25]
+    assert [seen.scale for seen in pyramid(view, 2.0, 99.0)] == [2.0, 1.0, 0.5, 0.25, 0.125]
+    assert [seen.scale for seen in pyramid(view, 2.0, 100.0, 2)] == [2.0, 1.0]
+    assert list(pyramid(view, 2.0, 1000.0)) == [view]
+    assert list(pyramid(view, 2.0, 1.0, 1)) == [view]
 
 
 @pytest.mark.parametrize(("height", "width", "scale"), [(1000, 4000, 1.0), (777, 1333, 0.61), (90, 90, 8.0)])

@@ -1,0 +1,62 @@
+// Which entries mining chooses, shared by host and device: how many, and by which key. An op takes the entries of the
+// smallest keys, ties by index.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "geometry.h"
+
+namespace pyface {
+
+// A loss as 32 bits whose ascending order is the loss's descending order. Adding 0 makes -0 equal to 0.
+PYFACE_HD uint32_t hardness_key(float loss) {
+  loss += 0.f;
+#if defined(__CUDA_ARCH__)
+  const uint32_t bits = __float_as_uint(loss);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &loss, sizeof bits);
+#endif
+  return (bits & 0x80000000u) ? bits : ~(bits | 0x80000000u);
+}
+
+// SplitMix64 (Steele, Lea and Flood 2014): the output of its generator in state x.
+PYFACE_HD uint64_t mix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+// A random key of an entry, which depends on these three numbers and on nothing else.
+PYFACE_HD uint32_t random_key(uint64_t seed, int64_t image, int64_t entry) {
+  const uint64_t stream = mix(mix(seed) + static_cast<uint64_t>(image));
+  return static_cast<uint32_t>(mix(stream + static_cast<uint64_t>(entry)) >> 32);
+}
+
+// How many of `available` negatives belong to so many positives.
+PYFACE_HD int64_t wanted_negatives(double ratio, int64_t minimum, int64_t positives, int64_t available) {
+  const double by_ratio = std::floor(ratio * static_cast<double>(positives));
+  if (by_ratio >= static_cast<double>(available) || minimum >= available) return available;
+  const int64_t wanted = static_cast<int64_t>(by_ratio);
+  return wanted > minimum ? wanted : minimum;
+}
+
+// How balanced_sample divides `wanted` of `available` negatives: so many of the hardest form the hard set, from which
+// and from the rest of which so many are chosen.
+struct BalancedShares {
+  int64_t hard_set, from_hard, from_rest;
+};
+
+PYFACE_HD BalancedShares balanced_shares(double hard_fraction, int64_t wanted, int64_t available) {
+  const int64_t half = (wanted + 1) / 2;
+  const int64_t fraction = static_cast<int64_t>(std::ceil(hard_fraction * static_cast<double>(available)));
+  const int64_t hard_set = fraction > half ? fraction : half;
+  const int64_t rest = available - hard_set;
+  const int64_t from_rest = wanted - half < rest ? wanted - half : rest;
+  return {hard_set, wanted - from_rest, from_rest};
+}
+
+}  // namespace pyface

@@ -1,0 +1,416 @@
+"""DenseBox: every cell of one map answers a box (Huang et al., "DenseBox: Unifying Landmark Localization with End to
+End Object Detection", 2015, arXiv 1509.04874; DETECTORS.md 1).
+
+There are no anchors. The network is made for faces of one size; each cell near such a face's centre says how far away
+the face's edges are. Other sizes are found in smaller and larger copies of the picture, so that an image pyramid is
+part of the detector.
+
+Where the paper's mechanisms live:
+
+- fusion of conv3_4 with conv4_4, bilinearly up-sampled: `fuse`, in `DenseBoxVGG19` and `DenseBoxLite`;
+- score and location branches of 1 x 1 convolutions, one more for landmarks: `branch`;
+- refine branch, which judges a face by the score and the landmarks around it: `Refine`;
+- score disc, gray zone, bands of sizes: `ops.densebox_targets`; boxes from distances: `ops.decode_densebox`;
+- balanced sampling, half of the hardest 1 %: `ops.balanced_sample`; the masked losses: `DenseBox.loss`;
+- image pyramid: `DenseBox.plan`, `views.pyramid`;
+- landmarks at the maxima of their heat maps: `peaks`;
+- the same mechanisms on a compact network: `DenseBoxLite`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyface import ops
+from pyface.models.backbones import VGG19, CompactResNet, TopDown, convolution, pool
+from pyface.models.base import GroundTruth
+from pyface.models.layers import gaussian, xavier
+from pyface.models.single_shot import InferenceOptions, Limits, Preprocessing, SingleShot
+from pyface.models.views import Size, View, pyramid
+
+
+@dataclass(frozen=True)
+class DenseBoxConfig:
+    """The numbers of the detector; the defaults are the paper's (DETECTORS.md 1).
+
+    Attributes:
+        stride: Pixels between the cells of the map (1.2).
+        face: Height in pixels of the faces that the network is made for; also the unit of its distances (1.2).
+        radius: Of the disc of positive cells, relative to a face's height (1.2).
+        gray: Cells around a positive one that are ignored, by distance (1.2).
+        positive_band: Faces of such heights, relative to `face`, are positive (1.2).
+        ignore_band: Other faces within are ignored, and background beyond, as in the author's code (1.2).
+        landmarks: Heat maps, one a landmark; 0 for none, 72 in the paper. The default is what annotations of
+            WIDER FACE know. `Faces.landmarks` holds five points, so that other numbers serve training alone.
+        landmark_radius: Of a landmark's disc, in cells (1.2).
+        refine: Whether there is a refine branch, whose score then counts (1.1).
+        negative_ratio, hard_fraction: Negative cells that teach, for each positive one: half of them from the hardest
+            so large a part of the negatives, half at random (1.3).
+        box_weight, landmark_weight, refine_weight: Of the terms of the loss (1.3).
+        dropout: In the branches (1.1).
+        pyramid_step: How much smaller each view is than the one before (1.5).
+        pyramid_scales: How many views there are at most; None: down to where the whole picture is a face (1.5).
+        mean, std: Subtracted, divided by, in pixel values and RGB order. Training starts from ImageNet's VGG19, and
+            these are the numbers of torchvision's.
+        bgr: The network takes blue first.
+        score_threshold: Faces have a score > this (1.5).
+        nms_threshold, nms_overlap: Those that overlap a better one > this are dropped; "union" in the paper, "min" in
+            the author's code (1.5).
+    """
+
+    stride: int = 4
+    face: float = 50.0
+    radius: float = 0.3
+    gray: float = 2.0
+    positive_band: tuple[float, float] = (0.8, 1.25)
+    ignore_band: tuple[float, float] = (0.6, 1.67)
+    landmarks: int = 5
+    landmark_radius: float = 1.0
+    refine: bool = True
+    negative_ratio: float = 1.0
+    hard_fraction: float = 0.01
+    box_weight: float = 3.0
+    landmark_weight: float = 0.5
+    refine_weight: float = 1.0
+    dropout: float = 0.5
+    pyramid_step: float = 2**0.3
+    pyramid_scales: int | None = 15
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    bgr: bool = False
+    score_threshold: float = 0.7
+    nms_threshold: float = 0.5
+    nms_overlap: Literal["union", "min"] = "union"
+
+
+class DenseBoxOutput(NamedTuple):
+    """What the network says about every cell; raw regressions, no probabilities.
+
+    Attributes:
+        scores: [B, 1, H, W], near 1 where a face's centre is, near 0 elsewhere.
+        offsets: [B, 4, H, W], (x - x1, y - y1, x - x2, y - y2) in units of the face that the network is made for.
+        landmarks: [B, N, H, W], near 1 at a landmark; None without that branch.
+        refined: [B, 1, H, W], the refine branch's scores, which then count; None without it.
+    """
+
+    scores: Tensor
+    offsets: Tensor
+    landmarks: Tensor | None = None
+    refined: Tensor | None = None
+
+
+class DenseBox(SingleShot):
+    """What all DenseBox networks share: maps to candidates, the loss and the pyramid.
+
+    Attributes:
+        config: The numbers.
+        unit: Cells that an offset of 1 means.
+    """
+
+    limits: ClassVar[dict[str, Limits]] = {"ap": Limits(5000, 750), "fast": Limits(400, 200)}  # S3FD's
+
+    def __init__(self, config: DenseBoxConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.preprocessing = Preprocessing(config.mean, config.std, config.bgr)
+        self.score_threshold, self.nms_threshold = config.score_threshold, config.nms_threshold
+        self.nms_overlap = config.nms_overlap
+        self.smallest_face = config.positive_band[0] * config.face
+        self.unit = config.face / config.stride
+
+    def candidates(
+        self,
+        maps: DenseBoxOutput,
+        *,
+        score_threshold: float,
+        max_candidates: int,
+        sizes: Tensor | None = None,
+    ) -> ops.Candidates:
+        """The output to boxes; see `SingleShot.candidates`."""
+        return ops.decode_densebox(
+            maps.scores if maps.refined is None else maps.refined,
+            maps.offsets,
+            score_threshold=score_threshold,
+            max_candidates=max_candidates,
+            stride=self.config.stride,
+            unit=self.unit,
+            sizes=sizes,
+        )
+
+    def complete(self, found: ops.Candidates, maps: DenseBoxOutput) -> ops.Candidates:
+        """Adds the landmarks, where the network has five: the maxima of their heat maps within each box."""
+        if maps.landmarks is None or self.config.landmarks != 5:
+            return found
+        # No face that is not ignored in training is wider in cells.
+        most = math.ceil(self.config.ignore_band[1] * self.unit) + 1
+        return found._replace(landmarks=peaks(maps.landmarks, found.boxes, self.config.stride, most))
+
+    def check_options(self, options: InferenceOptions) -> None:
+        """Refuses the multi-scale tests of other detectors."""
+        if options.multiscale is not None:
+            raise ValueError(
+                f"{type(self).__name__} looks at a pyramid of its own, got multiscale={options.multiscale!r}, "
+                "leave it out"
+            )
+
+    def plan(self, view: View, options: InferenceOptions) -> Iterable[View]:
+        """The image pyramid: the picture as it is asked for, or as the network's own size is, and smaller and smaller.
+
+        Every view shows faces within `positive_band`, so the step may be no larger than this band is wide (1.56).
+        """
+        config = self.config
+        return pyramid(view, config.pyramid_step, config.positive_band[1] * config.face, config.pyramid_scales)
+
+    def loss(self, maps: DenseBoxOutput, truth: GroundTruth, *, seed: int = 0) -> dict[str, Tensor]:
+        """The terms of the loss; see `SingleShot.loss` (DETECTORS.md 1.3).
+
+        A cell teaches when it is positive or one of as many negative ones, chosen by `ops.balanced_sample` image by
+        image and map by map; a map without positive cells has as many negative ones as one face would bring. Every term
+        is a sum over such cells of the batch, divided by their number.
+
+        Only faces of about the size that the network is made for are positive. Whoever trains must show them at that
+        size.
+
+        Args:
+            maps: What `forward` gave.
+            truth: The faces.
+            seed: Of the random half of the negative cells; another one for every step.
+
+        Returns:
+            "classification": squared error of the scores.
+            "box": squared error of the four offsets of positive cells, times `box_weight`.
+            "landmarks", with that branch: squared error of the heat maps, times `landmark_weight`; 0 where the truth
+            knows none.
+            "refine", with that branch: as "classification", of its scores, times `refine_weight`.
+        """
+        config = self.config
+        if maps.landmarks is not None and truth.landmarks is not None and truth.landmarks.shape[1] != config.landmarks:
+            raise ValueError(
+                f"the network has {config.landmarks} landmarks and the truth {truth.landmarks.shape[1]}, "
+                "set the configuration's landmarks to that number"
+            )
+        height, width = maps.scores.shape[2:]
+        targets = ops.densebox_targets(
+            truth.boxes,
+            truth.splits,
+            (height, width),
+            stride=config.stride,
+            face=config.face,
+            radius=config.radius,
+            gray=config.gray,
+            positive_band=config.positive_band,
+            ignore_band=config.ignore_band,
+            unit=self.unit,
+            ignore=truth.ignore,
+            landmarks=truth.landmarks if maps.landmarks is not None else None,
+            landmark_radius=config.landmark_radius,
+        )
+        is_face = targets.label[:, None] == 1
+        distance = torch.where(is_face, maps.offsets.float() - targets.offsets, 0)
+        disc = config.radius * self.unit
+        terms = {
+            "classification": self._map_error(maps.scores, targets.label[:, None], disc, seed),
+            "box": config.box_weight * distance.square().sum() / is_face.sum().clamp(min=1),
+        }
+        if maps.landmarks is not None and truth.landmarks is None:
+            terms["landmarks"] = 0.0 * maps.landmarks.float().sum()
+        elif maps.landmarks is not None:
+            error = self._map_error(maps.landmarks, targets.landmark_label, config.landmark_radius, seed)
+            terms["landmarks"] = config.landmark_weight * error
+        if maps.refined is not None:
+            error = self._map_error(maps.refined, targets.label[:, None], disc, seed)
+            terms["refine"] = config.refine_weight * error
+        return terms
+
+    def _map_error(self, answers: Tensor, labels: Tensor, disc: float, seed: int) -> Tensor:
+        """Mean squared error of maps [B, N, H, W] over the cells that teach; `disc` is the usual radius in cells."""
+        error = (answers.float() - (labels == 1).float()).square().flatten(0, 1).flatten(1)
+        teaches = ops.balanced_sample(
+            error,
+            labels.flatten(0, 1).flatten(1).int() - 1,  # 1, 0, -1: a face, background, ignored
+            ratio=self.config.negative_ratio,
+            hard_fraction=self.config.hard_fraction,
+            minimum=round(math.pi * disc**2),
+            seed=seed,
+        )
+        return torch.where(teaches, error, 0).sum() / teaches.sum().clamp(min=1)
+
+
+def peaks(heat: Tensor, boxes: Tensor, stride: int, most: int) -> Tensor:
+    """Where heat maps are largest within boxes.
+
+    Args:
+        heat: [B, N, H, W].
+        boxes: [B, M, 4] in pixels.
+        stride: Pixels between cells.
+        most: Boxes up to so many cells wide and high are looked at cell by cell, larger ones at as many places an axis.
+
+    Returns:
+        float32 [B, M, N, 2], the pixels (x, y) of these cells. A box that holds no cell has the nearest one.
+    """
+    height, width = heat.shape[2:]
+    # The first and the last cell in each box. What lies beyond the count of candidates may be anything.
+    corners = (boxes.float().nan_to_num() - stride / 2) / stride
+    first, last = corners[..., :2].ceil(), corners[..., 2:].floor()
+    first = torch.where(last < first, ((corners[..., :2] + corners[..., 2:]) / 2).round(), first)
+    steps = torch.linspace(0, 1, most, device=heat.device)
+    places = (first[..., None] + (last - first).clamp(min=0)[..., None] * steps).round()  # [B, M, 2, most]
+    x, y = places[:, :, 0].clamp(0, width - 1).long(), places[:, :, 1].clamp(0, height - 1).long()
+    cells = (y[..., :, None] * width + x[..., None, :]).flatten(2)  # [B, M, most * most]
+    batch, count, window = cells.shape
+    values = heat.flatten(2).gather(2, cells.flatten(1)[:, None].expand(-1, heat.shape[1], -1))
+    best = values.reshape(batch, heat.shape[1], count, window).argmax(3)  # [B, N, M]
+    peak = cells.gather(2, best.transpose(1, 2))  # [B, M, N]
+    return torch.stack([peak % width, peak // width], dim=-1).float() * stride + stride / 2
+
+
+def upsample(x: Tensor, like: Tensor) -> Tensor:
+    """Twice the size, bilinear with pixels as areas (align_corners=False), cut to the size of `like`, which was halved.
+
+    The author's layer samples without the half-pixel shift (DETECTORS.md 1.1); no weights exist that would need it.
+    """
+    # F.interpolate takes a size or a factor. Of 61 pixels grown from 31, a size alone would make each a little wider.
+    return torch.ops.aten.upsample_bilinear2d(x, like.shape[2:], False, 2.0, 2.0)
+
+
+class Refine(nn.Module):
+    """Judges each cell by the scores and landmarks around it: scores and heat maps -> new scores [B, 1, H, W].
+
+    The last 1 x 1 convolution comes before the up-sampling, not behind it: the result is the same, and 64 times fewer
+    numbers are interpolated. Paddings of 1 and 2 return the map to its size.
+    """
+
+    def __init__(self, landmarks: int, width: int) -> None:
+        super().__init__()
+        self.conv6_1 = nn.Conv2d(1 + landmarks, width, 3, padding=1)
+        self.conv6_2 = nn.Conv2d(width, width, 5, padding=2)
+        self.conv6_3 = nn.Conv2d(width, 1, 1)
+        xavier(self)
+
+    def forward(self, scores: Tensor, landmarks: Tensor | None) -> Tensor:
+        x = scores if landmarks is None else torch.cat([scores, landmarks], dim=1)
+        x = F.relu(self.conv6_1(pool(x)), inplace=True)
+        x = F.relu(self.conv6_2(x), inplace=True)
+        return upsample(self.conv6_3(x), scores)
+
+
+def branch(channels: int, width: int, outputs: int, dropout: float) -> nn.Sequential:
+    """Two 1 x 1 convolutions, with a rectifier and dropout between them as in the author's file for VOC."""
+    layers = nn.Sequential(
+        nn.Conv2d(channels, width, 1), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Conv2d(width, outputs, 1)
+    )
+    xavier(layers)
+    return layers
+
+
+class DenseBoxVGG19(DenseBox):
+    """The paper's network (DETECTORS.md 1.1).
+
+    Images [B, 3, H, W] of any size; the maps have stride 4 and round up. The pyramid begins at 2^1.2 of a picture, or
+    of one reduced to 800 pixels, and ends at 2^-3: 15 views for faces from 17 to 500 px.
+    """
+
+    size: ClassVar[Size] = 800
+
+    WIDTH = 512  # of the branches
+    REFINE_WIDTH = 64
+
+    def __init__(self, config: DenseBoxConfig | None = None) -> None:
+        config = config or DenseBoxConfig()
+        super().__init__(config)
+        self.backbone = VGG19()
+        fused = 256 + 512
+        self.score = branch(fused, self.WIDTH, 1, config.dropout)
+        self.location = branch(fused, self.WIDTH, 4, config.dropout)
+        self.landmark = branch(fused, self.WIDTH, config.landmarks, config.dropout) if config.landmarks else None
+        self.refine = Refine(config.landmarks, self.REFINE_WIDTH) if config.refine else None
+
+    def own_scale(self, height: int, width: int) -> float:
+        """The pyramid's first scale: the paper's 2^1.2 of a picture whose longer side is 800 or less (1.5)."""
+        return 2**1.2 * min(1.0, 800 / max(height, width))
+
+    def forward(self, images: Tensor) -> DenseBoxOutput:
+        """Preprocessed images [B, 3, H, W] -> scores, offsets, landmarks and refined scores at stride 4."""
+        conv3_4, conv4_4 = self.backbone(images)
+        fused = torch.cat([conv3_4, upsample(conv4_4, conv3_4)], dim=1)
+        scores = self.score(fused)
+        landmarks = None if self.landmark is None else self.landmark(fused)
+        refined = None if self.refine is None else self.refine(scores, landmarks)
+        return DenseBoxOutput(scores, self.location(fused), landmarks, refined)
+
+
+@dataclass(frozen=True)
+class DenseBoxLiteConfig(DenseBoxConfig):
+    """What the lite network changes.
+
+    Attributes:
+        face: Half the paper's, at the same stride. A network for faces of 50 px needs a picture of 1,280 px to find the
+            faces of 20 px that are in one of 640 px; this one sees them at the picture's own size, so that its whole
+            pyramid costs an eighth.
+        gray: Likewise.
+        pyramid_step: Faces that are positive in training may differ by 1.25 / 0.8 = 1.56; at steps of 2^0.5 = 1.41 each
+            face is within that band in one view or two, and all views together cost twice the first.
+        pyramid_scales: None: down to where the whole picture is a face.
+        dropout: None is needed beside batch normalisation.
+    """
+
+    face: float = 25.0
+    gray: float = 1.0
+    pyramid_step: float = 2**0.5
+    pyramid_scales: int | None = None
+    dropout: float = 0.0
+
+
+class DenseBoxLite(DenseBox):
+    """DenseBox on `backbones.CompactResNet`, fused at stride 4 with stride 8 as in the paper.
+
+    What stride 8 cannot see, it gets from strides 16 and 32 by a feature pyramid, as in `S3FDLite`.
+
+    Images [B, 3, H, W] of any size; the maps have stride 4 and round up.
+    """
+
+    size: ClassVar[Size] = 640
+    channels_last: ClassVar[bool] = True
+
+    PYRAMID = (64, 64)  # channels at strides 8 and 16
+    WIDTH = 64  # of the branches
+    REFINE_WIDTH = 16
+
+    def __init__(self, config: DenseBoxLiteConfig | None = None) -> None:
+        config = config or DenseBoxLiteConfig()
+        super().__init__(config)
+        c2, c3, c4, c5 = CompactResNet.WIDTHS
+        p3, p4 = self.PYRAMID
+        self.backbone = CompactResNet()
+        self.down4, self.smooth4 = TopDown(c4, c5, p4), convolution(p4, p4)
+        self.down3, self.smooth3 = TopDown(c3, p4, p3), convolution(p3, p3)
+        self.score = self._branch(c2 + p3, 1)
+        # A fresh network's boxes are faces of the right size about each cell.
+        self.location = self._branch(c2 + p3, 4, bias=(0.5, 0.5, -0.5, -0.5))
+        self.landmark = self._branch(c2 + p3, config.landmarks) if config.landmarks else None
+        self.refine = Refine(config.landmarks, self.REFINE_WIDTH) if config.refine else None
+
+    def _branch(self, channels: int, outputs: int, bias: Sequence[float] | None = None) -> nn.Sequential:
+        last = nn.Conv2d(self.WIDTH, outputs, 1)
+        gaussian(last)
+        if bias is not None:
+            last.bias = nn.Parameter(torch.tensor(bias))
+        return nn.Sequential(convolution(channels, self.WIDTH, 1), nn.Dropout(self.config.dropout), last)
+
+    def forward(self, images: Tensor) -> DenseBoxOutput:
+        """Preprocessed images [B, 3, H, W] -> scores, offsets, landmarks and refined scores at stride 4."""
+        c2, c3, c4, c5 = self.backbone(images)
+        p4 = self.smooth4(self.down4(c4, c5))
+        p3 = self.smooth3(self.down3(c3, p4))
+        fused = torch.cat([c2, upsample(p3, c2)], dim=1)
+        scores = self.score(fused)
+        landmarks = None if self.landmark is None else self.landmark(fused)
+        refined = None if self.refine is None else self.refine(scores, landmarks)
+        return DenseBoxOutput(scores, self.location(fused), landmarks, refined)

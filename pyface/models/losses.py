@@ -1,0 +1,176 @@
+"""What the losses of the detectors share: answers anchor by anchor, targets, and the terms themselves.
+
+The order of anchors is that of `ops.anchor_boxes`: level by level, cells by row, the K anchors of a cell side by side.
+Sums run over masks, never over selections whose size depends on the data: nothing here waits for the device. All terms
+are float32, whatever the maps' dtype. A mask shuts out targets that are not finite (of boxes without area, of unknown
+landmarks), in the gradient too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyface import ops
+from pyface.models.base import GroundTruth
+
+
+def anchors_on(levels: Sequence[ops.AnchorLevel], maps: Sequence[ops.LevelMaps]) -> Tensor:
+    """The anchors of the maps, float32 [A, 4]; made once for each size, since making them copies to the device."""
+    sizes = tuple((level.logits.shape[2], level.logits.shape[3]) for level in maps)
+    return _anchors(tuple(levels[: len(maps)]), sizes, maps[0].logits.device)
+
+
+@lru_cache(maxsize=64)
+def _anchors(levels: tuple[ops.AnchorLevel, ...], sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # who asks first may validate, who asks next may train
+        return ops.anchor_boxes(levels, sizes, device)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def by_anchor(maps: Sequence[Tensor], levels: Sequence[ops.AnchorLevel]) -> Tensor:
+    """The maps of all levels, [B, K * n, H, W] with the n numbers of an anchor side by side -> float32 [B, A, n]."""
+    return torch.cat([_by_anchor(x, len(level.anchors)) for x, level in zip(maps, levels, strict=True)], dim=1)
+
+
+def _by_anchor(x: Tensor, num_anchors: int) -> Tensor:
+    parts = x.unflatten(1, (num_anchors, x.shape[1] // num_anchors))
+    return parts.permute(0, 3, 4, 1, 2).flatten(1, 3).float()
+
+
+def face_evidence(maps: Sequence[Tensor], levels: Sequence[ops.AnchorLevel]) -> Tensor:
+    """Logits of all levels -> float32 [B, A]: face minus largest background, whose sigmoid is the face probability."""
+    return torch.cat([_face_evidence(x, level) for x, level in zip(maps, levels, strict=True)], dim=1)
+
+
+def _face_evidence(logits: Tensor, level: ops.AnchorLevel) -> Tensor:
+    classes = logits.float().unflatten(1, (level.num_background + 1, len(level.anchors)))
+    if level.num_background > 1:
+        classes = ops.maxout_background(classes, level.num_background)
+    evidence = classes[:, 0] if level.num_background == 0 else classes[:, 1] - classes[:, 0]
+    return evidence.permute(0, 2, 3, 1).flatten(1)
+
+
+# --- targets ---------------------------------------------------------------------------------------------------------
+
+
+def matched(values: Tensor, splits: Tensor, index: Tensor) -> Tensor:
+    """What each anchor's face has, without a gradient: values [G, ...] of all images' faces -> [B, A, ...].
+
+    Args:
+        values: Of the faces of a batch, `GroundTruth.boxes` or `GroundTruth.landmarks`.
+        splits: `GroundTruth.splits`, int64 [B + 1].
+        index: int32 [B, A], the face within the image, as from `ops.assign_anchors`. Where it is negative, any face's
+            values come back.
+    """
+    values = values.detach()
+    if len(values) == 0:
+        return values.new_zeros(*index.shape, *values.shape[1:])
+    # An image without faces begins where the next one does, or at the end.
+    return values[(splits[:-1, None] + index.clamp(min=0)).clamp(max=len(values) - 1)]
+
+
+def encode_boxes(anchors: Tensor, boxes: Tensor, variances: tuple[float, float]) -> Tensor:
+    """The deltas (dx, dy, dw, dh) that turn anchors [..., 4] into boxes [..., 4]; `decode_boxes` reverses it.
+
+    The centre's distance in anchor sides / variances[0], and log(side / anchor side) / variances[1]. Not finite where a
+    side is 0.
+    """
+    sides, box_sides = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
+    distance = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
+    return torch.cat([distance / sides / variances[0], (box_sides / sides).log() / variances[1]], dim=-1)
+
+
+def decode_boxes(anchors: Tensor, deltas: Tensor, variances: tuple[float, float]) -> Tensor:
+    """Anchors [..., 4] moved and stretched by deltas [..., 4], as `ops.decode_anchors` does it."""
+    sides = anchors[..., 2:] - anchors[..., :2]
+    centre = anchors[..., :2] + sides / 2 + deltas[..., :2] * variances[0] * sides
+    half = sides * (deltas[..., 2:] * variances[1]).exp() / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def encode_landmarks(anchors: Tensor, landmarks: Tensor, variance: float) -> Tensor:
+    """Points [..., 5, 2] as seen from anchors [..., 4], (x - centre) / side / variance: [..., 10], x1, y1, x2 ..."""
+    centre = (anchors[..., :2] + anchors[..., 2:]) / 2
+    sides = anchors[..., 2:] - anchors[..., :2]
+    return ((landmarks - centre[..., None, :]) / sides[..., None, :] / variance).flatten(-2)
+
+
+# --- terms -----------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(evidence: Tensor, is_face: Tensor) -> Tensor:
+    """-log of the probability of what each anchor is, of the softmax of two or the sigmoid of one: [B, A]."""
+    return F.softplus(torch.where(is_face, -evidence, evidence))
+
+
+def focal(evidence: Tensor, is_face: Tensor, *, gamma: float, alpha: float) -> Tensor:
+    """`cross_entropy` times (1 - p)^gamma, p the probability of what the anchor is, and alpha for faces, 1 - alpha for
+    background (Lin et al., arXiv 1708.02002): [B, A]."""
+    doubt = torch.where(is_face, -evidence, evidence).sigmoid()
+    weight = torch.where(is_face, alpha, 1 - alpha)
+    return weight * doubt.pow(gamma) * cross_entropy(evidence, is_face)
+
+
+def smooth_l1(answers: Tensor, targets: Tensor, where: Tensor, sigma: float = 1.0) -> Tensor:
+    """Sum of (sigma x)^2 / 2 for |x| < 1 / sigma^2, else |x| - 1 / (2 sigma^2), of x = answers - targets [B, A, n]
+    where [B, A] is true."""
+    # Masked before anything is multiplied: there are targets that are not finite.
+    difference = torch.where(where[..., None], answers - targets, 0)
+    return F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=1 / sigma**2, reduction="sum")
+
+
+def total(values: Tensor, where: Tensor) -> Tensor:
+    """The sum of values where a mask of the same shape is true."""
+    return torch.where(where, values, 0).sum()
+
+
+def count(mask: Tensor) -> Tensor:
+    """How many are true, at least 1: what a sum is divided by."""
+    return mask.sum().clamp(min=1)
+
+
+def landmark_term(
+    answers: Tensor, anchors: Tensor, truth: GroundTruth, index: Tensor, variance: float, weight: float
+) -> Tensor:
+    """Smooth L1 of the landmarks of matched anchors, over those whose face's five points are all known.
+
+    It is divided by their number; 0 where there are none.
+
+    Args:
+        answers: [B, A, 10].
+        anchors: [A, 4] or [B, A, 4].
+        truth: The faces.
+        index: int32 [B, A], as from `ops.assign_anchors`.
+        variance: Unit of the answers, in anchor sides.
+        weight: Of the term.
+    """
+    points = truth.landmarks
+    if points is None:
+        points = truth.boxes.new_full((len(truth.boxes), 5, 2), torch.nan)
+    targets = encode_landmarks(anchors, matched(points, truth.splits, index), variance)
+    known = (index >= 0) & targets.isfinite().all(-1)
+    return weight * smooth_l1(answers, targets, known) / count(known)
+
+
+def hardest(losses: Tensor, where: Tensor, most: int, wanted: Tensor | None = None) -> Tensor:
+    """The entries of largest finite loss, image by image: bool [B, A].
+
+    Args:
+        losses: [B, A].
+        where: bool [B, A], which entries may be chosen.
+        most: How many of an image, fewer where there are fewer.
+        wanted: int64 [B], how many of each image where that differs; at most `most`.
+    """
+    losses = losses.detach().masked_fill(~(where & losses.isfinite()), -torch.inf)
+    values, order = losses.topk(min(most, losses.shape[1]), dim=1)
+    chosen = values > -torch.inf
+    if wanted is not None:
+        chosen &= torch.arange(values.shape[1], device=values.device) < wanted[:, None]
+    return torch.zeros_like(where).scatter_(1, order, chosen)

@@ -1,0 +1,458 @@
+"""DenseBox's maps to boxes, decode_densebox, and boxes to maps, densebox_targets (DETECTORS.md 1.2, 1.5).
+
+Cell (row i, column j) lies at the pixel (stride * j + stride / 2, stride * i + stride / 2), in both directions.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyface.ops._extension import (
+    FLOATS,
+    MAP_DTYPES,
+    check_dtype,
+    check_fraction,
+    check_one_device,
+    check_shape,
+    check_size,
+    check_tensors,
+    launch,
+    map_of,
+    plain,
+    register,
+)
+from pyface.ops.anchors import Candidates
+
+
+class DenseBoxMaps(NamedTuple):
+    """What DenseBox's maps should say.
+
+    Attributes:
+        label: int8 [B, H, W]: 1 face, 0 background, -1 ignored.
+        offsets: float32 [B, 4, H, W]: (x - x1, y - y1, x - x2, y - y2) in cells / `unit`, from the cell's pixel (x, y)
+            to the corners of its face; 0 where the label is not 1.
+        landmark_label: int8 [B, N, H, W], as `label`, one map a landmark; N = 0 where landmarks are not given.
+    """
+
+    label: Tensor
+    offsets: Tensor
+    landmark_label: Tensor
+
+
+def decode_densebox(
+    scores: Tensor,
+    offsets: Tensor,
+    *,
+    score_threshold: float,
+    max_candidates: int,
+    stride: int = 4,
+    unit: float = 12.5,
+    sizes: Tensor | None = None,
+    min_side: float = 0.0,
+) -> Candidates:
+    """DenseBox's maps to candidates in one pass, with static shapes and without a host synchronisation.
+
+    Every cell whose score is above the threshold is a candidate: its corners lie at ``(cell - unit * offset) * stride +
+    stride / 2``. Dropped are cells with a non-finite score, and candidates with a non-finite coordinate. The order is
+    raw score descending, ties by index. No gradient flows through this op.
+
+    Args:
+        scores: [B, 1, H, W], raw (a regression to 0 and 1); float32, float16 or bfloat16, computed in float32. Any
+            strides are read where they lie.
+        offsets: [B, 4, H, W] of the same dtype: x - x1, y - y1, x - x2, y - y2 in cells / unit.
+        score_threshold: in [0, 1]; a cell passes when its raw score is > this.
+        max_candidates: The best so many are kept.
+        stride: Pixels from one cell to the next.
+        unit: Cells that an offset of 1 means; 12.5 for faces of 50 px at stride 4.
+        sizes: Any float dtype [B, 2], (height, width) that each image's boxes are clipped to, or None.
+        min_side: Pixels >= 0; a candidate whose shorter side, after clipping, is not >= this is dropped, and always
+            one with a side <= 0.
+
+    Returns:
+        Candidates with M = min(max_candidates, H * W), scores clamped to [0, 1], no landmarks, and index = row * W +
+        column; beyond count boxes and scores are 0 and index -1.
+
+    Raises:
+        TypeError: a tensor of the wrong type or dtype, or a number of the wrong type.
+        ValueError: shapes or devices that do not fit, or a number out of its range.
+
+    Source: DenseBox (arXiv 1509.04874, section 3; DETECTORS.md 1.5); the cell's half pixel is the author's code's.
+
+    Example:
+        >>> scores, offsets = torch.zeros(1, 1, 60, 60), torch.zeros(1, 4, 60, 60)
+        >>> scores[0, 0, 30, 20] = 0.9
+        >>> offsets[0, :, 30, 20] = torch.tensor([0.5, 0.5, -0.5, -0.5])
+        >>> found = decode_densebox(scores, offsets, score_threshold=0.5, max_candidates=2)
+        >>> found.boxes[0, 0], found.count
+        (tensor([ 57.,  97., 107., 147.]), tensor([1], dtype=torch.int32))
+    """
+    op = "decode_densebox"
+    check_tensors(op, ("scores", "offsets"), (scores, offsets))
+    _check_int(op, "stride", stride, 1)
+    _check_int(op, "max_candidates", max_candidates, 0)
+    _check_numbers(op, score_threshold=score_threshold, unit=unit, min_side=min_side)
+    if sizes is not None:
+        check_tensors(op, ("scores", "sizes"), (scores, sizes))
+        sizes = sizes.detach()
+    return Candidates(
+        *torch.ops.pyface.decode_densebox.default(
+            scores.detach(), offsets.detach(), sizes, score_threshold, stride, unit, min_side, max_candidates
+        )
+    )
+
+
+def densebox_targets(
+    boxes: Tensor,
+    splits: Tensor,
+    size: tuple[int, int],
+    *,
+    stride: int = 4,
+    face: float = 50.0,
+    radius: float = 0.3,
+    gray: float = 2.0,
+    positive_band: tuple[float, float] = (0.8, 1.25),
+    ignore_band: tuple[float, float] = (0.6, 1.67),
+    unit: float = 12.5,
+    ignore: Tensor | None = None,
+    landmarks: Tensor | None = None,
+    landmark_radius: float = 1.0,
+) -> DenseBoxMaps:
+    """What DenseBox's maps should say about the faces of a batch, on the device and without a host synchronisation.
+
+    **Faces.** The height of a face, relative to `face`, decides: within `positive_band` (>= low and <= high) the face
+    has a positive disc, else within `ignore_band` its disc is ignored, else it is background. The disc holds the cells
+    within `radius` * height of the box's centre, and always the cell that this centre lies in; a centre beside the map
+    has no such cell. A cell in several positive discs belongs to the one whose centre is nearest in units of its
+    radius, ties to the lower index.
+
+    **What is ignored**, unless positive: cells whose pixel lies in an ignore box (x1 <= x < x2, likewise y), discs of
+    faces of nearly the right size, and the gray zone, cells within `gray` cells of a positive one.
+
+    **Landmarks.** Each point of a positive face has a positive disc of `landmark_radius` cells on its own map, and
+    always the cell that it lies in. Ignored there, unless positive: discs of points of faces of nearly the right size,
+    the cells inside such faces and positive ones whose point is unknown (not finite), ignore boxes, the gray zone.
+
+    Boxes that are not finite or have no area count for nothing.
+
+    Args:
+        boxes: [G, 4], (x1, y1, x2, y2) in continuous pixels of the network's input; any float dtype, computed in
+            float32.
+        splits: int64 [B + 1]; image b has the boxes splits[b] ... splits[b + 1] - 1.
+        size: (H, W) of the maps in cells.
+        stride: Pixels from one cell to the next.
+        face: Height in pixels of the faces that the network is for, > 0.
+        radius: Of the disc, relative to the face's height, > 0.
+        gray: Cells, >= 0.
+        positive_band, ignore_band: (low, high), 0 <= low <= high, relative to `face`.
+        unit: Cells that an offset of 1 means, > 0.
+        ignore: bool [G], boxes that are neither faces nor background; None: none.
+        landmarks: [G, N, 2], (x, y) in the same pixels, not finite where unknown; None: N = 0.
+        landmark_radius: Cells, > 0.
+
+    Returns:
+        `DenseBoxMaps`. Decoding the offsets of a positive cell gives its face to 1e-3 px.
+
+    Raises:
+        TypeError: a tensor of the wrong type or dtype, or a number of the wrong type.
+        ValueError: shapes or devices that do not fit, a number out of its range, or (on the CPU) splits that do not
+            ascend from 0 to G.
+
+    Source: DenseBox (arXiv 1509.04874, section 3.1; DETECTORS.md 1.2).
+
+    Example:
+        >>> maps = densebox_targets(torch.tensor([[95.0, 95.0, 145.0, 145.0]]), torch.tensor([0, 1]), (60, 60))
+        >>> maps.label[0, 26:34, 29].tolist(), maps.offsets[0, :, 29, 29].tolist()
+        ([1, 1, 1, 1, 1, 1, 1, 1], [0.46000000834465027, 0.46000000834465027, -0.5400000214576721, -0.5400000214576721])
+    """
+    op = "densebox_targets"
+    check_tensors(op, ("boxes", "splits"), (boxes, splits))
+    for name, tensor in (("ignore", ignore), ("landmarks", landmarks)):
+        if tensor is not None:
+            check_tensors(op, ("boxes", name), (boxes, tensor))
+    for name, pair in (("size", size), ("positive_band", positive_band), ("ignore_band", ignore_band)):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"{op}: {name} must be two numbers, got {pair!r}.")
+    for side in size:
+        _check_int(op, "size", side, 0)
+    _check_int(op, "stride", stride, 1)
+    numbers = {
+        "face": face,
+        "positive_band[0]": positive_band[0],
+        "positive_band[1]": positive_band[1],
+        "ignore_band[0]": ignore_band[0],
+        "ignore_band[1]": ignore_band[1],
+        "radius": radius,
+        "gray": gray,
+        "landmark_radius": landmark_radius,
+    }
+    _check_numbers(op, unit=unit, **numbers)
+    return DenseBoxMaps(
+        *torch.ops.pyface.densebox_targets.default(
+            boxes.detach(),
+            splits,
+            ignore,
+            None if landmarks is None else landmarks.detach(),
+            size,
+            stride,
+            unit,
+            list(numbers.values()),
+        )
+    )
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _check_int(op: str, name: str, value: Any, least: int) -> None:
+    """Raises TypeError unless value is an int, ValueError unless it is >= least."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}.")
+    if not value >= least:
+        raise ValueError(f"{op}: {name} must be {least} or more, got {value}.")
+
+
+def _check_numbers(op: str, **values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}.")
+
+
+def _check_grid(op: str, stride: int, unit: float) -> None:
+    if not 1 <= stride < 2**31:
+        raise ValueError(f"{op}: stride must be 1 or more, got {stride}.")
+    if not 0 < unit < math.inf:
+        raise ValueError(f"{op}: unit must be a finite number > 0, got {unit}.")
+
+
+def _check_decode(
+    scores: Tensor,
+    offsets: Tensor,
+    sizes: Tensor | None,
+    score_threshold: float,
+    stride: int,
+    unit: float,
+    min_side: float,
+    max_candidates: int,
+) -> tuple[int, int]:
+    """Raises unless all fits; returns the batch size and the static number of candidates."""
+    op = "decode_densebox"
+    check_dtype(op, "scores", scores, MAP_DTYPES)
+    check_shape(op, "scores", scores, scores.ndim == 4 and scores.shape[1] == 1, "[B, 1, H, W]")
+    batch, _, height, width = scores.shape
+    fits = offsets.shape == (batch, 4, height, width)
+    check_shape(op, "offsets", offsets, fits, f"[B, 4, H, W] = [{batch}, 4, {height}, {width}]")
+    check_one_device(op, scores, offsets)
+    if offsets.dtype != scores.dtype:
+        raise TypeError(f"{op}: scores are {scores.dtype} and offsets {offsets.dtype}: convert them to one dtype.")
+    check_size(op, batch * height * width)
+    check_fraction(op, "score_threshold", score_threshold)
+    _check_grid(op, stride, unit)
+    if not 0 <= min_side < math.inf:
+        raise ValueError(f"{op}: min_side must be a finite number of 0 or more, got {min_side}.")
+    if max_candidates < 0:
+        raise ValueError(f"{op}: max_candidates must be 0 or more, got {max_candidates}.")
+    if sizes is not None:
+        check_dtype(op, "sizes", sizes, FLOATS)
+        check_one_device(op, scores, sizes)
+        check_shape(op, "sizes", sizes, sizes.shape == (batch, 2), f"[B, 2] = [{batch}, 2], height and width")
+    return batch, min(max_candidates, height * width)
+
+
+def _check_targets(
+    boxes: Tensor,
+    splits: Tensor,
+    ignore: Tensor | None,
+    landmarks: Tensor | None,
+    size: list[int],
+    stride: int,
+    unit: float,
+    numbers: list[float],
+) -> tuple[int, int]:
+    """Raises unless all fits; returns the batch size and the number of landmarks."""
+    op = "densebox_targets"
+    check_dtype(op, "boxes", boxes, FLOATS)
+    check_shape(op, "boxes", boxes, boxes.ndim == 2 and boxes.shape[1] == 4, "[G, 4]")
+    count = boxes.shape[0]
+    check_dtype(op, "splits", splits, (torch.int64,))
+    check_shape(op, "splits", splits, splits.ndim == 1 and splits.shape[0] >= 1, "[B + 1]")
+    check_one_device(op, boxes, splits)
+    if ignore is not None:
+        check_dtype(op, "ignore", ignore, (torch.bool,))
+        check_shape(op, "ignore", ignore, ignore.shape == (count,), f"[G] = [{count}]")
+        check_one_device(op, boxes, ignore)
+    points = 0
+    if landmarks is not None:
+        check_dtype(op, "landmarks", landmarks, FLOATS)
+        fits = landmarks.ndim == 3 and landmarks.shape[0] == count and landmarks.shape[2] == 2
+        check_shape(op, "landmarks", landmarks, fits, f"[G, N, 2] = [{count}, N, 2]")
+        check_one_device(op, boxes, landmarks)
+        points = landmarks.shape[1]
+    _check_grid(op, stride, unit)
+    if len(size) != 2 or not all(0 <= side < 2**31 for side in size):
+        raise ValueError(f"{op}: size must be a height and a width of 0 or more, got {tuple(size)}.")
+    batch = splits.shape[0] - 1
+    check_size(op, batch * max(4, points) * size[0] * size[1])
+    check_size(op, count)
+    if len(numbers) != 8:
+        raise ValueError(f"{op} takes eight numbers, got {len(numbers)}.")
+    face, positive_low, positive_high, ignore_low, ignore_high, radius, gray, landmark_radius = numbers
+    for name, value in (("face", face), ("radius", radius), ("landmark_radius", landmark_radius)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{op}: {name} must be a finite number > 0, got {value}.")
+    if not 0 <= gray < math.inf:
+        raise ValueError(f"{op}: gray must be a finite number of 0 or more, got {gray}.")
+    for name, low, high in (
+        ("positive_band", positive_low, positive_high),
+        ("ignore_band", ignore_low, ignore_high),
+    ):
+        if not 0 <= low <= high:
+            raise ValueError(f"{op}: {name} must be (low, high) with 0 <= low <= high, got ({low}, {high}).")
+    return batch, points
+
+
+def _check_splits(splits: list[int], boxes: int) -> None:
+    """On the CPU, where looking at them costs nothing; the CUDA kernels keep within the boxes whatever they say."""
+    ascends = all(low <= high for low, high in pairwise(splits))
+    if splits[0] != 0 or splits[-1] != boxes or not ascends:
+        raise ValueError(f"densebox_targets: splits must ascend from 0 to the {boxes} boxes, got {splits}.")
+
+
+# --- implementation --------------------------------------------------------------------------------------------------
+
+
+def _empty_candidates(scores: Tensor, batch: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        scores.new_empty((batch, size, 4), dtype=torch.float32),
+        scores.new_empty((batch, size), dtype=torch.float32),
+        scores.new_empty((batch, size, 0, 2), dtype=torch.float32),
+        scores.new_empty((batch, size), dtype=torch.int64),
+        scores.new_empty(batch, dtype=torch.int32),
+    )
+
+
+def _decode_densebox(
+    scores: Tensor,
+    offsets: Tensor,
+    sizes: Tensor | None,
+    score_threshold: float,
+    stride: int,
+    unit: float,
+    min_side: float,
+    max_candidates: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, size = _check_decode(scores, offsets, sizes, score_threshold, stride, unit, min_side, max_candidates)
+    found = _empty_candidates(scores, batch, size)
+    if batch == 0 or size == 0:
+        found[4].zero_()
+        return found
+    height, width = scores.shape[2:]
+    sizes = None if sizes is None else plain(sizes, torch.float32)
+    launch(
+        "decode_densebox",
+        scores.device,
+        map_of(scores),
+        map_of(offsets),
+        MAP_DTYPES.index(scores.dtype),
+        batch,
+        (height, width, stride),
+        unit,
+        score_threshold,
+        min_side,
+        0 if sizes is None else sizes.data_ptr(),
+        size,
+        [tensor.data_ptr() for tensor in found],
+        workspace=(batch, height * width, size),
+    )
+    return found
+
+
+def _fake_decode_densebox(
+    scores: Tensor,
+    offsets: Tensor,
+    sizes: Tensor | None,
+    score_threshold: float,
+    stride: int,
+    unit: float,
+    min_side: float,
+    max_candidates: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, size = _check_decode(scores, offsets, sizes, score_threshold, stride, unit, min_side, max_candidates)
+    return _empty_candidates(scores, batch, size)
+
+
+def _empty_maps(boxes: Tensor, batch: int, points: int, size: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        boxes.new_empty((batch, *size), dtype=torch.int8),
+        boxes.new_empty((batch, 4, *size), dtype=torch.float32),
+        boxes.new_empty((batch, points, *size), dtype=torch.int8),
+    )
+
+
+def _densebox_targets(
+    boxes: Tensor,
+    splits: Tensor,
+    ignore: Tensor | None,
+    landmarks: Tensor | None,
+    size: list[int],
+    stride: int,
+    unit: float,
+    numbers: list[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, points = _check_targets(boxes, splits, ignore, landmarks, size, stride, unit, numbers)
+    if boxes.device.type == "cpu":
+        _check_splits(splits.tolist(), boxes.shape[0])
+    maps = _empty_maps(boxes, batch, points, size)
+    if batch == 0 or size[0] == 0 or size[1] == 0:
+        return maps
+    boxes, splits = plain(boxes, torch.float32), plain(splits, torch.int64)
+    ignore = None if ignore is None else plain(ignore, torch.bool)
+    landmarks = None if landmarks is None or points == 0 else plain(landmarks, torch.float32)
+    launch(
+        "densebox_targets",
+        boxes.device,
+        boxes.data_ptr(),
+        boxes.shape[0],
+        0 if ignore is None else ignore.data_ptr(),
+        splits.data_ptr(),
+        batch,
+        0 if landmarks is None else landmarks.data_ptr(),
+        points,
+        (*size, stride),
+        unit,
+        numbers,
+        [tensor.data_ptr() for tensor in maps],
+    )
+    return maps
+
+
+def _fake_densebox_targets(
+    boxes: Tensor,
+    splits: Tensor,
+    ignore: Tensor | None,
+    landmarks: Tensor | None,
+    size: list[int],
+    stride: int,
+    unit: float,
+    numbers: list[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, points = _check_targets(boxes, splits, ignore, landmarks, size, stride, unit, numbers)
+    return _empty_maps(boxes, batch, points, size)
+
+
+register(
+    "decode_densebox(Tensor scores, Tensor offsets, Tensor? sizes, float score_threshold, int stride, float unit, "
+    "float min_side, SymInt max_candidates) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _decode_densebox,
+    _fake_decode_densebox,
+)
+register(
+    "densebox_targets(Tensor boxes, Tensor splits, Tensor? ignore, Tensor? landmarks, SymInt[] size, int stride, "
+    "float unit, float[] numbers) -> (Tensor, Tensor, Tensor)",
+    _densebox_targets,
+    _fake_densebox_targets,
+)

@@ -1,0 +1,225 @@
+"""From annotated faces to the targets of anchors: assign_anchors."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pyface.ops._extension import (
+    FLOATS,
+    check_dtype,
+    check_fraction,
+    check_one_device,
+    check_shape,
+    check_size,
+    check_tensors,
+    launch,
+    plain,
+    register,
+)
+
+_COMPENSATE_NOBODY, _COMPENSATE_MEAN = -1, 0  # csrc/ops.h's Matching
+_COMPENSATE_ABOVE = 0.1  # S3FD's threshold (DETECTORS.md 2.3)
+
+
+def assign_anchors(
+    anchors: Tensor,
+    boxes: Tensor,
+    splits: Tensor,
+    *,
+    positive: float,
+    negative: float,
+    force_best: bool = False,
+    compensate: Literal["mean"] | int | None = None,
+    ignore: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The face, or background, of every anchor in a batch, by IoU; never holds a matrix of anchors and faces.
+
+    SSH's rule is ``positive=0.5, negative=0.3`` with ``valid`` for the border, SRN's 0.7 and 0.3, then 0.5 and 0.4 with
+    refined anchors, S3FD's 0.35 and 0.35 with ``force_best`` and ``compensate`` (DETECTORS.md 5.2, 4.3, 2.3). The rules
+    in their order:
+
+    1. An anchor goes to the face of its highest IoU, ties to the lower face, when that is >= positive. It is background
+       when it is < negative, else ignored.
+    2. ``force_best``: every face also takes the anchor of its highest IoU (> 0), ties the lower anchor, whoever had it.
+       When two faces take one anchor, the higher IoU wins, then the lower face; the other one gets none.
+    3. ``compensate``: a face with fewer than N anchors gets more, up to N: the unmatched ones whose best face it is and
+       whose IoU is > 0.1, by IoU descending, ties the lower anchor.
+    4. An anchor without a face is ignored when an ignore box covers at least half of its area.
+
+    Faces that are not finite or have no area match nothing. Index counts within the image's own boxes, all of them.
+
+    Args:
+        anchors: [A, 4] for all images or [B, A, 4], any float dtype; those that are not finite count as invalid.
+        boxes: [G, 4], any float dtype: the boxes of all images one after the other.
+        splits: int64 [B + 1]: image b has the boxes splits[b] ... splits[b + 1] - 1. On the CPU splits that do not
+            rise from 0 to G raise; on CUDA, where looking would cost a synchronisation, they are kept within [0, G].
+        positive: in (0, 1]; an anchor is a face's when its IoU is >= this.
+        negative: in [0, positive]; it is background when its IoU is < this.
+        force_best: see rule 2.
+        compensate: N >= 1; "mean" for the mean number of anchors that the image's faces have after rule 2, rounded
+            half up, at least 1; None for no compensation.
+        ignore: bool [G], boxes that are neither faces nor background; None: all are faces.
+        valid: bool [A] or [B, A]; others are ignored and no face gets them. None: all are valid.
+
+    Returns:
+        index, int32 [B, A]: the face; -1: background; -2: ignored.
+        overlap, float32 [B, A]: IoU with that face, or with the best one where index < 0; 0 for invalid anchors.
+
+    Raises:
+        TypeError: not tensors, or wrong dtypes.
+        ValueError: wrong shapes, devices, thresholds, splits or compensate.
+
+    Example:
+        >>> import torch, pyface
+        >>> anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 20], [0, 0, 10, 5], [50, 50, 60, 60]])
+        >>> faces, splits = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([0, 1, 1])
+        >>> index, overlap = pyface.ops.assign_anchors(anchors, faces, splits, positive=0.6, negative=0.5)
+        >>> index
+        tensor([[ 0, -2, -2, -1],
+                [-1, -1, -1, -1]], dtype=torch.int32)
+        >>> overlap[0]
+        tensor([1.0000, 0.5000, 0.5000, 0.0000])
+    """
+    names = ["anchors", "boxes", "splits"]
+    tensors = [anchors, boxes, splits]
+    for name, tensor in (("ignore", ignore), ("valid", valid)):
+        if tensor is not None:
+            names.append(name)
+            tensors.append(tensor)
+    check_tensors("assign_anchors", names, tensors)
+    return torch.ops.pyface.assign_anchors.default(
+        anchors.detach(), boxes.detach(), splits, positive, negative, force_best, _number(compensate), ignore, valid
+    )
+
+
+def _number(compensate: str | int | None) -> int:
+    """compensate as csrc/ops.h's Matching takes it."""
+    if compensate is None:
+        return _COMPENSATE_NOBODY
+    if compensate == "mean":
+        return _COMPENSATE_MEAN
+    if isinstance(compensate, bool) or not isinstance(compensate, int) or not 1 <= compensate < 2**31:
+        raise ValueError(
+            f"assign_anchors: compensate must be None, 'mean' or a number of anchors from 1 to 2**31 - 1, "
+            f"got {compensate!r}."
+        )
+    return compensate
+
+
+# --- implementation --------------------------------------------------------------------------------------------------
+
+
+def _check(
+    anchors: Tensor,
+    boxes: Tensor,
+    splits: Tensor,
+    positive: float,
+    negative: float,
+    compensate: int,
+    ignore: Tensor | None,
+    valid: Tensor | None,
+) -> None:
+    op = "assign_anchors"
+    check_one_device(op, anchors, boxes, splits, *(t for t in (ignore, valid) if t is not None))
+    check_dtype(op, "anchors", anchors, FLOATS)
+    check_dtype(op, "boxes", boxes, FLOATS)
+    check_dtype(op, "splits", splits, (torch.int64,))
+    check_shape(op, "splits", splits, splits.ndim == 1 and splits.shape[0] >= 1, "[B + 1]")
+    batch, num_boxes = splits.shape[0] - 1, boxes.shape[0] if boxes.ndim else 0
+    fits = anchors.ndim in (2, 3) and anchors.shape[-1] == 4 and (anchors.ndim == 2 or anchors.shape[0] == batch)
+    check_shape(op, "anchors", anchors, fits, f"[A, 4] or [B, A, 4] with B = {batch} as in splits")
+    check_shape(op, "boxes", boxes, boxes.ndim == 2 and boxes.shape[1] == 4, "[G, 4]")
+    num_anchors = anchors.shape[-2]
+    check_size(op, batch * num_anchors)
+    check_size(op, num_boxes)
+    if ignore is not None:
+        check_dtype(op, "ignore", ignore, (torch.bool,))
+        check_shape(op, "ignore", ignore, ignore.shape == boxes.shape[:1], f"[G] = [{num_boxes}] as in boxes")
+    if valid is not None:
+        check_dtype(op, "valid", valid, (torch.bool,))
+        fits = valid.shape in ((num_anchors,), (batch, num_anchors))
+        check_shape(op, "valid", valid, fits, f"[A] = [{num_anchors}] or [B, A] = [{batch}, {num_anchors}]")
+    check_fraction(op, "positive", positive)
+    check_fraction(op, "negative", negative)
+    if not 0 < positive >= negative:
+        raise ValueError(f"{op}: positive must be > 0 and >= negative, got {positive} and {negative}.")
+    if compensate < _COMPENSATE_NOBODY:
+        raise ValueError(f"{op}: compensate must be -1 (nobody), 0 (the mean) or a number, got {compensate}.")
+
+
+def _check_splits(splits: Tensor, num_boxes: int) -> None:
+    """Raises ValueError unless splits rise from 0 to num_boxes; looks on the CPU only."""
+    if splits.device.type != "cpu":
+        return
+    if splits[0] != 0 or splits[-1] != num_boxes or bool((splits.diff() < 0).any()):
+        shown = splits.tolist() if len(splits) <= 8 else f"{splits[:4].tolist()} ... {splits[-4:].tolist()}"
+        raise ValueError(
+            f"assign_anchors: splits must rise from 0 to G = {num_boxes}, got {shown}: image b has the boxes "
+            "splits[b] to splits[b + 1] - 1."
+        )
+
+
+def _assign_anchors(
+    anchors: Tensor,
+    boxes: Tensor,
+    splits: Tensor,
+    positive: float,
+    negative: float,
+    force_best: bool,
+    compensate: int,
+    ignore: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    _check(anchors, boxes, splits, positive, negative, compensate, ignore, valid)
+    _check_splits(splits, len(boxes))
+    anchors, boxes, splits = plain(anchors, torch.float32), plain(boxes, torch.float32), plain(splits, torch.int64)
+    ignore = None if ignore is None else plain(ignore, torch.bool)
+    valid = None if valid is None else plain(valid, torch.bool)
+    batch, num_anchors = len(splits) - 1, anchors.shape[-2]
+    index = torch.empty(batch, num_anchors, dtype=torch.int32, device=anchors.device)
+    overlap = torch.empty(batch, num_anchors, dtype=torch.float32, device=anchors.device)
+    launch(
+        "assign_anchors",
+        anchors.device,
+        anchors.data_ptr(),
+        num_anchors if anchors.ndim == 3 else 0,
+        num_anchors,
+        boxes.data_ptr(),
+        len(boxes),
+        0 if ignore is None else ignore.data_ptr(),
+        splits.data_ptr(),
+        batch,
+        0 if valid is None else valid.data_ptr(),
+        num_anchors if valid is not None and valid.ndim == 2 else 0,
+        (positive, negative, force_best, compensate, _COMPENSATE_ABOVE),
+        index.data_ptr(),
+        overlap.data_ptr(),
+        workspace=(batch, num_anchors, len(boxes)),
+    )
+    return index, overlap
+
+
+def _fake(
+    anchors: Tensor,
+    boxes: Tensor,
+    splits: Tensor,
+    positive: float,
+    negative: float,
+    force_best: bool,
+    compensate: int,
+    ignore: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    _check(anchors, boxes, splits, positive, negative, compensate, ignore, valid)
+    shape = (splits.shape[0] - 1, anchors.shape[-2])
+    return anchors.new_empty(shape, dtype=torch.int32), anchors.new_empty(shape, dtype=torch.float32)
+
+
+register(
+    "assign_anchors(Tensor anchors, Tensor boxes, Tensor splits, float positive, float negative, bool force_best, "
+    "SymInt compensate, Tensor? ignore, Tensor? valid) -> (Tensor, Tensor)",
+    _assign_anchors,
+    _fake,
+)

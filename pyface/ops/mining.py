@@ -1,0 +1,246 @@
+"""Which anchors or samples take part in a loss: hard_negatives, balanced_sample and online_hard.
+
+``index`` is what assign_anchors returns: >= 0 a face, -1 background, -2 ignored. Losses may be float32, float64,
+float16 or bfloat16 (computed in float32). An entry whose loss is not finite is never chosen and not counted, except
+that a positive is one whatever its loss. No gradient flows through a choice.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyface.ops._extension import (
+    FLOATS,
+    check_dtype,
+    check_fraction,
+    check_one_device,
+    check_shape,
+    check_size,
+    check_tensors,
+    launch,
+    plain,
+    register,
+)
+
+
+def hard_negatives(losses: Tensor, index: Tensor, *, ratio: float = 3.0, minimum: int = 16) -> Tensor:
+    """The background of largest loss in every image, ``max(minimum, floor(ratio * positives))`` of it (S3FD, SSD).
+
+    Fewer where an image has less background. Ties go to the lower anchor.
+
+    Args:
+        losses: [B, A], any float dtype; those of positive and ignored anchors are not looked at.
+        index: int32 or int64 [B, A]: >= 0 positive, -1 background, else ignored.
+        ratio: >= 0, negatives a positive.
+        minimum: >= 0, for images with few or no faces, which then still teach.
+
+    Returns:
+        bool [B, A]: the chosen negatives.
+
+    Raises:
+        TypeError: not tensors, or wrong dtypes.
+        ValueError: wrong shapes or devices, a negative or infinite ratio, a negative minimum.
+
+    Example:
+        >>> import torch, pyface
+        >>> losses = torch.tensor([[0.9, 0.1, 0.4, 0.3, 0.8]])
+        >>> index = torch.tensor([[0, -1, -1, -1, -2]])
+        >>> pyface.ops.hard_negatives(losses, index, ratio=2, minimum=1)
+        tensor([[False, False,  True,  True, False]])
+    """
+    check_tensors("hard_negatives", ("losses", "index"), (losses, index))
+    return torch.ops.pyface.hard_negatives.default(losses.detach(), index, ratio, minimum)
+
+
+def balanced_sample(
+    losses: Tensor,
+    index: Tensor,
+    *,
+    ratio: float = 1.0,
+    hard_fraction: float = 0.01,
+    minimum: int = 16,
+    seed: int,
+) -> Tensor:
+    """All positives and as many negatives, half of them hard, half at random (DenseBox 3.3, DETECTORS.md 1.3).
+
+    The hard set of an image is the ``hard_fraction`` of its background (rounded up) with the largest losses, or more
+    where half of the wanted negatives needs more. Half of them (rounded up) are drawn from it, the others from the
+    rest; when the rest has too few, the hard set gives more.
+
+    Args:
+        losses: [B, A], any float dtype; those of positive and ignored entries are not looked at.
+        index: int32 or int64 [B, A]: >= 0 positive, -1 background, else ignored.
+        ratio: >= 0, negatives a positive.
+        hard_fraction: in [0, 1], the hard set's share of the background.
+        minimum: >= 0, negatives of images with few or no faces.
+        seed: in [0, 2**63); the draw depends on it and on nothing else, so pass another one in every step.
+
+    Returns:
+        bool [B, A]: the positives and the chosen negatives.
+
+    Raises:
+        TypeError, ValueError: as for hard_negatives; also a hard_fraction outside [0, 1], a seed out of range.
+
+    Example:
+        >>> import torch, pyface
+        >>> losses = torch.tensor([[0.9, 0.1, 0.4, 0.3, 0.8]])
+        >>> index = torch.tensor([[0, -1, -1, -1, -2]])
+        >>> pyface.ops.balanced_sample(losses, index, minimum=1, seed=7)
+        tensor([[ True, False,  True, False, False]])
+    """
+    check_tensors("balanced_sample", ("losses", "index"), (losses, index))
+    return torch.ops.pyface.balanced_sample.default(losses.detach(), index, ratio, hard_fraction, minimum, seed)
+
+
+def online_hard(losses: Tensor, *, keep: float = 0.7, valid: Tensor | None = None) -> Tensor:
+    """The ``ceil(keep * count)`` samples of largest loss in a mini-batch (MTCNN's online hard sample mining).
+
+    Ties go to the lower index.
+
+    Args:
+        losses: [N], any float dtype.
+        keep: in [0, 1], the share that is chosen.
+        valid: bool [N], samples that count at all; None: all.
+
+    Returns:
+        bool [N]: the chosen samples.
+
+    Raises:
+        TypeError: not tensors, or wrong dtypes.
+        ValueError: wrong shapes or devices, a keep outside [0, 1].
+
+    Example:
+        >>> import torch, pyface
+        >>> pyface.ops.online_hard(torch.tensor([0.1, 0.9, 0.5, 0.7]), keep=0.5)
+        tensor([False,  True, False,  True])
+    """
+    tensors = (losses,) if valid is None else (losses, valid)
+    check_tensors("online_hard", ("losses", "valid")[: len(tensors)], tensors)
+    return torch.ops.pyface.online_hard.default(losses.detach(), keep, valid)
+
+
+# --- implementations -------------------------------------------------------------------------------------------------
+
+
+def _check_negatives(op: str, losses: Tensor, index: Tensor, ratio: float, minimum: int) -> None:
+    check_one_device(op, losses, index)
+    check_dtype(op, "losses", losses, FLOATS)
+    check_dtype(op, "index", index, (torch.int32, torch.int64))
+    check_shape(op, "losses", losses, losses.ndim == 2, "[B, A]")
+    check_shape(op, "index", index, index.shape == losses.shape, f"[B, A] = {list(losses.shape)} as in losses")
+    check_size(op, losses.shape[0] * losses.shape[1])
+    if not 0 <= ratio < math.inf:
+        raise ValueError(f"{op}: ratio must be a number of negatives a positive, 0 or more, got {ratio}.")
+    if not minimum >= 0:
+        raise ValueError(f"{op}: minimum must be a number of negatives, 0 or more, got {minimum}.")
+
+
+def _check_balanced(losses: Tensor, index: Tensor, ratio: float, hard_fraction: float, minimum: int, seed: int) -> None:
+    _check_negatives("balanced_sample", losses, index, ratio, minimum)
+    check_fraction("balanced_sample", "hard_fraction", hard_fraction)
+    if not seed >= 0:
+        raise ValueError(f"balanced_sample: seed must be a number from 0 to 2**63 - 1, got {seed}.")
+
+
+def _check_online(losses: Tensor, keep: float, valid: Tensor | None) -> None:
+    check_dtype("online_hard", "losses", losses, FLOATS)
+    check_shape("online_hard", "losses", losses, losses.ndim == 1, "[N]")
+    check_size("online_hard", losses.shape[0])
+    check_fraction("online_hard", "keep", keep)
+    if valid is not None:
+        check_one_device("online_hard", losses, valid)
+        check_dtype("online_hard", "valid", valid, (torch.bool,))
+        fits = valid.shape == losses.shape
+        check_shape("online_hard", "valid", valid, fits, f"[N] = {list(losses.shape)} as in losses")
+
+
+def _hard_negatives(losses: Tensor, index: Tensor, ratio: float, minimum: int) -> Tensor:
+    _check_negatives("hard_negatives", losses, index, ratio, minimum)
+    losses, index = plain(losses, torch.float32), plain(index, torch.int32)
+    selected = torch.empty(losses.shape, dtype=torch.bool, device=losses.device)
+    launch(
+        "hard_negatives",
+        losses.device,
+        losses.data_ptr(),
+        index.data_ptr(),
+        losses.shape[0],
+        losses.shape[1],
+        ratio,
+        minimum,
+        selected.data_ptr(),
+        workspace=tuple(losses.shape),
+    )
+    return selected
+
+
+def _balanced_sample(
+    losses: Tensor, index: Tensor, ratio: float, hard_fraction: float, minimum: int, seed: int
+) -> Tensor:
+    _check_balanced(losses, index, ratio, hard_fraction, minimum, seed)
+    losses, index = plain(losses, torch.float32), plain(index, torch.int32)
+    selected = torch.empty(losses.shape, dtype=torch.bool, device=losses.device)
+    launch(
+        "balanced_sample",
+        losses.device,
+        losses.data_ptr(),
+        index.data_ptr(),
+        losses.shape[0],
+        losses.shape[1],
+        ratio,
+        hard_fraction,
+        minimum,
+        seed,
+        selected.data_ptr(),
+        workspace=tuple(losses.shape),
+    )
+    return selected
+
+
+def _online_hard(losses: Tensor, keep: float, valid: Tensor | None) -> Tensor:
+    _check_online(losses, keep, valid)
+    losses = plain(losses, torch.float32)
+    valid = None if valid is None else plain(valid, torch.bool)
+    selected = torch.empty(losses.shape, dtype=torch.bool, device=losses.device)
+    launch(
+        "online_hard",
+        losses.device,
+        losses.data_ptr(),
+        0 if valid is None else valid.data_ptr(),
+        len(losses),
+        keep,
+        selected.data_ptr(),
+        workspace=(len(losses),),
+    )
+    return selected
+
+
+def _fake_hard_negatives(losses: Tensor, index: Tensor, ratio: float, minimum: int) -> Tensor:
+    _check_negatives("hard_negatives", losses, index, ratio, minimum)
+    return losses.new_empty(losses.shape, dtype=torch.bool)
+
+
+def _fake_balanced_sample(
+    losses: Tensor, index: Tensor, ratio: float, hard_fraction: float, minimum: int, seed: int
+) -> Tensor:
+    _check_balanced(losses, index, ratio, hard_fraction, minimum, seed)
+    return losses.new_empty(losses.shape, dtype=torch.bool)
+
+
+def _fake_online_hard(losses: Tensor, keep: float, valid: Tensor | None) -> Tensor:
+    _check_online(losses, keep, valid)
+    return losses.new_empty(losses.shape, dtype=torch.bool)
+
+
+register(
+    "hard_negatives(Tensor losses, Tensor index, float ratio, SymInt minimum) -> Tensor",
+    _hard_negatives,
+    _fake_hard_negatives,
+)
+register(
+    "balanced_sample(Tensor losses, Tensor index, float ratio, float hard_fraction, SymInt minimum, SymInt seed) "
+    "-> Tensor",
+    _balanced_sample,
+    _fake_balanced_sample,
+)
+register("online_hard(Tensor losses, float keep, Tensor? valid) -> Tensor", _online_hard, _fake_online_hard)

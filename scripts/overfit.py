@@ -1,0 +1,139 @@
+"""Trains a detector on four pictures until it finds their faces: the smallest proof that a loss teaches.
+
+    python scripts/overfit.py s3fd_vgg16 --data ../shared/data/faces/train --device cuda
+
+The pictures are a few of a folder `images/` with `bbx_gt.txt` beside it, in WIDER FACE's format. What is learned is
+thrown away. tests/models/test_overfit.py does the same with the lite detectors.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import cv2
+import torch
+from torch import Tensor
+
+from pyface import FaceDetector, ops
+from pyface.models import create_model
+from pyface.models.base import GroundTruth
+from pyface.models.densebox import DenseBox
+from pyface.models.single_shot import InferenceOptions, SingleShot
+from pyface.models.views import View, scale_for, whole
+
+FILES = ("tr_ilc_00077.jpg", "tr_ilc_00247.jpg", "tr_ilc_00457.jpg", "tr_ilc_00491.jpg")  # eleven clear faces
+
+
+def main() -> int:
+    arguments = parse()
+    torch.manual_seed(0)
+    model = create_model(arguments.model, weights=None)
+    if not isinstance(model, SingleShot):
+        sys.exit(f"{arguments.model} does not train on whole pictures")
+    model.to(arguments.device)
+    images, boxes = read(arguments.data, arguments.files)
+    start = time.perf_counter()
+    for step, terms in enumerate(train(model, images, boxes, arguments.size, arguments.steps, arguments.rate), 1):
+        if step == 1 or step % 20 == 0:
+            values = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
+            print(f"step {step}, {time.perf_counter() - start:.0f} s: {values}", flush=True)
+    found, wrong = count_found(model, images, boxes, arguments.size)
+    print(f"{found} of {sum(map(len, boxes))} faces found, {wrong} boxes that are none")
+    return 0 if found == sum(map(len, boxes)) and wrong == 0 else 1
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="a name from pyface.list_models()")
+    parser.add_argument("--data", type=Path, required=True, help="folder with images/ and bbx_gt.txt")
+    parser.add_argument("--files", nargs="+", default=FILES, help="names in images/")
+    parser.add_argument("--size", type=int, default=320, help="longer side of the pictures")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+def read(folder: Path, files: tuple[str, ...]) -> tuple[list[Tensor], list[Tensor]]:
+    """Pictures, uint8 RGB [H, W, 3], and their faces, float32 [N, 4] as (x1, y1, x2, y2)."""
+    lines = (folder / "bbx_gt.txt").read_text().splitlines()
+    boxes = []
+    for name in files:
+        first = lines.index(name) + 1
+        rows = [[float(value) for value in line.split()] for line in lines[first + 1 : first + 1 + int(lines[first])]]
+        assert not any(row[7] for row in rows), f"{name} has boxes to ignore: take another picture"
+        corner_and_sides = torch.tensor(rows)[:, :4]
+        boxes.append(torch.cat([corner_and_sides[:, :2], corner_and_sides[:, :2] + corner_and_sides[:, 2:]], 1))
+    pictures = [cv2.imread(str(folder / "images" / name), cv2.IMREAD_COLOR_RGB) for name in files]
+    return [torch.from_numpy(picture) for picture in pictures], boxes
+
+
+def train(model: SingleShot, images: list[Tensor], boxes: list[Tensor], size: int, steps: int, rate: float):
+    """Yields the terms of the loss, before each step. All pictures at once, the same every time."""
+    batches = views_of(model, images, boxes, size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
+    # Up over a tenth of the steps, down to nothing over the rest, when normalisation's averages catch up.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    model.train()
+    for step in range(steps):
+        seed = {"seed": step} if isinstance(model, DenseBox) else {}
+        terms = defaultdict(float)
+        for batch, truth in batches:
+            for name, value in model.loss(model(batch), truth, **seed).items():
+                terms[name] += value
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        schedule.step()
+        yield {name: value.item() for name, value in terms.items()}
+    model.eval()
+
+
+def views_of(
+    model: SingleShot, images: list[Tensor], boxes: list[Tensor], size: int
+) -> list[tuple[Tensor, GroundTruth]]:
+    """All pictures in one batch, for each look that the detector takes at a picture (DenseBox has a pyramid)."""
+    plans = []
+    for k, image in enumerate(images):
+        view = whole(k, *image.shape[:2], scale_for(size, *image.shape[:2]))
+        plans.append(model.plan(view, InferenceOptions(size=size)))
+    return [batch_of(model, views, images, boxes) for views in zip(*plans, strict=False)]
+
+
+def batch_of(
+    model: SingleShot, views: tuple[View, ...], images: list[Tensor], boxes: list[Tensor]
+) -> tuple[Tensor, GroundTruth]:
+    """Preprocessed pictures [B, 3, H, W] and their faces, where the network sees them."""
+    height, width = (math.ceil(max(sides) / 32) * 32 for sides in zip(*(view.content for view in views), strict=True))
+    means, stds = model.preprocessing.mean, model.preprocessing.std
+    batch, _ = ops.letterbox(images, (height, width), scales=[view.scale for view in views], mean=means, std=stds)
+    batch = batch.flip(1) if model.preprocessing.bgr else batch
+    scaled = torch.cat([faces * view.scale for faces, view in zip(boxes, views, strict=True)])
+    splits = torch.tensor([0, *map(len, boxes)]).cumsum(0)
+    return batch.to(model.device), GroundTruth(scaled.to(model.device), splits.to(model.device))
+
+
+def count_found(model: SingleShot, images: list[Tensor], boxes: list[Tensor], size: int) -> tuple[int, int]:
+    """How many faces a detection overlaps with an IoU >= 0.5, and how many detections overlap none; scores > 0.5."""
+    detector = FaceDetector(model, device=model.device, size=size, score_threshold=0.5)
+    found = wrong = 0
+    for image, faces in zip(images, boxes, strict=True):
+        overlaps = iou(faces, detector(image.numpy()).boxes)
+        found += int((overlaps >= 0.5).any(1).sum())
+        wrong += int((~(overlaps >= 0.5).any(0)).sum())
+    return found, wrong
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """[N, 4] and [M, 4] -> [N, M]."""
+    sides = (torch.minimum(a[:, None, 2:], b[:, 2:]) - torch.maximum(a[:, None, :2], b[:, :2])).clamp(min=0)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b)]
+    return sides.prod(2) / (areas[0][:, None] + areas[1] - sides.prod(2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
