@@ -1,0 +1,135 @@
+"""`pyface train`. As in `cli.py`, what is slow to import comes late."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+def train(
+    model: Annotated[
+        str | None, typer.Argument(help="Detector, one of those that `pyface models` shows.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="DIR",
+            help="Folder with images/ and bbx_gt.txt, or without annotations: pictures without faces. May be repeated; "
+            "a folder that is named twice is seen twice as often.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    val: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="DIR", help="Folder to measure on; the first decides which weights are best.", show_default=False
+        ),
+    ] = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the run.", show_default=False)] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Names of pictures in --data to measure on, not to learn from, one a line."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the data.", show_default="the recipe's")
+    ] = None,
+    max_time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Train for so long instead, such as 90m, 2h or 1h30m.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples a step and device.", show_default="the recipe's")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=64, help="Side of a sample in pixels.", show_default="the recipe's")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="the recipe's")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights to start from.", show_default="random ones")
+    ] = None,
+    precision: Annotated[str, typer.Option(metavar="fp32|fp16|bf16", help="What is computed in.")] = "fp32",
+    devices: Annotated[int, typer.Option(min=1, help="GPUs.")] = 1,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|gpu", help="Where to train.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare samples.")] = 0,
+    validations: Annotated[int, typer.Option(min=1, help="How often a run is measured.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is random.")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Repeat the run that wrote this config.json, into --out.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
+) -> None:
+    """Trains a detector on pictures of your own.
+
+    The run's folder gets best.safetensors, which `pyface detect --weights` takes, measurements, pictures, logs, and
+    config.json, with which --config repeats it. A run that was cut off goes on with --resume DIR, with the samples that
+    would have come.
+    """
+    from pyface.cli import _fail
+
+    # OpenMP's threads wait for work by spinning, which costs more than it gains where others work too.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    try:
+        import lightning  # noqa: F401
+        import tensorboard  # noqa: F401
+    except ImportError:
+        _fail('training needs Lightning and TensorBoard, install them: pip install -e ".[train]"')
+    from pyface.dataset import DatasetError
+    from pyface.models.zoo import CheckpointError, model_info
+    from pyface.training.recipes import RECIPES, Run
+    from pyface.training.run import CONFIG, TrainingError, read_config
+    from pyface.training.run import train as train_run
+
+    if precision not in PRECISIONS:
+        _fail(f"--precision should be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    changes: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "size": size, "rate": rate}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    try:
+        if resume is not None:
+            if model or data or config or out:
+                _fail("--resume DIR goes on with a run as it is, leave out the model, --data, --config and --out")
+            run, folder = read_config(resume / CONFIG), resume
+        elif config is not None:
+            if model or data:
+                _fail("--config FILE names model and data, leave them out")
+            run = read_config(config)
+        else:
+            if model is None or not data:
+                _fail("name a model and --data DIR (or --config FILE, or --resume DIR)")
+            model_info(model)  # says what there is if there is no such model
+            if model not in RECIPES:
+                _fail(f"{model} has no recipe; there are recipes for {', '.join(sorted(RECIPES))}")
+            run = Run(
+                model=model,
+                data=tuple(map(str, data)),
+                val=tuple(map(str, val)),
+                held_out=() if held_out is None else tuple(held_out.read_text(encoding="utf-8").split()),
+                weights=None if weights is None else str(weights),
+                seed=seed,
+                max_hours=None if max_time is None else _hours(max_time),
+                validations=validations,
+                precision=PRECISIONS[precision],
+                workers=workers,
+                recipe=replace(RECIPES[model], **changes),
+            )
+        if resume is None:
+            if out is None:
+                _fail("name a folder for the run: --out DIR")
+            folder = out
+        train_run(run, folder, devices=devices, accelerator=device, resume=resume is not None)
+    except (CheckpointError, DatasetError, OSError, TrainingError, ValueError) as error:
+        _fail(error)
+
+
+def _hours(text: str) -> float:
+    """Reads 90m, 2h, 1h30m and 45s."""
+    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip().lower())
+    if not text or match is None or not any(match.groups()):
+        raise ValueError(f"--max-time should be a time such as 90m, 2h or 1h30m, got {text!r}")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return hours + minutes / 60 + seconds / 3600

@@ -1,0 +1,339 @@
+"""The Lightning side of training: data, one step, the moving average, and measuring on the way."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from pyface.dataset import Picture
+from pyface.detections import Detections
+from pyface.detector import FaceDetector
+from pyface.draw import draw
+from pyface.evaluation.faces import Report, detect_all, score
+from pyface.images import read_image
+from pyface.models.base import GroundTruth
+from pyface.models.checkpoints import save_checkpoint
+from pyface.models.densebox import DenseBox
+from pyface.models.single_shot import SingleShot
+from pyface.training.album import Album
+from pyface.training.crops import Rule
+from pyface.training.recipes import Recipe
+from pyface.training.samples import Batch, Samples, render
+
+LOWEST_SCORE = 0.02  # of detections that are measured
+
+
+class Data(L.LightningDataModule):
+    """Samples of an album, with their pixels made on the device.
+
+    Args:
+        album: The pictures.
+        recipe: The numbers.
+        rule: How crops are cut.
+        model: Whose preprocessing the pixels get.
+        seed: Of the samples.
+        workers: Processes that prepare samples.
+    """
+
+    def __init__(self, album: Album, recipe: Recipe, rule: Rule, model: SingleShot, seed: int, workers: int) -> None:
+        super().__init__()
+        self.album, self.recipe, self.rule, self.seed, self.workers = album, recipe, rule, seed, workers
+        self.preprocessing = model.preprocessing
+        self.on_device: list[Tensor] | None = None
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """An epoch's batches, or the rest of it: they go on where the trainer stands."""
+        trainer = self.trainer
+        assert trainer is not None
+        world = trainer.world_size
+        an_epoch = max(1, len(self.album) // (self.recipe.batch_size * world))
+        samples = Samples(
+            self.album, self.recipe, self.rule, self.seed, trainer.global_step, an_epoch, trainer.global_rank, world
+        )
+        return DataLoader(samples, batch_size=None, num_workers=self.workers, pin_memory=torch.cuda.is_available())
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Moves what is wanted there; where crops are is asked by the host."""
+        truth = GroundTruth(*(x.to(device, non_blocking=True) for x in batch.truth if x is not None))
+        pixels = None if batch.pixels is None else [x.to(device, non_blocking=True) for x in batch.pixels]
+        return batch._replace(truth=truth, pixels=pixels, colours=batch.colours.to(device, non_blocking=True))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, GroundTruth]:
+        """A batch -> what the network sees, and the faces."""
+        device = batch.colours.device
+        if self.on_device is None and self.album.images is not None:
+            self.on_device = [image.to(device) for image in self.album.images]
+        images = batch.pixels if self.on_device is None else self.on_device
+        samples = render(batch, images or [], self.recipe.size)
+        for k, (mean, std) in enumerate(zip(self.preprocessing.mean, self.preprocessing.std, strict=True)):
+            samples[:, k].sub_(mean).div_(std)
+        return samples.flip(1) if self.preprocessing.bgr else samples, batch.truth
+
+
+class Training(L.LightningModule):
+    """A model, its loss and its optimiser.
+
+    Args:
+        model: The detector.
+        recipe: The numbers.
+        steps: Of the whole run; None: a `Timer` says how far it is.
+    """
+
+    def __init__(self, model: SingleShot, recipe: Recipe, steps: int | None) -> None:
+        super().__init__()
+        self.model, self.recipe, self.steps = model, recipe, steps
+        self.progress = 0.0  # from 0 to 1
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Biases and normalisation do not decay."""
+        recipe = self.recipe
+        groups: list[dict[str, Any]] = [
+            {"params": [], "weight_decay": recipe.weight_decay, "scale": 1.0},
+            {"params": [], "weight_decay": 0.0, "scale": 1.0},
+            {"params": [], "weight_decay": 0.0, "scale": recipe.bias_rate},
+        ]
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups[0 if parameter.ndim > 1 else 2 if name.endswith("bias") else 1]["params"].append(parameter)
+        groups = [group for group in groups if group["params"]]
+        if recipe.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=recipe.rate)
+        return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The learning rate depends on how far the run is, in steps or in time, and on nothing else."""
+        self.progress = self._progress()
+        rate = self.recipe.rate * factor(self.recipe, self.progress)
+        optimizer = self.optimizers()
+        for group in optimizer.param_groups:  # type: ignore[union-attr]
+            group["lr"] = rate * group["scale"]
+        self.log("rate", rate)
+
+    def _progress(self) -> float:
+        if self.steps is not None:
+            return min(1.0, self.trainer.global_step / self.steps)
+        timer = next(callback for callback in self.trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
+        spent, left = timer.time_elapsed(), timer.time_remaining()
+        share = spent / (spent + left) if left is not None and spent + left > 0 else 0.0
+        # Ranks have clocks of their own, and must not learn at rates of their own.
+        return share if self.trainer.world_size == 1 else self.trainer.strategy.broadcast(share)
+
+    def training_step(self, batch: tuple[Tensor, GroundTruth], batch_idx: int) -> Tensor:
+        """The sum of the loss's terms, each of which is logged."""
+        images, truth = batch
+        # Samples of faces are drawn anew in each step.
+        seed = {"seed": self.global_step} if isinstance(self.model, DenseBox) else {}
+        terms = self.model.loss(self.model(images), truth, **seed)
+        loss = torch.stack(list(terms.values())).sum()
+        self.log_dict({name: value.detach() for name, value in terms.items()}, prog_bar=True)
+        self.log("loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """By the norm of all gradients together."""
+        self.clip_gradients(optimizer, gradient_clip_val=self.recipe.clip, gradient_clip_algorithm="norm")
+
+
+def factor(recipe: Recipe, progress: float) -> float:
+    """What the learning rate is multiplied by when a share of the run is done.
+
+    Example:
+        >>> factor(Recipe(warm_up=0.1), 0.05), round(factor(Recipe(warm_up=0.0), 0.5), 3)
+        (0.5, 0.5)
+        >>> [factor(Recipe(schedule=(0.5, 0.75), warm_up=0.0), p) for p in (0.4, 0.5, 0.8)]
+        [1.0, 0.1, 0.01]
+    """
+    if progress < recipe.warm_up:
+        return progress / recipe.warm_up
+    if isinstance(recipe.schedule, tuple):
+        return round(0.1 ** sum(progress >= end for end in recipe.schedule), 12)
+    rest = (progress - recipe.warm_up) / (1 - recipe.warm_up) if recipe.warm_up < 1 else 1.0
+    return (1 + math.cos(math.pi * rest)) / 2
+
+
+class Average(L.Callback):
+    """The moving average of a model's weights and statistics, in a copy of its own.
+
+    Args:
+        decay: How much of it stays in a step; less in the first steps, (1 + n) / (10 + n), when little is there.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.model: SingleShot | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Copies the model as it is before training, which is where a checkpoint's state goes."""
+        if self.model is None:
+            self.model = copy.deepcopy(pl_module.model).eval().requires_grad_(False)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Goes where the model went."""
+        assert self.model is not None
+        self.model.to(pl_module.device)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Takes a step towards the model."""
+        assert self.model is not None
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        pairs = zip(self.model.state_dict().values(), pl_module.model.state_dict().values(), strict=True)
+        ours, theirs = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
+        with torch.no_grad():
+            get_ema_multi_avg_fn(decay)(list(ours), list(theirs), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        assert self.model is not None
+        return {"updates": self.updates, "model": self.model.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        assert self.model is not None
+        self.updates = state_dict["updates"]
+        self.model.load_state_dict(state_dict["model"])
+
+
+class Measuring(L.Callback):
+    """Measures the averaged model now and then, and keeps the best weights.
+
+    Args:
+        sets: Pictures by the name of their set; the first set decides what is best.
+        average: Whose model is measured.
+        times: How often in a run, evenly.
+        folder: Of the run: `best.safetensors`, `last.safetensors`, `measured.jsonl` and `pictures/` go there.
+        name: Of the model, in the registry.
+    """
+
+    PICTURES = 4  # drawn each time
+
+    def __init__(
+        self, sets: Mapping[str, Sequence[Picture]], average: Average, times: int, folder: Path, name: str
+    ) -> None:
+        self.sets, self.average, self.times, self.folder, self.name = dict(sets), average, times, folder, name
+        self.done, self.best = 0, -1.0
+        self.figures: dict[str, float] = {}  # the newest
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """When another part of the run is over."""
+        due = math.floor(pl_module.progress * self.times)
+        if due > self.done:
+            self.done = due
+            self.measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """The last part is over."""
+        if self.done < self.times:
+            self.measure(trainer, pl_module)
+
+    def measure(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Detects in all pictures, the ranks sharing them; the first writes down what came out."""
+        assert self.average.model is not None
+        detector = FaceDetector(
+            copy.deepcopy(self.average.model), device=pl_module.device, score_threshold=LOWEST_SCORE
+        )
+        reports, drawn = {}, {}
+        for name, pictures in self.sets.items():
+            found = _shared(trainer, list(detect_all(detector, pictures[trainer.global_rank :: trainer.world_size])))
+            reports[name] = score(pictures, found, (0.5, 0.4))
+            drawn[name] = [
+                draw(read_image(picture.path), faces[faces.scores > reports[name].best_threshold])
+                for picture, faces in list(zip(pictures, found, strict=True))[: self.PICTURES]
+            ]
+        if trainer.is_global_zero:
+            self._write(trainer, pl_module, reports, drawn)
+
+    def _write(
+        self, trainer: L.Trainer, pl_module: Any, reports: dict[str, Report], drawn: dict[str, list[Any]]
+    ) -> None:
+        import cv2
+
+        self.figures = figures = {
+            f"{name}/AP@{iou:g}": value for name, of in reports.items() for iou, value in of.average_precision.items()
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, trainer.global_step)
+            if isinstance(logger, TensorBoardLogger):
+                for name, pictures in drawn.items():
+                    for k, picture in enumerate(pictures):
+                        logger.experiment.add_image(f"{name}/{k}", picture, trainer.global_step, dataformats="HWC")
+        for name, pictures in drawn.items():
+            for k, picture in enumerate(pictures):
+                path = self.folder / "pictures" / f"{trainer.global_step:06d}_{name}_{k}.jpg"
+                path.parent.mkdir(exist_ok=True)
+                cv2.imwrite(str(path), picture[..., ::-1])
+        assert self.average.model is not None
+        save_checkpoint(self.folder / "last.safetensors", self.average.model, self.name)
+        leading = next(iter(figures.values()), None)
+        if leading is None or leading > self.best:
+            self.best = self.best if leading is None else leading
+            save_checkpoint(self.folder / "best.safetensors", self.average.model, self.name)
+        line: dict[str, Any] = {"step": trainer.global_step, "progress": round(pl_module.progress, 4)}
+        line |= {name: of.to_dict() for name, of in reports.items()}
+        with (self.folder / "measured.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        print(f"step {trainer.global_step}, {pl_module.progress:.0%} of the run: {text}", flush=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"done": self.done, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.done, self.best = state_dict["done"], state_dict["best"]
+
+
+def _shared(trainer: L.Trainer, own: list[Detections]) -> list[Detections]:
+    """What all ranks found, in the order of the pictures, of which rank r had every world-th from r on."""
+    if trainer.world_size == 1:
+        return own
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, own)
+    return [parts[k % len(parts)][k // len(parts)] for k in range(sum(map(len, parts)))]
+
+
+class Saving(L.Callback):
+    """Writes what a run needs to go on, a hundred times and at its end. A file is replaced when it is complete.
+
+    Args:
+        path: The file.
+    """
+
+    TIMES = 100
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.done = path, 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """When another hundredth is over."""
+        due = math.floor(pl_module.progress * self.TIMES)
+        if due > self.done:
+            self.done = due
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Once more."""
+        self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """All ranks call it; the first writes."""
+        part = self.path.with_name(f"{self.path.name}.part")
+        trainer.save_checkpoint(part, weights_only=False)
+        if trainer.is_global_zero:
+            part.replace(self.path)

@@ -1,0 +1,133 @@
+"""How each model is trained: a frozen set of numbers, written into every run and repeatable from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+CropRule = Literal["octaves", "s3fd", "srn", "ssh", "densebox"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of a training run.
+
+    Attributes:
+        size: Side of the square that the network sees, in pixels.
+        batch_size: Samples a step and device.
+        epochs: Passes over the pictures, unless a time is given instead.
+        crops: How a sample is cut from a picture: one of `crops.RULES`.
+        mosaic: Share of the samples that are four crops of half the side, so that faces come small and many.
+        cut_out: Probability that a face loses a part to a rectangle of one colour.
+        photometric: Probability of each change of brightness, contrast, saturation and hue.
+        smallest_face: Faces with a shorter side (square root of the area) in the sample, in pixels, are neither faces
+            nor background.
+        optimizer: "adamw", or "sgd" with momentum 0.9.
+        rate: Highest learning rate.
+        bias_rate: What biases' rate is multiplied by; they never decay.
+        schedule: "cosine", or the ends of the stretches, as shares of the run, after each of which the rate falls to a
+            tenth.
+        warm_up: Share of the run over which the rate rises from 0.
+        weight_decay: Of weights with two or more dimensions.
+        clip: Largest norm of all gradients together.
+        average: Decay of the moving average of the weights, which is what is measured and kept.
+    """
+
+    size: int = 640
+    batch_size: int = 32
+    epochs: int = 100
+    crops: CropRule = "octaves"
+    mosaic: float = 0.0
+    cut_out: float = 0.0
+    photometric: float = 0.5
+    smallest_face: float = 6.0
+    optimizer: Literal["adamw", "sgd"] = "sgd"
+    rate: float = 1e-3
+    bias_rate: float = 1.0
+    schedule: Literal["cosine"] | tuple[float, ...] = "cosine"
+    warm_up: float = 0.02
+    weight_decay: float = 5e-4
+    clip: float = 10.0
+    average: float = 0.999
+
+    def __post_init__(self) -> None:
+        for name in ("mosaic", "cut_out", "photometric", "warm_up", "average"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} should be from 0 to 1, got {getattr(self, name)}")
+        for name in ("size", "batch_size", "epochs", "rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} should be more than 0, got {getattr(self, name)}")
+        if isinstance(self.schedule, list):  # as JSON has it
+            object.__setattr__(self, "schedule", tuple(self.schedule))
+
+
+# Small data: sizes of faces spread over octaves, small faces by mosaic, faces half hidden.
+_LITE = Recipe(
+    size=384,
+    batch_size=32,
+    epochs=120,
+    mosaic=0.25,
+    cut_out=0.3,
+    optimizer="adamw",
+    rate=2e-3,
+    weight_decay=0.02,
+    average=0.9995,
+)
+
+RECIPES: dict[str, Recipe] = {
+    "s3fd_lite": _LITE,
+    "ssh_lite": _LITE,
+    "srn_lite": _LITE,
+    "densebox_lite": replace(_LITE, crops="densebox", mosaic=0.0),
+    # The papers' (DETECTORS.md 2.5, 4.4, 5.3, 1.4). Epochs are their iterations over WIDER FACE's 12,880 pictures.
+    "s3fd_vgg16": Recipe(
+        size=640, batch_size=32, epochs=300, crops="s3fd", rate=1e-3, bias_rate=2.0, schedule=(80 / 120, 100 / 120)
+    ),
+    "srn_resnet50": Recipe(
+        size=1024,
+        batch_size=32,
+        epochs=120,
+        crops="srn",
+        rate=1e-2,
+        schedule=(80 / 120, 100 / 120),
+        warm_up=0.01,
+        weight_decay=1e-4,
+    ),
+    "ssh_vgg16": Recipe(
+        size=1024, batch_size=4, epochs=7, crops="ssh", photometric=0.0, rate=4e-3, bias_rate=2.0, schedule=(18 / 21,)
+    ),
+    "densebox_vgg19": Recipe(
+        size=240, batch_size=10, epochs=100, crops="densebox", photometric=0.0, rate=1e-3, schedule=(1 / 3, 2 / 3)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run is made of; `config.json` in its folder.
+
+    Attributes:
+        model: A name from `pyface.list_models()`.
+        data: Data folders to learn from; one that is named twice is seen twice as often.
+        val: Data folders to measure on; average precision on the first decides which weights are the best.
+        held_out: Names of pictures in `data` that are measured on, as one more set, and not learned from.
+        weights: File of weights to start from; None: a random start.
+        seed: Of all that is random: the same seed gives the same stream of samples.
+        max_hours: Train for so long, in place of the recipe's epochs.
+        validations: How often the run is measured, evenly spread.
+        precision: As in Lightning: "32-true", "16-mixed" or "bf16-mixed".
+        workers: Processes that prepare samples; 0: the one that trains.
+        recipe: The numbers.
+    """
+
+    model: str
+    data: tuple[str, ...]
+    val: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    weights: str | None = None
+    seed: int = 0
+    max_hours: float | None = None
+    validations: int = 20
+    precision: str = "32-true"
+    workers: int = 0
+    recipe: Recipe = field(default_factory=Recipe)

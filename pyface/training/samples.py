@@ -1,0 +1,288 @@
+"""Samples: from a number to the crops it is made of, its faces and its colours; and a batch of them to pixels.
+
+Everything random in sample k of a run depends on the run's seed and on k alone. A run that was cut off goes on with the
+samples that would have come, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyface import ops
+from pyface.models.base import GroundTruth
+from pyface.training.album import Album
+from pyface.training.crops import Rule
+from pyface.training.recipes import Recipe
+
+MIRRORED = [1, 0, 2, 4, 3]  # left and right landmarks change places
+
+
+class Faces(NamedTuple):
+    """What is known about the faces of a sample, in its pixels.
+
+    Attributes:
+        boxes: float32 [G, 4].
+        ignore: bool [G].
+        landmarks: float32 [G, 5, 2], NaN where unknown.
+    """
+
+    boxes: NDArray[np.float32]
+    ignore: NDArray[np.bool_]
+    landmarks: NDArray[np.float32]
+
+
+class Batch(NamedTuple):
+    """A batch before it has pixels.
+
+    Samples that are one crop come first, then those of four (a mosaic).
+
+    Attributes:
+        pictures: int64 [T], number in the album of each crop's picture, or in `pixels` where there are any. On the CPU,
+            as all but the colours and the faces.
+        crops: float32 [T, 4], (x1, y1, x2, y2) in the picture's pixels, squares that may reach beyond it.
+        mirrored: bool [T].
+        mosaics: How many samples are four crops.
+        colours: float32 [B, 3, 4]: what RGB, 0 to 255, and a 1 are multiplied by.
+        cuts: float32 [C, 6]: number of the sample, (x1, y1, x2, y2) and a grey.
+        truth: The faces.
+        pixels: Where pictures are not kept in memory: uint8 [H, W, 3] parts of them.
+    """
+
+    pictures: Tensor
+    crops: Tensor
+    mirrored: Tensor
+    mosaics: int
+    colours: Tensor
+    cuts: Tensor
+    truth: GroundTruth
+    pixels: list[Tensor] | None
+
+
+class Crop(NamedTuple):
+    """One picture's part in a sample."""
+
+    picture: int
+    left: float
+    top: float
+    side: float
+    is_mirrored: bool
+
+
+class Samples(Dataset[Batch]):
+    """Batches by number.
+
+    Args:
+        album: The pictures.
+        recipe: The numbers.
+        rule: How crops are cut.
+        seed: Of all that is random.
+        first: Number of the batch that is batch 0 here.
+        count: How many there are.
+        rank, world: This process and all of them: a batch's samples are dealt out.
+    """
+
+    def __init__(
+        self, album: Album, recipe: Recipe, rule: Rule, seed: int, first: int, count: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.album, self.recipe, self.rule, self.seed = album, recipe, rule, seed
+        self.first, self.count, self.rank, self.world = first, count, rank, world
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, batch: int) -> Batch:
+        if not 0 <= batch < self.count:
+            raise IndexError(batch)
+        start = ((self.first + batch) * self.world + self.rank) * self.recipe.batch_size
+        samples = [self.sample(k) for k in range(start, start + self.recipe.batch_size)]
+        samples.sort(key=lambda sample: len(sample[0]))
+        crops = [crop for sample in samples for crop in sample[0]]
+        truth = [faces for _, faces, _, _ in samples]
+        cuts = [(k, *cut) for k, sample in enumerate(samples) for cut in sample[3]]
+        squares = np.array([(c.left, c.top, c.left + c.side, c.top + c.side) for c in crops], np.float32)
+        numbers = np.array([crop.picture for crop in crops])
+        pixels = None
+        if self.album.images is None:
+            pixels, squares = self._cut(numbers, squares)
+            numbers = np.arange(len(crops))
+        return Batch(
+            pictures=torch.from_numpy(numbers),
+            crops=torch.from_numpy(squares),
+            mirrored=torch.tensor([crop.is_mirrored for crop in crops]),
+            mosaics=sum(len(sample[0]) > 1 for sample in samples),
+            colours=torch.from_numpy(np.stack([colour for _, _, colour, _ in samples])),
+            cuts=torch.tensor(cuts, dtype=torch.float32).reshape(-1, 6),
+            truth=GroundTruth(
+                boxes=torch.from_numpy(np.concatenate([faces.boxes for faces in truth])),
+                splits=torch.tensor([0, *(len(faces.boxes) for faces in truth)]).cumsum(0),
+                ignore=torch.from_numpy(np.concatenate([faces.ignore for faces in truth])),
+                landmarks=torch.from_numpy(np.concatenate([faces.landmarks for faces in truth])),
+            ),
+            pixels=pixels,
+        )
+
+    def sample(self, k: int) -> tuple[list[Crop], Faces, NDArray[np.float32], list[tuple[float, ...]]]:
+        """Sample k of the run: its crops (one, or four by row), faces, colours, and cut-out rectangles with a grey."""
+        rng = np.random.default_rng((self.seed, k))
+        epoch, place = divmod(k, len(self.album))
+        picture = int(_order(self.seed, epoch, len(self.album))[place])
+        size, recipe = self.recipe.size, self.recipe
+        if rng.random() < recipe.mosaic:
+            half = size // 2
+            crops, parts = [], []
+            for row, column in np.ndindex(2, 2):
+                crop, faces = self._crop(rng, picture, half)
+                crops.append(crop)
+                parts.append(_moved(faces, column * half, row * half))
+                picture = int(rng.integers(len(self.album)))
+            faces = Faces(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        else:
+            crop, faces = self._crop(rng, picture, size)
+            crops = [crop]
+        cuts = [cut_out(rng, box) for box in faces.boxes[~faces.ignore] if rng.random() < recipe.cut_out]
+        return crops, faces, colours(rng, recipe.photometric), cuts
+
+    def _crop(self, rng: np.random.Generator, k: int, size: int) -> tuple[Crop, Faces]:
+        height, width = self.album[k].shape[:2]
+        left, top, side = self.rule(rng, self.album.pictures[k], height, width, size)
+        crop = Crop(k, left, top, side, bool(rng.random() < 0.5))
+        picture = self.album.pictures[k]
+        boxes = np.concatenate([picture.faces, picture.ignore])
+        ignore = np.arange(len(boxes)) >= len(picture.faces)
+        unknown = np.full((len(picture.ignore), 5, 2), np.nan, np.float32)
+        faces = Faces(boxes, ignore, np.concatenate([picture.landmarks, unknown]))
+        return crop, in_crop(faces, crop, size, self.recipe.smallest_face)
+
+    def _cut(
+        self, numbers: NDArray[np.int64], squares: NDArray[np.float32]
+    ) -> tuple[list[Tensor], NDArray[np.float32]]:
+        """The parts of pictures that crops show, and the crops as seen from these."""
+        parts, moved = [], []
+        for k, square in zip(numbers, squares, strict=True):
+            image = self.album[int(k)]
+            height, width = image.shape[:2]
+            x1, y1 = (int(np.clip(math.floor(v), 0, n - 1)) for v, n in zip(square[:2], (width, height), strict=True))
+            x2, y2 = (
+                int(np.clip(math.ceil(v), low + 1, n))
+                for v, low, n in zip(square[2:], (x1, y1), (width, height), strict=True)
+            )
+            parts.append(image[y1:y2, x1:x2].contiguous())
+            moved.append(square - np.array([x1, y1, x1, y1], np.float32))
+        return parts, np.stack(moved)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """In which order an epoch goes through the pictures."""
+    return np.random.default_rng((seed, epoch, 1)).permutation(count)
+
+
+def in_crop(faces: Faces, crop: Crop, size: int, smallest: float) -> Faces:
+    """Faces of a picture as a sample of `size` pixels shows them.
+
+    A face counts when its centre is in the crop, and is then clipped to it (DETECTORS.md 2.5). One whose centre is
+    outside, or that is smaller than `smallest`, is to be ignored. What is wholly outside is left out.
+    """
+    scale = size / crop.side
+    origin = np.array([crop.left, crop.top], np.float32)
+    boxes = ((faces.boxes.reshape(-1, 2, 2) - origin) * scale).reshape(-1, 4)
+    landmarks = (faces.landmarks - origin) * scale
+    if crop.is_mirrored:
+        boxes = np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], 1)
+        landmarks = landmarks[:, MIRRORED] * [-1, 1] + [size, 0]
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    is_inside = ((centre >= 0) & (centre < size)).all(1)
+    boxes = boxes.clip(0, size)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    ignore = faces.ignore | ~is_inside | (np.sqrt(sides.prod(1)) < smallest)
+    is_seen = (sides > 0).all(1)
+    return Faces(
+        boxes[is_seen].astype(np.float32), ignore[is_seen], landmarks[is_seen].astype(np.float32).reshape(-1, 5, 2)
+    )
+
+
+def _moved(faces: Faces, x: float, y: float) -> Faces:
+    shift = np.array([x, y], np.float32)
+    return Faces(faces.boxes + np.tile(shift, 2), faces.ignore, faces.landmarks + shift)
+
+
+def cut_out(rng: np.random.Generator, box: NDArray[np.float32]) -> tuple[float, ...]:
+    """A rectangle over a part of a face, 0.3 to 0.6 of its sides, and its grey."""
+    sides = box[2:] - box[:2]
+    extent = sides * rng.uniform(0.3, 0.6, 2)
+    x, y = box[:2] + rng.uniform(0, 1, 2) * (sides - extent)
+    return float(x), float(y), float(x + extent[0]), float(y + extent[1]), float(rng.uniform(0, 255))
+
+
+def colours(rng: np.random.Generator, probability: float) -> NDArray[np.float32]:
+    """Brightness +-32, contrast x 0.5 to 1.5, saturation x 0.5 to 1.5 and hue +-18 degrees (DETECTORS.md 2.5), as one
+    [3, 4] matrix: saturation and hue turn and stretch colours about grey, which the authors do in HSV."""
+    grey = np.array([0.299, 0.587, 0.114])
+    matrix, shift = np.eye(3), np.zeros(3)
+    if rng.random() < probability:
+        shift += rng.uniform(-32, 32)
+    if rng.random() < probability:
+        contrast = rng.uniform(0.5, 1.5)
+        matrix, shift = matrix * contrast, shift * contrast
+    if rng.random() < probability:
+        saturation = rng.uniform(0.5, 1.5)
+        matrix = (saturation * np.eye(3) + (1 - saturation) * grey) @ matrix
+    if rng.random() < probability:
+        matrix = hue(rng.uniform(-18, 18)) @ matrix
+    return np.concatenate([matrix, shift[:, None]], 1).astype(np.float32)
+
+
+def hue(degrees: float) -> NDArray[np.float64]:
+    """The turn about the axis of greys, [3, 3] (Rodrigues)."""
+    angle = math.radians(degrees)
+    axis = np.ones(3) / math.sqrt(3)
+    cross = np.cross(np.eye(3), axis)
+    return math.cos(angle) * np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * np.outer(axis, axis)
+
+
+def render(batch: Batch, images: list[Tensor], size: int) -> Tensor:
+    """The pixels of a batch, float32 [B, 3, size, size], RGB from 0 to 255, on the images' device.
+
+    Args:
+        batch: What to show, on the images' device.
+        images: The album's, or the batch's own.
+        size: Side of a sample; an even number where there are mosaics.
+    """
+    quarters = 4 * batch.mosaics
+    single = len(batch.crops) - quarters
+    parts = []
+    if single:
+        parts.append(_crops(batch, images, slice(0, single), size))
+    if quarters:
+        tiles = _crops(batch, images, slice(single, None), size // 2).unflatten(0, (-1, 2, 2))
+        parts.append(tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3))
+    samples = torch.cat(parts)
+    matrix, shift = batch.colours[:, :, :3], batch.colours[:, :, 3]
+    samples = torch.baddbmm(shift[:, :, None], matrix, samples.flatten(2)).view_as(samples).clamp_(0, 255)
+    for k, x1, y1, x2, y2, grey in batch.cuts.tolist():
+        samples[int(k), :, round(y1) : round(y2), round(x1) : round(x2)] = grey
+    return samples
+
+
+def _crops(batch: Batch, images: list[Tensor], which: slice, size: int) -> Tensor:
+    numbers = batch.pictures[which].tolist()
+    used = sorted(set(numbers))
+    index = torch.tensor([used.index(k) for k in numbers])
+    device = images[0].device
+    crops = ops.crop_resize(
+        [images[k] for k in used],
+        batch.crops[which].to(device, non_blocking=True),
+        index.to(device, non_blocking=True),
+        (size, size),
+        interpolation="area",
+    )
+    mirrored = batch.mirrored[which].to(device, non_blocking=True)
+    return torch.where(mirrored[:, None, None, None], crops.flip(3), crops)
