@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,11 @@ def detect_all(detector: FaceDetector, pictures: Sequence[Picture]) -> Iterator[
 
 
 def evaluate(
-    detector: FaceDetector, pictures: Sequence[Picture], iou_thresholds: Sequence[float] = (0.5, 0.4)
+    detector: FaceDetector,
+    pictures: Sequence[Picture],
+    iou_thresholds: Sequence[float] = (0.5, 0.4),
+    *,
+    track: Callable[[Iterator[Detections]], Iterable[Detections]] = iter,
 ) -> tuple[Report, list[Detections]]:
     """Runs a detector over pictures and scores it.
 
@@ -64,6 +68,7 @@ def evaluate(
         detector: With a low score threshold, or the curve ends early.
         pictures: Of `read_folder`, from one folder or several.
         iou_thresholds: A match has an IoU >= these.
+        track: Passes results on, for example to a progress bar.
 
     Returns:
         The report, and the detections of every picture.
@@ -74,8 +79,10 @@ def evaluate(
     """
     if not pictures:
         raise ValueError("there are no pictures to evaluate on")
+    for _ in detect_all(detector, pictures[:1]):  # memory, threads and CUDA start with the first picture
+        pass
     start = time.perf_counter()
-    found = list(detect_all(detector, pictures))
+    found = list(track(detect_all(detector, pictures)))
     seconds = time.perf_counter() - start
     return score(pictures, found, iou_thresholds, len(pictures) / seconds), found
 
@@ -124,9 +131,16 @@ def mistakes(picture: Picture, found: Detections, threshold: float, iou_threshol
 
 
 def save_worst(
-    folder: Path, pictures: Sequence[Picture], found: Sequence[Detections], threshold: float, count: int = 20
+    folder: Path,
+    pictures: Sequence[Picture],
+    found: Sequence[Detections],
+    threshold: float,
+    count: int = 20,
+    iou_threshold: float = 0.5,
 ) -> list[Path]:
     """Saves the pictures with the most mistakes: truth in yellow, ignore boxes in grey, detections as they are drawn.
+
+    Detections count with a score >= threshold, and match with an IoU >= iou_threshold.
 
     Returns:
         The files, the worst first.
@@ -137,7 +151,7 @@ def save_worst(
     from pyface.images import read_image
 
     folder.mkdir(parents=True, exist_ok=True)
-    counts = [mistakes(picture, of, threshold) for picture, of in zip(pictures, found, strict=True)]
+    counts = [mistakes(picture, of, threshold, iou_threshold) for picture, of in zip(pictures, found, strict=True)]
     paths = []
     for rank, k in enumerate(sorted(range(len(counts)), key=lambda k: -counts[k])[:count]):
         if counts[k] == 0:
@@ -148,6 +162,6 @@ def save_worst(
             for x1, y1, x2, y2 in boxes.round().astype(int).tolist():
                 cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, 1)
         path = folder / f"{rank:02d}_{counts[k]}_mistakes_{pictures[k].path.stem}.jpg"
-        cv2.imwrite(str(path), cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))
+        path.write_bytes(cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))[1].tobytes())
         paths.append(path)
     return paths

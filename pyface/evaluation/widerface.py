@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyface.evaluation.curves import Curve
+from pyface.evaluation.files import EvaluationError, text_files
 
 SUBSETS = ("easy", "medium", "hard")
 THRESHOLDS = 1 - np.arange(1, 1001) / 1000
 
 ImageKey = tuple[str, str]
 """Event and image, without suffix: ("0--Parade", "0_Parade_marchingband_1_465")."""
-
-
-class EvaluationError(ValueError):
-    """Predictions or ground truth cannot be read."""
 
 
 class Image(NamedTuple):
@@ -144,7 +140,16 @@ def read_ground_truth(folder: Path) -> dict[ImageKey, Image]:
             files[name] = loadmat(folder / file)
         except Exception as error:  # damaged files raise anything
             raise EvaluationError(f"{folder / file} cannot be read as a MATLAB file: {error}") from error
-    truth = {}
+    try:
+        return dict(_images(files))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise EvaluationError(
+            f"{folder}: {', '.join(names.values())} should be the files of WIDER FACE's evaluation tools, their "
+            f"content is another ({error})"
+        ) from error
+
+
+def _images(files: Mapping[str, Any]) -> Iterator[tuple[ImageKey, Image]]:
     for e, event in enumerate(files["all"]["event_list"][:, 0]):
         images = files["all"]["file_list"][e, 0][:, 0]
         for k, image in enumerate(images):
@@ -153,8 +158,7 @@ def read_ground_truth(folder: Path) -> dict[ImageKey, Image]:
             for name in SUBSETS:
                 counted[name] = np.zeros(len(boxes), dtype=bool)
                 counted[name][files[name]["gt_list"][e, 0][k, 0].ravel().astype(np.int64) - 1] = True
-            truth[str(event[0]), str(image[0])] = Image(boxes, counted)
-    return truth
+            yield (str(event[0]), str(image[0])), Image(boxes, counted)
 
 
 def read_predictions(source: Path) -> dict[ImageKey, NDArray[np.float64]]:
@@ -164,12 +168,16 @@ def read_predictions(source: Path) -> dict[ImageKey, NDArray[np.float64]]:
     ends and any order are taken.
 
     Raises:
-        EvaluationError: A row is malformed or a score is no number (file and line are named), or there are no files.
+        EvaluationError: A row is malformed or a score is no number (file and line are named), there are no files, or
+            two for the same image.
     """
-    predictions = {}
-    for name, text in _text_files(source):
+    predictions: dict[ImageKey, NDArray[np.float64]] = {}
+    for name, text in text_files(source):
         path = Path(name)
-        predictions[path.parent.name, path.stem] = parse_predictions(text, name)
+        key = path.parent.name, path.stem
+        if key in predictions:
+            raise EvaluationError(f"{name}: predictions of {'/'.join(key)} have been given before, by another file")
+        predictions[key] = parse_predictions(text, name)
     if not predictions:
         raise EvaluationError(f"{source} holds no prediction files, event/image.txt")
     return predictions
@@ -201,21 +209,6 @@ def _refuse_row(lines: list[str], name: str) -> NoReturn:
         if line.strip() and not is_row:
             raise EvaluationError(f"{name}, line {number}: should be five finite numbers x y w h score, got {line!r}")
     raise AssertionError("a table that could not be read has a malformed line")
-
-
-def _text_files(source: Path) -> Iterator[tuple[str, str]]:
-    if source.is_dir():
-        for path in sorted(source.rglob("*.txt")):
-            yield str(path), path.read_text(encoding="utf-8")
-        return
-    try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                file = archive.extractfile(member) if member.isfile() and member.name.endswith(".txt") else None
-                if file is not None:
-                    yield f"{source}:{member.name}", file.read().decode()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise EvaluationError(f"{source} should be a folder or a tar archive of prediction files ({error})") from error
 
 
 def write_predictions(folder: Path, key: ImageKey, boxes: Iterable[Iterable[float]], scores: Iterable[float]) -> None:

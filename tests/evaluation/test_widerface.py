@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import io as io_mat
 
 from pyface.evaluation.widerface import (
     SUBSETS,
@@ -178,6 +179,9 @@ def test_folders_and_archives(tmp_path):
 def test_what_is_no_source_of_predictions(tmp_path):
     with pytest.raises(EvaluationError, match="holds no prediction files"):
         read_predictions(tmp_path)
+    (tmp_path / "x.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(EvaluationError, match="should be a folder or a tar archive"):
+        read_predictions(tmp_path / "x.zip")
     (tmp_path / "a.tar").write_bytes(b"nothing")
     with pytest.raises(EvaluationError, match="should be a folder or a tar archive"):
         read_predictions(tmp_path / "a.tar")
@@ -189,6 +193,34 @@ def test_what_is_no_source_of_predictions(tmp_path):
     (tmp_path / "cut.tar.gz").write_bytes(whole.getvalue()[:100])
     with pytest.raises(EvaluationError, match="should be a folder or a tar archive"):
         read_predictions(tmp_path / "cut.tar.gz")
+    random = np.random.default_rng(0)
+    for mode in ("gz", "xz", "bz2"):  # damaged in the middle
+        write_predictions(tmp_path / "e", KEY, random.random((2000, 4)), random.random(2000))
+        with tarfile.open(tmp_path / "bad.tar", f"w:{mode}") as archive:
+            archive.add(tmp_path / "e")
+        content = bytearray((tmp_path / "bad.tar").read_bytes())
+        content[len(content) // 2 : len(content) // 2 + 400] = random.bytes(400)
+        (tmp_path / "bad.tar").write_bytes(content)
+        with pytest.raises(EvaluationError, match=r"bad\.tar"):
+            read_predictions(tmp_path / "bad.tar")
+
+
+def test_files_of_other_programs(tmp_path):
+    folder = tmp_path / "0--Parade"
+    write_predictions(tmp_path, KEY, [[0, 0, 20, 20]], [0.5])
+    (folder / "._one.txt").write_bytes(b"\x00\x05\xff")  # of a Mac
+    (folder / "notes.md").write_text("no predictions")
+    (folder / "one.txt").write_bytes(b"\xef\xbb\xbf" + (folder / "one.txt").read_bytes())  # of an editor on Windows
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(folder, "0--Parade")
+    assert list(read_predictions(tmp_path)) == list(read_predictions(tmp_path / "all.tar")) == [KEY]
+    (folder / "two.txt").write_text("two\n0\n", encoding="utf-16")
+    with pytest.raises(EvaluationError, match=r"two.txt should be UTF-8 text"):
+        read_predictions(tmp_path)
+    (folder / "two.txt").unlink()
+    write_predictions(tmp_path / "again", KEY, [[0, 0, 20, 20]], [0.5])
+    with pytest.raises(EvaluationError, match=r"one.txt: predictions of 0--Parade/one have been given before"):
+        read_predictions(tmp_path)
 
 
 def test_ground_truth_that_is_not_there(tmp_path):
@@ -197,6 +229,58 @@ def test_ground_truth_that_is_not_there(tmp_path):
     for name in ("face", *SUBSETS):
         (tmp_path / f"wider_{name}_val.mat").write_bytes(b"no MATLAB")
     with pytest.raises(EvaluationError, match="cannot be read as a MATLAB file"):
+        read_ground_truth(tmp_path)
+
+
+def write_ground_truth(folder, boxes, counted):
+    """Official .mat files of one event with an image for each entry; `counted` are 1-based, by subset."""
+
+    def cells(values):
+        column = np.empty((len(values), 1), object)
+        column[:, 0] = values
+        return column
+
+    names = [f"0_Parade_{k}" for k in range(len(boxes))]
+    tables = {
+        "event_list": cells(["0--Parade"]),
+        "file_list": cells([cells(names)]),
+        "face_bbx_list": cells([cells([np.array(of, np.float64).reshape(-1, 4) for of in boxes])]),
+    }
+    folder.mkdir(exist_ok=True)
+    io_mat.savemat(folder / "wider_face_val.mat", tables)
+    for subset in SUBSETS:
+        lists = [np.array(of, np.uint8).reshape(-1, 1) for of in counted[subset]]
+        io_mat.savemat(folder / f"wider_{subset}_val.mat", tables | {"gt_list": cells([cells(lists)])})
+    return names
+
+
+COUNTED = {"easy": [[1], []], "medium": [[1, 2], []], "hard": [[1, 2], [1]]}
+
+
+def test_a_small_set_from_end_to_end(tmp_path):
+    """Three faces in two images: easy counts the first, medium two of them, hard all."""
+    names = write_ground_truth(tmp_path / "truth", [FACES, FACES[:1]], COUNTED)
+    truth = read_ground_truth(tmp_path / "truth")
+    assert list(truth) == [("0--Parade", name) for name in names]
+    write_predictions(
+        tmp_path / "found",
+        ("0--Parade", names[0]),
+        [[0, 0, 20, 20], [100, 0, 120, 20], [50, 50, 70, 70]],
+        [0.9, 0.6, 0.8],
+    )
+    write_predictions(tmp_path / "found", ("0--Parade", names[1]), [[0, 0, 20, 20]], [0.3])
+    figures = evaluate(read_predictions(tmp_path / "found"), truth).average_precision()
+    assert figures["easy"] == pytest.approx(1)  # 0.6 is a face out of the count, 0.3 in the other image too
+    assert figures["medium"] == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
+    assert figures["hard"] == pytest.approx(1 / 3 + 2 / 3 * 3 / 4)
+
+
+def test_ground_truth_with_other_content(tmp_path):
+    write_ground_truth(tmp_path, [FACES], {name: [[3]] for name in SUBSETS})  # there is no third face
+    with pytest.raises(EvaluationError, match="should be the files of WIDER FACE's evaluation tools"):
+        read_ground_truth(tmp_path)
+    io_mat.savemat(tmp_path / "wider_face_val.mat", {"something": np.zeros(3)})
+    with pytest.raises(EvaluationError, match=r"their content is another .*event_list"):
         read_ground_truth(tmp_path)
 
 

@@ -1,0 +1,313 @@
+"""The FDDB protocol, as its authors' C++ program has it (DETECTORS.md 6.2).
+
+A detection and a face are matched one to one so that the sum of their IoUs is the largest, anew at every score. The
+discrete score counts the matches with an IoU > 0.5, the continuous score sums the IoUs of all matches; both are divided
+by the number of faces. What is not a match of the discrete score is a false positive, in both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyface.evaluation.files import EvaluationError, text_files
+from pyface.evaluation.regions import Regions, Size, box_to_ellipse, ellipses, pixel_overlap
+
+FALSE_POSITIVES = (100, 500, 1000, 2000)
+"""Where papers read the curves."""
+
+PICTURES = 2845
+"""In all ten folds."""
+
+_LARGEST = 1e4  # pixels; FDDB's pictures have at most 450
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+Overlap = Callable[[Regions, Regions, Size | None], NDArray[np.float64]]
+
+
+class Truth(NamedTuple):
+    """Faces by picture ("2002/08/11/big/img_591"), and the pictures of each fold."""
+
+    faces: dict[str, Regions]
+    folds: list[list[str]]
+
+
+class Detected(NamedTuple):
+    """What was found in one picture: N regions, and their scores, float64 [N]."""
+
+    regions: Regions
+    scores: NDArray[np.float64]
+
+
+class Roc(NamedTuple):
+    """The curves of true positive rates, from the highest score to the lowest.
+
+    Attributes:
+        thresholds: float64 [N], scores from which on (>=) a detection counts.
+        discrete, continuous: float64 [N], true positive rates.
+        false_positives: int64 [N].
+    """
+
+    thresholds: NDArray[np.float64]
+    discrete: NDArray[np.float64]
+    continuous: NDArray[np.float64]
+    false_positives: NDArray[np.int64]
+
+    def at(self, false_positives: float) -> tuple[float, float]:
+        """The best discrete and continuous rates with at most so many false positives; 0 where there are none.
+
+        Example:
+            >>> Roc(np.array([0.9, 0.5]), np.array([0.5, 1.0]), np.array([0.4, 0.8]), np.array([0, 3])).at(2)
+            (0.5, 0.4)
+        """
+        allowed = self.false_positives <= false_positives
+        return float(self.discrete[allowed].max(initial=0)), float(self.continuous[allowed].max(initial=0))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found.
+
+    Attributes:
+        roc: Over all folds.
+        faces: How many there are.
+        missing: Pictures without a block of detections; they count as pictures without any.
+        unknown: Detections of pictures that the annotations do not know; they count for nothing.
+    """
+
+    roc: Roc
+    faces: int
+    missing: list[str]
+    unknown: list[str]
+
+
+def evaluate(
+    detected: Mapping[str, Detected],
+    truth: Truth,
+    sizes: Mapping[str, Size] | None = None,
+    overlap: Overlap = pixel_overlap,
+) -> Result:
+    """Scores detections.
+
+    Args:
+        detected: By picture, in any order.
+        truth: The annotations.
+        sizes: Of the pictures, at whose borders the authors' program cuts regions; a picture without one is not cut.
+        overlap: `pixel_overlap` as in the authors' program, or `exact_overlap`.
+
+    Raises:
+        EvaluationError: There are no faces, or there is no detection in any of the pictures.
+        ImportError: scipy is not installed.
+    """
+    faces = sum(len(regions.rows) for regions in truth.faces.values())
+    if not faces:
+        raise EvaluationError("the annotations hold no faces, so there is nothing to score")
+    steps = []
+    for key, regions in truth.faces.items():
+        if key in detected and len(detected[key].scores):
+            found = detected[key]
+            steps.append(gains(overlap(regions, found.regions, (sizes or {}).get(key)), found.scores))
+    if not steps:
+        raise EvaluationError("there are no detections in the annotated pictures, so there is nothing to score")
+    return Result(
+        _sum(np.concatenate(steps, axis=1), faces),
+        faces,
+        [key for key in truth.faces if key not in detected],
+        [key for key in detected if key not in truth.faces],
+    )
+
+
+def gains(overlap: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What each score of a picture adds, float64 [4, N]: score, hits, sum of IoUs, false positives.
+
+    Args:
+        overlap: IoU of faces and detections, [F, D].
+        scores: [D].
+
+    Example:
+        >>> gains(np.array([[0.8, 0.6]]), np.array([0.5, 0.9])).round(6).tolist()  # the second find is the better one
+        [[0.9, 0.5], [1.0, 0.0], [0.6, 0.2], [0.0, 1.0]]
+    """
+    assign = load_solver()
+    order = np.argsort(-scores, kind="stable")
+    scores, overlap = scores[order], overlap[:, order]
+    overlap = overlap[overlap.max(axis=1, initial=0) > 0]  # the program leaves out what meets nothing, too
+    meets_face = overlap.max(axis=0, initial=0) > 0
+    ends = np.append(np.flatnonzero(np.diff(scores)) + 1, len(scores))  # detections of equal scores count together
+    totals = np.zeros((3, len(ends) + 1))
+    start = 0
+    for k, end in enumerate(ends.tolist(), 1):
+        totals[:2, k] = totals[:2, k - 1]
+        if meets_face[start:end].any():  # otherwise the matches stay as they are
+            reached = overlap[:, :end][:, meets_face[:end]]
+            matched = reached[assign(reached, maximize=True)]
+            totals[:2, k] = (matched > 0.5).sum(), matched.sum()
+        totals[2, k] = end - totals[0, k]
+        start = end
+    return np.stack([scores[ends - 1], *np.diff(totals)])
+
+
+def load_solver() -> Callable[..., Any]:
+    """scipy's linear_sum_assignment.
+
+    Raises:
+        ImportError: scipy is not installed.
+    """
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise ImportError("FDDB's matching needs scipy: pip install scipy") from error
+    return linear_sum_assignment
+
+
+def _sum(steps: NDArray[np.float64], faces: int) -> Roc:
+    scores, *columns = steps[:, np.argsort(-steps[0], kind="stable")]
+    ends = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
+    hits, overlaps, false = (np.cumsum(column)[ends] for column in columns)
+    return Roc(scores[ends], hits / faces, overlaps / faces, np.rint(false).astype(np.int64))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_annotations(source: Path) -> Truth:
+    """Reads the ellipse lists of a folder, FDDB-fold-XX-ellipseList.txt, or one such file.
+
+    A list holds for every picture its name, the number of faces, and rows of `major minor angle cx cy 1`.
+
+    Raises:
+        EvaluationError: There are no lists, a row is malformed (file and line are named), or a picture stands in two.
+    """
+    if source.is_dir():
+        paths = sorted(path for path in source.rglob("*.txt") if _is_annotation(path.name))
+    else:
+        paths = [source] if source.is_file() else []
+    if not paths:
+        raise EvaluationError(f"{source} should hold FDDB's ellipse lists, FDDB-fold-XX-ellipseList.txt")
+    faces: dict[str, Regions] = {}
+    folds: list[list[str]] = []
+    for path in paths:
+        ((name, text),) = text_files(path, path.suffix)
+        folds.append([])
+        for line, key, rows in _blocks(text, name, {6: "an ellipse: major minor angle cx cy 1"}):
+            if key in faces:
+                raise EvaluationError(f"{name}, line {line}: {key} has been annotated before, is a list here twice?")
+            faces[key] = ellipses([row[:5] for row in rows])
+            folds[-1].append(key)
+    return Truth(faces, folds)
+
+
+def read_detections(source: Path, *, fit_ellipses: bool = False) -> dict[str, Detected]:
+    """Reads detections from text files: one for everything, or a folder or tar archive of several, such as one a fold.
+
+    A file holds for every picture its name, the number of detections, and a row for each: `x y w h score` for a
+    rectangle, `major minor angle cx cy score` for an ellipse. Any order, blank lines and Windows' line ends are taken.
+
+    Args:
+        source: The file, folder or archive.
+        fit_ellipses: Turn rectangles into ellipses, see `box_to_ellipse`.
+
+    Raises:
+        EvaluationError: There are no files, a row is malformed (file and line are named), or a picture comes twice.
+    """
+    meanings = {5: "a rectangle: x y w h score", 6: "an ellipse: major minor angle cx cy score"}
+    detected: dict[str, Detected] = {}
+    for name, text in text_files(source):
+        if _is_annotation(name) and source.is_dir():
+            continue
+        for line, key, rows in _blocks(text, name, meanings):
+            if key in detected:
+                raise EvaluationError(f"{name}, line {line}: detections of {key} have been given before")
+            regions = ellipses([[*row[:4], math.nan] if len(row) == 5 else row[:5] for row in rows])
+            scores = np.array([row[-1] for row in rows], np.float64)
+            detected[key] = Detected(box_to_ellipse(regions) if fit_ellipses else regions, scores)
+    if not detected:
+        raise EvaluationError(f"{source} holds no detections, text files in FDDB's format")
+    return detected
+
+
+def _is_annotation(name: str) -> bool:
+    return "ellipselist" in Path(name).name.lower()
+
+
+def _blocks(text: str, name: str, meanings: dict[int, str]) -> Iterator[tuple[int, str, list[list[float]]]]:
+    """Yields line, picture and rows; a row has as many numbers as `meanings` has keys, and is called what they say."""
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    k = 0
+    while k < len(lines):
+        number, key = lines[k]
+        if len(key.split()) in meanings and _numbers(key) is not None:
+            raise EvaluationError(
+                f"{name}, line {number}: should be the name of a picture, got {key!r}, is the number of rows before it "
+                f"too small?"
+            )
+        if k + 1 == len(lines) or not lines[k + 1][1].isdecimal():
+            place, got = (number + 1, "the end") if k + 1 == len(lines) else (lines[k + 1][0], repr(lines[k + 1][1]))
+            raise EvaluationError(f"{name}, line {place}: should be the number of rows of {key}, got {got}")
+        count = int(lines[k + 1][1])
+        rows = lines[k + 2 : k + 2 + count]
+        if len(rows) < count:
+            raise EvaluationError(f"{name}, line {number}: {key} should have {count} rows, the file ends before that")
+        yield number, _key(key), [_row(line, f"{name}, line {at}", meanings) for at, line in rows]
+        k += 2 + count
+
+
+def _key(name: str) -> str:
+    """A picture's name as the lists have it: some detection files add a suffix."""
+    key = name.replace("\\", "/")
+    return key[: key.rfind(".")] if key.lower().endswith(_SUFFIXES) else key
+
+
+def _row(line: str, place: str, meanings: dict[int, str]) -> list[float]:
+    row = _numbers(line)
+    if row is None or len(row) not in meanings or not all(map(math.isfinite, row)):
+        raise EvaluationError(f"{place}: should be finite numbers, {' or '.join(meanings.values())}, got {line!r}")
+    is_box = len(row) == 5
+    if max(map(abs, row[:5])) > _LARGEST or min(row[2:4] if is_box else row[:2]) < 0:
+        sides = "width and height" if is_box else "radii"
+        raise EvaluationError(f"{place}: {sides} should be at least 0 and nothing above {_LARGEST:g}, got {line!r}")
+    return row
+
+
+def _numbers(line: str) -> list[float] | None:
+    try:
+        return [float(value) for value in line.split()]
+    except ValueError:
+        return None
+
+
+def find_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
+    """The files of pictures, folder/2002/08/11/big/img_591.jpg; those that are not there are left out.
+
+    Raises:
+        EvaluationError: None is there.
+    """
+    found = {}
+    for key in keys:
+        path = next((path for suffix in _SUFFIXES if (path := folder / f"{key}{suffix}").is_file()), None)
+        if path is not None:
+            found[key] = path
+    if not found:
+        raise EvaluationError(f"{folder} should hold FDDB's pictures, year/month/day/big/img_N.jpg, there is none")
+    return found
+
+
+def write_detections(path: Path, rows: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Writes a file of detections, of one fold for example.
+
+    Args:
+        path: The file.
+        rows: By picture, rows (x, y, w, h, score).
+    """
+    lines = []
+    for key, found in rows.items():
+        lines += [key, str(len(found))]
+        lines += [f"{x:.2f} {y:.2f} {w:.2f} {h:.2f} {score:.6g}" for x, y, w, h, score in found]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,59 @@
+"""Text files of predictions, from folders and tar archives."""
+
+from __future__ import annotations
+
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class EvaluationError(ValueError):
+    """Predictions or ground truth cannot be read; the text says which file and why."""
+
+
+def text_files(source: Path, suffix: str = ".txt") -> Iterator[tuple[str, str]]:
+    """Yields name and content of the text files below a folder, within a tar archive, or of one file.
+
+    Hidden files are left out: archives made on a Mac hold one, `._name.txt`, beside each file.
+
+    Raises:
+        EvaluationError: The source is none of these, or a file is no UTF-8 text.
+    """
+    if source.is_dir():
+        for path in sorted(source.rglob(f"*{suffix}")):
+            if not path.name.startswith("."):
+                yield str(path), _read(path)
+        return
+    if source.is_file() and source.name.endswith(suffix):
+        yield str(source), _read(source)
+        return
+    try:
+        with tarfile.open(source) as archive:
+            for member in archive:
+                name = member.name.rpartition("/")[2]
+                is_wanted = member.isfile() and name.endswith(suffix) and not name.startswith(".")
+                file = archive.extractfile(member) if is_wanted else None
+                if file is not None:
+                    yield f"{source}/{member.name}", _decode(file.read(), f"{source}/{member.name}")
+    except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        # tarfile's own reason is a line for each compression that it tried.
+        reason = "it does not exist" if isinstance(error, FileNotFoundError) else "it is not, or is damaged"
+        raise EvaluationError(f"{source} should be a folder or a tar archive of {suffix} files: {reason}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return _decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _decode(content: bytes, name: str) -> str:
+    try:
+        return content.decode("utf-8-sig")  # editors on Windows put a mark in front
+    except UnicodeDecodeError as error:
+        raise EvaluationError(
+            f"{name} should be UTF-8 text, it is not ({error.reason} at byte {error.start})"
+        ) from None
