@@ -194,9 +194,10 @@ void decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int6
 // The face, or background, of every anchor. Ignore boxes are no faces; an anchor of which one covers at least half is
 // kIgnored unless it has a face; an invalid anchor is kIgnored. Ties: the lower index.
 //   anchors [num_anchors, 4], image b's begin at b * anchor_stride anchors (0: shared); boxes [splits[batch], 4],
-//   image b's are splits[b] ... splits[b + 1] - 1; ignore [boxes] or nullptr; valid likewise by valid_stride, or
-//   nullptr index [batch, num_anchors] counts within the image's boxes; overlap [batch, num_anchors] is the IoU with
-//   the face, or with the best face where there is none (0 for invalid anchors)
+//   image b's are splits[b] ... splits[b + 1] - 1; ignore [boxes] or nullptr
+//   valid [num_anchors] of all images or of each, by valid_stride as for anchors, or nullptr
+//   index [batch, num_anchors] counts within the image's boxes; overlap [batch, num_anchors] is the IoU with the face,
+//   or with the best face where there is none (0 for invalid anchors)
 void assign_anchors(const float* anchors, int64_t anchor_stride, int64_t num_anchors, const float* boxes,
                     const uint8_t* ignore, const int64_t* splits, int64_t batch, const uint8_t* valid,
                     int64_t valid_stride, const Matching& matching, int32_t* index, float* overlap, int threads);

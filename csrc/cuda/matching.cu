@@ -153,9 +153,8 @@ struct Chunk {
     const bool ignored = at < own.end && is_ignored(plan, at);
     const bool counts_here = is_finite(box) && touch(box, reach) && (ignored || box_area(box) > 0.f);
     const uint32_t lanes = __ballot_sync(kWarp, counts_here);
-    __syncthreads();  // the chunk before is done with
     if (lane_id() == 0) counts[warp_id()] = __popc(lanes);
-    __syncthreads();
+    __syncthreads();  // by now the chunk before is done with, too
     int place = __popc(lanes & bits_below(lane_id())), size = 0;
     for (int warp = 0; warp < kTile / 32; ++warp) {
       if (warp < warp_id()) place += counts[warp];

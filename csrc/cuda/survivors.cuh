@@ -248,13 +248,13 @@ __device__ void select_candidates(Chunks::Shared& shared, const Survivors& survi
       if (slot >= max_candidates) return;
       const uint32_t entry = static_cast<uint32_t>(key);
       const int64_t from = survivors.first_of(image) + entry, to = image * max_candidates + slot;
+      write(entry, level, to);  // first, since it needs the most registers
       const float4 box = survivors.boxes[from];
       out.boxes[4 * to] = box.x;
       out.boxes[4 * to + 1] = box.y;
       out.boxes[4 * to + 2] = box.z;
       out.boxes[4 * to + 3] = box.w;
       out.scores[to] = survivors.scores[from];
-      write(entry, level, to);
     });
   }
   if (threadIdx.x == 0) out.count[image] = static_cast<int32_t>(min(filled, max_candidates));
