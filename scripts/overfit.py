@@ -79,6 +79,8 @@ def train(model: SingleShot, images: list[Tensor], boxes: list[Tensor], size: in
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     model.train()
     for step in range(steps):
+        if step == steps * 2 // 3:
+            freeze_statistics(model)
         seed = {"seed": step} if isinstance(model, DenseBox) else {}
         terms = defaultdict(float)
         for batch, truth in batches:
@@ -91,6 +93,13 @@ def train(model: SingleShot, images: list[Tensor], boxes: list[Tensor], size: in
         schedule.step()
         yield {name: value.item() for name, value in terms.items()}
     model.eval()
+
+
+def freeze_statistics(model: SingleShot) -> None:
+    """From now on layers normalise by their running averages, as in use, where views of all sizes share them."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
 
 
 def views_of(

@@ -79,7 +79,8 @@ class Data(L.LightningDataModule):
         samples = render(batch, images or [], self.recipe.size)
         for k, (mean, std) in enumerate(zip(self.preprocessing.mean, self.preprocessing.std, strict=True)):
             samples[:, k].sub_(mean).div_(std)
-        return samples.flip(1) if self.preprocessing.bgr else samples, batch.truth
+        samples = samples.flip(1) if self.preprocessing.bgr else samples
+        return samples.contiguous(memory_format=torch.channels_last), batch.truth
 
 
 class Training(L.LightningModule):
@@ -94,7 +95,6 @@ class Training(L.LightningModule):
     def __init__(self, model: SingleShot, recipe: Recipe, steps: int | None) -> None:
         super().__init__()
         self.model, self.recipe, self.steps = model, recipe, steps
-        self.progress = 0.0  # from 0 to 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Biases and normalisation do not decay."""
@@ -114,14 +114,14 @@ class Training(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """The learning rate depends on how far the run is, in steps or in time, and on nothing else."""
-        self.progress = self._progress()
-        rate = self.recipe.rate * factor(self.recipe, self.progress)
+        rate = self.recipe.rate * factor(self.recipe, self.progress())
         optimizer = self.optimizers()
         for group in optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = rate * group["scale"]
         self.log("rate", rate)
 
-    def _progress(self) -> float:
+    def progress(self) -> float:
+        """What share of the run is done, from 0 to 1, in steps or in time; all ranks must ask, and hear the same."""
         if self.steps is not None:
             return min(1.0, self.trainer.global_step / self.steps)
         timer = next(callback for callback in self.trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
@@ -231,7 +231,7 @@ class Measuring(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """When another part of the run is over."""
-        due = math.floor(pl_module.progress * self.times)
+        due = math.floor(pl_module.progress() * self.times)
         if due > self.done:
             self.done = due
             self.measure(trainer, pl_module)
@@ -244,6 +244,7 @@ class Measuring(L.Callback):
     def measure(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Detects in all pictures, the ranks sharing them; the first writes down what came out."""
         assert self.average.model is not None
+        progress = pl_module.progress()
         detector = FaceDetector(
             copy.deepcopy(self.average.model), device=pl_module.device, score_threshold=LOWEST_SCORE
         )
@@ -256,10 +257,10 @@ class Measuring(L.Callback):
                 for picture, faces in list(zip(pictures, found, strict=True))[: self.PICTURES]
             ]
         if trainer.is_global_zero:
-            self._write(trainer, pl_module, reports, drawn)
+            self._write(trainer, progress, reports, drawn)
 
     def _write(
-        self, trainer: L.Trainer, pl_module: Any, reports: dict[str, Report], drawn: dict[str, list[Any]]
+        self, trainer: L.Trainer, progress: float, reports: dict[str, Report], drawn: dict[str, list[Any]]
     ) -> None:
         import cv2
 
@@ -277,18 +278,24 @@ class Measuring(L.Callback):
                 path = self.folder / "pictures" / f"{trainer.global_step:06d}_{name}_{k}.jpg"
                 path.parent.mkdir(exist_ok=True)
                 cv2.imwrite(str(path), picture[..., ::-1])
-        assert self.average.model is not None
-        save_checkpoint(self.folder / "last.safetensors", self.average.model, self.name)
+        self._save("last.safetensors", reports)
         leading = next(iter(figures.values()), None)
         if leading is None or leading > self.best:
             self.best = self.best if leading is None else leading
-            save_checkpoint(self.folder / "best.safetensors", self.average.model, self.name)
-        line: dict[str, Any] = {"step": trainer.global_step, "progress": round(pl_module.progress, 4)}
+            self._save("best.safetensors", reports)
+        line: dict[str, Any] = {"step": trainer.global_step, "progress": round(progress, 4)}
         line |= {name: of.to_dict() for name, of in reports.items()}
         with (self.folder / "measured.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        print(f"step {trainer.global_step}, {pl_module.progress:.0%} of the run: {text}", flush=True)
+        print(f"step {trainer.global_step}, {progress:.0%} of the run: {text}", flush=True)
+
+    def _save(self, file: str, reports: dict[str, Report]) -> None:
+        """The weights, with the score threshold of the best F1 on the first set as the model's own."""
+        assert self.average.model is not None
+        thresholds = [round(of.best_threshold, 3) for of in reports.values()]
+        settings = {"score_threshold": thresholds[0]} if thresholds else None
+        save_checkpoint(self.folder / file, self.average.model, self.name, settings)
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints."""
@@ -322,7 +329,7 @@ class Saving(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """When another hundredth is over."""
-        due = math.floor(pl_module.progress * self.TIMES)
+        due = math.floor(pl_module.progress() * self.TIMES)
         if due > self.done:
             self.done = due
             self.save(trainer)

@@ -99,6 +99,18 @@ RECIPES: dict[str, Recipe] = {
     "densebox_vgg19": Recipe(
         size=240, batch_size=10, epochs=100, crops="densebox", photometric=0.0, rate=1e-3, schedule=(1 / 3, 2 / 3)
     ),
+    # The cascade (3.3): its crops are mined, not cut by a rule. Epochs are P-Net's, over its positive crops; R-Net and
+    # O-Net take 22 for every 30 of them.
+    "mtcnn": Recipe(
+        size=48,
+        batch_size=384,
+        epochs=30,
+        photometric=0.3,
+        smallest_face=20.0,
+        optimizer="adamw",
+        rate=2e-3,
+        weight_decay=1e-3,
+    ),
 }
 
 

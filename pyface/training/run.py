@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -53,7 +54,7 @@ def read_config(path: Path) -> Run:
 
 
 def train(run: Run, folder: Path, *, devices: int = 1, accelerator: str = "auto", resume: bool = False) -> None:
-    """Trains a model.
+    """Trains a model; MTCNN's networks one after another (`pyface.training.cascade`).
 
     Args:
         run: What to do; written to `config.json`.
@@ -67,20 +68,25 @@ def train(run: Run, folder: Path, *, devices: int = 1, accelerator: str = "auto"
     Raises:
         TrainingError, DatasetError: The data or the folder are not as they should be.
     """
+    if run.model == "mtcnn":
+        from pyface.training.cascade import train_cascade  # which needs what is here
+
+        train_cascade(run, folder, devices=devices, accelerator=accelerator, resume=resume)
+        return
     checkpoint = folder / CHECKPOINT
     if resume and not checkpoint.is_file():
         raise TrainingError(f"{folder} holds no {CHECKPOINT} to go on from")
     if checkpoint.exists() and not resume:
         raise TrainingError(f"{folder} holds a run already, continue it with --resume or give another folder")
+    L.seed_everything(run.seed, workers=True, verbose=False)
     model = create_model(run.model, run.weights)
     if not isinstance(model, SingleShot):
         raise TrainingError(f"{run.model} does not train on whole pictures")
-    model.train()
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     learned, held = split(run.data, run.held_out)
     sets = measured_sets(run.val, held)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(run, folder / CONFIG)
-    L.seed_everything(run.seed, workers=True, verbose=False)
 
     album = Album(learned)
     per_epoch = max(1, len(album) // (run.recipe.batch_size * devices))
@@ -88,31 +94,55 @@ def train(run: Run, folder: Path, *, devices: int = 1, accelerator: str = "auto"
     average = Average(run.recipe.average)
     measuring = Measuring(sets, average, run.validations, folder, run.model)
     callbacks: list[L.Callback] = [average, measuring, Saving(checkpoint)]
-    if run.max_hours is not None:
-        callbacks.append(Timer(timedelta(hours=run.max_hours), verbose=False))
     if sys.stdout.isatty():
         callbacks.append(Bar(measuring))
-    # Which devices there are, and advertisements.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "`isinstance(treespec, LeafSpec)`")
-    warnings.filterwarnings("ignore", ".*does not have many workers")
-    trainer = L.Trainer(
+    trainer = make_trainer(run, folder, callbacks, steps, run.max_hours, devices, accelerator)
+    data = Data(album, run.recipe, rule_of(run.recipe, model), model, run.seed, run.workers)
+    trainer.fit(Training(model, run.recipe, steps), datamodule=data, ckpt_path=checkpoint if resume else None)
+
+
+def make_trainer(
+    run: Run,
+    folder: Path,
+    callbacks: Sequence[L.Callback],
+    steps: int | None,
+    hours: float | None,
+    devices: int,
+    accelerator: str,
+) -> L.Trainer:
+    """Lightning's trainer for so many steps, or else for so many hours; its logs go to the folder."""
+    quieten()
+    torch.set_float32_matmul_precision("high")  # TF32, where there is any
+    logs = str(len(list((folder / "logs").glob("*"))))  # one folder each time a run is begun or continued
+    timer = [] if hours is None else [Timer(timedelta(hours=hours), verbose=False)]
+    return L.Trainer(
         accelerator=accelerator,
         devices=devices,
         precision=run.precision,  # type: ignore[arg-type]
         max_steps=steps if steps is not None else -1,
         max_epochs=-1,
-        callbacks=callbacks,
-        logger=[CSVLogger(folder, name="", version="logs"), TensorBoardLogger(folder, name="", version="logs")],
+        callbacks=[*callbacks, *timer],
+        logger=[CSVLogger(folder, "logs", version=logs), TensorBoardLogger(folder, "logs", version=logs)],
         log_every_n_steps=20,
         reload_dataloaders_every_n_epochs=1,
         enable_checkpointing=False,
         enable_progress_bar=sys.stdout.isatty(),
         enable_model_summary=False,
+        benchmark=True,  # all samples are of one size
         default_root_dir=folder,
     )
-    data = Data(album, run.recipe, rule_of(run.recipe, model), model, run.seed, run.workers)
-    trainer.fit(Training(model, run.recipe, steps), datamodule=data, ckpt_path=checkpoint if resume else None)
+
+
+def quieten() -> None:
+    """Keeps what Lightning says about devices, itself and our ways from a run's output."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        "`isinstance(treespec, LeafSpec)`",
+        ".*does not have many workers",
+        ".*smaller than the logging interval",
+        ".*your dataloader is not resumable",  # `Data` goes on where the trainer stands
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def measured_sets(folders: Sequence[str], held: list[Picture]) -> dict[str, list[Picture]]:

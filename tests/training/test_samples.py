@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+
+from pyface.training.album import Album, split
+from pyface.training.crops import octaves
+from pyface.training.recipes import Recipe
+from pyface.training.samples import Crop, Faces, Samples, colours, hue, in_crop, render
+
+RECIPE = Recipe(size=96, batch_size=8, mosaic=0.4, cut_out=0.5)
+
+
+@pytest.fixture(scope="module")
+def album(data):
+    return Album(split([str(data)], [])[0], keep=True)
+
+
+def samples(album, recipe=RECIPE, **options):
+    return Samples(album, recipe, octaves, seed=3, **({"first": 0, "count": 5} | options))
+
+
+def same(a, b):
+    tensors = zip([*a[:3], *a[4:6], *a.truth], [*b[:3], *b[4:6], *b.truth], strict=True)
+    return a.mosaics == b.mosaics and all(torch.allclose(x, y, equal_nan=True) for x, y in tensors)
+
+
+def test_a_sample_depends_on_its_number_alone(album):
+    all_of_it = samples(album)
+    late = samples(album, first=3, count=2)
+    assert same(all_of_it[3], late[0])
+    assert same(all_of_it[4], late[1])
+    assert not same(all_of_it[3], all_of_it[4])
+    with pytest.raises(IndexError):
+        late[2]
+
+
+def test_ranks_share_what_one_would_see(album):
+    def faces(batch):
+        return sorted(map(tuple, batch.truth.boxes.tolist()))
+
+    half = Recipe(**{**vars(RECIPE), "batch_size": 4})
+    parts = [samples(album, half, rank=rank, world=2)[1] for rank in range(2)]
+    assert sorted(faces(parts[0]) + faces(parts[1])) == faces(samples(album)[1])
+
+
+def test_an_epoch_shows_every_picture_once(album):
+    one = Samples(album, Recipe(size=96, batch_size=len(album)), octaves, 0, first=2, count=1)
+    assert sorted(one[0].pictures.tolist()) == list(range(len(album)))
+
+
+def test_streamed_pictures_give_the_same_pixels(album):
+    streamed = Album(album.pictures, keep=False)
+    a, b = samples(album)[1], samples(streamed)[1]
+    assert b.pixels is not None
+    assert torch.equal(a.truth.boxes, b.truth.boxes)
+    torch.testing.assert_close(render(a, album.images, 96), render(b, b.pixels, 96), atol=0.02, rtol=0)
+
+
+def test_faces_lie_where_the_discs_are(album):
+    """The pictures' faces are bright discs: boxes and pixels went the same ways, mirrored and in mosaics too."""
+    plain = Recipe(size=96, batch_size=16, mosaic=0.5, photometric=0.0, smallest_face=12)
+    seen = 0
+    for batch in (samples(album, plain)[k] for k in range(5)):
+        pixels = render(batch, album.images, 96).mean(1)
+        for b, image in enumerate(pixels):
+            own = slice(batch.truth.splits[b], batch.truth.splits[b + 1])
+            for box, ignore in zip(batch.truth.boxes[own], batch.truth.ignore[own], strict=True):
+                if ignore:
+                    continue
+                x, y = ((box[:2] + box[2:]) / 2).long().tolist()
+                assert image[min(y, 95), min(x, 95)] > 150
+                seen += 1
+    assert seen > 20
+
+
+def test_mosaics_are_four_crops(album):
+    batch = samples(album, Recipe(size=96, batch_size=4, mosaic=1.0))[0]
+    assert batch.mosaics == 4
+    assert len(batch.crops) == 16
+    whole = render(batch, album.images, 96)
+    alone = render(
+        batch._replace(pictures=batch.pictures[:1], crops=batch.crops[:1], mirrored=batch.mirrored[:1], mosaics=0,
+                       colours=batch.colours[:1], cuts=batch.cuts[:0]), album.images, 48,
+    )  # fmt: skip
+    torch.testing.assert_close(whole[0, :, :48, :48], alone[0])
+
+
+def test_in_crop_clips_ignores_and_leaves_out():
+    boxes = np.array([[10, 10, 30, 30], [-30, 10, 6, 30], [25, 25, 45, 55], [60, 60, 70, 70], [12, 12, 13, 13]])
+    points = np.stack([boxes[:, :2] + 0.5 * (boxes[:, 2:] - boxes[:, :2])] * 5, 1)
+    faces = Faces(boxes.astype(np.float32), np.zeros(5, bool), points.astype(np.float32))
+    found = in_crop(faces, Crop(0, 0, 0, 40, False), size=80, smallest=6)
+    # Inside; with its centre outside; cut but with its centre inside; (wholly outside: left out); too small.
+    assert found.boxes.tolist() == [[20, 20, 60, 60], [0, 20, 12, 60], [50, 50, 80, 80], [24, 24, 26, 26]]
+    assert found.ignore.tolist() == [False, True, True, True]
+    mirrored = in_crop(faces, Crop(0, 0, 0, 40, True), size=80, smallest=6)
+    assert mirrored.boxes[0].tolist() == [20, 20, 60, 60]
+    assert mirrored.boxes[2].tolist() == [0, 50, 30, 80]
+
+
+def test_mirrored_landmarks_change_sides():
+    points = np.array([[[2, 4], [8, 4], [5, 6], [3, 8], [7, 8]]], np.float32)
+    faces = Faces(np.array([[0, 0, 10, 10]], np.float32), np.zeros(1, bool), points)
+    found = in_crop(faces, Crop(0, 0, 0, 20, True), size=20, smallest=1)
+    assert found.boxes.tolist() == [[10, 0, 20, 10]]
+    assert found.landmarks[0].tolist() == [[12, 4], [18, 4], [15, 6], [13, 8], [17, 8]]
+
+
+def test_colours():
+    rng = np.random.default_rng(0)
+    assert (colours(rng, 0.0) == np.eye(3, 4)).all()
+    grey = np.array([90.0, 90, 90, 1])
+    matrices = np.stack([colours(rng, 1.0) for _ in range(200)])
+    greys = matrices @ grey
+    assert np.abs(greys - greys.mean(1, keepdims=True)).max() < 1e-3  # greys stay grey
+    assert greys.min() < 60
+    assert greys.max() > 120
+    assert hue(120) @ [1.0, 0, 0] == pytest.approx(hue(-240) @ [1.0, 0, 0])
+    assert sorted(hue(120) @ [1.0, 0, 0]) == pytest.approx([0, 0, 1])
+
+
+def test_cut_outs_cover_parts_of_faces(album):
+    plain = Recipe(size=96, batch_size=8, photometric=0.0)
+    cut = Recipe(size=96, batch_size=8, photometric=0.0, cut_out=1.0)
+    a, b = samples(album, plain)[0], samples(album, cut)[0]
+    before, after = render(a, album.images, 96), render(b, album.images, 96)
+    assert len(b.cuts) > 0
+    changed = (before != after).any(1)
+    inside = torch.zeros_like(changed)
+    for k, x1, y1, x2, y2, _ in b.cuts.tolist():
+        inside[int(k), round(y1) : round(y2), round(x1) : round(x2)] = True
+    assert changed.any()
+    assert not (changed & ~inside).any()
+
+
+def test_held_out_pictures(data):
+    learned, held = split([str(data), str(data)], ["1.png"])
+    assert [picture.path.name for picture in held] == ["1.png"]
+    assert len(learned) == 10
+    with pytest.raises(ValueError, match=r"held-out pictures that are in no data folder: 9\.png"):
+        split([str(data)], ["9.png"])
+
+
+def test_a_broken_picture_is_named(data, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "bad.jpg").write_bytes(b"no picture")
+    pictures = split([str(data), str(tmp_path)], [])[0]
+    with pytest.raises(ValueError, match=r"bad\.jpg"):
+        Album(pictures)
