@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pyface import cli_evaluate
+from pyface import cli_benchmark, cli_evaluate, cli_train
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_evaluate.app, name="evaluate")
+app.command()(cli_train.train)
 
 MISTAKE, FAILED, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141
 
@@ -477,3 +478,6 @@ def _plain(value: object) -> object:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else value
+
+
+app.command()(cli_benchmark.benchmark)

@@ -1,6 +1,6 @@
 """The detectors, and the registry that builds them by name."""
 
-from pyface.models.base import FaceModel, Faces
+from pyface.models.base import FaceModel, Faces, GroundTruth
 from pyface.models.checkpoints import CheckpointError
 from pyface.models.densebox import DenseBoxConfig, DenseBoxLite, DenseBoxLiteConfig, DenseBoxVGG19
 from pyface.models.mtcnn import MTCNN, MTCNNConfig
@@ -21,6 +21,7 @@ __all__ = [
     "DenseBoxVGG19",
     "FaceModel",
     "Faces",
+    "GroundTruth",
     "InferenceOptions",
     "MTCNNConfig",
     "S3FDLite",

@@ -34,7 +34,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -159,22 +160,27 @@ def configured(config: Config, settings: Mapping[str, Any], path: str = "the che
         path: For messages.
 
     Raises:
-        CheckpointError: There is no such field, or the value is not of its kind.
+        CheckpointError: There is no such field, or the value is not of its kind or out of its range.
     """
     values = {}
+    kinds = get_type_hints(type(config))
     for name, value in settings.items():
         value = tupled(value)
-        if not hasattr(config, name) or not same_kind(value, getattr(config, name)):
+        if name not in kinds or not is_of_kind(value, kinds[name], getattr(config, name)):
             raise CheckpointError(f"{path}: {type(config).__name__} takes no {name} = {value!r}")
         values[name] = value
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+    try:
+        return dataclasses.replace(config, **values)  # type: ignore[type-var]
+    except ValueError as error:  # the configuration's own words about its ranges
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Puts a checkpoint's weights into a model that was built with its settings.
 
     Raises:
-        CheckpointError: Keys are missing, left over or of another shape: all are named.
+        CheckpointError: Keys are missing, left over, of another shape or no plain numbers: the first ten of each are
+            named.
     """
     expected, state = model.state_dict(), checkpoint.state
     # Old files of torch do not count batches, and inference does not ask.
@@ -185,6 +191,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
         for key, value in state.items()
         if key in expected and value.shape != expected[key].shape
     ]
+    odd = [key for key, value in state.items() if value.layout is not torch.strided or value.is_complex()]
     if expected.keys().isdisjoint(state):
         raise CheckpointError(
             f"{checkpoint.path} is of no known layout ({', '.join([OWN, *(of.name for of in LAYOUTS)])}); "
@@ -192,11 +199,11 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
         )
     if checkpoint.lenient and extra:
         # A classifier of 1,000 classes is what every ResNet begins with: not worth a word.
-        odd = [key for key in extra if not key.startswith("fc.")]
-        if odd:
-            warnings.warn(f"{checkpoint.path}: left aside {len(odd)} unknown keys: {few(odd)}", stacklevel=2)
+        unknown = [key for key in extra if not key.startswith("fc.")]
+        if unknown:
+            warnings.warn(f"{checkpoint.path}: left aside {len(unknown)} unknown keys: {few(unknown)}", stacklevel=2)
         state, extra = {key: value for key, value in state.items() if key in expected}, []
-    problems = {"missing": missing, "left over": extra, "of another shape": misshapen}
+    problems = {"missing": missing, "left over": extra, "of another shape": misshapen, "not dense and real": odd}
     found = [f"{len(keys)} {what}: {few(keys)}" for what, keys in problems.items() if keys]
     if found:
         raise CheckpointError(f"{checkpoint.path} (layout {checkpoint.layout}) does not fit; keys {'; '.join(found)}")
@@ -252,13 +259,26 @@ def tupled(value: Any) -> Any:
     return tuple(tupled(part) for part in value) if isinstance(value, list | tuple) else value
 
 
-def same_kind(value: Any, default: Any) -> bool:
-    """Whether a value can stand where a default stands."""
-    if isinstance(default, tuple) and isinstance(value, tuple):
-        return len(value) == len(default) and all(map(same_kind, value, default))
-    if default is None or (isinstance(default, float) and type(value) is int):
-        return value is None or type(value) in (int, float)
-    return type(value) is type(default)
+def is_of_kind(value: Any, kind: Any, default: Any) -> bool:
+    """Whether a value fits a field's annotation and, where both are tuples, is as long as the default.
+
+    Args:
+        value: What a file has.
+        kind: A type, a union, a `Literal`, or a tuple of these.
+        default: What the field has otherwise.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin in (Union, UnionType):
+        return any(is_of_kind(value, part, default) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = parts[:1] * len(value) if parts[-1] is ... else parts
+        defaults = default if isinstance(default, tuple) else value
+        return len(value) == len(kinds) == len(defaults) and all(map(is_of_kind, value, kinds, defaults))
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -306,7 +326,9 @@ def part_of(folder: Path, net: str) -> Path:
     for suffix in (".pt", ".pth", ".lz4"):
         if (folder / f"{net}{suffix}").is_file():
             return folder / f"{net}{suffix}"
-    raise FileNotFoundError(f"{folder} should hold pnet, rnet and onet as .pt or .lz4, there is no {net}")
+    raise FileNotFoundError(
+        f"{folder} is a folder: it should hold MTCNN's pnet, rnet and onet as .pt or .lz4, there is no {net}"
+    )
 
 
 def unwrapped(raw: Any) -> Any:
@@ -322,11 +344,14 @@ def unwrapped(raw: Any) -> Any:
 
 
 def flatten(raw: Any, prefix: str = "") -> State:
-    """Nested dicts, and [weight, bias] lists, as one flat state; what is no tensor is left out."""
+    """Nested dicts, and [weight, bias] lists, as one flat state; what is no tensor is left out.
+
+    The third tensor of such a list and all behind it are numbered, so that they show up as left over.
+    """
     if isinstance(raw, Tensor):
         return {prefix: raw}
     if isinstance(raw, list | tuple):
-        raw = dict(zip(("weight", "bias"), raw, strict=False))
+        raw = {("weight", "bias")[k] if k < 2 else k: value for k, value in enumerate(raw)}
     if not isinstance(raw, Mapping):
         return {}
     state: State = {}
@@ -464,7 +489,12 @@ SSH_LAYERS = {
 
 
 def ssh_from_caffe(state: State) -> State:
-    """m1@ssh_3x3 -> m1.conv3x3, and so on; the fixed up-sampling is no weight, as long as it is what is expected."""
+    """m1@ssh_3x3 -> m1.conv3x3, and so on.
+
+    The fixed up-sampling is no weight, as long as it is what is expected. Nor are the layers that the author's training
+    adds to look for hard examples: copies, whose weights are those of the layers without `_ohem`.
+    """
+    state = {key: value for key, value in state.items() if not key.rpartition(".")[0].endswith("_ohem")}
     names = dict(VGG_NAMES)
     for m in (1, 2, 3):
         names |= {f"m{m}@ssh_{theirs}": f"m{m}.{ours}" for theirs, ours in SSH_LAYERS.items()}

@@ -33,7 +33,7 @@ from pyface.models.backbones import VGG19, CompactResNet, TopDown, convolution, 
 from pyface.models.base import GroundTruth
 from pyface.models.layers import gaussian, xavier
 from pyface.models.single_shot import InferenceOptions, Limits, Preprocessing, SingleShot
-from pyface.models.views import Size, View, pyramid
+from pyface.models.views import Size, View, pyramid, scale_for
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,15 @@ class DenseBox(SingleShot):
     Attributes:
         config: The numbers.
         unit: Cells that an offset of 1 means.
+        score, location, landmark, refine: The branches; None where the configuration has none.
     """
 
     limits: ClassVar[dict[str, Limits]] = {"ap": Limits(5000, 750), "fast": Limits(400, 200)}  # S3FD's
+
+    score: nn.Module
+    location: nn.Module
+    landmark: nn.Module | None
+    refine: nn.Module | None
 
     def __init__(self, config: DenseBoxConfig) -> None:
         super().__init__()
@@ -124,6 +130,13 @@ class DenseBox(SingleShot):
         self.nms_overlap = config.nms_overlap
         self.smallest_face = config.positive_band[0] * config.face
         self.unit = config.face / config.stride
+
+    def answers(self, fused: Tensor) -> DenseBoxOutput:
+        """The branches' answers to the fused maps [B, channels, H / 4, W / 4]."""
+        scores = self.score(fused)
+        landmarks = None if self.landmark is None else self.landmark(fused)
+        refined = None if self.refine is None else self.refine(scores, landmarks)
+        return DenseBoxOutput(scores, self.location(fused), landmarks, refined)
 
     def candidates(
         self,
@@ -172,8 +185,8 @@ class DenseBox(SingleShot):
         """The terms of the loss; see `SingleShot.loss` (DETECTORS.md 1.3).
 
         A cell teaches when it is positive or one of as many negative ones, chosen by `ops.balanced_sample` image by
-        image and map by map; a map without positive cells has as many negative ones as one face would bring. Every term
-        is a sum over such cells of the batch, divided by their number.
+        image and map by map; of these, every map has at least as many as one face of the usual size has positive cells.
+        Every term is a sum over such cells of the batch, divided by their number.
 
         Only faces of about the size that the network is made for are positive. Whoever trains must show them at that
         size.
@@ -191,11 +204,7 @@ class DenseBox(SingleShot):
             "refine", with that branch: as "classification", of its scores, times `refine_weight`.
         """
         config = self.config
-        if maps.landmarks is not None and truth.landmarks is not None and truth.landmarks.shape[1] != config.landmarks:
-            raise ValueError(
-                f"the network has {config.landmarks} landmarks and the truth {truth.landmarks.shape[1]}, "
-                "set the configuration's landmarks to that number"
-            )
+        landmarks = None if maps.landmarks is None else self._landmarks_of(truth)
         height, width = maps.scores.shape[2:]
         targets = ops.densebox_targets(
             truth.boxes,
@@ -209,7 +218,7 @@ class DenseBox(SingleShot):
             ignore_band=config.ignore_band,
             unit=self.unit,
             ignore=truth.ignore,
-            landmarks=truth.landmarks if maps.landmarks is not None else None,
+            landmarks=landmarks,
             landmark_radius=config.landmark_radius,
         )
         is_face = targets.label[:, None] == 1
@@ -219,15 +228,26 @@ class DenseBox(SingleShot):
             "classification": self._map_error(maps.scores, targets.label[:, None], disc, seed),
             "box": config.box_weight * distance.square().sum() / is_face.sum().clamp(min=1),
         }
-        if maps.landmarks is not None and truth.landmarks is None:
-            terms["landmarks"] = 0.0 * maps.landmarks.float().sum()
-        elif maps.landmarks is not None:
+        if maps.landmarks is not None and landmarks is not None:
             error = self._map_error(maps.landmarks, targets.landmark_label, config.landmark_radius, seed)
-            terms["landmarks"] = config.landmark_weight * error
+            # Who knows no landmark at all shall not learn that there are none.
+            terms["landmarks"] = config.landmark_weight * torch.where(landmarks.isfinite().any(), error, 0)
         if maps.refined is not None:
             error = self._map_error(maps.refined, targets.label[:, None], disc, seed)
             terms["refine"] = config.refine_weight * error
         return terms
+
+    def _landmarks_of(self, truth: GroundTruth) -> Tensor:
+        """The truth's landmarks [G, N, 2], NaN where it knows none."""
+        number = self.config.landmarks
+        if truth.landmarks is None:
+            return truth.boxes.new_full((len(truth.boxes), number, 2), torch.nan)
+        if truth.landmarks.shape[1] != number:
+            raise ValueError(
+                f"the network has {number} landmarks and the truth {truth.landmarks.shape[1]}, "
+                "set the configuration's landmarks to that number"
+            )
+        return truth.landmarks
 
     def _map_error(self, answers: Tensor, labels: Tensor, disc: float, seed: int) -> Tensor:
         """Mean squared error of maps [B, N, H, W] over the cells that teach; `disc` is the usual radius in cells."""
@@ -317,7 +337,7 @@ class DenseBoxVGG19(DenseBox):
     of one reduced to 800 pixels, and ends at 2^-3: 15 views for faces from 17 to 500 px.
     """
 
-    size: ClassVar[Size] = 800
+    size: ClassVar[Size] = 800  # the longer side, if larger
 
     WIDTH = 512  # of the branches
     REFINE_WIDTH = 64
@@ -334,16 +354,12 @@ class DenseBoxVGG19(DenseBox):
 
     def own_scale(self, height: int, width: int) -> float:
         """The pyramid's first scale: the paper's 2^1.2 of a picture whose longer side is 800 or less (1.5)."""
-        return 2**1.2 * min(1.0, 800 / max(height, width))
+        return 2**1.2 * min(1.0, scale_for(self.size, height, width))
 
     def forward(self, images: Tensor) -> DenseBoxOutput:
         """Preprocessed images [B, 3, H, W] -> scores, offsets, landmarks and refined scores at stride 4."""
         conv3_4, conv4_4 = self.backbone(images)
-        fused = torch.cat([conv3_4, upsample(conv4_4, conv3_4)], dim=1)
-        scores = self.score(fused)
-        landmarks = None if self.landmark is None else self.landmark(fused)
-        refined = None if self.refine is None else self.refine(scores, landmarks)
-        return DenseBoxOutput(scores, self.location(fused), landmarks, refined)
+        return self.answers(torch.cat([conv3_4, upsample(conv4_4, conv3_4)], dim=1))
 
 
 @dataclass(frozen=True)
@@ -409,8 +425,4 @@ class DenseBoxLite(DenseBox):
         c2, c3, c4, c5 = self.backbone(images)
         p4 = self.smooth4(self.down4(c4, c5))
         p3 = self.smooth3(self.down3(c3, p4))
-        fused = torch.cat([c2, upsample(p3, c2)], dim=1)
-        scores = self.score(fused)
-        landmarks = None if self.landmark is None else self.landmark(fused)
-        refined = None if self.refine is None else self.refine(scores, landmarks)
-        return DenseBoxOutput(scores, self.location(fused), landmarks, refined)
+        return self.answers(torch.cat([c2, upsample(p3, c2)], dim=1))

@@ -16,16 +16,14 @@ def fold_batch_norms(model: Model) -> Model:
 
     A normalisation is folded where a module registers it right behind a convolution of as many channels, as all
     networks here do. Layers with a method `folded` are replaced by what it returns. The copy gives the same maps up to
-    rounding (about 1e-6 of their size in float32), has other keys in its state, and wants no gradients.
+    rounding (about 1e-6 of their size in float32), has other keys in its state where something was folded, and wants no
+    gradients. It is a copy even where there is nothing to fold, so that whoever casts it never casts the model.
 
     Fold before casting: a model in half precision would round the folded weights a second time. A folded copy takes
     `half()`, `to(memory_format=torch.channels_last)`, `torch.compile` and CUDA graphs like any other model.
 
     Args:
         model: In evaluation mode; it is left as it is.
-
-    Returns:
-        The copy, or the model itself where there is nothing to fold.
 
     Raises:
         ValueError: The model is in training mode, where normalisation depends on the batch.
@@ -42,8 +40,6 @@ def fold_batch_norms(model: Model) -> Model:
         raise ValueError(
             "fold_batch_norms takes models in evaluation mode, got one in training mode; call eval() first"
         )
-    if not any(isinstance(layer, nn.BatchNorm2d) or hasattr(layer, "folded") for layer in model.modules()):
-        return model
     folded = copy.deepcopy(model)
     for parent in list(folded.modules()):
         _fold_children(parent)

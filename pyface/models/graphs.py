@@ -13,6 +13,7 @@ from torch import Tensor
 
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
+    free: torch.cuda.Event  # its outputs have been copied, whatever stream asked for them
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
@@ -20,7 +21,8 @@ class _Captured(NamedTuple):
 class CudaGraphs:
     """Replays functions of tensors; one graph for each function, shape and set of options.
 
-    A graph keeps the memory of its intermediate results, so that only the last few are kept.
+    A graph keeps the memory of its intermediate results, so that only the last few are kept. Threads may share it, each
+    on a stream of its own if it likes.
 
     Args:
         limit: How many graphs are kept, the least recently used one goes first.
@@ -49,10 +51,13 @@ class CudaGraphs:
                     self._graphs.popitem(last=False)
                 captured = self._graphs[key] = _capture(function, inputs, options)
             self._graphs.move_to_end(key)
+            captured.free.wait()
             for own, given in zip(captured.inputs, inputs, strict=True):
                 own.copy_(given)
             captured.graph.replay()
-            return tuple(output.clone() for output in captured.outputs)
+            outputs = tuple(output.clone() for output in captured.outputs)
+            captured.free.record()
+            return outputs
 
     def __reduce__(self) -> tuple[type[CudaGraphs], tuple[int]]:
         return CudaGraphs, (self.limit,)  # graphs belong to their process
@@ -70,6 +75,7 @@ def _capture(
             function(*own, **options)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # What other threads do meanwhile, such as copying their pictures, neither matters nor may fail.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = tuple(function(*own, **options))
-    return _Captured(graph, own, outputs)
+    return _Captured(graph, torch.cuda.Event(), own, outputs)

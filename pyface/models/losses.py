@@ -61,7 +61,7 @@ def _face_evidence(logits: Tensor, level: ops.AnchorLevel) -> Tensor:
 
 
 def matched(values: Tensor, splits: Tensor, index: Tensor) -> Tensor:
-    """What each anchor's face has, without a gradient: values [G, ...] of all images' faces -> [B, A, ...].
+    """What each anchor's face has, without a gradient: values [G, ...] of all images' faces -> float32 [B, A, ...].
 
     Args:
         values: Of the faces of a batch, `GroundTruth.boxes` or `GroundTruth.landmarks`.
@@ -69,7 +69,7 @@ def matched(values: Tensor, splits: Tensor, index: Tensor) -> Tensor:
         index: int32 [B, A], the face within the image, as from `ops.assign_anchors`. Where it is negative, any face's
             values come back.
     """
-    values = values.detach()
+    values = values.detach().float()
     if len(values) == 0:
         return values.new_zeros(*index.shape, *values.shape[1:])
     # An image without faces begins where the next one does, or at the end.
@@ -150,10 +150,15 @@ def landmark_term(
         index: int32 [B, A], as from `ops.assign_anchors`.
         variance: Unit of the answers, in anchor sides.
         weight: Of the term.
+
+    Raises:
+        ValueError: The truth's landmarks are not [G, 5, 2].
     """
-    points = truth.landmarks
+    points, expected = truth.landmarks, (len(truth.boxes), 5, 2)
     if points is None:
-        points = truth.boxes.new_full((len(truth.boxes), 5, 2), torch.nan)
+        points = truth.boxes.new_full(expected, torch.nan)
+    elif points.shape != expected:
+        raise ValueError(f"landmarks should be [G, 5, 2] = {list(expected)}, got {list(points.shape)}")
     targets = encode_landmarks(anchors, matched(points, truth.splits, index), variance)
     known = (index >= 0) & targets.isfinite().all(-1)
     return weight * smooth_l1(answers, targets, known) / count(known)

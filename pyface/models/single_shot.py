@@ -202,6 +202,7 @@ class SingleShot(FaceModel):
             found.count,
             self.nms_threshold,
             max_detections=min(most.detections, found.scores.shape[1]),
+            score_threshold=score_threshold,  # what a caller asks for holds, also where the model's own has exceptions
             overlap=self.nms_overlap,
         )
         return self.complete(_take(found, keep, count), maps)
@@ -312,7 +313,12 @@ class SingleShot(FaceModel):
             return Faces(empty.reshape(0, 4), empty, None)
         faces = parts[0] if len(parts) == 1 else _together(parts)
         if len(parts) > 1 and options.multiscale in _VOTING:
-            faces = vote(faces, _VOTING[options.multiscale], drop_singletons=options.drop_singletons)
+            faces = vote(
+                faces,
+                _VOTING[options.multiscale],
+                drop_singletons=options.drop_singletons,
+                plus_one=options.multiscale == "s3fd",
+            )
         elif len(parts) > 1:
             boxes = self._suppression_boxes(faces.boxes)
             keep = ops.nms(boxes, faces.scores, self.nms_threshold, overlap=self.nms_overlap)
@@ -322,8 +328,7 @@ class SingleShot(FaceModel):
         return _select(faces, slice(self.limits[options.limits].detections))
 
     def _suppression_boxes(self, boxes: Tensor) -> Tensor:
-        # Not by a constant tensor: copying one to a GPU would synchronise.
-        return torch.cat([boxes[..., :2], boxes[..., 2:] + 1], dim=-1) if self.nms_plus_one else boxes
+        return widened(boxes, 1.0) if self.nms_plus_one else boxes
 
     @property
     def dtype(self) -> torch.dtype:
@@ -331,16 +336,30 @@ class SingleShot(FaceModel):
         return next(self.parameters()).dtype
 
 
-def vote(faces: Faces, iou_threshold: float, *, drop_singletons: bool) -> Faces:
-    """Box voting (DETECTORS.md 2.6 d); a voted face has the landmarks of the best face that voted for it."""
+def vote(faces: Faces, iou_threshold: float, *, drop_singletons: bool, plus_one: bool = False) -> Faces:
+    """Box voting (DETECTORS.md 2.6 d); a voted face has the landmarks of the best face that voted for it.
+
+    `plus_one`: sides count as x2 - x1 + 1, as S3FD's authors have it; SRN's boxes come with that pixel.
+    """
+    if plus_one:
+        wider = vote(faces._replace(boxes=widened(faces.boxes, 1.0)), iou_threshold, drop_singletons=drop_singletons)
+        return wider._replace(boxes=widened(wider.boxes, -1.0))
     boxes, scores = ops.box_voting(faces.boxes, faces.scores, iou_threshold, drop_singletons=drop_singletons)
     if faces.landmarks is None:
         return Faces(boxes, scores, None)
-    # The best faces of the clusters are what suppression leaves; it takes >, voting takes >=.
+    # The best faces of the clusters, in their order, are what suppression leaves; it takes >, voting takes >=.
     best = ops.nms(faces.boxes, faces.scores, math.nextafter(iou_threshold, 0.0))
-    same_score = scores[:, None] == faces.scores[best][None]
-    distance = (boxes[:, None] - faces.boxes[best][None]).abs().sum(2).masked_fill(~same_score, math.inf)
-    return Faces(boxes, scores, faces.landmarks[best[distance.argmin(1)]] if len(boxes) else faces.landmarks[:0])
+    if drop_singletons and len(boxes):
+        same_score = scores[:, None] == faces.scores[best][None]
+        distance = torch.cdist(boxes, faces.boxes[best], p=1.0).masked_fill(~same_score, math.inf)
+        best = best[distance.argmin(1)]
+    return Faces(boxes, scores, faces.landmarks[best[: len(boxes)]])
+
+
+def widened(boxes: Tensor, pixels: float) -> Tensor:
+    """Boxes [..., 4] whose right and bottom edges lie further out."""
+    # Not by a constant tensor: copying one to a GPU would synchronise.
+    return torch.cat([boxes[..., :2], boxes[..., 2:] + pixels], dim=-1)
 
 
 def _groups(views: list[View]) -> Iterator[list[View]]:

@@ -179,7 +179,8 @@ class SRN(SingleShot):
         """Head maps to boxes; see `SingleShot.candidates`.
 
         Maps of fewer cells than `config.small_map` have no threshold in the author's code. This holds here as long as
-        `score_threshold` is the model's own or less; whoever asks for more gets it from all maps.
+        `score_threshold` is the model's own or less; whoever asks for more gets it from all maps. Faces of `detect` and
+        `find` have more than what a caller asks for in any case.
         """
         small = [level.logits.shape[2] * level.logits.shape[3] < self.config.small_map for level in maps]
         lenient = score_threshold <= self.score_threshold

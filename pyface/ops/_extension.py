@@ -7,6 +7,7 @@ functions, which run in the real and in the fake implementation alike. Nothing e
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,37 @@ def check_size(op: str, entries: int) -> None:
     """Raises ValueError above the largest number of boxes that the kernels index."""
     if isinstance(entries, int) and entries > _MAX_ENTRIES:
         raise ValueError(f"{op} takes at most {_MAX_ENTRIES:,} boxes in a call, got {entries:,}: split the call.")
+
+
+def check_splits(op: str, splits: Tensor, entries: int) -> None:
+    """Raises ValueError unless splits [B + 1] rise from 0 to so many entries.
+
+    Looks on the CPU only, where that costs nothing: CUDA kernels keep within the entries whatever splits hold.
+    """
+    if splits.device.type != "cpu":
+        return
+    if splits[0] != 0 or splits[-1] != entries or bool((splits.diff() < 0).any()):
+        shown = splits.tolist() if len(splits) <= 8 else f"{splits[:4].tolist()} ... {splits[-4:].tolist()}"
+        raise ValueError(
+            f"{op}: splits must rise from 0 to G = {entries}, got {shown}: image b has the boxes "
+            "splits[b] to splits[b + 1] - 1."
+        )
+
+
+def check_int(op: str, name: str, value: Any, least: int | None = None) -> None:
+    """Raises TypeError unless value is a whole number, ValueError unless it is >= least."""
+    is_int = isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
+    if not is_int:
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}.")
+    if least is not None and not value >= least:
+        raise ValueError(f"{op}: {name} must be {least} or more, got {value}.")
+
+
+def check_numbers(op: str, **values: Any) -> None:
+    """Raises TypeError unless all are numbers; torch's own words about its schemas help nobody."""
+    for name, value in values.items():
+        if not isinstance(value, (Real, torch.SymInt, torch.SymFloat)):
+            raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}.")
 
 
 def check_fraction(op: str, name: str, value: float) -> None:

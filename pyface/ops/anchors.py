@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ from pyface.ops._extension import (
     MAP_DTYPES,
     check_dtype,
     check_fraction,
+    check_int,
+    check_numbers,
     check_one_device,
     check_shape,
     check_size,
@@ -55,10 +58,10 @@ class AnchorLevel:
     max_candidates: int | None = None
 
     def __post_init__(self) -> None:
-        _check_int("AnchorLevel", "stride", self.stride, 1)
-        _check_int("AnchorLevel", "num_background", self.num_background, 0)
+        check_int("AnchorLevel", "stride", self.stride, 1)
+        check_int("AnchorLevel", "num_background", self.num_background, 0)
         if self.max_candidates is not None:
-            _check_int("AnchorLevel", "max_candidates", self.max_candidates, 0)
+            check_int("AnchorLevel", "max_candidates", self.max_candidates, 0)
         if not isinstance(self.anchors, tuple) or not all(isinstance(box, tuple) for box in self.anchors):
             raise TypeError(
                 f"AnchorLevel: anchors must be a tuple of tuples (x1, y1, x2, y2), got {self.anchors!r}: "
@@ -123,13 +126,20 @@ def anchor_boxes(
     Returns:
         float32 [A, 4].
 
+    Raises:
+        ValueError: no levels, not one size a level, or a size below 0.
+
     Example:
         >>> level = AnchorLevel(stride=4, anchors=((-6.0, -6.0, 10.0, 10.0),))
         >>> anchor_boxes([level], [(160, 160)]).shape
         torch.Size([25600, 4])
     """
+    if not levels or len(levels) != len(sizes):
+        raise ValueError(f"anchor_boxes takes one size a level, got {len(levels)} levels and {len(sizes)} sizes.")
     parts = []
     for level, (height, width) in zip(levels, sizes, strict=True):
+        if height < 0 or width < 0:
+            raise ValueError(f"anchor_boxes: a size must be a height and a width of 0 or more, got {height, width}.")
         rows = torch.arange(height, device=device, dtype=torch.float32) * level.stride
         columns = torch.arange(width, device=device, dtype=torch.float32) * level.stride
         y, x = torch.meshgrid(rows, columns, indexing="ij")
@@ -195,11 +205,9 @@ def decode_anchors(
     """
     op = "decode_anchors"
     _check_types(maps, levels)
-    _check_int(op, "max_candidates", max_candidates, 0)
-    for name, number in (("gate_threshold", gate_threshold), ("min_side", min_side)):
-        if not isinstance(number, (int, float)):
-            raise TypeError(f"{op}: {name} must be a number, got {type(number).__name__}.")
-    if not isinstance(variances, (list, tuple)):
+    check_int(op, "max_candidates", max_candidates, 0)
+    check_numbers(op, gate_threshold=gate_threshold, min_side=min_side)
+    if not isinstance(variances, (list, tuple)) or not all(isinstance(value, Real) for value in variances):
         raise TypeError(f"{op}: variances must be two numbers, got {variances!r}.")
     if sizes is not None:
         check_tensors(op, ("logits", "sizes"), (maps[0].logits, sizes))
@@ -232,14 +240,6 @@ def decode_anchors(
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
-
-
-def _check_int(op: str, name: str, value: Any, least: int) -> None:
-    """Raises TypeError unless value is an int, ValueError unless it is >= least."""
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
-        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}.")
-    if not value >= least:
-        raise ValueError(f"{op}: {name} must be {least} or more, got {value}.")
 
 
 def _check_types(maps: Sequence[LevelMaps], levels: Sequence[AnchorLevel]) -> None:
@@ -370,7 +370,10 @@ def _logit(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
-def _empty(first: Tensor, batch: int, size: int, points: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def empty_candidates(
+    first: Tensor, batch: int, size: int, points: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What a kernel writes `Candidates` of so many boxes and landmarks into, on the first map's device."""
     return (
         first.new_empty((batch, size, 4), dtype=torch.float32),
         first.new_empty((batch, size), dtype=torch.float32),
@@ -417,7 +420,7 @@ def _decode_anchors(
         max_candidates,
     )
     first = logits[0]
-    found = _empty(first, batch, size, 5 if landmarks else 0)
+    found = empty_candidates(first, batch, size, 5 if landmarks else 0)
     if batch == 0 or size == 0:
         found[4].zero_()
         return found
@@ -453,7 +456,7 @@ def _decode_anchors(
 
 def _fake_decode_anchors(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, size = _check_decode(*arguments)
-    return _empty(arguments[0][0], batch, size, 5 if arguments[2] else 0)
+    return empty_candidates(arguments[0][0], batch, size, 5 if arguments[2] else 0)
 
 
 register(

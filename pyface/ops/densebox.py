@@ -6,8 +6,7 @@ Cell (row i, column j) lies at the pixel (stride * j + stride / 2, stride * i + 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,16 +16,19 @@ from pyface.ops._extension import (
     MAP_DTYPES,
     check_dtype,
     check_fraction,
+    check_int,
+    check_numbers,
     check_one_device,
     check_shape,
     check_size,
+    check_splits,
     check_tensors,
     launch,
     map_of,
     plain,
     register,
 )
-from pyface.ops.anchors import Candidates
+from pyface.ops.anchors import Candidates, empty_candidates
 
 
 class DenseBoxMaps(NamedTuple):
@@ -93,9 +95,9 @@ def decode_densebox(
     """
     op = "decode_densebox"
     check_tensors(op, ("scores", "offsets"), (scores, offsets))
-    _check_int(op, "stride", stride, 1)
-    _check_int(op, "max_candidates", max_candidates, 0)
-    _check_numbers(op, score_threshold=score_threshold, unit=unit, min_side=min_side)
+    check_int(op, "stride", stride, 1)
+    check_int(op, "max_candidates", max_candidates, 0)
+    check_numbers(op, score_threshold=score_threshold, unit=unit, min_side=min_side)
     if sizes is not None:
         check_tensors(op, ("scores", "sizes"), (scores, sizes))
         sizes = sizes.detach()
@@ -160,7 +162,7 @@ def densebox_targets(
     Raises:
         TypeError: a tensor of the wrong type or dtype, or a number of the wrong type.
         ValueError: shapes or devices that do not fit, a number out of its range, or (on the CPU) splits that do not
-            ascend from 0 to G.
+            rise from 0 to G.
 
     Source: DenseBox (arXiv 1509.04874, section 3.1; DETECTORS.md 1.2).
 
@@ -178,8 +180,8 @@ def densebox_targets(
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(f"{op}: {name} must be two numbers, got {pair!r}.")
     for side in size:
-        _check_int(op, "size", side, 0)
-    _check_int(op, "stride", stride, 1)
+        check_int(op, "size", side, 0)
+    check_int(op, "stride", stride, 1)
     numbers = {
         "face": face,
         "positive_band[0]": positive_band[0],
@@ -190,7 +192,7 @@ def densebox_targets(
         "gray": gray,
         "landmark_radius": landmark_radius,
     }
-    _check_numbers(op, unit=unit, **numbers)
+    check_numbers(op, unit=unit, **numbers)
     return DenseBoxMaps(
         *torch.ops.pyface.densebox_targets.default(
             boxes.detach(),
@@ -206,20 +208,6 @@ def densebox_targets(
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
-
-
-def _check_int(op: str, name: str, value: Any, least: int) -> None:
-    """Raises TypeError unless value is an int, ValueError unless it is >= least."""
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
-        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}.")
-    if not value >= least:
-        raise ValueError(f"{op}: {name} must be {least} or more, got {value}.")
-
-
-def _check_numbers(op: str, **values: Any) -> None:
-    for name, value in values.items():
-        if not isinstance(value, (int, float)):
-            raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}.")
 
 
 def _check_grid(op: str, stride: int, unit: float) -> None:
@@ -315,24 +303,7 @@ def _check_targets(
     return batch, points
 
 
-def _check_splits(splits: list[int], boxes: int) -> None:
-    """On the CPU, where looking at them costs nothing; the CUDA kernels keep within the boxes whatever they say."""
-    ascends = all(low <= high for low, high in pairwise(splits))
-    if splits[0] != 0 or splits[-1] != boxes or not ascends:
-        raise ValueError(f"densebox_targets: splits must ascend from 0 to the {boxes} boxes, got {splits}.")
-
-
 # --- implementation --------------------------------------------------------------------------------------------------
-
-
-def _empty_candidates(scores: Tensor, batch: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (
-        scores.new_empty((batch, size, 4), dtype=torch.float32),
-        scores.new_empty((batch, size), dtype=torch.float32),
-        scores.new_empty((batch, size, 0, 2), dtype=torch.float32),
-        scores.new_empty((batch, size), dtype=torch.int64),
-        scores.new_empty(batch, dtype=torch.int32),
-    )
 
 
 def _decode_densebox(
@@ -346,7 +317,7 @@ def _decode_densebox(
     max_candidates: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, size = _check_decode(scores, offsets, sizes, score_threshold, stride, unit, min_side, max_candidates)
-    found = _empty_candidates(scores, batch, size)
+    found = empty_candidates(scores, batch, size, 0)
     if batch == 0 or size == 0:
         found[4].zero_()
         return found
@@ -382,7 +353,7 @@ def _fake_decode_densebox(
     max_candidates: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, size = _check_decode(scores, offsets, sizes, score_threshold, stride, unit, min_side, max_candidates)
-    return _empty_candidates(scores, batch, size)
+    return empty_candidates(scores, batch, size, 0)
 
 
 def _empty_maps(boxes: Tensor, batch: int, points: int, size: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -404,8 +375,7 @@ def _densebox_targets(
     numbers: list[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, points = _check_targets(boxes, splits, ignore, landmarks, size, stride, unit, numbers)
-    if boxes.device.type == "cpu":
-        _check_splits(splits.tolist(), boxes.shape[0])
+    check_splits("densebox_targets", splits, boxes.shape[0])
     maps = _empty_maps(boxes, batch, points, size)
     if batch == 0 or size[0] == 0 or size[1] == 0:
         return maps

@@ -9,9 +9,11 @@ from pyface.ops._extension import (
     FLOATS,
     check_dtype,
     check_fraction,
+    check_numbers,
     check_one_device,
     check_shape,
     check_size,
+    check_splits,
     check_tensors,
     launch,
     plain,
@@ -68,7 +70,7 @@ def assign_anchors(
         overlap, float32 [B, A]: IoU with that face, or with the best one where index < 0; 0 for invalid anchors.
 
     Raises:
-        TypeError: not tensors, or wrong dtypes.
+        TypeError: not tensors, wrong dtypes, or thresholds that are no numbers.
         ValueError: wrong shapes, devices, thresholds, splits or compensate.
 
     Example:
@@ -89,6 +91,9 @@ def assign_anchors(
             names.append(name)
             tensors.append(tensor)
     check_tensors("assign_anchors", names, tensors)
+    check_numbers("assign_anchors", positive=positive, negative=negative)
+    if not isinstance(force_best, bool):
+        raise TypeError(f"assign_anchors: force_best must be True or False, got {force_best!r}.")
     return torch.ops.pyface.assign_anchors.default(
         anchors.detach(), boxes.detach(), splits, positive, negative, force_best, _number(compensate), ignore, valid
     )
@@ -149,18 +154,6 @@ def _check(
         raise ValueError(f"{op}: compensate must be -1 (nobody), 0 (the mean) or a number, got {compensate}.")
 
 
-def _check_splits(splits: Tensor, num_boxes: int) -> None:
-    """Raises ValueError unless splits rise from 0 to num_boxes; looks on the CPU only."""
-    if splits.device.type != "cpu":
-        return
-    if splits[0] != 0 or splits[-1] != num_boxes or bool((splits.diff() < 0).any()):
-        shown = splits.tolist() if len(splits) <= 8 else f"{splits[:4].tolist()} ... {splits[-4:].tolist()}"
-        raise ValueError(
-            f"assign_anchors: splits must rise from 0 to G = {num_boxes}, got {shown}: image b has the boxes "
-            "splits[b] to splits[b + 1] - 1."
-        )
-
-
 def _assign_anchors(
     anchors: Tensor,
     boxes: Tensor,
@@ -173,7 +166,7 @@ def _assign_anchors(
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     _check(anchors, boxes, splits, positive, negative, compensate, ignore, valid)
-    _check_splits(splits, len(boxes))
+    check_splits("assign_anchors", splits, len(boxes))
     anchors, boxes, splits = plain(anchors, torch.float32), plain(boxes, torch.float32), plain(splits, torch.int64)
     ignore = None if ignore is None else plain(ignore, torch.bool)
     valid = None if valid is None else plain(valid, torch.bool)

@@ -14,6 +14,8 @@ from pyface.ops._extension import (
     FLOATS,
     check_dtype,
     check_fraction,
+    check_int,
+    check_numbers,
     check_one_device,
     check_shape,
     check_size,
@@ -39,7 +41,7 @@ def hard_negatives(losses: Tensor, index: Tensor, *, ratio: float = 3.0, minimum
         bool [B, A]: the chosen negatives.
 
     Raises:
-        TypeError: not tensors, or wrong dtypes.
+        TypeError: not tensors, wrong dtypes, or numbers of the wrong type.
         ValueError: wrong shapes or devices, a negative or infinite ratio, a negative minimum.
 
     Example:
@@ -50,6 +52,8 @@ def hard_negatives(losses: Tensor, index: Tensor, *, ratio: float = 3.0, minimum
         tensor([[False, False,  True,  True, False]])
     """
     check_tensors("hard_negatives", ("losses", "index"), (losses, index))
+    check_numbers("hard_negatives", ratio=ratio)
+    check_int("hard_negatives", "minimum", minimum)
     return torch.ops.pyface.hard_negatives.default(losses.detach(), index, ratio, minimum)
 
 
@@ -90,6 +94,10 @@ def balanced_sample(
         tensor([[ True, False,  True, False, False]])
     """
     check_tensors("balanced_sample", ("losses", "index"), (losses, index))
+    check_numbers("balanced_sample", ratio=ratio, hard_fraction=hard_fraction)
+    check_int("balanced_sample", "minimum", minimum)
+    check_int("balanced_sample", "seed", seed)
+    _check_seed(seed)
     return torch.ops.pyface.balanced_sample.default(losses.detach(), index, ratio, hard_fraction, minimum, seed)
 
 
@@ -107,7 +115,7 @@ def online_hard(losses: Tensor, *, keep: float = 0.7, valid: Tensor | None = Non
         bool [N]: the chosen samples.
 
     Raises:
-        TypeError: not tensors, or wrong dtypes.
+        TypeError: not tensors, wrong dtypes, or a keep that is no number.
         ValueError: wrong shapes or devices, a keep outside [0, 1].
 
     Example:
@@ -117,6 +125,7 @@ def online_hard(losses: Tensor, *, keep: float = 0.7, valid: Tensor | None = Non
     """
     tensors = (losses,) if valid is None else (losses, valid)
     check_tensors("online_hard", ("losses", "valid")[: len(tensors)], tensors)
+    check_numbers("online_hard", keep=keep)
     return torch.ops.pyface.online_hard.default(losses.detach(), keep, valid)
 
 
@@ -136,11 +145,15 @@ def _check_negatives(op: str, losses: Tensor, index: Tensor, ratio: float, minim
         raise ValueError(f"{op}: minimum must be a number of negatives, 0 or more, got {minimum}.")
 
 
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"balanced_sample: seed must be a number from 0 to 2**63 - 1, got {seed}.")
+
+
 def _check_balanced(losses: Tensor, index: Tensor, ratio: float, hard_fraction: float, minimum: int, seed: int) -> None:
     _check_negatives("balanced_sample", losses, index, ratio, minimum)
     check_fraction("balanced_sample", "hard_fraction", hard_fraction)
-    if not seed >= 0:
-        raise ValueError(f"balanced_sample: seed must be a number from 0 to 2**63 - 1, got {seed}.")
+    _check_seed(seed)
 
 
 def _check_online(losses: Tensor, keep: float, valid: Tensor | None) -> None:
@@ -155,9 +168,14 @@ def _check_online(losses: Tensor, keep: float, valid: Tensor | None) -> None:
         check_shape("online_hard", "valid", valid, fits, f"[N] = {list(losses.shape)} as in losses")
 
 
+def _kinds(index: Tensor) -> Tensor:
+    """index as kernels read it. Only its sign and -1 count, so that no int64 is lost in int32."""
+    return plain(index if index.dtype == torch.int32 else index.clamp(-2, 0), torch.int32)
+
+
 def _hard_negatives(losses: Tensor, index: Tensor, ratio: float, minimum: int) -> Tensor:
     _check_negatives("hard_negatives", losses, index, ratio, minimum)
-    losses, index = plain(losses, torch.float32), plain(index, torch.int32)
+    losses, index = plain(losses, torch.float32), _kinds(index)
     selected = torch.empty(losses.shape, dtype=torch.bool, device=losses.device)
     launch(
         "hard_negatives",
@@ -178,7 +196,7 @@ def _balanced_sample(
     losses: Tensor, index: Tensor, ratio: float, hard_fraction: float, minimum: int, seed: int
 ) -> Tensor:
     _check_balanced(losses, index, ratio, hard_fraction, minimum, seed)
-    losses, index = plain(losses, torch.float32), plain(index, torch.int32)
+    losses, index = plain(losses, torch.float32), _kinds(index)
     selected = torch.empty(losses.shape, dtype=torch.bool, device=losses.device)
     launch(
         "balanced_sample",

@@ -13,6 +13,7 @@ from pyface.ops._extension import (
     FLOATS,
     MAP_DTYPES,
     check_dtype,
+    check_int,
     check_one_device,
     check_shape,
     check_tensors,
@@ -49,7 +50,7 @@ def maxout_background(logits: Tensor, num_background: int) -> Tensor:
         tensor([[3., 5.]])
     """
     check_tensors("maxout_background", ("logits",), (logits,))
-    _check_int("maxout_background", num_background)
+    check_int("maxout_background", "num_background", num_background)
     return torch.ops.pyface.maxout_background.default(logits, num_background)
 
 
@@ -76,7 +77,7 @@ def face_probability(logits: Tensor, num_background: int) -> Tensor:
     """
     op = "face_probability"
     check_tensors(op, ("logits",), (logits,))
-    _check_int(op, num_background)
+    check_int(op, "num_background", num_background)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return torch.ops.pyface.face_probability.default(logits, num_background)
     _check_probability(logits, num_background)
@@ -87,11 +88,6 @@ def face_probability(logits: Tensor, num_background: int) -> Tensor:
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
-
-
-def _check_int(op: str, num_background: int) -> None:
-    if not isinstance(num_background, int) or isinstance(num_background, bool):
-        raise TypeError(f"{op}: num_background must be an int, got {type(num_background).__name__}.")
 
 
 def _check_maxout(logits: Tensor, num_background: int) -> None:
@@ -246,6 +242,18 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
     return torch.ops.pyface.maxout_background_backward.default(gradient, logits, ctx.num_background), None
 
 
+def _keep_for_second_backward(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    _, logits, ctx.num_background = inputs
+    ctx.save_for_backward(logits)
+
+
+def _second_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    """The backward is linear in the gradient that it takes, and flat in the logits; rare, so in plain torch."""
+    (logits,) = ctx.saved_tensors
+    first_largest = logits[:, : ctx.num_background].argmax(1, keepdim=True)
+    return torch.cat([gradient.gather(1, first_largest), gradient[:, ctx.num_background :]], 1), None, None
+
+
 register("maxout_background(Tensor logits, int num_background) -> Tensor", _maxout_background, _fake_maxout_background)
 register(
     "maxout_background_backward(Tensor gradient, Tensor logits, int num_background) -> Tensor",
@@ -254,3 +262,6 @@ register(
 )
 register("face_probability(Tensor logits, int num_background) -> Tensor", _face_probability, _fake_face_probability)
 torch.library.register_autograd("pyface::maxout_background", _backward, setup_context=_keep_for_backward, lib=library)
+torch.library.register_autograd(
+    "pyface::maxout_background_backward", _second_backward, setup_context=_keep_for_second_backward, lib=library
+)

@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pyface.models import MTCNN, create_model
+from pyface.models import MTCNN, DenseBoxConfig, DenseBoxLiteConfig, MTCNNConfig, create_model
 from pyface.models.checkpoints import CheckpointError, configured, read_checkpoint, save_checkpoint
-from pyface.models.s3fd import S3FDVGG16, S3FDVGG16Config
-from pyface.models.ssh import SSHConfig
+from pyface.models.s3fd import S3FDVGG16, S3FDConfig, S3FDVGG16Config
+from pyface.models.ssh import SSHConfig, SSHLiteConfig
 from pyface.models.zoo import convert
 
 State = dict[str, Tensor]
@@ -308,6 +308,15 @@ class TestSSH:
             else:
                 with pytest.raises(CheckpointError, match=r"1 left over: conv5_128_up.weight"):
                     loaded(tmp_path / "ssh.pth", "ssh_vgg16")
+
+    def test_copies_of_the_authors_training_are_left_out(self, ssh, tmp_path):
+        copies = {
+            f"m{m}@ssh_cls_score_ohem.{kind}": ssh[f"m{m}@ssh_cls_score.{kind}"]
+            for m in (1, 2, 3)
+            for kind in ("weight", "bias")
+        }
+        torch.save({**ssh, **copies}, tmp_path / "ssh.pth")
+        assert_computes(tmp_path / "ssh.pth", "ssh_vgg16", ssh_maps(ssh), tmp_path)
 
 
 # --- SRN -------------------------------------------------------------------------------------------------------------
@@ -638,6 +647,21 @@ class TestMessages:
         assert "1 of another shape: fc6.weight [1024, 512, 1, 1] for [1024, 512, 3, 3]" in message
         assert "\n" not in message
 
+    def test_a_third_tensor_of_a_layer_is_left_over(self, tmp_path):
+        layers: dict[str, list[Tensor]] = {}
+        for key, value in s3fd_caffe_state().items():
+            layers.setdefault(key.rpartition(".")[0], []).append(value)
+        layers["fc7"].append(torch.zeros(3))
+        torch.save(layers, tmp_path / "s3fd.pth")
+        with pytest.raises(CheckpointError, match=r"keys 1 left over: fc7.2$"):
+            loaded(tmp_path / "s3fd.pth", "s3fd_vgg16")
+
+    @pytest.mark.parametrize("odd", [torch.zeros(64).to_sparse(), torch.zeros(64, dtype=torch.complex64)])
+    def test_odd_tensors_are_named(self, tmp_path, odd):
+        torch.save(s3fd_caffe_state() | {"conv1_1.bias": odd}, tmp_path / "s3fd.pth")
+        with pytest.raises(CheckpointError, match=r"keys 1 not dense and real: backbone.conv1_1.bias$"):
+            loaded(tmp_path / "s3fd.pth", "s3fd_vgg16")
+
     def test_unknown_layout(self, tmp_path):
         torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "other.pth")
         pattern = r"known.*layout.*yxlijun S3FD.*Caffe SSH.*encoder.weight"
@@ -698,6 +722,46 @@ class TestOwnFiles:
     def test_settings_of_another_kind(self, settings, message):
         with pytest.raises(CheckpointError, match=f"file.pth: S3FDVGG16Config {message}"):
             configured(S3FDVGG16Config(), settings, "file.pth")
+
+    @pytest.mark.parametrize(
+        ("config", "settings"),
+        [
+            (S3FDConfig(), {"compensate": 6}),
+            (S3FDConfig(), {"compensate": None}),
+            (S3FDConfig(compensate=None), {"compensate": "mean"}),
+            (SSHConfig(), {"anchor_centre": None}),
+            (SSHLiteConfig(), {"anchor_centre": 8}),
+            (DenseBoxConfig(), {"pyramid_scales": None, "nms_overlap": "min"}),
+            (DenseBoxLiteConfig(), {"pyramid_scales": 4}),
+            (MTCNNConfig(), {"interpolation": "bilinear", "thresholds": [0.5, 0.5, 0.3]}),
+        ],
+    )
+    def test_whatever_a_field_takes_may_be_set(self, config, settings):
+        found = configured(config, settings)
+        assert {name: getattr(found, name) for name in settings} == {
+            name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+        }
+
+    @pytest.mark.parametrize(
+        ("config", "settings"),
+        [
+            (S3FDConfig(), {"compensate": "median"}),
+            (S3FDConfig(), {"compensate": True}),
+            (S3FDConfig(), {"strides": [4, 8]}),
+            (SSHConfig(), {"anchor_centre": "8"}),
+            (SSHConfig(), {"sides": [[8, 16], [32, 64], [128]]}),
+            (DenseBoxConfig(), {"nms_overlap": "max"}),
+            (DenseBoxLiteConfig(), {"pyramid_scales": 4.0}),
+            (MTCNNConfig(), {"wider": True}),
+        ],
+    )
+    def test_and_nothing_else(self, config, settings):
+        with pytest.raises(CheckpointError, match=f"file.pth: {type(config).__name__} takes no {next(iter(settings))}"):
+            configured(config, settings, "file.pth")
+
+    def test_settings_out_of_range(self):
+        with pytest.raises(CheckpointError, match=r"file.pth: min_face should be a number of pixels > 0, got -1"):
+            configured(MTCNNConfig(), {"min_face": -1}, "file.pth")
 
     def test_nested_settings(self):
         assert configured(SSHConfig(), {"sides": [[8, 16], [32, 64], [128, 256]]}).sides[2] == (128, 256)

@@ -445,7 +445,7 @@ def slow_loss(maps, faces, config, seed):
         "box": 3.0 * distance / max(positive, 1),
     }
     if maps.landmarks is not None:
-        known = faces.landmarks is not None
+        known = faces.landmarks is not None and bool(faces.landmarks.isfinite().any())
         terms["landmarks"] = 0.5 * map_error(maps.landmarks, targets.landmark_label, 1.0) if known else 0.0
     if maps.refined is not None:
         terms["refine"] = map_error(maps.refined, targets.label[:, None], disc)
@@ -468,11 +468,22 @@ class Bare(DenseBox):
         truth(ignore=torch.tensor([False, True, False])),
         truth(landmarks=POINTS.where(torch.rand(3, 5, 1, generator=torch.Generator().manual_seed(3)) < 0.5, math.nan)),
         truth(landmarks=None),
+        truth(landmarks=torch.full_like(POINTS, math.nan)),
         truth((0, 0, 0), FACES[:0], landmarks=POINTS[:0]),
         truth(ignore=torch.ones(3, dtype=torch.bool)),
         truth(boxes=FACES[:, [0, 1, 0, 3]]),
     ],
-    ids=["faces", "one image without", "ignored", "some points", "no points", "no faces", "all ignored", "no area"],
+    ids=[
+        "faces",
+        "one image without",
+        "ignored",
+        "some points",
+        "no points",
+        "unknown points",
+        "no faces",
+        "all ignored",
+        "no area",
+    ],
 )
 def test_loss_equals_a_slow_one(faces, config):
     model = Bare(config)

@@ -259,9 +259,12 @@ def test_folding_leaves_what_does_not_follow_a_convolution():
     torch.testing.assert_close(folded(x), layers(x))
 
 
-def test_folding_nothing_copies_nothing():
+def test_folding_nothing_copies_as_well():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
-    assert fold_batch_norms(model) is model
+    folded = fold_batch_norms(model).half()
+    assert folded.state_dict().keys() == model.state_dict().keys()
+    assert model[0].weight.dtype == torch.float32
+    assert model[0].weight.requires_grad
 
 
 def test_folding_refuses_training():

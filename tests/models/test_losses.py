@@ -13,7 +13,7 @@ from pyface.models.mtcnn import CropKind, CropTruth, ONet, PNet, RNet, WithLandm
 from pyface.models.s3fd import S3FDVGG16
 from pyface.models.srn import SRNResNet50
 from pyface.models.ssh import SSHVGG16, inside
-from pyface.models.zoo import model_info
+from pyface.models.zoo import list_models, model_info
 from pyface.ops import reference
 
 LITE = ["s3fd_lite", "ssh_lite", "srn_lite"]
@@ -590,6 +590,22 @@ class TestNetworks:
             assert "landmarks" not in model.loss(model(pictures), self.TRUTH)
 
 
+class TestTruth:
+    def test_other_float_dtypes(self, name):
+        model = build(name)
+        maps = maps_of(model, sizes_for(model, 96))
+        truth = TestProperties.TRUTH
+        doubles = truth._replace(boxes=truth.boxes.double(), landmarks=truth.landmarks.double())
+        expected, found = model.loss(maps, truth), model.loss(maps, doubles)
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+    def test_another_number_of_landmarks_is_named(self, name):
+        model = build(name)
+        truth = TestProperties.TRUTH._replace(landmarks=torch.zeros(3, 4, 2))
+        with pytest.raises(ValueError, match=r"landmarks should be \[G, 5, 2\] = \[3, 5, 2\], got \[3, 4, 2\]"):
+            model.loss(maps_of(model, sizes_for(model, 96)), truth)
+
+
 class TestSRNSteps:
     def test_who_teaches_whom(self):
         """The first step learns nothing from the second's terms, nor the second from the first's."""
@@ -879,3 +895,53 @@ class TestPieces:
     def test_every_single_shot_model_has_a_loss(self):
         for name in LITE:
             assert callable(create_model(name, weights=None).loss)
+
+
+# --- a training step on a GPU ----------------------------------------------------------------------------------------
+
+
+def single_shot_step(name, device):
+    """A fresh network, and what computes its loss on pictures with faces of all sizes."""
+    model = build(name).to(device)
+    pictures = torch.randn(2, 3, 384, 384, generator=torch.Generator().manual_seed(0)).to(device)
+    truth = GroundTruth(*(x if x is None else x.to(device) for x in TestNetworks.TRUTH))
+    return model, lambda: model.loss(model(pictures), truth)
+
+
+def mtcnn_step(net, device):
+    """The same for one of MTCNN's networks, on crops of its size."""
+    torch.manual_seed(0)
+    model = MTCNN().train()
+    network = (getattr(model, net) if net == "onet" else WithLandmarks(getattr(model, net))).to(device)
+    side = {"pnet": 12, "rnet": 24, "onet": 48}[net]
+    pictures = torch.randn(40, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    truth = CropTruth(*(x.to(device) for x in crops(40)[1]))
+    return network, lambda: model.loss(net, network(pictures), truth)
+
+
+SINGLE_SHOT = [name for name in list_models() if name != "mtcnn"]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("trained", [*SINGLE_SHOT, "pnet", "rnet", "onet"])
+def test_a_training_step_never_synchronises(trained, autocast, cuda):
+    network, loss = (single_shot_step if trained in SINGLE_SHOT else mtcnn_step)(trained, cuda)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-5)
+
+    def step():
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
+            terms = loss()
+        optimizer.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        optimizer.step()
+        return terms
+
+    step()  # anchors of a size are copied to the device once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        terms = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(value.isfinite() for value in terms.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())

@@ -1,6 +1,7 @@
 """SingleShot.detect: sizes, scales, tiles, votes and batches around a network whose answers are known."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -222,6 +223,36 @@ def test_votes():
     assert nothing.landmarks.shape == (0, 5, 2)
 
 
+def test_every_cluster_has_the_landmarks_of_its_best_face():
+    generator = torch.Generator().manual_seed(0)
+    corner = 60 * torch.rand(200, 2, generator=generator)
+    boxes = torch.cat([corner, corner + 8 + 8 * torch.rand(200, 2, generator=generator)], 1)
+    scores = (20 * torch.rand(200, generator=generator)).round() / 20  # many are equal
+    faces = Faces(boxes, scores, boxes[:, None, :2].expand(-1, 5, -1))  # landmarks tell whose they are
+    kept = vote(faces, 0.3, drop_singletons=False)
+    assert torch.equal(kept.landmarks[:, 0], boxes[ops.nms(boxes, scores, 0.3 - 1e-12)][:, :2])
+    some = vote(faces, 0.3, drop_singletons=True)
+    assert 0 < len(some.boxes) < len(kept.boxes)
+    place = [(kept.boxes == box).all(1).nonzero()[0, 0] for box in some.boxes]
+    assert torch.equal(some.landmarks, kept.landmarks[torch.stack(place)])
+
+
+def test_s3fd_votes_as_its_authors_count_sides():
+    """IoU 0.29 by x2 - x1, and 0.34 by x2 - x1 + 1."""
+    boxes = torch.tensor([[0.0, 0, 8, 8], [4.4, 0, 12.4, 8]])
+    faces = Faces(boxes, torch.tensor([0.8, 0.4]), torch.arange(20.0).reshape(2, 5, 2))
+    assert len(vote(faces, 0.3, drop_singletons=False).boxes) == 2
+    voted = vote(faces, 0.3, drop_singletons=False, plus_one=True)
+    torch.testing.assert_close(voted.boxes, (2 * boxes[:1] + boxes[1:]) / 3)
+    assert torch.equal(voted.landmarks, faces.landmarks[:1])
+
+
+@pytest.mark.parametrize(("paper", "shift", "count"), [("s3fd", 4.4, 1), ("srn", 2.9, 2)])
+def test_which_paper_counts_sides_how(paper, shift, count):
+    parts = [Faces(torch.tensor([[x, 0.0, x + 8, 8]]), torch.tensor([0.9]), None) for x in (0.0, shift)]
+    assert len(SquareFinder()._merged(parts, InferenceOptions(multiscale=paper), None).boxes) == count
+
+
 def test_votes_drop_what_one_scale_alone_finds():
     image = picture(200, 260, (144, 96, 64))
     options = InferenceOptions(multiscale="s3fd")
@@ -268,6 +299,17 @@ def test_face_detector(arguments):
         assert result.landmarks.shape == (2, 5, 2)
 
 
+def test_a_model_that_is_passed_keeps_its_weights():
+    """Even one without batch normalisation, as the networks on VGG are, where there is nothing to fold."""
+    model = SquareFinder()
+    detectors = [
+        FaceDetector(model, device="cpu", size="native", precision=precision) for precision in ("bf16", "fp32")
+    ]
+    assert [detector.model.dtype for detector in detectors] == [torch.bfloat16, torch.float32]
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
+    assert model.graphs is None
+
+
 def test_find_is_one_graph_of_static_shapes():
     model = SquareFinder()
     batch = torch.stack([picture(96, 160, SMALL, LARGE), picture(96, 160)]).permute(0, 3, 1, 2) / 255
@@ -292,6 +334,24 @@ def test_cuda_graphs_find_the_same(cuda):
                 assert torch.equal(a, b)
     assert len(graphed.graphs._graphs) == 2
     assert isinstance(pickle.loads(pickle.dumps(graphed.graphs)), CudaGraphs)
+
+
+@pytest.mark.cuda
+def test_threads_share_cuda_graphs_on_streams_of_their_own(cuda):
+    pictures = [picture(100, 160, SMALL, LARGE).to(cuda), picture(100, 160, (8, 8, 16)).to(cuda)]
+    expected = [SquareFinder().to(cuda).detect([image])[0].boxes for image in pictures]
+    model = SquareFinder().to(cuda)
+    model.graphs = CudaGraphs()
+
+    def find(k):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            boxes = [model.detect([pictures[k % 2]])[0].boxes for _ in range(20)]
+            torch.cuda.current_stream().synchronize()
+        return boxes
+
+    with ThreadPoolExecutor(4) as pool:
+        for k, found in enumerate(pool.map(find, range(4))):
+            assert all(torch.equal(boxes, expected[k % 2]) for boxes in found)
 
 
 @pytest.mark.cuda

@@ -1,6 +1,5 @@
 """SRN's network and decoding, against the author's arithmetic written out once more."""
 
-import copy
 import math
 
 import numpy as np
@@ -56,37 +55,6 @@ class TestNetwork:
             maps = model(torch.randn(1, 3, 64, 64))
         assert [level.gate is not None for level in maps] == [True] * 3 + [False] * 3
         assert [level.offsets is not None for level in maps] == [False] * 3 + [True] * 3
-
-    @pytest.mark.parametrize("size", [(1, 1), (33, 47), (97, 130)])
-    def test_any_size(self, model, size):
-        with torch.no_grad():
-            maps = model(torch.randn(2, 3, *size))
-        for stride, level in zip(STRIDES, maps, strict=True):
-            assert level.logits.shape[2:] == level.boxes.shape[2:] == tuple(-(-side // stride) for side in size)
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    def test_dtypes_and_channels_last(self, model, dtype):
-        x = 50 * torch.randn(2, 3, 47, 66, generator=torch.Generator().manual_seed(0))
-        other = copy.deepcopy(model).to(dtype).to(memory_format=torch.channels_last)
-        with torch.no_grad():
-            expected, maps = model(x), other(x.to(dtype).to(memory_format=torch.channels_last))
-        for found, wanted in zip(maps, expected, strict=True):
-            for a, b in zip(found, wanted, strict=True):
-                assert (a is None) == (b is None)
-                if a is not None:
-                    assert a.dtype == dtype
-                    close = 1e-4 if dtype == torch.float32 else 0.1
-                    torch.testing.assert_close(a.float(), b, rtol=close, atol=close * float(b.abs().max()))
-
-    def test_export_and_compile(self, model):
-        x = torch.randn(1, 3, 72, 48)
-        with torch.no_grad():
-            expected = model(x)
-            exported = torch.export.export(model, (x,)).module()(x)
-            compiled = torch.compile(model, fullgraph=True, backend="eager")(x)
-        for maps in (exported, compiled):
-            for a, b in zip(maps, expected, strict=True):
-                torch.testing.assert_close((a.logits, a.boxes), (b.logits, b.boxes))
 
     def test_separate_prediction(self):
         """The paper's reading: the steps share all but the last layers (DETECTORS.md 4.1)."""
@@ -185,6 +153,16 @@ class TestDecoding:
         found = model.candidates(random_maps(), score_threshold=0.2, max_candidates=10_000)
         for image in range(2):
             assert found.scores[image, : int(found.count[image])].min() > 0.2
+
+    @pytest.mark.parametrize("threshold", [0.05, 0.02])
+    def test_faces_pass_whatever_threshold_a_caller_gives(self, model, monkeypatch, threshold):
+        """The model's own has an exception, which its author's results need; a caller's has none."""
+        monkeypatch.setattr(model, "forward", lambda images: random_maps())
+        x = torch.zeros(2, 3, 48, 52)
+        own, asked = model.find(x), model.find(x, score_threshold=threshold)
+        for image in range(2):
+            assert own.scores[image, : int(own.count[image])].min() < 0.05
+            assert asked.scores[image, : int(asked.count[image])].min() > threshold
 
     def test_boxes_end_at_the_picture(self, model):
         sizes = torch.tensor([[40.0, 50.0], [30.0, 20.0]])

@@ -393,6 +393,9 @@ def call(anchors=ANCHORS, boxes=BOXES, splits=SPLITS, **options):
         ({"compensate": "median"}, ValueError, "compensate must be None, 'mean' or .*got 'median'"),
         ({"compensate": True}, ValueError, "compensate must be None, 'mean' or .*got True"),
         ({"compensate": 2.5}, ValueError, "compensate must be None, 'mean' or .*got 2.5"),
+        ({"positive": "0.5"}, TypeError, "positive must be a number, got str"),
+        ({"negative": None}, TypeError, "negative must be a number, got NoneType"),
+        ({"force_best": "no"}, TypeError, "force_best must be True or False, got 'no'"),
     ],
 )
 def test_errors_say_what_came_and_what_is_taken(arguments, error, words):
@@ -487,3 +490,33 @@ def test_never_synchronises_and_lives_in_a_cuda_graph(cuda):
     graph.replay()
     assert torch.equal(index, expected[0])
     assert torch.equal(overlap, expected[1])
+
+
+@pytest.mark.cuda
+def test_memory_on_cuda_is_that_of_anchors_and_faces(cuda):
+    # A matrix of these would hold 20 GB.
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.stack(torch.meshgrid(*[torch.arange(1000) * 4.0] * 2, indexing="xy"), -1).view(-1, 2)
+    anchors = torch.cat([centre - 8, centre + 8], 1).to(cuda)
+    corner = 4000 * torch.rand(5000, 2, generator=generator)
+    faces = torch.cat([corner, corner + 6 + 60 * torch.rand(5000, 1, generator=generator)], 1).to(cuda)
+    splits, ignore = torch.tensor([0, 5000], device=cuda), torch.arange(5000, device=cuda) % 9 == 0
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    index, _ = ops.assign_anchors(anchors, faces, splits, **SETTINGS["s3fd"], ignore=ignore)
+    per_anchor_or_face = 32  # bytes; results take 8, what is kept of an anchor 16
+    assert torch.cuda.max_memory_allocated() - before < per_anchor_or_face * 1_005_000
+    assert (index >= 0).sum() > 10_000
+
+
+@pytest.mark.cuda
+def test_crowds_on_cuda_are_those_of_the_cpu_every_time(cuda):
+    """Thousands of atomics on few faces, and on few anchors."""
+    anchors = square_anchors(640)
+    for boxes in (random_faces(3_000, 640), random_faces(3_000, 640).div(40).round() * 40):
+        splits = torch.tensor([0, 5, 5, 3_000])
+        expected = ops.assign_anchors(anchors, boxes, splits, **SETTINGS["s3fd"])
+        on_cuda = [t.to(cuda) for t in (anchors, boxes, splits)]
+        for _ in range(20):
+            for got, value in zip(ops.assign_anchors(*on_cuda, **SETTINGS["s3fd"]), expected, strict=True):
+                assert torch.equal(got.cpu(), value)

@@ -4,6 +4,7 @@ import copy
 import doctest
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -247,6 +248,11 @@ def test_other_dtypes_strides_and_gradients(dtype, device):
             r"valid must have the shape \[N\] = \[5\] as in losses, got \[4\]",
         ),
         (lambda: ops.online_hard(LOSSES[0], valid=torch.ones(5)), TypeError, "valid must be one of bool, got"),
+        (lambda: ops.hard_negatives(LOSSES, INDEX, ratio="3"), TypeError, "ratio must be a number, got str"),
+        (lambda: ops.hard_negatives(LOSSES, INDEX, minimum=2.5), TypeError, "minimum must be an int, got float"),
+        (lambda: ops.balanced_sample(LOSSES, INDEX, seed=1.0), TypeError, "seed must be an int, got float"),
+        (lambda: ops.balanced_sample(LOSSES, INDEX, seed=2**63), ValueError, r"from 0 to 2\*\*63 - 1, got 922"),
+        (lambda: ops.online_hard(LOSSES[0], keep=None), TypeError, "keep must be a number, got NoneType"),
     ],
 )
 def test_errors_say_what_came_and_what_is_taken(call, error, words):
@@ -254,9 +260,21 @@ def test_errors_say_what_came_and_what_is_taken(call, error, words):
         call()
 
 
-def test_a_seed_beyond_64_bits_is_refused():
-    with pytest.raises((ValueError, RuntimeError, OverflowError)):
-        ops.balanced_sample(LOSSES, INDEX, seed=2**63)
+def test_numbers_of_numpy_are_numbers():
+    losses, index = random_batch(2, 40, 1, "cpu")
+    expected = ops.balanced_sample(losses, index, ratio=2.0, minimum=3, seed=5)
+    got = ops.balanced_sample(losses, index, ratio=np.float32(2), minimum=np.int32(3), seed=np.int64(5))
+    assert torch.equal(got, expected)
+
+
+def test_no_int64_index_is_lost_in_int32(device):
+    """2**32 - 1 and 2**63 - 1 would both become -1, background."""
+    kinds = torch.tensor([[2**32 - 1, 2**63 - 1, 2**31, -1, -1, -2, -(2**32) - 1, -(2**63)]], device=device)
+    losses = torch.arange(8.0, device=device)[None]
+    negatives = torch.tensor([[False] * 3 + [True] * 2 + [False] * 3], device=device)
+    positives = torch.tensor([[True] * 3 + [False] * 5], device=device)
+    assert torch.equal(ops.hard_negatives(losses, kinds), negatives)
+    assert torch.equal(ops.balanced_sample(losses, kinds, seed=1), positives | negatives)
 
 
 def test_examples_in_docstrings_run():
@@ -323,3 +341,16 @@ def test_never_synchronise_and_live_in_a_cuda_graph(cuda):
         mask.zero_()
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("n", [65_536, 65_537, 300_001, 5_000_000])
+def test_many_blocks_choose_what_the_cpu_does_every_time(n, cuda):
+    for seed in range(4):
+        losses, index = random_batch(1, n, seed)
+        losses, valid = losses[0], index[0] != -2
+        for keep in (1e-6, 0.3, 0.7, 1.0):
+            expected = ops.online_hard(losses, keep=keep, valid=valid).to(cuda)
+            losses_there, valid_there = losses.to(cuda), valid.to(cuda)
+            for _ in range(10):
+                assert torch.equal(ops.online_hard(losses_there, keep=keep, valid=valid_there), expected)

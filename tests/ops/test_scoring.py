@@ -1,6 +1,7 @@
 """Max-out and face probabilities: kernels against the reference, gradients, memory formats, hostile input."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -119,6 +120,18 @@ def test_gradcheck(layout, device):
     logits = layouts(logits)[layout].requires_grad_()
     for num_background in (1, 3, 4):
         assert torch.autograd.gradcheck(lambda x, n=num_background: ops.maxout_background(x, n), logits)
+
+
+def test_differentiable_twice(device):
+    logits = (torch.randperm(2 * 4 * 3 * 5).double() / 10).reshape(2, 4, 3, 5).to(device).requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's "an autograd kernel was not registered" among them
+        assert torch.autograd.gradgradcheck(lambda x: ops.maxout_background(x, 3) ** 2, logits)
+        for dtype in (torch.float32, torch.float16):
+            x = logits.detach().to(dtype).requires_grad_()
+            (first,) = torch.autograd.grad((ops.maxout_background(x, 3) ** 2).sum(), x, create_graph=True)
+            (second,) = torch.autograd.grad(first.sum(), x)
+            assert torch.equal(second, 2.0 * (first != 0))
 
 
 @pytest.mark.parametrize("num_background", [0, 1, 3])
