@@ -14,8 +14,7 @@ from pyface.ops import reference
 @pytest.mark.parametrize("library", ["pyface", "torch", "torch channels_last"])
 @pytest.mark.parametrize("network", [RNet, ONet])
 @pytest.mark.parametrize("n", [16, 256])
-def test_convnet(library, network, n, device, timed, benchmark):
-    benchmark.group = f"convnet {network.__name__} {n} crops {device}"
+def test_convnet(library, network, n, device, timed):
     net = network().to(device)
     side = 24 if network is RNet else 48
     crops = torch.randn(n, 3, side, side, device=device)
@@ -26,4 +25,5 @@ def test_convnet(library, network, n, device, timed, benchmark):
     module = ops if library == "pyface" else reference
     weights = net.weights()
     with torch.inference_mode():
-        timed(lambda: module.convnet(crops, weights, net.POOLS))
+        task = f"{network.__name__}, {n} crops"
+        timed(lambda: module.convnet(crops, weights, net.POOLS), "convnet", task, library)

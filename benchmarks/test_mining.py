@@ -12,6 +12,7 @@ from pyface import ops
 from pyface.ops import reference
 
 BATCH, ANCHORS, POSITIVES = 32, 34_125, 100
+TASK = f"{BATCH} x {ANCHORS:,} anchors"
 
 
 def batch_of_losses(device: str) -> tuple[Tensor, Tensor]:
@@ -41,35 +42,32 @@ def sorts_and_permutations(losses: Tensor, index: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("library", ["pyface", "plain torch, two sorts"])
-def test_hard_negatives(library, device, timed, benchmark):
-    benchmark.group = f"hard_negatives {BATCH} x {ANCHORS:,} {device}"
+def test_hard_negatives(library, device, timed):
     losses, index = batch_of_losses(device)
     selected = ops.hard_negatives(losses, index)
     assert torch.equal(selected, reference.hard_negatives(losses, index))
     if library == "pyface":
-        timed(lambda: ops.hard_negatives(losses, index))
+        timed(lambda: ops.hard_negatives(losses, index), "hard_negatives", TASK)
     else:
         assert torch.equal(two_sorts(losses, index).sum(1), selected.sum(1))
-        timed(lambda: two_sorts(losses, index))
+        timed(lambda: two_sorts(losses, index), "hard_negatives", TASK, library)
 
 
 @pytest.mark.parametrize("library", ["pyface", "plain torch, an image at a time"])
-def test_balanced_sample(library, device, timed, benchmark):
-    benchmark.group = f"balanced_sample {BATCH} x {ANCHORS:,} {device}"
+def test_balanced_sample(library, device, timed):
     losses, index = batch_of_losses(device)
     selected = ops.balanced_sample(losses, index, seed=1)
     assert torch.equal(selected, reference.balanced_sample(losses, index, seed=1))
     if library == "pyface":
-        timed(lambda: ops.balanced_sample(losses, index, seed=1))
+        timed(lambda: ops.balanced_sample(losses, index, seed=1), "balanced_sample", TASK)
     else:
         assert (sorts_and_permutations(losses, index).sum(1) - selected.sum(1)).abs().max() <= 1
-        timed(lambda: sorts_and_permutations(losses, index))
+        timed(lambda: sorts_and_permutations(losses, index), "balanced_sample", TASK, library)
 
 
 @pytest.mark.parametrize("library", ["pyface", "plain torch, topk"])
 @pytest.mark.parametrize("n", [384, 100_000])
-def test_online_hard(library, n, device, timed, benchmark):
-    benchmark.group = f"online_hard {n} {device}"
+def test_online_hard(library, n, device, timed):
     losses = torch.rand(n, generator=torch.Generator().manual_seed(0)).to(device)
     kept = int(-(-0.7 * n // 1))
     assert torch.equal(ops.online_hard(losses), reference.online_hard(losses))
@@ -77,4 +75,5 @@ def test_online_hard(library, n, device, timed, benchmark):
     def topk() -> Tensor:
         return torch.zeros_like(losses, dtype=torch.bool).index_fill_(0, losses.topk(kept, sorted=False).indices, True)
 
-    timed((lambda: ops.online_hard(losses)) if library == "pyface" else topk)
+    assert torch.equal(topk(), ops.online_hard(losses))
+    timed((lambda: ops.online_hard(losses)) if library == "pyface" else topk, "online_hard", f"{n:,} losses", library)

@@ -4,6 +4,8 @@ Floor on the CPU: each box is read and ordered once (20 bytes and a radix sort) 
 call costs some 15 us whatever the size. Floor on CUDA: one launch up to some thousand boxes a segment.
 """
 
+from functools import partial
+
 import cv2
 import pytest
 import torch
@@ -11,113 +13,107 @@ import torch
 from pyface import ops
 from pyface.ops import reference
 
-SIZES = [100, 1_000, 5_000, 20_000]
+IOU = 0.3
 
 
-def random_boxes(n: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Uniform on 1000 x 1000, sides 10-70."""
-    generator = torch.Generator().manual_seed(n)
-    corner = torch.rand(n, 2, generator=generator) * 1000
-    side = 10 + 60 * torch.rand(n, 2, generator=generator)
-    return torch.cat([corner, corner + side], 1).to(device), torch.rand(n, generator=generator).to(device)
+def corner_and_size(boxes: torch.Tensor) -> torch.Tensor:
+    """(x, y, width, height), as OpenCV has rectangles."""
+    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
 
 
-def peers(name: str):
-    if name == "torchvision":
-        return pytest.importorskip("torchvision", reason="torchvision is not installed").ops.nms
-    lsnms = pytest.importorskip("lsnms", reason="lsnms is not installed")
-    return lambda boxes, scores, threshold: lsnms.nms(boxes.numpy(), scores.numpy(), iou_threshold=threshold)
-
-
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("library", ["pyface", "torchvision", "lsnms", "opencv"])
-def test_nms(library, n, device, timed, benchmark):
-    benchmark.group = f"nms {n} boxes {device}"
-    boxes, scores = random_boxes(n, device)
+@pytest.mark.parametrize("n", [100, 1_000, 5_000, 20_000])
+@pytest.mark.parametrize("library", ["pyface", "torchvision", "lsnms", "OpenCV"])
+def test_nms(library, n, device, random_boxes, peer, timed):
+    boxes, scores = random_boxes(n)
+    if library not in ("pyface", "torchvision") and device == "cuda":
+        pytest.skip(f"{library} has no CUDA nms")
+    if library == "OpenCV" and n > 5_000:
+        pytest.skip("OpenCV's nms takes minutes at this size")
     if library == "pyface":
         if n <= 5_000:
-            assert torch.equal(ops.nms(boxes, scores, 0.3), reference.nms(boxes, scores, 0.3))
-        timed(lambda: ops.nms(boxes, scores, 0.3))
-        return
-    if device == "cuda" and library != "torchvision":
-        pytest.skip(f"{library} has no CUDA nms")
-    if library == "opencv":
-        if n > 5_000:
-            pytest.skip("OpenCV's nms takes minutes at this size")
-        rectangles = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
-        values = scores.tolist()
-        timed(lambda: cv2.dnn.NMSBoxes(rectangles, values, 0.0, 0.3))
-        return
-    peer = peers(library)
-    assert set(map(int, peer(boxes, scores, 0.3))) == set(ops.nms(boxes, scores, 0.3).tolist())
-    timed(lambda: peer(boxes, scores, 0.3))
+            assert torch.equal(ops.nms(boxes, scores, IOU), reference.nms(boxes, scores, IOU))
+        call = partial(ops.nms, boxes, scores, IOU)
+    elif library == "torchvision":
+        call = partial(peer("torchvision").ops.nms, boxes, scores, IOU)
+    elif library == "lsnms":
+        call = partial(peer("lsnms").nms, boxes.numpy(), scores.numpy(), iou_threshold=IOU)
+    else:
+        call = partial(cv2.dnn.NMSBoxes, corner_and_size(boxes).tolist(), scores.tolist(), 0.0, IOU)
+    ours, theirs = set(ops.nms(boxes, scores, IOU).tolist()), set(map(int, call()))
+    assert ours == theirs if library != "OpenCV" else len(ours ^ theirs) < 0.01 * n  # its IoU is rounded otherwise
+    timed(call, "nms", f"{n:,} boxes", library)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("library", ["pyface", "torchvision"])
-def test_nms_100_000_boxes(library, timed, benchmark, device):
-    benchmark.group = f"nms 100000 boxes {device}"
-    boxes, scores = random_boxes(100_000, device)
-    call = ops.nms if library == "pyface" else peers(library)
-    timed(lambda: call(boxes, scores, 0.3))
+def test_nms_100_000_boxes(library, device, random_boxes, peer, timed):
+    if device == "cpu":
+        pytest.skip("a size for GPUs")
+    boxes, scores = random_boxes(100_000)
+    call = ops.nms if library == "pyface" else peer("torchvision").ops.nms
+    assert set(call(boxes, scores, IOU).tolist()) == set(ops.nms(boxes.cpu(), scores.cpu(), IOU).tolist())
+    timed(lambda: call(boxes, scores, IOU), "nms", "100,000 boxes", library)
 
 
 @pytest.mark.parametrize("library", ["pyface", "torchvision"])
-@pytest.mark.parametrize("classes", [4, 80])
-def test_batched_nms(library, classes, device, timed, benchmark):
-    benchmark.group = f"batched_nms 5000 boxes {classes} classes {device}"
-    boxes, scores = random_boxes(5_000, device)
-    idxs = (torch.arange(5_000) % classes).to(device)
-    if library == "pyface":
-        assert torch.equal(ops.batched_nms(boxes, scores, idxs, 0.3), reference.batched_nms(boxes, scores, idxs, 0.3))
-        timed(lambda: ops.batched_nms(boxes, scores, idxs, 0.3))
-    else:
-        torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
-        timed(lambda: torchvision.ops.batched_nms(boxes, scores, idxs, 0.3))
+@pytest.mark.parametrize(("n", "classes"), [(500, 4), (5_000, 4), (5_000, 80)])
+def test_batched_nms(library, n, classes, device, random_boxes, peer, timed):
+    boxes, scores = random_boxes(n)
+    idxs = (torch.arange(n) % classes).to(device)
+    call = ops.batched_nms if library == "pyface" else peer("torchvision").ops.batched_nms
+    expected = reference.batched_nms(boxes, scores, idxs, IOU)
+    difference = set(call(boxes, scores, idxs, IOU).tolist()) ^ set(expected.tolist())
+    assert not difference or (library != "pyface" and len(difference) < 0.01 * n)  # torchvision's offsets round
+    timed(lambda: call(boxes, scores, idxs, IOU), "batched_nms", f"{n:,} boxes in {classes} classes", library)
 
 
-@pytest.mark.parametrize("library", ["pyface", "torchvision, one call an image"])
+@pytest.mark.parametrize("library", ["pyface", "torchvision, an image at a time"])
 @pytest.mark.parametrize("batch", [1, 8, 32])
-def test_nms_padded(library, batch, device, timed, benchmark):
-    benchmark.group = f"nms_padded {batch} x 1000 boxes {device}"
-    boxes, scores = random_boxes(batch * 1_000, device)
-    boxes, scores = boxes.view(batch, 1_000, 4), scores.view(batch, 1_000)
+def test_nms_padded(library, batch, random_boxes, peer, timed):
+    task = f"{batch} x 1,000 boxes"
+    boxes, scores = random_boxes(1_000, batch)
+    keep, count = ops.nms_padded(boxes, scores, None, IOU, max_detections=1_000)
+    for b in {0, batch - 1}:
+        assert torch.equal(keep[b, : count[b]], reference.nms(boxes[b], scores[b], IOU))
     if library == "pyface":
-        keep, count = ops.nms_padded(boxes, scores, None, 0.3, max_detections=1_000)
-        for b in range(batch):
-            assert torch.equal(keep[b, : count[b]], reference.nms(boxes[b], scores[b], 0.3))
-        timed(lambda: ops.nms_padded(boxes, scores, None, 0.3, max_detections=1_000))
-    else:
-        nms = peers("torchvision")
-        timed(lambda: [nms(boxes[b], scores[b], 0.3) for b in range(batch)])
+        timed(partial(ops.nms_padded, boxes, scores, None, IOU, max_detections=1_000), "nms_padded", task)
+        return
+    nms = peer("torchvision").ops.nms
+
+    def one_by_one() -> list[torch.Tensor]:
+        return [nms(boxes[b], scores[b], IOU) for b in range(batch)]
+
+    assert [len(kept) for kept in one_by_one()] == count.tolist()
+    timed(one_by_one, "nms_padded", task, library)
 
 
-@pytest.mark.parametrize("library", ["pyface", "opencv"])
+@pytest.mark.parametrize("library", ["pyface", "OpenCV"])
 @pytest.mark.parametrize("n", [100, 1_000])
-def test_soft_nms(library, n, device, timed, benchmark):
-    benchmark.group = f"soft_nms {n} boxes {device}"
-    boxes, scores = random_boxes(n, device)
+def test_soft_nms(library, n, device, random_boxes, timed):
+    if library == "OpenCV" and device == "cuda":
+        pytest.skip("OpenCV has no CUDA soft_nms")
+    boxes, scores = random_boxes(n)
+    boxes = boxes.round()  # OpenCV has whole pixels only
+    keep, values = ops.soft_nms(boxes, scores, method="gaussian")
+    expected, expected_values = reference.soft_nms(boxes, scores, method="gaussian")
+    assert torch.equal(keep, expected)
+    torch.testing.assert_close(values, expected_values)
     if library == "pyface":
-        keep, values = ops.soft_nms(boxes, scores, method="gaussian")
-        expected, expected_values = reference.soft_nms(boxes, scores, method="gaussian")
-        assert torch.equal(keep, expected)
-        torch.testing.assert_close(values, expected_values)
-        timed(lambda: ops.soft_nms(boxes, scores, method="gaussian"))
+        call = partial(ops.soft_nms, boxes, scores, method="gaussian")
     else:
-        if device == "cuda":
-            pytest.skip("opencv has no CUDA soft_nms")
-        rectangles = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).int().tolist()
-        values = scores.tolist()
-        timed(lambda: cv2.dnn.softNMSBoxes(rectangles, values, 0.001, 0.3, sigma=0.5))
+        rectangles, raw = corner_and_size(boxes).int().tolist(), scores.tolist()
+        call = partial(cv2.dnn.softNMSBoxes, rectangles, raw, 0.001, IOU, sigma=0.5)
+        theirs = call()[1].ravel()[:20].tolist()
+        assert len(set(theirs) & set(keep[:20].tolist())) >= 18
+    timed(call, "soft_nms", f"{n:,} boxes, gaussian", library)
 
 
 @pytest.mark.parametrize("library", ["pyface", "plain torch"])
 @pytest.mark.parametrize("n", [100, 1_000])
-def test_box_voting(library, n, device, timed, benchmark):
-    benchmark.group = f"box_voting {n} boxes {device}"
-    boxes, scores = random_boxes(n, device)
+def test_box_voting(library, n, random_boxes, timed):
+    boxes, scores = random_boxes(n)
     torch.testing.assert_close(
-        ops.box_voting(boxes, scores, 0.3), reference.box_voting(boxes, scores, 0.3), rtol=1e-6, atol=1e-4
+        ops.box_voting(boxes, scores, IOU), reference.box_voting(boxes, scores, IOU), rtol=1e-6, atol=1e-4
     )
     module = ops if library == "pyface" else reference
-    timed(lambda: module.box_voting(boxes, scores, 0.3))
+    timed(lambda: module.box_voting(boxes, scores, IOU), "box_voting", f"{n:,} boxes", library)

@@ -195,8 +195,8 @@ void bind_cpu(py::module_ m) {
     cpu::decode_densebox(to_map(scores), to_map(offsets), Dtype(dtype), batch, to_grid(grid, unit), score_threshold,
                          decoding, to_candidates(found), threads);
   });
-  m.def("densebox_targets", [](Address boxes, int64_t, Address ignore, Address splits, int64_t batch, Address landmarks,
-                               int num_landmarks, const std::array<int32_t, 3>& grid, double unit,
+  m.def("densebox_targets", [](Address boxes, int64_t /*num_boxes*/, Address ignore, Address splits, int64_t batch,
+                               Address landmarks, int num_landmarks, const std::array<int32_t, 3>& grid, double unit,
                                const std::array<float, 8>& numbers, const std::array<Address, 3>& maps, int threads) {
     py::gil_scoped_release release;
     cpu::densebox_targets(at<const float>(boxes), at<const uint8_t>(ignore), at<const int64_t>(splits), batch,

@@ -1,4 +1,4 @@
-// Box arithmetic shared by host and device: one IoU, one validity rule, one exponential.
+// Box arithmetic shared by host and device: one IoU, one validity rule, one order of scores, one exponential.
 //
 // Both sides compile this without fused multiply-add (-ffp-contract=off, --fmad=false), so a comparison that
 // decides which box survives gives the same answer on every machine.
@@ -29,6 +29,18 @@ enum class Interpolation : int32_t { Bilinear = 0, Area = 1 };
 struct Box {
   float x1, y1, x2, y2;
 };
+
+// A number as 32 bits whose ascending order is the numbers' descending order. Adding 0 makes -0 equal to 0.
+PYFACE_HD uint32_t descending_key(float value) {
+  value += 0.f;
+#if defined(__CUDA_ARCH__)
+  const uint32_t bits = __float_as_uint(value);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+#endif
+  return (bits & 0x80000000u) ? bits : ~(bits | 0x80000000u);
+}
 
 PYFACE_HD float box_area(const Box& b) {
   // A box with x2 < x1 or y2 < y1 has area 0 (and overlaps nothing: its intersections are empty too).

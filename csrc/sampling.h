@@ -1,26 +1,13 @@
 // Which entries mining chooses, shared by host and device: how many, and by which key. An op takes the entries of the
-// smallest keys, ties by index.
+// smallest keys (descending_key of the loss, or random_key), ties by index.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "geometry.h"
 
 namespace pyface {
-
-// A loss as 32 bits whose ascending order is the loss's descending order. Adding 0 makes -0 equal to 0.
-PYFACE_HD uint32_t hardness_key(float loss) {
-  loss += 0.f;
-#if defined(__CUDA_ARCH__)
-  const uint32_t bits = __float_as_uint(loss);
-#else
-  uint32_t bits;
-  std::memcpy(&bits, &loss, sizeof bits);
-#endif
-  return (bits & 0x80000000u) ? bits : ~(bits | 0x80000000u);
-}
 
 // SplitMix64 (Steele, Lea and Flood 2014): the output of its generator in state x.
 PYFACE_HD uint64_t mix(uint64_t x) {

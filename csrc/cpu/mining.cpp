@@ -89,7 +89,7 @@ int64_t count_positives(const int32_t* index, int64_t n) {
 Keyed background_of(const float* losses, const int32_t* index, int64_t n) {
   Keyed background(n + 1);
   for (int64_t i = 0; i < n; ++i)
-    background.add(i, hardness_key(losses[i]), (index[i] == kBackground) & is_finite(losses[i]));
+    background.add(i, descending_key(losses[i]), (index[i] == kBackground) & is_finite(losses[i]));
   return background;
 }
 
@@ -127,7 +127,8 @@ void balanced_sample(const float* losses, const int32_t* index, int64_t batch, i
 void online_hard(const float* losses, const uint8_t* valid, int64_t n, double keep, uint8_t* selected) {
   std::fill(selected, selected + n, 0);
   Keyed samples(n + 1);
-  for (int64_t i = 0; i < n; ++i) samples.add(i, hardness_key(losses[i]), (!valid || valid[i]) && is_finite(losses[i]));
+  for (int64_t i = 0; i < n; ++i)
+    samples.add(i, descending_key(losses[i]), (!valid || valid[i]) && is_finite(losses[i]));
   select(samples, static_cast<int64_t>(std::ceil(keep * static_cast<double>(samples.size()))), selected);
 }
 

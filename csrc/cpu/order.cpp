@@ -6,14 +6,6 @@
 namespace pyface::cpu {
 namespace {
 
-// A score as 32 bits whose ascending order is the score's descending order. Adding 0 makes -0 equal to 0.
-inline uint32_t descending_key(float score) {
-  score += 0.f;
-  uint32_t bits;
-  std::memcpy(&bits, &score, sizeof bits);
-  return (bits & 0x80000000u) ? bits : ~(bits | 0x80000000u);
-}
-
 // Stable radix sort by the upper 32 bits, 11 bits at a time; the lower ones carry the index.
 void radix_sort(std::vector<uint64_t>& items) {
   constexpr int kBits = 11, kBuckets = 1 << kBits, kPasses = 3;

@@ -30,12 +30,6 @@ inline __device__ uint32_t warp_append(uint32_t* size, bool has_item) {
   return __shfl_sync(kWarp, first, 0) + __popc(items & bits_below(lane_id()));
 }
 
-// A score as 32 bits whose ascending order is the score's descending order. Adding 0 makes -0 equal to 0.
-inline __device__ uint32_t descending_key(float score) {
-  const uint32_t bits = __float_as_uint(score + 0.f);
-  return (bits & 0x80000000u) ? bits : ~(bits | 0x80000000u);
-}
-
 // Sorts `size` keys (a power of two) ascending, bitonically. Item i of thread t is key t * kItems + i; steps within a
 // thread's items cost nothing, within a warp a shuffle, and only wider ones a barrier, all that warps beyond `size` do.
 // All keys beyond `size` are ~0. A block barrier must lie between earlier uses of `exchange` and this.

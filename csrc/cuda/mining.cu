@@ -28,7 +28,7 @@ struct Entry {
 
   __device__ bool is_positive() const { return index >= 0; }
   __device__ bool is_background() const { return index == kBackground && is_finite(loss); }
-  __device__ uint32_t order() const { return hardness_key(loss); }
+  __device__ uint32_t order() const { return descending_key(loss); }
 };
 
 // One image's entries.

@@ -19,7 +19,7 @@ struct PingPong {
 size_t sort_workspace(int64_t n);
 
 // Sorts n (< 2^32) pairs by the lowest `bits` bits of the key, ascending and stable. A descending order of scores is
-// an ascending order of keys made by descending_key() of nms.cu.
+// an ascending order of keys made by descending_key().
 cudaError_t sort_pairs(PingPong<uint64_t>& keys, PingPong<uint32_t>& values, int64_t n, int bits, void* workspace,
                        size_t workspace_bytes, cudaStream_t stream);
 
