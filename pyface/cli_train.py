@@ -14,6 +14,7 @@ PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 def train(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help="Detector, one of those that `pyface models` shows.", show_default=False)
     ] = None,
@@ -53,6 +54,15 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights to start from.", show_default="random ones")
     ] = None,
+    backbone: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="torchvision's ImageNet weights for the trunk: vgg16 for s3fd_vgg16 and ssh_vgg16, vgg19 for "
+            "densebox_vgg19, resnet50 for srn_resnet50.",
+            show_default="random ones",
+        ),
+    ] = None,
     precision: Annotated[str, typer.Option(metavar="fp32|fp16|bf16", help="What is computed in.")] = "fp32",
     devices: Annotated[int, typer.Option(min=1, help="GPUs.")] = 1,
     device: Annotated[str, typer.Option(metavar="auto|cpu|gpu", help="Where to train.")] = "auto",
@@ -87,16 +97,13 @@ def train(
 
     if precision not in PRECISIONS:
         _fail(f"--precision should be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    _refuse_idle_options(context)
     changes: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "size": size, "rate": rate}
     changes = {name: value for name, value in changes.items() if value is not None}
     try:
         if resume is not None:
-            if model or data or config or out:
-                _fail("--resume DIR goes on with a run as it is, leave out the model, --data, --config and --out")
             run, folder = read_config(resume / CONFIG), resume
         elif config is not None:
-            if model or data:
-                _fail("--config FILE names model and data, leave them out")
             run = read_config(config)
         else:
             if model is None or not data:
@@ -110,6 +117,7 @@ def train(
                 val=tuple(map(str, val)),
                 held_out=() if held_out is None else tuple(held_out.read_text(encoding="utf-8").split()),
                 weights=None if weights is None else str(weights),
+                backbone=None if backbone is None else str(backbone),
                 seed=seed,
                 max_hours=None if max_time is None else _hours(max_time),
                 validations=validations,
@@ -124,6 +132,20 @@ def train(
         train_run(run, folder, devices=devices, accelerator=device, resume=resume is not None)
     except (CheckpointError, DatasetError, OSError, TrainingError, ValueError) as error:
         _fail(error)
+
+
+def _refuse_idle_options(context: typer.Context) -> None:
+    """Options that would do nothing are mistakes."""
+    from pyface.cli import _fail
+
+    given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
+    if {"epochs", "max_time"} <= given:
+        _fail("--epochs and --max-time both say when a run ends, give one of them")
+    for option, allowed in (("resume", {"devices", "device"}), ("config", {"devices", "device", "out"})):
+        idle = sorted(given - allowed - {option})
+        if option in given and idle:
+            names = ", ".join("the model" if name == "model" else "--" + name.replace("_", "-") for name in idle)
+            _fail(f"--{option} takes a run as it was configured, leave out {names}")
 
 
 def _hours(text: str) -> float:

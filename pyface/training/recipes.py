@@ -31,6 +31,7 @@ class Recipe:
         weight_decay: Of weights with two or more dimensions.
         clip: Largest norm of all gradients together.
         average: Decay of the moving average of the weights, which is what is measured and kept.
+        frozen: Layers of the trunk that keep ImageNet's weights, where a run starts from these.
     """
 
     size: int = 640
@@ -49,6 +50,7 @@ class Recipe:
     weight_decay: float = 5e-4
     clip: float = 10.0
     average: float = 0.999
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("mosaic", "cut_out", "photometric", "warm_up", "average"):
@@ -57,8 +59,9 @@ class Recipe:
         for name in ("size", "batch_size", "epochs", "rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} should be more than 0, got {getattr(self, name)}")
-        if isinstance(self.schedule, list):  # as JSON has it
-            object.__setattr__(self, "schedule", tuple(self.schedule))
+        for name in ("schedule", "frozen"):
+            if isinstance(getattr(self, name), list):  # as JSON has it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 # Small data: sizes of faces spread over octaves, small faces by mosaic, faces half hidden.
@@ -92,9 +95,18 @@ RECIPES: dict[str, Recipe] = {
         schedule=(80 / 120, 100 / 120),
         warm_up=0.01,
         weight_decay=1e-4,
+        frozen=("conv1", "bn1"),
     ),
     "ssh_vgg16": Recipe(
-        size=1024, batch_size=4, epochs=7, crops="ssh", photometric=0.0, rate=4e-3, bias_rate=2.0, schedule=(18 / 21,)
+        size=1024,
+        batch_size=4,
+        epochs=7,
+        crops="ssh",
+        photometric=0.0,
+        rate=4e-3,
+        bias_rate=2.0,
+        schedule=(18 / 21,),
+        frozen=("conv1_1", "conv1_2", "conv2_1", "conv2_2"),
     ),
     "densebox_vgg19": Recipe(
         size=240, batch_size=10, epochs=100, crops="densebox", photometric=0.0, rate=1e-3, schedule=(1 / 3, 2 / 3)
@@ -124,6 +136,7 @@ class Run:
         val: Data folders to measure on; average precision on the first decides which weights are the best.
         held_out: Names of pictures in `data` that are measured on, as one more set, and not learned from.
         weights: File of weights to start from; None: a random start.
+        backbone: File of torchvision's ImageNet weights of the trunk to start from, for the papers' networks.
         seed: Of all that is random: the same seed gives the same stream of samples.
         max_hours: Train for so long, in place of the recipe's epochs.
         validations: How often the run is measured, evenly spread.
@@ -137,6 +150,7 @@ class Run:
     val: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
     weights: str | None = None
+    backbone: str | None = None
     seed: int = 0
     max_hours: float | None = None
     validations: int = 20

@@ -25,6 +25,7 @@ from pyface.training.album import Album, split
 from pyface.training.crops import RULES, Rule, densebox
 from pyface.training.module import Average, Data, Measuring, Saving, Training
 from pyface.training.recipes import Recipe, Run
+from pyface.training.start import freeze, load_backbone
 
 CONFIG, CHECKPOINT = "config.json", "last.ckpt"
 
@@ -83,6 +84,9 @@ def train(run: Run, folder: Path, *, devices: int = 1, accelerator: str = "auto"
     if not isinstance(model, SingleShot):
         raise TrainingError(f"{run.model} does not train on whole pictures")
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if run.backbone is not None:
+        load_backbone(model, run.backbone)
+        freeze(model, run.recipe.frozen)
     learned, held = split(run.data, run.held_out)
     sets = measured_sets(run.val, held)
     folder.mkdir(parents=True, exist_ok=True)
