@@ -1,0 +1,336 @@
+"""Makes the tables and the plot of README.md and docs/performance.md from benchmarks/results/*.json.
+
+    pytest benchmarks --benchmark-json run.json
+    python benchmarks/report.py --keep run.json --name my-machine     # to benchmarks/results/my-machine.json
+    pyface benchmark --json benchmarks/results/my-machine-stages.json
+    python benchmarks/report.py                                       # rewrites what stands between the markers
+    python benchmarks/report.py --check                               # fails where that would change something
+
+No figure between the markers is typed by hand. Ratios are those of one run on one machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path("benchmarks/results")
+README, PERFORMANCE, PLOT = Path("README.md"), Path("docs/performance.md"), Path("docs/benchmarks.png")
+KEPT = ("op", "task", "library", "precision", "device")  # of extra_info
+
+# What the README shows: op or model, and task. Each stands for a size that detectors meet.
+HEADLINES = [
+    ("nms", "1,000 boxes"),
+    ("nms", "5,000 boxes"),
+    ("batched_nms", "5,000 boxes in 80 classes"),
+    ("nms_padded", "32 x 1,000 boxes"),
+    ("soft_nms", "1,000 boxes, gaussian"),
+    ("decode_anchors + nms_padded", "S3FD's maps at 640, batch 8"),
+    ("decode_densebox", "8 x 160 x 160 cells"),
+    ("maxout_background", "8 x 160 x 160, NCHW"),
+    ("face_probability", "8 x 160 x 160, NCHW"),
+    ("letterbox", "8 x 1024 x 768 to 640"),
+    ("crop_resize", "256 crops to 24"),
+    ("pnet", "1 x 614 x 460"),
+    ("convnet", "RNet, 256 crops"),
+    ("convnet", "ONet, 256 crops"),
+    ("assign_anchors", "8 x 34,125 anchors x 100 faces, ssh"),
+    ("hard_negatives", "32 x 34,125 anchors"),
+    ("balanced_sample", "32 x 34,125 anchors"),
+    ("online_hard", "100,000 losses"),
+    ("densebox_targets", "8 x 10 faces"),
+    ("mtcnn", "end to end, 1 x 512 x 512"),
+    ("mtcnn", "48 decoded pictures"),
+]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What several libraries did in one run.
+
+    Attributes:
+        seconds: By library; median over rounds.
+    """
+
+    op: str
+    task: str
+    precision: str
+    device: str
+    seconds: dict[str, float]
+
+    @property
+    def ours(self) -> float:
+        return self.seconds["pyface"]
+
+    @property
+    def peers(self) -> dict[str, float]:
+        """How many times longer each peer takes, the fastest peer first."""
+        ratios = {library: seconds / self.ours for library, seconds in self.seconds.items() if library != "pyface"}
+        return dict(sorted(ratios.items(), key=lambda item: item[1]))
+
+
+def keep(raw: dict[str, Any], command: str, note: str | None) -> dict[str, Any]:
+    """What is worth keeping of pytest-benchmark's file: no rounds one by one, no name of the machine on its network."""
+    facts = raw["machine_info"]
+    rows = [
+        {"group": of["group"], "name": of["name"]}
+        | {key: of["extra_info"][key] for key in KEPT}
+        | {key: _rounded(of["stats"][key]) for key in ("median", "min")}
+        | {"rounds": of["stats"]["rounds"]}
+        for of in raw["benchmarks"]
+    ]
+    date = {"date": raw["datetime"][:10]} | ({"note": note} if note else {})
+    head = {"machine": facts["pyface"], "versions": facts["versions"], **date, "command": command, "unit": "seconds"}
+    return head | {"benchmarks": sorted(rows, key=lambda row: (row["group"], row["median"]))}
+
+
+def _rounded(seconds: float) -> float:
+    return float(f"{seconds:.4g}")
+
+
+def tasks_of(run: dict[str, Any]) -> list[Task]:
+    """The tasks of a run that pyface took part in."""
+    seconds: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in run["benchmarks"]:
+        if "op" in row:  # files of before have names only
+            task = tuple(row[key] for key in ("op", "task", "precision", "device"))
+            seconds.setdefault(task, {})[row["library"]] = row["median"]
+    return [Task(*task, seconds=of) for task, of in seconds.items() if "pyface" in of]
+
+
+def headlines(run: dict[str, Any]) -> Iterator[Task]:
+    """The tasks of the README that a run has, in float32, in its order."""
+    tasks = {(task.op, task.task, task.device): task for task in tasks_of(run) if task.precision == "fp32"}
+    device = "cuda" if run["machine"]["gpu"] else "cpu"
+    for op, task in HEADLINES:
+        if (op, task, device) in tasks:
+            yield tasks[op, task, device]
+
+
+def runs(results: Path, kind: str) -> list[dict[str, Any]]:
+    """The kept runs: of pytest's "benchmarks", or of `pyface benchmark`, which has "models"."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
+    return [run for run in found if kind in run]
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def time_of(seconds: float) -> str:
+    """Two or three digits and a unit.
+
+    Example:
+        >>> [time_of(seconds) for seconds in (2.61e-05, 0.00123, 1.5)]
+        ['26 us', '1.2 ms', '1.5 s']
+    """
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if seconds * scale >= 1 or unit == "us":
+            value = seconds * scale
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    raise AssertionError
+
+
+def ratio_of(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio < 10 else f"{ratio:,.0f}x"
+
+
+def about(run: dict[str, Any]) -> str:
+    """One line: machine, versions, date."""
+    machine = run["machine"]
+    place = [f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"]
+    place += [machine["gpu"]] if machine["gpu"] else []
+    versions = run.get("versions", {"torch": machine.get("torch")})
+    names = ", ".join(f"{name} {version}" for name, version in versions.items())
+    note = f" {run['note']}" if run.get("note") else ""
+    return f"{', '.join(place)}; {names}; {run['date']}.{note}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def task_table(tasks: list[Task], *, with_precision: bool = False) -> str:
+    """A row a task: our time, and how many times longer each peer takes."""
+    rows = []
+    for task in tasks:
+        what = f"{task.task}, {task.precision}, {task.device}" if with_precision else task.task
+        peers = ", ".join(f"{library} {ratio_of(ratio)}" for library, ratio in task.peers.items())
+        name = " + ".join(f"`{part}`" for part in task.op.split(" + "))
+        rows.append([name, what, time_of(task.ours), peers])
+    return table(["", "on", "pyface", "others take"], rows)
+
+
+def kernel_text(results: Path) -> str:
+    """The README's table of every kept run, and the plot."""
+    parts = [
+        f"{task_table(list(headlines(run)))}\n\n{about(run)}"
+        for run in runs(results, "benchmarks")
+        if any(headlines(run))
+    ]
+    return "\n\n".join([*parts, f"![How many times as long the fastest peer takes]({PLOT.as_posix()})"])
+
+
+def speed_text(results: Path) -> str:
+    """The README's table of detectors, from pictures' files to faces."""
+    parts = []
+    for run in runs(results, "models"):
+        rows = [
+            [f"`{of['model']}`", f"{of['pictures_per_second']:.1f}", f"{of['peak_rss'] / 2**20:,.0f} MiB"]
+            for of in run["models"]
+        ]
+        parts.append(f"{table(['', 'pictures/s', 'peak memory'], rows)}\n\n{_settings(run)} {about(run)}")
+    return "\n\n".join(parts)
+
+
+def stage_text(results: Path) -> str:
+    """Where the time goes, by stage."""
+    parts = []
+    for run in runs(results, "models"):
+        stages = list(run["models"][0]["stages"])
+        rows = []
+        for of in run["models"]:
+            total = sum(of["stages"].values())
+            shares = [f"{ms:.1f} ms ({100 * ms / total:.0f} %)" for ms in of["stages"].values()]
+            rows.append([f"`{of['model']}`", *shares, f"{total:.1f} ms", f"{of['pictures_per_second']:.1f}"])
+        parts.append(f"{table(['', *stages, 'sum', 'pictures/s'], rows)}\n\n{_settings(run)} {about(run)}")
+    return "\n\n".join(parts)
+
+
+def _settings(run: dict[str, Any]) -> str:
+    settings = run["settings"]
+    where = [settings["device"], settings["precision"], f"batches of {settings['batch_size']}"]
+    return f"`pyface benchmark`, {', '.join(where)}."
+
+
+def all_text(results: Path) -> str:
+    """Every task of every kept run."""
+    parts = []
+    for run in runs(results, "benchmarks"):
+        tasks = sorted(tasks_of(run), key=lambda task: (task.op, task.device, task.precision))
+        if tasks:
+            parts.append(f"`{run['command']}` on {about(run)}\n\n{task_table(tasks, with_precision=True)}")
+    return "\n\n".join(parts)
+
+
+TEXTS = {
+    README: {"kernels": kernel_text, "speed": speed_text},
+    PERFORMANCE: {"stages": stage_text, "all": all_text},
+}
+
+
+def filled(text: str, parts: dict[str, str]) -> str:
+    """A page with what stands between `<!-- name: ... -->` and `<!-- /name -->` replaced.
+
+    Raises:
+        ValueError: A marker is not there.
+
+    Example:
+        >>> filled("<!-- a: made by x -->\\nold\\n<!-- /a -->", {"a": "new"})
+        '<!-- a: made by x -->\\nnew\\n<!-- /a -->'
+    """
+    for name, part in parts.items():
+        head, opening, rest = text.partition(f"<!-- {name}:")
+        comment, closing, tail = rest.partition(f"<!-- /{name} -->")
+        if not opening or not closing:
+            raise ValueError(f"the page has no markers <!-- {name}: ... --> and <!-- /{name} -->")
+        text = head + opening + comment[: comment.index("-->") + 3] + f"\n{part}\n" + closing + tail
+    return text
+
+
+# --- plot ------------------------------------------------------------------------------------------------------------
+
+
+def digest(results: Path) -> str:
+    """Of what the plot shows; it is written into the file, since pictures of two matplotlibs differ."""
+    shown = [[(t.op, t.task, t.peers) for t in headlines(run)] for run in runs(results, "benchmarks")]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+def draw(path: Path, results: Path) -> None:
+    """How many times longer the fastest peer takes, a panel for every run."""
+    from matplotlib.figure import Figure
+
+    drawn = [run for run in runs(results, "benchmarks") if any(headlines(run))]
+    most = max((sum(1 for _ in headlines(run)) for run in drawn), default=1)
+    figure = Figure(figsize=(8, (0.8 + 0.27 * most) * max(1, len(drawn))), layout="constrained")
+    for axes, run in zip(figure.subplots(len(drawn), squeeze=False)[:, 0] if drawn else [], drawn, strict=True):
+        tasks = [task for task in headlines(run) if task.peers]
+        labels, ratios = [], []
+        for task in tasks:
+            fastest, ratio = next(iter(task.peers.items()))
+            labels.append(f"{task.op}, {task.task}")
+            ratios.append(ratio)
+            text = f"{ratio_of(ratio)}  {fastest.partition(',')[0]}"
+            axes.text(max(ratio, 1) * 1.06, len(ratios) - 1, text, va="center", fontsize=7)
+        colours = ["#3b6ea5" if ratio >= 1 else "#b5533c" for ratio in ratios]
+        axes.barh(labels, [ratio - 1 for ratio in ratios], left=1, color=colours, height=0.7)
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_xlim(min(0.5, *ratios) * 0.9, max(ratios) * 25)
+        axes.invert_yaxis()
+        axes.tick_params(labelsize=7)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+        where = f"{run['machine']['gpu'] or run['machine']['cpu']}, {run['date']}"
+        axes.set_title(f"Time of the fastest peer over pyface's, log scale\n{where}", fontsize=9)
+    figure.savefig(path, dpi=100, metadata={"Software": "", "Description": digest(results)})
+
+
+# --- command ---------------------------------------------------------------------------------------------------------
+
+
+def stale(root: Path) -> list[str]:
+    """The pages, and the plot, that do not show what the kept results say."""
+    results = root / RESULTS
+    found = []
+    for page, texts in TEXTS.items():
+        text = (root / page).read_text(encoding="utf-8")
+        if text != filled(text, {name: make(results) for name, make in texts.items()}):
+            found.append(page.as_posix())
+    plot = root / PLOT
+    if not plot.is_file() or digest(results).encode() not in plot.read_bytes():
+        found.append(PLOT.as_posix())
+    return found
+
+
+def rewrite(root: Path) -> None:
+    """Brings the pages and the plot up to date."""
+    results = root / RESULTS
+    for page, texts in TEXTS.items():
+        text = (root / page).read_text(encoding="utf-8")
+        (root / page).write_text(filled(text, {name: make(results) for name, make in texts.items()}), encoding="utf-8")
+    draw(root / PLOT, results)
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where something is out of date")
+    parser.add_argument("--keep", type=Path, metavar="RUN.json", help="pytest-benchmark's file to add to the results")
+    parser.add_argument("--name", help="with --keep: the machine, as a file name")
+    parser.add_argument("--command", default="pytest benchmarks", help="with --keep: how the run was started")
+    parser.add_argument("--note", help="with --keep: a sentence on the circumstances")
+    options = parser.parse_args(arguments)
+    if options.keep:
+        if not options.name:
+            parser.error("--keep needs --name, such as amd-epyc-2-cores")
+        run = keep(json.loads(options.keep.read_text(encoding="utf-8")), options.command, options.note)
+        target = root / RESULTS / f"{options.name}.json"
+        target.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    if options.check:
+        pages = stale(root)
+        if pages:
+            sys.exit(f"out of date: {', '.join(pages)}; run python benchmarks/report.py")
+    else:
+        rewrite(root)
+
+
+if __name__ == "__main__":
+    main()

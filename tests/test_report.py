@@ -1,0 +1,133 @@
+"""benchmarks/report.py: from kept runs to pages, and that README.md shows what the kept runs say."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyface import ops
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def report():
+    """The script as a module; benchmarks are no package."""
+    spec = importlib.util.spec_from_file_location("benchmark_report", ROOT / "benchmarks" / "report.py")
+    module = sys.modules["benchmark_report"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(library: str, median: float, op: str = "nms", task: str = "1,000 boxes", precision: str = "fp32") -> dict:
+    """A benchmark as pytest-benchmark writes it."""
+    facts = {"op": op, "task": task, "library": library, "precision": precision, "device": "cpu", "threads": 2}
+    return {
+        "group": f"{op}, {task}, {precision}",
+        "name": f"test[{library}]",
+        "extra_info": facts,
+        "stats": {"median": median, "min": median, "rounds": 3, "data": [median] * 3},
+    }
+
+
+@pytest.fixture
+def raw() -> dict:
+    machine = {"cpu": "Some CPU", "cores": 2, "threads": 2, "gpu": None, "python": "3.11"}
+    return {
+        "machine_info": {"node": "secret-host", "pyface": machine, "versions": {"torch": "2.13.0"}},
+        "datetime": "2026-11-21T10:00:00+00:00",
+        "benchmarks": [
+            row("slow peer", 0.012345678),
+            row("pyface", 0.0001),
+            row("quick peer", 0.0002),
+            row("pyface", 3e-5, precision="fp16"),
+            row("peer alone", 1.0, op="soft_nms"),
+        ],
+    }
+
+
+@pytest.fixture
+def project(report, raw, tmp_path):
+    """A copy with one kept run, one of `pyface benchmark`, and pages with markers."""
+    results = tmp_path / report.RESULTS
+    results.mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    (results / "some.json").write_text(json.dumps(report.keep(raw, "pytest benchmarks", "A note.")))
+    stages = {"decode": 1.0, "letterbox": 1.0, "network": 7.0, "post-processing": 1.0}
+    model = {
+        "model": "mtcnn",
+        "random_weights": False,
+        "pictures_per_second": 90.5,
+        "stages": stages,
+        "peak_rss": 2**30,
+    }
+    machine = raw["machine_info"]["pyface"] | {"torch": "2.13.0"}
+    settings = {"device": "cpu", "batch_size": 8, "size": None, "precision": "fp32"}
+    run = {"date": "2026-11-21", "machine": machine, "settings": settings, "models": [model]}
+    (results / "some-stages.json").write_text(json.dumps(run))
+    for page, texts in report.TEXTS.items():
+        markers = "".join(f"<!-- {name}: made by x -->\n<!-- /{name} -->\nby hand\n" for name in texts)
+        (tmp_path / page).write_text(markers)
+    return tmp_path
+
+
+def test_keeps_what_matters(report, raw):
+    kept = report.keep(raw, "pytest benchmarks", None)
+    text = json.dumps(kept)
+    assert "secret-host" not in text
+    assert "note" not in kept
+    assert kept["date"] == "2026-11-21"
+    medians = [of["median"] for of in kept["benchmarks"] if of["precision"] == "fp32" and of["op"] == "nms"]
+    assert medians == [0.0001, 0.0002, 0.01235]  # by group, then time; four digits
+
+
+def test_ratios(report, raw):
+    half, single = report.tasks_of(report.keep(raw, "", None))  # none where pyface took no part
+    assert (half.op, half.precision, half.peers) == ("nms", "fp16", {})
+    assert list(single.peers) == ["quick peer", "slow peer"]
+    assert single.peers["quick peer"] == pytest.approx(2.0)
+
+
+def test_pages(report, project):
+    pytest.importorskip("matplotlib")
+    assert report.stale(project) == ["README.md", "docs/performance.md", "docs/benchmarks.png"]
+    with pytest.raises(SystemExit, match="out of date"):
+        report.main(["--check"], project)
+    report.main([], project)
+    report.main(["--check"], project)
+    page = (project / "README.md").read_text()
+    assert "| `nms` | 1,000 boxes | 100 us | quick peer 2.0x, slow peer 123x |" in page
+    assert "| `mtcnn` | 90.5 | 1,024 MiB |" in page
+    assert "Some CPU, 2 cores, 2 threads; torch 2.13.0; 2026-11-21. A note." in page
+    assert page.count("by hand") == 2
+    assert "7.0 ms (70 %)" in (project / "docs" / "performance.md").read_text()
+    (project / "README.md").write_text(page.replace("2.0x", "3.0x"))
+    assert report.stale(project) == ["README.md"]
+
+
+def test_keep_from_the_command_line(report, project, raw):
+    pytest.importorskip("matplotlib")
+    (project / "run.json").write_text(json.dumps(raw))
+    with pytest.raises(SystemExit):
+        report.main(["--keep", str(project / "run.json")], project)
+    report.main(["--keep", str(project / "run.json"), "--name", "other"], project)
+    assert (project / report.RESULTS / "other.json").is_file()
+    assert report.stale(project) == []
+
+
+def test_missing_markers_are_named(report):
+    with pytest.raises(ValueError, match="<!-- speed: "):
+        report.filled("nothing here", {"speed": ""})
+
+
+def test_the_pages_are_up_to_date(report):
+    assert report.stale(ROOT) == [], "run python benchmarks/report.py"
+
+
+def test_every_op_has_figures(report):
+    kept = report.runs(ROOT / report.RESULTS, "benchmarks")
+    timed = {op for run in kept for task in report.tasks_of(run) for op in task.op.split(" + ")}
+    public = {name for name in ops.__all__ if name.islower()}  # the others are classes
+    assert public <= timed
