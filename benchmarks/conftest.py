@@ -32,7 +32,6 @@ NEEDS = {"facenet_pytorch": ("torchvision", "requests", "PIL")}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes long on a small machine")
     # There are hundreds: a second and five rounds each, pytest-benchmark's defaults, would take a quarter of an hour.
     if str(config.getoption("benchmark_max_time", None)) == "1.0":
         config.option.benchmark_max_time = type(config.option.benchmark_max_time)(SECONDS)

@@ -42,17 +42,41 @@ struct Taps {
   int count(int i) const { return start[i + 1] - start[i]; }
 };
 
-// row[x] = sum over t of weight[t] * pixels[t * stride + x], for x in [0, n).
+// row[x] = (row[x] if Add) + sum over t < Count of weight[t] * pixels[t * stride + x], for x in [0, n).
+template <int Count, bool Add>
+PYFACE_INLINE void sum_some_rows(const uint8_t* pixels, int64_t stride, const float* weight, int64_t n, float* row) {
+  for (int64_t x = 0; x < n; ++x) {
+    float sum = Add ? row[x] + weight[0] * static_cast<float>(pixels[x]) : weight[0] * static_cast<float>(pixels[x]);
+    for (int t = 1; t < Count; ++t) sum += weight[t] * static_cast<float>(pixels[t * stride + x]);
+    row[x] = sum;
+  }
+}
+
+template <bool Add>
+PYFACE_INLINE void sum_few_rows(const uint8_t* pixels, int64_t stride, const float* weight, int count, int64_t n,
+                                float* row) {
+  switch (count) {
+    case 1:
+      return sum_some_rows<1, Add>(pixels, stride, weight, n, row);
+    case 2:
+      return sum_some_rows<2, Add>(pixels, stride, weight, n, row);
+    case 3:
+      return sum_some_rows<3, Add>(pixels, stride, weight, n, row);
+    case 4:
+      return sum_some_rows<4, Add>(pixels, stride, weight, n, row);
+  }
+}
+
+// row[x] = sum over t of weight[t] * pixels[t * stride + x], for x in [0, n); four rows at a time, added one by one.
 PYFACE_INLINE void sum_rows_impl(const uint8_t* pixels, int64_t stride, const float* weight, int count, int64_t n,
                                  float* row) {
   if (count == 0) std::fill_n(row, n, 0.f);
-  for (int t = 0; t < count; ++t) {
-    const uint8_t* source = pixels + t * stride;
-    const float w = weight[t];
+  for (int t = 0; t < count; t += 4) {
+    const int some = std::min(4, count - t);
     if (t == 0)
-      for (int64_t x = 0; x < n; ++x) row[x] = w * static_cast<float>(source[x]);
+      sum_few_rows<false>(pixels, stride, weight, some, n, row);
     else
-      for (int64_t x = 0; x < n; ++x) row[x] += w * static_cast<float>(source[x]);
+      sum_few_rows<true>(pixels + t * stride, stride, weight + t, some, n, row);
   }
 }
 
@@ -62,32 +86,78 @@ PYFACE_DISPATCH(void, sum_rows,
 
 typedef float Pixel __attribute__((vector_size(4 * sizeof(float))));
 
+// sums[x] = sum over t < Count of weights[x][t] * the pixel at row + places[x] + 3 t, for x in [0, n), as four floats
+// of which the last belongs to the pixel's neighbour. Count is a constant where it is small, as when pictures shrink a
+// little.
+template <int Count>
+PYFACE_INLINE void sum_columns_of(const float* row, const int32_t* places, const float* weights, int count, int64_t n,
+                                  float* sums) {
+  const int taps = Count > 0 ? Count : count;
+  for (int64_t x = 0; x < n; ++x, weights += taps) {
+    const float* source = row + places[x];
+    Pixel sum = {}, pixel;
+    for (int t = 0; t < taps; ++t, source += 3) {
+      std::memcpy(&pixel, source, sizeof pixel);
+      sum += weights[t] * pixel;
+    }
+    std::memcpy(sums + 4 * x, &sum, sizeof sum);
+  }
+}
+
+PYFACE_INLINE void sum_columns_impl(const float* row, const int32_t* places, const float* weights, int count, int64_t n,
+                                    float* sums) {
+  switch (count) {
+    case 1:
+      return sum_columns_of<1>(row, places, weights, count, n, sums);
+    case 2:
+      return sum_columns_of<2>(row, places, weights, count, n, sums);
+    case 3:
+      return sum_columns_of<3>(row, places, weights, count, n, sums);
+    case 4:
+      return sum_columns_of<4>(row, places, weights, count, n, sums);
+    default:
+      return sum_columns_of<0>(row, places, weights, count, n, sums);
+  }
+}
+
+PYFACE_DISPATCH(void, sum_columns,
+                (const float* row, const int32_t* places, const float* weights, int count, int64_t n, float* sums),
+                (row, places, weights, count, n, sums))
+
+// plane[x] = (sums[4 x] - mean) * scale.
+PYFACE_INLINE void normalise_impl(const float* sums, float mean, float scale, int64_t n, float* plane) {
+  for (int64_t x = 0; x < n; ++x) plane[x] = (sums[4 * x] - mean) * scale;
+}
+
+PYFACE_DISPATCH(void, normalise, (const float* sums, float mean, float scale, int64_t n, float* plane),
+                (sums, mean, scale, n, plane))
+
 // Output rows [row_begin, row_end) of one picture; `plane` and `pitch` are the output's strides in floats.
 void resample_rows(const Image& image, const Taps& xs, const Taps& ys, int out_w, int row_begin, int row_end,
                    const Normalization& normalization, float* out, int64_t plane, int64_t pitch) {
-  int left = image.width, right = 0;
+  int left = image.width, right = 0, count = 0;
   for (int x = 0; x < out_w; ++x)
-    if (xs.count(x) > 0) left = std::min(left, xs.first[x]), right = std::max(right, xs.first[x] + xs.count(x));
+    if (xs.count(x) > 0) {
+      left = std::min(left, xs.first[x]), right = std::max(right, xs.first[x] + xs.count(x));
+      count = std::max(count, xs.count(x));
+    }
   const int64_t values = std::max(0, right - left) * int64_t(3), stride = int64_t(image.width) * 3;
-  std::vector<float> row(values + 1);  // a pixel is read as four floats, the last of which belongs to its neighbour
+  // All outputs have as many taps as the one with the most: the rest weigh nothing. The row has room for their pixels,
+  // and for the fourth float of the last one.
+  std::vector<float> row(values + 3 * count + 1), sums(4 * int64_t(out_w)), weights(int64_t(out_w) * count);
+  std::vector<int32_t> places(out_w);
+  for (int x = 0; x < out_w; ++x) {
+    places[x] = xs.count(x) > 0 ? 3 * (xs.first[x] - left) : 0;
+    std::copy_n(xs.weight.data() + xs.start[x], xs.count(x), weights.data() + int64_t(x) * count);
+  }
   const auto& [mean, scale] = normalization;
   for (int y = row_begin; y < row_end; ++y) {
     if (values > 0)
       sum_rows(image.data + ys.first[y] * stride + int64_t(left) * 3, stride, ys.weight.data() + ys.start[y],
                ys.count(y), values, row.data());
-    float* red = out + y * pitch;
-    float *green = red + plane, *blue = green + plane;
-    for (int x = 0; x < out_w; ++x) {
-      Pixel sum = {}, pixel;
-      const float* source = row.data() + int64_t(xs.first[x] - left) * 3;
-      for (int32_t t = xs.start[x]; t < xs.start[x + 1]; ++t, source += 3) {
-        std::memcpy(&pixel, source, sizeof pixel);
-        sum += xs.weight[t] * pixel;
-      }
-      red[x] = (sum[0] - mean[0]) * scale[0];
-      green[x] = (sum[1] - mean[1]) * scale[1];
-      blue[x] = (sum[2] - mean[2]) * scale[2];
-    }
+    sum_columns(row.data(), places.data(), weights.data(), count, out_w, sums.data());
+    for (int channel = 0; channel < 3; ++channel)
+      normalise(sums.data() + channel, mean[channel], scale[channel], out_w, out + y * pitch + channel * plane);
   }
 }
 
