@@ -6,7 +6,9 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyface.dataset import DatasetError, Picture, read_folder
@@ -39,6 +41,18 @@ class Album:
 
     def __getitem__(self, k: int) -> Tensor:
         return read(self.pictures[k]) if self.images is None else self.images[k]
+
+    def parts(
+        self, numbers: NDArray[np.integer], boxes: NDArray[np.float32]
+    ) -> tuple[list[Tensor], NDArray[np.float32]]:
+        """The parts of pictures that boxes [N, 4] show, and the boxes as seen from these; each is decoded once."""
+        images = {k: self[k] for k in np.unique(numbers).tolist()}
+        limits = np.array([images[k].shape[1::-1] for k in numbers.tolist()])
+        low = np.floor(boxes[:, :2]).clip(0, limits - 1).astype(int)
+        high = np.minimum(np.maximum(np.ceil(boxes[:, 2:]), low + 1), limits).astype(int)
+        corners = zip(numbers.tolist(), low, high, strict=True)
+        parts = [images[k][y1:y2, x1:x2].contiguous() for k, (x1, y1), (x2, y2) in corners]
+        return parts, boxes - np.tile(low, 2).astype(np.float32)
 
 
 def read(picture: Picture) -> Tensor:

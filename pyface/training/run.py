@@ -141,7 +141,7 @@ def quieten() -> None:
     """Keeps what Lightning says about devices, itself and our ways from a run's output."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
-        "`isinstance(treespec, LeafSpec)`",
+        ".*isinstance.treespec, LeafSpec",
         ".*does not have many workers",
         ".*smaller than the logging interval",
         ".*your dataloader is not resumable",  # `Data` goes on where the trainer stands

@@ -111,7 +111,7 @@ class Samples(Dataset[Batch]):
         numbers = np.array([crop.picture for crop in crops])
         pixels = None
         if self.album.images is None:
-            pixels, squares = self._cut(numbers, squares)
+            pixels, squares = self.album.parts(numbers, squares)
             numbers = np.arange(len(crops))
         return Batch(
             pictures=torch.from_numpy(numbers),
@@ -160,23 +160,6 @@ class Samples(Dataset[Batch]):
         unknown = np.full((len(picture.ignore), 5, 2), np.nan, np.float32)
         faces = Faces(boxes, ignore, np.concatenate([picture.landmarks, unknown]))
         return crop, in_crop(faces, crop, size, self.recipe.smallest_face)
-
-    def _cut(
-        self, numbers: NDArray[np.int64], squares: NDArray[np.float32]
-    ) -> tuple[list[Tensor], NDArray[np.float32]]:
-        """The parts of pictures that crops show, and the crops as seen from these."""
-        parts, moved = [], []
-        for k, square in zip(numbers, squares, strict=True):
-            image = self.album[int(k)]
-            height, width = image.shape[:2]
-            x1, y1 = (int(np.clip(math.floor(v), 0, n - 1)) for v, n in zip(square[:2], (width, height), strict=True))
-            x2, y2 = (
-                int(np.clip(math.ceil(v), low + 1, n))
-                for v, low, n in zip(square[2:], (x1, y1), (width, height), strict=True)
-            )
-            parts.append(image[y1:y2, x1:x2].contiguous())
-            moved.append(square - np.array([x1, y1, x1, y1], np.float32))
-        return parts, np.stack(moved)
 
 
 @lru_cache(maxsize=2)

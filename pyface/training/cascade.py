@@ -1,0 +1,308 @@
+"""MTCNN's training: its three networks one after another, each on crops that the ones before it leave to it
+(DETECTORS.md 3.3).
+
+Each network has a folder in the run's: `crops.npz` (what it learns from), `last.ckpt` (what it needs to go on),
+`logs/`, and `weights.safetensors` when it is done, which is the whole cascade as far as it is trained. A run that was
+cut off looks how far these go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import RichProgressBar
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pyface.evaluation.faces import Report
+from pyface.models.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
+from pyface.models.mtcnn import MTCNN, CropKind, CropTruth, MTCNNConfig, WithLandmarks
+from pyface.models.zoo import REGISTRY, create_model
+from pyface.training.album import Album, split
+from pyface.training.cascade_crops import (
+    NETS,
+    SHARES,
+    Batch,
+    CropBatches,
+    Crops,
+    Net,
+    draw,
+    joined,
+    load_crops,
+    mine,
+    render,
+    save_crops,
+    share_out,
+)
+from pyface.training.module import Average, Measuring, Saving, Training
+from pyface.training.recipes import RECIPES, Recipe, Run
+from pyface.training.run import CHECKPOINT, CONFIG, Bar, TrainingError, make_trainer, measured_sets, write_config
+
+CROPS, WEIGHTS, MINED = "crops.npz", "weights.safetensors", "mined.jsonl"
+
+EPOCHS: dict[Net, float] = {"pnet": 1.0, "rnet": 22 / 30, "onet": 22 / 30}  # of the recipe's: AITTSMD's 30, 22, 22
+TIME: dict[Net, float] = {"pnet": 0.25, "rnet": 0.3, "onet": 0.45}  # of the run's, where a time is given
+MINING_TIME = 0.5  # of a network's time, at most, is spent on looking for its crops
+
+
+class CropData(L.LightningDataModule):
+    """Batches of crops, with their pixels made on the device.
+
+    Args:
+        album: The pictures.
+        crops: Of them.
+        net: Which network sees them.
+        run: Whose seed, recipe and workers it has.
+        model: Which resizes crops as in use.
+        an_epoch: Batches of an epoch.
+    """
+
+    def __init__(self, album: Album, crops: Crops, net: Net, run: Run, model: MTCNN, an_epoch: int) -> None:
+        super().__init__()
+        self.album, self.crops, self.net, self.run, self.an_epoch = album, crops, net, run, an_epoch
+        self.config = model.config
+        self.on_device: list[Tensor] | None = None
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """An epoch's batches, or the rest of it: they go on where the trainer stands."""
+        assert self.trainer is not None
+        step = self.trainer.global_step
+        batches = CropBatches(self.album, self.crops, self.net, self.run.recipe, self.run.seed, step, self.an_epoch)
+        return DataLoader(batches, batch_size=None, num_workers=self.run.workers, pin_memory=torch.cuda.is_available())
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Moves what is wanted there; where crops are is asked by the host."""
+        truth = CropTruth(*(x.to(device, non_blocking=True) for x in batch.truth))
+        pixels = None if batch.pixels is None else [x.to(device, non_blocking=True) for x in batch.pixels]
+        return batch._replace(truth=truth, pixels=pixels)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, CropTruth]:
+        """A batch -> what the network sees, and what that shows."""
+        if self.on_device is None and self.album.images is not None:
+            self.on_device = [image.to(batch.truth.kind.device) for image in self.album.images]
+        images = batch.pixels if self.on_device is None else self.on_device
+        return render(batch, images or [], self.net, self.config), batch.truth
+
+
+class NetTraining(Training):
+    """One network of the cascade, its loss and its optimiser.
+
+    Args:
+        model: The cascade.
+        net: Which network learns.
+        with_landmarks: Whether there are landmarks to learn. P-Net and R-Net learn them beside (the paper's way),
+            though they never answer them again.
+        recipe: The numbers.
+        steps: Of this network; None: a `Timer` says how far it is.
+    """
+
+    def __init__(self, model: MTCNN, net: Net, with_landmarks: bool, recipe: Recipe, steps: int | None) -> None:
+        super().__init__(model, recipe, steps)  # type: ignore[arg-type]
+        self.cascade, self.name = model, net
+        learner = getattr(model, net)
+        model.train().requires_grad_(False)
+        learner.requires_grad_(True).to(memory_format=torch.channels_last)  # a third faster on a CPU
+        self.net = WithLandmarks(learner) if with_landmarks and net != "onet" else learner
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Those of the network, and the layer for landmarks that is not its own."""
+        optimizer = super().configure_optimizers()
+        if isinstance(self.net, WithLandmarks):
+            decay = self.recipe.weight_decay
+            optimizer.add_param_group({"params": [self.net.points.weight], "weight_decay": decay, "scale": 1.0})
+            optimizer.add_param_group({"params": [self.net.points.bias], "weight_decay": 0.0, "scale": 1.0})
+        return optimizer
+
+    def training_step(self, batch: tuple[Tensor, CropTruth], batch_idx: int) -> Tensor:  # type: ignore[override]
+        """The sum of the loss's terms, each of which is logged."""
+        crops, truth = batch
+        answers = self.net(crops.contiguous(memory_format=torch.channels_last))
+        terms = self.cascade.loss(self.name, answers, truth)
+        loss = torch.stack(list(terms.values())).sum()
+        self.log_dict({name: value.detach() for name, value in terms.items()}, prog_bar=True)
+        self.log("loss", loss.detach(), prog_bar=True)
+        return loss
+
+
+class MeasuringCascade(Measuring):
+    """Likewise; what is written says what the weights need in use."""
+
+    def _save(self, file: str, reports: dict[str, Report]) -> None:
+        """The weights, with the score threshold of the best F1 on the first set as O-Net's."""
+        model = averaged(self.average)
+        config, first = model.config, next(iter(reports.values()), None)
+        if first is not None and first.best_f1 > 0:
+            config = replace(config, thresholds=(*config.thresholds[:2], round(first.best_threshold, 3)))
+        save(self.folder / file, model, config)
+
+
+def train_cascade(run: Run, folder: Path, *, devices: int = 1, accelerator: str = "auto", resume: bool = False) -> None:
+    """Trains MTCNN; see `pyface.training.run.train`.
+
+    Raises:
+        TrainingError, DatasetError: The data or the folder are not as they should be, or something was asked for that
+            the cascade does not have.
+    """
+    check(run, folder, devices, resume)
+    if (folder / NETS[-1] / WEIGHTS).exists():
+        print(f"the run in {folder} is complete", flush=True)
+        return
+    L.seed_everything(run.seed, workers=True, verbose=False)
+    model = create_model(run.model, run.weights)
+    assert isinstance(model, MTCNN)
+    if run.weights is None:
+        initialise(model)
+    # The released weights answer a pixel off; what is trained here does not.
+    model.config = replace(model.config, output_shift=0.0)
+    learned, held = split(run.data, run.held_out)
+    sets = measured_sets(run.val, held)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(run, folder / CONFIG)
+
+    album = Album(learned)
+    for net in NETS:
+        if not (folder / net / WEIGHTS).exists():
+            average = Average(run.recipe.average)
+            measuring = MeasuringCascade(sets, average, run.validations, folder, run.model) if net == NETS[-1] else None
+            train_net(run, model, net, album, folder, average, measuring, accelerator)
+        load_checkpoint(model, read_checkpoint(folder / net / WEIGHTS))
+
+
+def initialise(model: MTCNN) -> None:
+    """A random start at which signals keep their size through the layers (He et al., with PReLU's slope of 0.25).
+
+    With torch's own they fade, and O-Net takes longer until it tells faces from background.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and not name.endswith("heads"):
+            nn.init.kaiming_normal_(layer.weight, a=0.25)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+
+def check(run: Run, folder: Path, devices: int, resume: bool) -> None:
+    """Whether the run can begin.
+
+    Raises:
+        TrainingError: It cannot.
+    """
+    begun = any((folder / net).is_dir() for net in NETS)
+    if resume and not begun:
+        raise TrainingError(f"{folder} holds no run of {run.model} to go on with")
+    if begun and not resume:
+        raise TrainingError(f"{folder} holds a run already, continue it with --resume or give another folder")
+    if devices > 1:
+        raise TrainingError(f"{run.model} trains on one device, its networks are too small to share, got {devices}")
+    least = sum(SHARES.values())
+    if run.recipe.batch_size < least:
+        raise TrainingError(f"a batch should be {least} crops or more, of all kinds, got {run.recipe.batch_size}")
+    usual = RECIPES[run.model].size
+    if run.recipe.size != usual:
+        raise TrainingError(f"{run.model}'s networks see 12, 24 and 48 px, leave the size at {usual}")
+
+
+def train_net(
+    run: Run,
+    model: MTCNN,
+    net: Net,
+    album: Album,
+    folder: Path,
+    average: Average,
+    measuring: Measuring | None,
+    accelerator: str,
+) -> None:
+    """Trains one network, or the rest of it, and writes its weights.
+
+    Args:
+        run: What to do.
+        model: With the networks before this one trained.
+        net: Which network.
+        album: The pictures.
+        folder: Of the run.
+        average: Takes the averaged weights.
+        measuring: Measures the cascade on the way; None: not yet.
+        accelerator: "auto", "cpu" or "gpu".
+    """
+    hours = None if run.max_hours is None else TIME[net] * run.max_hours
+    (folder / net).mkdir(exist_ok=True)
+    if not (folder / net / CROPS).exists():
+        start = time.monotonic()
+        crops = collect(run, model, net, album, folder, hours, accelerator)
+        save_crops(folder / net / CROPS, crops, time.monotonic() - start)
+    crops, seconds = load_crops(folder / net / CROPS)
+    counts = {kind: int((crops.kinds == kind).sum()) for kind in CropKind}
+    print(f"{net}: {describe(counts)}", flush=True)
+    if not counts[CropKind.POSITIVE] or not counts[CropKind.NEGATIVE]:
+        raise TrainingError(
+            f"the data have {describe(counts)} for {net}, give pictures with background and with faces of "
+            f"{run.recipe.smallest_face:g} px or more"
+        )
+    if not counts[CropKind.LANDMARK]:
+        print(f"{net}: no face has its five landmarks, so it does not learn them", flush=True)
+
+    an_epoch = math.ceil(counts[CropKind.POSITIVE] / share_out(run.recipe.batch_size, counts)[CropKind.POSITIVE])
+    steps = None if hours is not None else max(1, round(EPOCHS[net] * run.recipe.epochs)) * an_epoch
+    if hours is not None:
+        hours = max(hours - seconds / 3600, 0.1 * hours)
+    checkpoint = folder / net / CHECKPOINT
+    callbacks: list[L.Callback] = [average, *([measuring] if measuring else []), Saving(checkpoint)]
+    if sys.stdout.isatty():
+        callbacks.append(Bar(measuring) if measuring else RichProgressBar(refresh_rate=20))
+    trainer = make_trainer(run, folder / net, callbacks, steps, hours, devices=1, accelerator=accelerator)
+    data = CropData(album, crops, net, run, model, an_epoch)
+    training = NetTraining(model, net, counts[CropKind.LANDMARK] > 0, run.recipe, steps)
+    trainer.fit(training, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
+    data.on_device = None  # the next network brings its own
+    save(folder / net / WEIGHTS, averaged(average), model.config)
+
+
+def collect(
+    run: Run, model: MTCNN, net: Net, album: Album, folder: Path, hours: float | None, accelerator: str
+) -> Crops:
+    """The crops that a network learns from; how good the networks before it are goes to `mined.jsonl`."""
+    smallest = run.recipe.smallest_face
+    drawn = draw(album, net, run.seed, smallest)
+    if net == "pnet":
+        return drawn
+    device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    print(f"{net}: looking for crops in {len(album)} pictures", flush=True)
+    seconds = math.inf if hours is None else 3600 * MINING_TIME * hours
+    mined = mine(model.to(device).eval(), net, album, run.seed, smallest, seconds)
+    print(f"{net}: {mined}", flush=True)
+    line = {"net": net, **{name: value for name, value in mined._asdict().items() if name != "crops"}}
+    with (folder / MINED).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    return joined([drawn, mined.crops])
+
+
+def describe(counts: dict[CropKind, int]) -> str:
+    """How many crops of each kind there are."""
+    names = {CropKind.NEGATIVE: "negatives", CropKind.POSITIVE: "positives", CropKind.PART: "parts"}
+    return ", ".join(f"{n:,} {names.get(kind, 'with landmarks')}" for kind, n in counts.items())
+
+
+def averaged(average: Average) -> MTCNN:
+    """The cascade that a moving average keeps."""
+    model: Any = average.model
+    assert isinstance(model, MTCNN)
+    return model
+
+
+def save(path: Path, model: MTCNN, config: MTCNNConfig) -> None:
+    """Writes MTCNN's weights with the settings that are not the registry's."""
+    usual = REGISTRY["mtcnn"].config
+    settings = {
+        field.name: value
+        for field in dataclasses.fields(usual)
+        if (value := getattr(config, field.name)) != getattr(usual, field.name)
+    }
+    save_checkpoint(path, model, "mtcnn", settings)
