@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -85,12 +84,12 @@ def faces(
     for name, count, figures in rows:
         table.add_row(name, f"{count:,}", *(f"{figures[threshold]:.3f}" if count else "-" for threshold in iou))
     Console().print(table)
-    # `pyface detect` keeps scores > its threshold, which float32 rounds.
-    below = (math.ceil((report.best_threshold - 1e-6) * 1000) - 1) / 1000
     typer.echo(
         f"{report.pictures:,} pictures, {report.pictures_per_second:.1f} a second; best F1 {report.best_f1:.3f} at "
-        f"IoU {iou[0]:g} with --score-threshold {max(below, 0):.3f}"
+        f"IoU {iou[0]:g} with --score-threshold {report.score_threshold:.3f}"
     )
+    if report.landmark_error is not None:
+        typer.echo(f"landmarks are off by {report.landmark_error:.1%} of a face's size, on average")
     _write_json(json_file, report.to_dict())
     if plot is not None:
         boxes, scores = [of.boxes.numpy() for of in found], [of.scores.numpy() for of in found]

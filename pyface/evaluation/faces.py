@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +29,9 @@ class Report:
         by_size: By bucket of `SIZES`: how many faces, and AP by IoU threshold.
         best_threshold, best_f1: The score threshold with the best F1 at the first IoU threshold, and that F1.
         pictures_per_second: Decoding included.
+        landmark_error: Mean distance of the five points from the truth, as a share of the square root of the face's
+            area, over the faces whose points are known and that are found at `best_threshold`; None where there are
+            none, or the detector has no landmarks.
     """
 
     pictures: int
@@ -37,6 +41,12 @@ class Report:
     best_threshold: float
     best_f1: float
     pictures_per_second: float
+    landmark_error: float | None = None
+
+    @property
+    def score_threshold(self) -> float:
+        """For detectors, which keep scores > this: just below `best_threshold`, to three digits."""
+        return max(0, math.ceil((self.best_threshold - 1e-6) * 1000) - 1) / 1000
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
@@ -112,7 +122,27 @@ def score(
         best_threshold=threshold,
         best_f1=f1,
         pictures_per_second=pictures_per_second,
+        landmark_error=landmark_error(pictures, found, threshold, iou_thresholds[0]),
     )
+
+
+def landmark_error(
+    pictures: Sequence[Picture], found: Sequence[Detections], threshold: float, iou_threshold: float
+) -> float | None:
+    """See `Report.landmark_error`; a face's detection is the best one whose IoU with it reaches the threshold."""
+    errors = []
+    for picture, of in zip(pictures, found, strict=True):
+        of = of[of.scores >= threshold]
+        if of.landmarks is None or len(of) == 0 or len(picture.faces) == 0:
+            continue
+        is_hit = box_iou(of.boxes.numpy(), picture.faces) >= iou_threshold
+        known = np.isfinite(picture.landmarks).all((1, 2)) & is_hit.any(0)
+        points = of.landmarks.numpy()[is_hit.argmax(0)[known]]  # detections are sorted, the best first
+        distance = np.linalg.norm(points - picture.landmarks[known], axis=2).mean(1)
+        faces = picture.faces[known]
+        errors.append(distance / np.sqrt((faces[:, 2:] - faces[:, :2]).prod(1)))
+    together = np.concatenate(errors) if errors else np.zeros(0)
+    return float(together.mean()) if len(together) else None
 
 
 def mistakes(picture: Picture, found: Detections, threshold: float, iou_threshold: float = 0.5) -> int:

@@ -141,7 +141,7 @@ class MeasuringCascade(Measuring):
         model = averaged(self.average)
         config, first = model.config, next(iter(reports.values()), None)
         if first is not None and first.best_f1 > 0:
-            config = replace(config, thresholds=(*config.thresholds[:2], round(first.best_threshold, 3)))
+            config = replace(config, thresholds=(*config.thresholds[:2], first.score_threshold))
         save(self.folder / file, model, config)
 
 

@@ -293,7 +293,7 @@ class Measuring(L.Callback):
     def _save(self, file: str, reports: dict[str, Report]) -> None:
         """The weights, with the score threshold of the best F1 on the first set as the model's own."""
         assert self.average.model is not None
-        thresholds = [round(of.best_threshold, 3) for of in reports.values()]
+        thresholds = [of.score_threshold for of in reports.values()]
         settings = {"score_threshold": thresholds[0]} if thresholds else None
         save_checkpoint(self.folder / file, self.average.model, self.name, settings)
 
