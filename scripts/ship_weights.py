@@ -32,7 +32,7 @@ SIZES = (640, 1024)
 LOWEST_SCORE = 0.02
 SETS = {"val": "faces/val, photos, many with medical masks", "held_out": "held out of part3, bare faces"}
 DATA = (
-    "6,314 photos with 37,866 faces and 1,016 without: Kaggle 'Face Mask Detection' (CC0), web-scraped photos of masks, "
+    "6,314 photos with 37,866 faces and 1,016 without: Kaggle 'Face Mask Detection' (CC0), mask photos from the web, "
     "Face Counting Challenge, ShanghaiTech A, Flickr8k, YouTube Faces frames; many boxes are pseudo labels"
 )
 LIMITS = (
