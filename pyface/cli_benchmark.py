@@ -49,6 +49,7 @@ def benchmark(
     are timed with random ones, at a score threshold that lets through about 300 candidates a picture.
     """
     from pyface.cli import _fail, _parse_size
+    from pyface.cli_evaluate import _check_outputs
 
     # Threads that spin while they wait slow a busy machine down; torch's OpenMP reads this when it is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -60,6 +61,7 @@ def benchmark(
         from pyface.sources import SourceError
     except ImportError as error:  # the kernels were not built; the text says how to
         _fail(error)
+    _check_outputs(json_file)
     names = list(dict.fromkeys(model or DEFAULT_MODELS))
     if "mtcnn" in names and (size is not None or precision != "fp32"):
         if names == ["mtcnn"]:

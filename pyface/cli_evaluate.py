@@ -410,7 +410,7 @@ def _columns(curve: Any) -> dict[str, list[float]]:
     return {name: [round(value, 6) for value in column.tolist()] for name, column in curve._asdict().items()}
 
 
-def _check_outputs(json_file: Path | None, plot: Path | None, folder: Path | None = None) -> None:
+def _check_outputs(json_file: Path | None, plot: Path | None = None, folder: Path | None = None) -> None:
     """Fails before a long run whose results would have nowhere to go."""
     from pyface.cli import _fail
 

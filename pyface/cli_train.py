@@ -6,11 +6,14 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
+if TYPE_CHECKING:
+    from pyface.training.recipes import Precision
+
+PRECISIONS: dict[str, Precision] = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 def train(
@@ -64,7 +67,10 @@ def train(
         ),
     ] = None,
     precision: Annotated[str, typer.Option(metavar="fp32|fp16|bf16", help="What is computed in.")] = "fp32",
-    devices: Annotated[int, typer.Option(min=1, help="GPUs.")] = 1,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="GPUs or, on a CPU, processes.", show_default="1, or as many as torchrun started"),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|gpu", help="Where to train.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare samples.")] = 0,
     validations: Annotated[int, typer.Option(min=1, help="How often a run is measured.")] = 20,
@@ -92,7 +98,7 @@ def train(
     from pyface.dataset import DatasetError
     from pyface.models.zoo import CheckpointError, model_info
     from pyface.training.recipes import RECIPES, Run
-    from pyface.training.run import CONFIG, TrainingError, read_config
+    from pyface.training.run import CONFIG, TrainingError, read_config, started_by_torchrun
     from pyface.training.run import train as train_run
 
     if precision not in PRECISIONS:
@@ -100,11 +106,13 @@ def train(
     _refuse_idle_options(context)
     changes: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "size": size, "rate": rate}
     changes = {name: value for name, value in changes.items() if value is not None}
+    devices = devices or started_by_torchrun()
     try:
         if resume is not None:
             run, folder = read_config(resume / CONFIG), resume
         elif config is not None:
             run = read_config(config)
+            run = run if devices is None else replace(run, devices=devices)
         else:
             if model is None or not data:
                 _fail("name a model and --data DIR (or --config FILE, or --resume DIR)")
@@ -115,7 +123,7 @@ def train(
                 model=model,
                 data=tuple(map(str, data)),
                 val=tuple(map(str, val)),
-                held_out=() if held_out is None else tuple(held_out.read_text(encoding="utf-8").split()),
+                held_out=() if held_out is None else _lines(held_out),
                 weights=None if weights is None else str(weights),
                 backbone=None if backbone is None else str(backbone),
                 seed=seed,
@@ -123,13 +131,14 @@ def train(
                 validations=validations,
                 precision=PRECISIONS[precision],
                 workers=workers,
+                devices=devices or 1,
                 recipe=replace(RECIPES[model], **changes),
             )
         if resume is None:
             if out is None:
                 _fail("name a folder for the run: --out DIR")
             folder = out
-        train_run(run, folder, devices=devices, accelerator=device, resume=resume is not None)
+        train_run(run, folder, accelerator=device, resume=resume is not None)
     except (CheckpointError, DatasetError, OSError, TrainingError, ValueError) as error:
         _fail(error)
 
@@ -141,17 +150,23 @@ def _refuse_idle_options(context: typer.Context) -> None:
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
     if {"epochs", "max_time"} <= given:
         _fail("--epochs and --max-time both say when a run ends, give one of them")
-    for option, allowed in (("resume", {"devices", "device"}), ("config", {"devices", "device", "out"})):
+    for option, allowed in (("resume", {"device"}), ("config", {"devices", "device", "out"})):
         idle = sorted(given - allowed - {option})
         if option in given and idle:
             names = ", ".join("the model" if name == "model" else "--" + name.replace("_", "-") for name in idle)
             _fail(f"--{option} takes a run as it was configured, leave out {names}")
 
 
+def _lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text file that hold something."""
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
 def _hours(text: str) -> float:
     """Reads 90m, 2h, 1h30m and 45s."""
-    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip().lower())
-    if not text or match is None or not any(match.groups()):
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip().lower())
+    if match is None or not any(match.groups()):
         raise ValueError(f"--max-time should be a time such as 90m, 2h or 1h30m, got {text!r}")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return hours + minutes / 60 + seconds / 3600

@@ -13,11 +13,13 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import cv2
 import torch
 from torch import Tensor
 
 from pyface import FaceDetector, ops
+from pyface.dataset import read_folder
+from pyface.evaluation.average_precision import box_iou
+from pyface.images import read_image
 from pyface.models import create_model
 from pyface.models.base import GroundTruth
 from pyface.models.densebox import DenseBox
@@ -59,16 +61,16 @@ def parse() -> argparse.Namespace:
 
 def read(folder: Path, files: tuple[str, ...]) -> tuple[list[Tensor], list[Tensor]]:
     """Pictures, uint8 RGB [H, W, 3], and their faces, float32 [N, 4] as (x1, y1, x2, y2)."""
-    lines = (folder / "bbx_gt.txt").read_text().splitlines()
-    boxes = []
-    for name in files:
-        first = lines.index(name) + 1
-        rows = [[float(value) for value in line.split()] for line in lines[first + 1 : first + 1 + int(lines[first])]]
-        assert not any(row[7] for row in rows), f"{name} has boxes to ignore: take another picture"
-        corner_and_sides = torch.tensor(rows)[:, :4]
-        boxes.append(torch.cat([corner_and_sides[:, :2], corner_and_sides[:, :2] + corner_and_sides[:, 2:]], 1))
-    pictures = [cv2.imread(str(folder / "images" / name), cv2.IMREAD_COLOR_RGB) for name in files]
-    return [torch.from_numpy(picture) for picture in pictures], boxes
+    known = {picture.path.name: picture for picture in read_folder(folder)}
+    missing = [name for name in files if name not in known]
+    if missing:
+        sys.exit(f"{folder} holds no {', '.join(missing)}")
+    pictures = [known[name] for name in files]
+    for picture in pictures:
+        if len(picture.ignore):
+            sys.exit(f"{picture.path} has boxes to ignore, take another picture")
+    images = [torch.from_numpy(read_image(picture.path)) for picture in pictures]
+    return images, [torch.from_numpy(picture.faces) for picture in pictures]
 
 
 def train(model: SingleShot, images: list[Tensor], boxes: list[Tensor], size: int, steps: int, rate: float):
@@ -131,17 +133,10 @@ def count_found(model: SingleShot, images: list[Tensor], boxes: list[Tensor], si
     detector = FaceDetector(model, device=model.device, size=size, score_threshold=0.5)
     found = wrong = 0
     for image, faces in zip(images, boxes, strict=True):
-        overlaps = iou(faces, detector(image.numpy()).boxes)
-        found += int((overlaps >= 0.5).any(1).sum())
-        wrong += int((~(overlaps >= 0.5).any(0)).sum())
+        is_hit = box_iou(faces.numpy(), detector(image.numpy()).boxes.numpy()) >= 0.5
+        found += int(is_hit.any(1).sum())
+        wrong += int((~is_hit.any(0)).sum())
     return found, wrong
-
-
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """[N, 4] and [M, 4] -> [N, M]."""
-    sides = (torch.minimum(a[:, None, 2:], b[:, 2:]) - torch.maximum(a[:, None, :2], b[:, :2])).clamp(min=0)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b)]
-    return sides.prod(2) / (areas[0][:, None] + areas[1] - sides.prod(2))
 
 
 if __name__ == "__main__":

@@ -89,8 +89,10 @@ def test_mistakes_are_one_sentence(run, folder, tmp_path, arguments, words):
 
 
 def test_a_file_that_cannot_be_written(run, folder):
-    result = run("--model", "mtcnn", "--images", folder, "--device", "cpu", "--json", "no/such/folder.json", status=1)
-    assert "cannot be written" in result.stderr
+    """It is known before anything is timed."""
+    result = run("--model", "mtcnn", "--images", folder, "--device", "cpu", "--json", "no/such/folder.json", status=2)
+    assert "folder.json cannot be written: there is no no/such" in result.stderr
+    assert result.stdout == ""
 
 
 def test_default_pictures(monkeypatch, tmp_path):

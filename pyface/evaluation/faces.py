@@ -28,7 +28,7 @@ class Report:
         average_precision: By IoU threshold.
         by_size: By bucket of `SIZES`: how many faces, and AP by IoU threshold.
         best_threshold, best_f1: The score threshold with the best F1 at the first IoU threshold, and that F1.
-        pictures_per_second: Decoding included.
+        pictures_per_second: Decoding included; None where nobody looked at the clock.
         landmark_error: Mean distance of the five points from the truth, as a share of the square root of the face's
             area, over the faces whose points are known and that are found at `best_threshold`; None where there are
             none, or the detector has no landmarks.
@@ -40,7 +40,7 @@ class Report:
     by_size: dict[str, dict[str, Any]]
     best_threshold: float
     best_f1: float
-    pictures_per_second: float
+    pictures_per_second: float | None
     landmark_error: float | None = None
 
     @property
@@ -101,7 +101,7 @@ def score(
     pictures: Sequence[Picture],
     found: Sequence[Detections],
     iou_thresholds: Sequence[float],
-    pictures_per_second: float = float("nan"),
+    pictures_per_second: float | None = None,
 ) -> Report:
     """Scores detections that are there already."""
     boxes, scores = [of.boxes.numpy() for of in found], [of.scores.numpy() for of in found]

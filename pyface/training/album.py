@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +18,7 @@ from torch import Tensor
 from pyface.dataset import DatasetError, Picture, read_folder
 from pyface.images import EncodedImage, ImageError, open_image, read_image
 
-MEMORY_SHARE = 0.5  # of the machine's free memory, that decoded pictures may take
+MEMORY_SHARE = 0.5  # of the free memory, that decoded pictures may take
 
 
 class Album:
@@ -22,25 +26,49 @@ class Album:
 
     Args:
         pictures: What is known about each.
-        keep: Whether all are decoded now and kept; None: if they fit into half of the free memory.
+        keep: Whether all are decoded now and kept; None: if they fit into half of the free memory, the machine's and
+            the GPU's.
+        accelerator: "cpu", or what may be a GPU.
+        sharers: Processes on this machine that keep the same pictures, each for itself.
 
     Attributes:
-        pictures: As passed.
+        pictures: As passed, without the boxes that lie outside the picture or have no size.
+        sizes: Height and width of each.
         images: uint8 [H, W, 3] each, or None where they are decoded anew each time.
+
+    Raises:
+        DatasetError: A picture is missing, damaged or too large.
     """
 
-    def __init__(self, pictures: Sequence[Picture], keep: bool | None = None) -> None:
-        self.pictures = list(pictures)
-        self.images: list[Tensor] | None = None
-        if _fit(self.pictures, MEMORY_SHARE * _free_memory()) if keep is None else keep:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                self.images = list(pool.map(read, self.pictures))
+    def __init__(
+        self, pictures: Sequence[Picture], keep: bool | None = None, *, accelerator: str = "cpu", sharers: int = 1
+    ) -> None:
+        paths = list(dict.fromkeys(picture.path for picture in pictures))  # a folder may be named twice
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            sizes = dict(zip(paths, pool.map(size_of, paths), strict=True))
+            if keep is None:
+                pixels = sum(height * width for height, width in sizes.values())
+                keep = 3 * pixels < MEMORY_SHARE * _free_memory(accelerator, sharers)
+            images = dict(zip(paths, pool.map(read, paths), strict=True)) if keep else None
+        self.sizes = [sizes[picture.path] for picture in pictures]
+        self.pictures = [_with_boxes_inside(picture, *sizes[picture.path]) for picture in pictures]
+        self.images = None if images is None else [images[picture.path] for picture in pictures]
 
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def facts(self) -> dict[str, Any]:
+        """What tells it from others, wherever its files are: how much it holds, and a digest of names and boxes."""
+        digest = hashlib.sha256()
+        for picture, size in zip(self.pictures, self.sizes, strict=True):
+            digest.update(f"{picture.path.name} {size}".encode())
+            for array in (picture.faces, picture.ignore, picture.landmarks):
+                digest.update(array.tobytes())
+        faces = sum(len(picture.faces) for picture in self.pictures)
+        return {"pictures": len(self), "faces": faces, "sha256": digest.hexdigest()}
+
     def __getitem__(self, k: int) -> Tensor:
-        return read(self.pictures[k]) if self.images is None else self.images[k]
+        return read(self.pictures[k].path) if self.images is None else self.images[k]
 
     def parts(
         self, numbers: NDArray[np.integer], boxes: NDArray[np.float32]
@@ -55,52 +83,88 @@ class Album:
         return parts, boxes - np.tile(low, 2).astype(np.float32)
 
 
-def read(picture: Picture) -> Tensor:
+def read(path: Path) -> Tensor:
     """A picture's pixels, uint8 RGB [H, W, 3].
 
     Raises:
         DatasetError: It cannot be read.
     """
     try:
-        return torch.from_numpy(read_image(picture.path))
+        return torch.from_numpy(read_image(path))
     except ImageError as error:
-        raise DatasetError(f"{picture.path} cannot be read: {error}") from error
+        raise DatasetError(str(error)) from error  # which names the file
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """A picture's height and width, without decoding it.
+
+    Raises:
+        DatasetError: It is missing, cut short or too large.
+    """
+    try:
+        opened = open_image(path)
+    except ImageError as error:
+        raise DatasetError(str(error)) from error  # which names the file
+    assert isinstance(opened, EncodedImage)
+    height, width = opened.header.height, opened.header.width
+    return (width, height) if opened.header.orientation > 4 else (height, width)
 
 
 def split(folders: Sequence[str], held_out: Sequence[str]) -> tuple[list[Picture], list[Picture]]:
-    """The pictures of data folders, and of these the ones that are held out, by file name.
+    """The pictures of data folders, and of these the ones that are held out.
+
+    Args:
+        folders: Data folders.
+        held_out: Names of pictures, with as many of their folders before them as it takes to tell them apart.
 
     Raises:
-        DatasetError: A folder is malformed, a name is in none of them, or nothing is left to learn from.
+        DatasetError: A folder is malformed, a name is of no picture or of several, or nothing is left to learn from.
     """
-    names = set(held_out)
+    meant: dict[str, set[Path]] = {name: set() for name in held_out}
     learned, held = [], {}
     for folder in folders:
         for picture in read_folder(folder):
-            if picture.path.name in names:
+            parts = picture.path.parts
+            names = meant.keys() & {"/".join(parts[-k:]) for k in range(1, len(parts) + 1)}
+            if names:
                 held[picture.path.resolve()] = picture
             else:
                 learned.append(picture)
-    missing = names - {picture.path.name for picture in held.values()}
+            for name in names:
+                meant[name].add(picture.path.resolve())
+    missing = sorted(name for name, paths in meant.items() if not paths)
     if missing:
-        raise DatasetError(f"held-out pictures that are in no data folder: {', '.join(sorted(missing)[:10])}")
+        raise DatasetError(f"held-out pictures that are in no data folder: {', '.join(missing[:10])}")
+    for name, paths in meant.items():
+        if len(paths) > 1:
+            places = " and ".join(sorted(map(str, paths)))
+            raise DatasetError(f"the held-out picture {name} could be {places}, write it with folders before it")
     if not any(len(picture.faces) for picture in learned):
         raise DatasetError(f"{', '.join(map(str, folders))}: there are no faces to learn from")
     return learned, list(held.values())
 
 
-def _fit(pictures: Sequence[Picture], limit: float) -> bool:
-    """Whether the decoded pictures take less than `limit` bytes."""
-    for picture in pictures:
-        try:
-            opened = open_image(picture.path)
-        except ImageError as error:
-            raise DatasetError(f"{picture.path} cannot be read: {error}") from error
-        limit -= 3 * (opened.pixels if isinstance(opened, EncodedImage) else 0)
-        if limit < 0:
-            return False
-    return True
+def _with_boxes_inside(picture: Picture, height: int, width: int) -> Picture:
+    """Without boxes of no size in float32, and those that show nothing of the picture."""
+
+    def is_inside(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+        seen = boxes.clip(0, [width, height] * 2)
+        return np.asarray((seen[:, 2:] > seen[:, :2]).all(1))
+
+    faces = is_inside(picture.faces)
+    return picture._replace(
+        faces=picture.faces[faces], ignore=picture.ignore[is_inside(picture.ignore)], landmarks=picture.landmarks[faces]
+    )
 
 
-def _free_memory() -> float:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _free_memory(accelerator: str, sharers: int) -> float:
+    """Bytes that each of so many processes can have, in main memory and, where there is one, on its GPU."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # where nobody says how much of it is free
+    with contextlib.suppress(OSError):
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        free = 1024 * int(facts["MemAvailable"].split()[0])  # unlike free pages, with the caches that would give way
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, if it has one
+        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return min(free / sharers, torch.cuda.mem_get_info()[0])
+    return free / sharers

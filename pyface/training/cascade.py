@@ -8,14 +8,12 @@ cut off looks how far these go.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -23,10 +21,9 @@ from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pyface.evaluation.faces import Report
-from pyface.models.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
+from pyface.models.checkpoints import load_checkpoint, read_checkpoint
 from pyface.models.mtcnn import MTCNN, CropKind, CropTruth, MTCNNConfig, WithLandmarks
-from pyface.models.zoo import REGISTRY, create_model
+from pyface.models.zoo import create_model
 from pyface.training.album import Album, split
 from pyface.training.cascade_crops import (
     NETS,
@@ -43,9 +40,19 @@ from pyface.training.cascade_crops import (
     save_crops,
     share_out,
 )
-from pyface.training.module import Average, Measuring, Saving, Training
+from pyface.training.module import Average, Measuring, Saving, Training, save
 from pyface.training.recipes import RECIPES, Recipe, Run
-from pyface.training.run import CHECKPOINT, CONFIG, Bar, TrainingError, make_trainer, measured_sets, write_config
+from pyface.training.run import (
+    CHECKPOINT,
+    Bar,
+    TrainingError,
+    begin,
+    check_folder,
+    fit,
+    make_trainer,
+    measured_sets,
+    started_by_torchrun,
+)
 
 CROPS, WEIGHTS, MINED = "crops.npz", "weights.safetensors", "mined.jsonl"
 
@@ -134,25 +141,22 @@ class NetTraining(Training):
 
 
 class MeasuringCascade(Measuring):
-    """Likewise; what is written says what the weights need in use."""
+    """Likewise; the score threshold is O-Net's."""
 
-    def _save(self, file: str, reports: dict[str, Report]) -> None:
-        """The weights, with the score threshold of the best F1 on the first set as O-Net's."""
-        model = averaged(self.average)
-        config, first = model.config, next(iter(reports.values()), None)
-        if first is not None and first.best_f1 > 0:
-            config = replace(config, thresholds=(*config.thresholds[:2], first.score_threshold))
-        save(self.folder / file, model, config)
+    def with_threshold(self, config: MTCNNConfig, threshold: float) -> MTCNNConfig:
+        """A configuration with another threshold for O-Net."""
+        return replace(config, thresholds=(*config.thresholds[:2], threshold))
 
 
-def train_cascade(run: Run, folder: Path, *, devices: int = 1, accelerator: str = "auto", resume: bool = False) -> None:
+def train_cascade(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = False) -> None:
     """Trains MTCNN; see `pyface.training.run.train`.
 
     Raises:
         TrainingError, DatasetError: The data or the folder are not as they should be, or something was asked for that
             the cascade does not have.
     """
-    check(run, folder, devices, resume)
+    check_folder(folder, resume)
+    check(run)
     if (folder / NETS[-1] / WEIGHTS).exists():
         print(f"the run in {folder} is complete", flush=True)
         return
@@ -165,10 +169,9 @@ def train_cascade(run: Run, folder: Path, *, devices: int = 1, accelerator: str 
     model.config = replace(model.config, output_shift=0.0)
     learned, held = split(run.data, run.held_out)
     sets = measured_sets(run.val, held)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(run, folder / CONFIG)
+    album = Album(learned, accelerator=accelerator)
+    begin(run, folder, album, resume)
 
-    album = Album(learned)
     for net in NETS:
         if not (folder / net / WEIGHTS).exists():
             average = Average(run.recipe.average)
@@ -189,19 +192,16 @@ def initialise(model: MTCNN) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def check(run: Run, folder: Path, devices: int, resume: bool) -> None:
-    """Whether the run can begin.
+def check(run: Run) -> None:
+    """Whether a run asks for nothing that the cascade does not have.
 
     Raises:
-        TrainingError: It cannot.
+        TrainingError: It does.
     """
-    begun = any((folder / net).is_dir() for net in NETS)
-    if resume and not begun:
-        raise TrainingError(f"{folder} holds no run of {run.model} to go on with")
-    if begun and not resume:
-        raise TrainingError(f"{folder} holds a run already, continue it with --resume or give another folder")
-    if devices > 1:
-        raise TrainingError(f"{run.model} trains on one device, its networks are too small to share, got {devices}")
+    if run.backbone is not None:
+        raise TrainingError(f"{run.model} has no trunk, there are no ImageNet weights for it")
+    if run.devices > 1 or (started_by_torchrun() or 1) > 1:
+        raise TrainingError(f"{run.model} trains on one device, its networks are too small to share, got more")
     least = sum(SHARES.values())
     if run.recipe.batch_size < least:
         raise TrainingError(f"a batch should be {least} crops or more, of all kinds, got {run.recipe.batch_size}")
@@ -257,12 +257,13 @@ def train_net(
     callbacks: list[L.Callback] = [average, *([measuring] if measuring else []), Saving(checkpoint)]
     if sys.stdout.isatty():
         callbacks.append(Bar(measuring) if measuring else RichProgressBar(refresh_rate=20))
-    trainer = make_trainer(run, folder / net, callbacks, steps, hours, devices=1, accelerator=accelerator)
+    trainer = make_trainer(run, folder / net, callbacks, steps, hours, accelerator)
     data = CropData(album, crops, net, run, model, an_epoch)
     training = NetTraining(model, net, counts[CropKind.LANDMARK] > 0, run.recipe, steps)
-    trainer.fit(training, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
+    fit(trainer, training, data, checkpoint)
     data.on_device = None  # the next network brings its own
-    save(folder / net / WEIGHTS, averaged(average), model.config)
+    assert average.model is not None
+    save(folder / net / WEIGHTS, average.model, run.model, model.config)
 
 
 def collect(
@@ -288,21 +289,3 @@ def describe(counts: dict[CropKind, int]) -> str:
     """How many crops of each kind there are."""
     names = {CropKind.NEGATIVE: "negatives", CropKind.POSITIVE: "positives", CropKind.PART: "parts"}
     return ", ".join(f"{n:,} {names.get(kind, 'with landmarks')}" for kind, n in counts.items())
-
-
-def averaged(average: Average) -> MTCNN:
-    """The cascade that a moving average keeps."""
-    model: Any = average.model
-    assert isinstance(model, MTCNN)
-    return model
-
-
-def save(path: Path, model: MTCNN, config: MTCNNConfig) -> None:
-    """Writes MTCNN's weights with the settings that are not the registry's."""
-    usual = REGISTRY["mtcnn"].config
-    settings = {
-        field.name: value
-        for field in dataclasses.fields(usual)
-        if (value := getattr(config, field.name)) != getattr(usual, field.name)
-    }
-    save_checkpoint(path, model, "mtcnn", settings)

@@ -199,7 +199,7 @@ def draw(album: Album, net: Net, seed: int, smallest: float) -> Crops:
         rng = np.random.default_rng((seed, NETS.index(net), k, _DRAWN))
         known = np.concatenate([picture.faces, picture.ignore])
         large = np.flatnonzero((picture.faces[:, 2:] - picture.faces[:, :2]).max(1, initial=0) >= smallest)
-        height, width = album[k].shape[:2]
+        height, width = album.sizes[k]
         drawn = [
             anywhere(rng, height, width, ANYWHERE if net == "pnet" else ANYWHERE_LATER),
             at_faces(rng, picture.faces[large], AT if net == "pnet" else AT_LATER),

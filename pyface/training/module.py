@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
@@ -27,6 +28,7 @@ from pyface.models.base import GroundTruth
 from pyface.models.checkpoints import save_checkpoint
 from pyface.models.densebox import DenseBox
 from pyface.models.single_shot import SingleShot
+from pyface.models.zoo import REGISTRY
 from pyface.training.album import Album
 from pyface.training.crops import Rule
 from pyface.training.recipes import Recipe
@@ -95,6 +97,7 @@ class Training(L.LightningModule):
     def __init__(self, model: SingleShot, recipe: Recipe, steps: int | None) -> None:
         super().__init__()
         self.model, self.recipe, self.steps = model, recipe, steps
+        self.has_learned = False  # since this process began
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Biases and normalisation do not decay."""
@@ -114,6 +117,7 @@ class Training(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """The learning rate depends on how far the run is, in steps or in time, and on nothing else."""
+        self.has_learned = True
         rate = self.recipe.rate * factor(self.recipe, self.progress())
         optimizer = self.optimizers()
         for group in optimizer.param_groups:  # type: ignore[union-attr]
@@ -126,7 +130,7 @@ class Training(L.LightningModule):
             return min(1.0, self.trainer.global_step / self.steps)
         timer = next(callback for callback in self.trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
         spent, left = timer.time_elapsed(), timer.time_remaining()
-        share = spent / (spent + left) if left is not None and spent + left > 0 else 0.0
+        share = min(1.0, spent / (spent + left)) if left is not None and spent + left > 0 else 0.0
         # Ranks have clocks of their own, and must not learn at rates of their own.
         return share if self.trainer.world_size == 1 else self.trainer.strategy.broadcast(share)
 
@@ -245,6 +249,9 @@ class Measuring(L.Callback):
         """Detects in all pictures, the ranks sharing them; the first writes down what came out."""
         assert self.average.model is not None
         progress = pl_module.progress()
+        if trainer.world_size > 1:  # statistics of normalisation are each rank's own
+            for value in self.average.model.state_dict().values():
+                torch.distributed.broadcast(value, src=0)
         detector = FaceDetector(
             copy.deepcopy(self.average.model), device=pl_module.device, score_threshold=LOWEST_SCORE
         )
@@ -253,7 +260,7 @@ class Measuring(L.Callback):
             found = _shared(trainer, list(detect_all(detector, pictures[trainer.global_rank :: trainer.world_size])))
             reports[name] = score(pictures, found, (0.5, 0.4))
             drawn[name] = [
-                draw(read_image(picture.path), faces[faces.scores > reports[name].best_threshold])
+                draw(read_image(picture.path), faces[faces.scores >= reports[name].best_threshold])
                 for picture, faces in list(zip(pictures, found, strict=True))[: self.PICTURES]
             ]
         if trainer.is_global_zero:
@@ -288,14 +295,20 @@ class Measuring(L.Callback):
         with (self.folder / "measured.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        print(f"step {trainer.global_step}, {progress:.0%} of the run: {text}", flush=True)
+        print(f"step {trainer.global_step}, {progress:.0%} of the run{text and f': {text}'}", flush=True)
 
     def _save(self, file: str, reports: dict[str, Report]) -> None:
         """The weights, with the score threshold of the best F1 on the first set as the model's own."""
         assert self.average.model is not None
-        thresholds = [of.score_threshold for of in reports.values()]
-        settings = {"score_threshold": thresholds[0]} if thresholds else None
-        save_checkpoint(self.folder / file, self.average.model, self.name, settings)
+        config: Any = self.average.model.config
+        first = next(iter(reports.values()), None)
+        if first is not None and first.best_f1 > 0:
+            config = self.with_threshold(config, first.score_threshold)
+        save(self.folder / file, self.average.model, self.name, config)
+
+    def with_threshold(self, config: Any, threshold: float) -> Any:
+        """A model's configuration with a score threshold."""
+        return dataclasses.replace(config, score_threshold=threshold)
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints."""
@@ -304,6 +317,14 @@ class Measuring(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
         self.done, self.best = state_dict["done"], state_dict["best"]
+
+
+def save(path: Path, model: nn.Module, name: str, config: Any) -> None:
+    """Writes weights with the settings that are not the registry's, some of which may have come with older weights."""
+    usual = REGISTRY[name].config
+    fields = [field.name for field in dataclasses.fields(config)]
+    settings = {field: getattr(config, field) for field in fields if getattr(config, field) != getattr(usual, field)}
+    save_checkpoint(path, model, name, settings)
 
 
 def _shared(trainer: L.Trainer, own: list[Detections]) -> list[Detections]:

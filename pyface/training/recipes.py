@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 CropRule = Literal["octaves", "s3fd", "srn", "ssh", "densebox"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,13 @@ class Recipe:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} should be from 0 to 1, got {getattr(self, name)}")
         for name in ("size", "batch_size", "epochs", "rate", "clip"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} should be more than 0, got {getattr(self, name)}")
-        for name in ("schedule", "frozen"):
-            if isinstance(getattr(self, name), list):  # as JSON has it
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("smallest_face", "bias_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} should be 0 or more, got {getattr(self, name)}")
+        if self.mosaic > 0 and self.size % 2:
+            raise ValueError(f"size should be even, as mosaics are four samples of half of it, got {self.size}")
 
 
 # Small data: sizes of faces spread over octaves, small faces by mosaic, faces half hidden.
@@ -142,6 +146,7 @@ class Run:
         validations: How often the run is measured, evenly spread.
         precision: As in Lightning: "32-true", "16-mixed" or "bf16-mixed".
         workers: Processes that prepare samples; 0: the one that trains.
+        devices: Processes that train, each on a GPU of its own or all on the CPU; a batch of each makes a step.
         recipe: The numbers.
     """
 
@@ -154,6 +159,16 @@ class Run:
     seed: int = 0
     max_hours: float | None = None
     validations: int = 20
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     workers: int = 0
+    devices: int = 1
     recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("validations", 1), ("workers", 0), ("devices", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} should be {least} or more, got {getattr(self, name)}")
+        if self.max_hours is not None and not 0 < self.max_hours < math.inf:
+            raise ValueError(f"a run should take more than no time, got {self.max_hours:g} hours")
+        if not self.data:
+            raise ValueError("data should be one folder or more, got none")

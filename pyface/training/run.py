@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import lightning as L
 import torch
@@ -18,16 +21,19 @@ from lightning.pytorch.callbacks import RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from pyface.dataset import DatasetError, Picture, read_folder
+from pyface.models.checkpoints import is_of_kind, tupled
 from pyface.models.densebox import DenseBox
 from pyface.models.single_shot import SingleShot
 from pyface.models.zoo import create_model
-from pyface.training.album import Album, split
+from pyface.training.album import Album, size_of, split
 from pyface.training.crops import RULES, Rule, densebox
 from pyface.training.module import Average, Data, Measuring, Saving, Training
 from pyface.training.recipes import Recipe, Run
 from pyface.training.start import freeze, load_backbone
 
-CONFIG, CHECKPOINT = "config.json", "last.ckpt"
+CONFIG, CHECKPOINT, DATA = "config.json", "last.ckpt", "data.json"
+
+Config = TypeVar("Config", Run, Recipe)
 
 
 class TrainingError(ValueError):
@@ -36,25 +42,49 @@ class TrainingError(ValueError):
 
 def write_config(run: Run, path: Path) -> None:
     """Everything a run is made of, as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(run), indent=1) + "\n", encoding="utf-8")
+    write_json(path, dataclasses.asdict(run))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replaces a file when its new content is complete; several processes may do so at once."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def read_config(path: Path) -> Run:
     """What `write_config` wrote.
 
     Raises:
-        TrainingError: The file is missing or another one.
+        TrainingError: The file is missing or another one, or a value is not of its kind or out of its range.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        recipe = Recipe(**content.pop("recipe"))
-        content |= {key: tuple(content[key]) for key in ("data", "val", "held_out")}
-        return Run(**content, recipe=recipe)
+        return fields_of(Run, content | {"recipe": fields_of(Recipe, content["recipe"])})
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise TrainingError(f"{path} is no configuration of a run ({error})") from error
 
 
-def train(run: Run, folder: Path, *, devices: int = 1, accelerator: str = "auto", resume: bool = False) -> None:
+def fields_of(kind: type[Config], content: dict[str, Any]) -> Config:
+    """A dataclass of what JSON holds.
+
+    Raises:
+        TypeError, ValueError: A value is not of its field's kind, or a field is missing, unknown or out of its range.
+    """
+    values = {name: tupled(value) for name, value in content.items()}
+    for name, hint in get_type_hints(kind).items():
+        if name in values and not is_of_kind(values[name], hint, values[name]):
+            text = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise TypeError(f"{name} should be {text}, got {values[name]!r}")
+    return kind(**values)
+
+
+def started_by_torchrun() -> int | None:
+    """How many processes `torchrun` started; None where it did not."""
+    return int(os.environ["WORLD_SIZE"]) if torch.distributed.is_torchelastic_launched() else None
+
+
+def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = False) -> None:
     """Trains a model; MTCNN's networks one after another (`pyface.training.cascade`).
 
     Args:
@@ -62,9 +92,8 @@ def train(run: Run, folder: Path, *, devices: int = 1, accelerator: str = "auto"
         folder: Where everything goes: `best.safetensors` and `last.safetensors` (averaged weights, which
             `FaceDetector(weights=...)` takes), `measured.jsonl`, `pictures/`, `metrics.csv` and TensorBoard's files in
             `logs/`, and `last.ckpt`, which holds what a run needs to go on.
-        devices: GPUs or, on a CPU, processes; as many as `torchrun` started.
         accelerator: "auto", "cpu" or "gpu".
-        resume: Go on from `last.ckpt`.
+        resume: Go on from `last.ckpt`, or from the beginning where the run did not come so far.
 
     Raises:
         TrainingError, DatasetError: The data or the folder are not as they should be.
@@ -72,13 +101,12 @@ def train(run: Run, folder: Path, *, devices: int = 1, accelerator: str = "auto"
     if run.model == "mtcnn":
         from pyface.training.cascade import train_cascade  # which needs what is here
 
-        train_cascade(run, folder, devices=devices, accelerator=accelerator, resume=resume)
+        train_cascade(run, folder, accelerator=accelerator, resume=resume)
         return
+    check_folder(folder, resume)
+    if started_by_torchrun() not in (None, run.devices):
+        raise TrainingError(f"the run is for {run.devices} processes, torchrun started {started_by_torchrun()}")
     checkpoint = folder / CHECKPOINT
-    if resume and not checkpoint.is_file():
-        raise TrainingError(f"{folder} holds no {CHECKPOINT} to go on from")
-    if checkpoint.exists() and not resume:
-        raise TrainingError(f"{folder} holds a run already, continue it with --resume or give another folder")
     L.seed_everything(run.seed, workers=True, verbose=False)
     model = create_model(run.model, run.weights)
     if not isinstance(model, SingleShot):
@@ -87,22 +115,70 @@ def train(run: Run, folder: Path, *, devices: int = 1, accelerator: str = "auto"
     if run.backbone is not None:
         load_backbone(model, run.backbone)
         freeze(model, run.recipe.frozen)
+    rule = rule_of(run.recipe, model)
     learned, held = split(run.data, run.held_out)
     sets = measured_sets(run.val, held)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(run, folder / CONFIG)
+    album = Album(learned, accelerator=accelerator, sharers=local_devices(run))
+    begin(run, folder, album, resume)
 
-    album = Album(learned)
-    per_epoch = max(1, len(album) // (run.recipe.batch_size * devices))
+    per_epoch = max(1, len(album) // (run.recipe.batch_size * run.devices))
     steps = None if run.max_hours is not None else run.recipe.epochs * per_epoch
     average = Average(run.recipe.average)
     measuring = Measuring(sets, average, run.validations, folder, run.model)
     callbacks: list[L.Callback] = [average, measuring, Saving(checkpoint)]
     if sys.stdout.isatty():
         callbacks.append(Bar(measuring))
-    trainer = make_trainer(run, folder, callbacks, steps, run.max_hours, devices, accelerator)
-    data = Data(album, run.recipe, rule_of(run.recipe, model), model, run.seed, run.workers)
-    trainer.fit(Training(model, run.recipe, steps), datamodule=data, ckpt_path=checkpoint if resume else None)
+    trainer = make_trainer(run, folder, callbacks, steps, run.max_hours, accelerator)
+    training = Training(model, run.recipe, steps)
+    fit(trainer, training, Data(album, run.recipe, rule, model, run.seed, run.workers), checkpoint)
+    if not training.has_learned and trainer.is_global_zero:
+        print(f"the run in {folder} is complete", flush=True)
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Whether a run can begin in a folder, or go on.
+
+    Raises:
+        TrainingError: It cannot.
+    """
+    if resume and not (folder / CONFIG).is_file():
+        raise TrainingError(f"{folder} holds no run to go on with")
+    if not resume and any((folder / name).exists() for name in (CHECKPOINT, "best.safetensors", "pnet")):
+        raise TrainingError(f"{folder} holds a run already, continue it with --resume or give another folder")
+
+
+def begin(run: Run, folder: Path, album: Album, resume: bool) -> None:
+    """Writes down what a new run is made of, or sees that an old one finds the pictures that it knows by number.
+
+    Raises:
+        TrainingError: It does not.
+    """
+    facts = album.facts()
+    if not resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / DATA, facts)
+        write_config(run, folder / CONFIG)
+    elif (folder / DATA).is_file() and (before := json.loads((folder / DATA).read_text(encoding="utf-8"))) != facts:
+        then, now = (f"{of['pictures']:,} pictures with {of['faces']:,} faces" for of in (before, facts))
+        raise TrainingError(f"the run began with other data ({then}, not {now}), begin a new one in another folder")
+
+
+def local_devices(run: Run) -> int:
+    """The run's processes on this machine; `torchrun` may have started others elsewhere."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if started_by_torchrun() else run.devices
+
+
+def fit(trainer: L.Trainer, training: L.LightningModule, data: L.LightningDataModule, checkpoint: Path) -> None:
+    """Trains, from the checkpoint on if there is one.
+
+    Raises:
+        DatasetError: A picture cannot be read any more.
+    """
+    try:
+        trainer.fit(training, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None)
+    except DatasetError as error:  # a worker's has its traceback in the text
+        reason = str(error).strip().splitlines()[-1]
+        raise DatasetError(reason.rpartition(f"{DatasetError.__name__}: ")[2]) from error
 
 
 def make_trainer(
@@ -111,7 +187,6 @@ def make_trainer(
     callbacks: Sequence[L.Callback],
     steps: int | None,
     hours: float | None,
-    devices: int,
     accelerator: str,
 ) -> L.Trainer:
     """Lightning's trainer for so many steps, or else for so many hours; its logs go to the folder."""
@@ -121,8 +196,10 @@ def make_trainer(
     timer = [] if hours is None else [Timer(timedelta(hours=hours), verbose=False)]
     return L.Trainer(
         accelerator=accelerator,
-        devices=devices,
-        precision=run.precision,  # type: ignore[arg-type]
+        devices=local_devices(run),
+        num_nodes=run.devices // local_devices(run),
+        use_distributed_sampler=False,  # samples are dealt out by number
+        precision=run.precision,
         max_steps=steps if steps is not None else -1,
         max_epochs=-1,
         callbacks=[*callbacks, *timer],
@@ -150,16 +227,23 @@ def quieten() -> None:
 
 
 def measured_sets(folders: Sequence[str], held: list[Picture]) -> dict[str, list[Picture]]:
-    """What a run is measured on, by name: every folder's, and "held_out".
+    """What a run is measured on, by name: every folder's, and "held_out". Folders of one name get a number.
 
     Raises:
-        DatasetError: A folder has no faces, which leaves nothing to measure.
+        DatasetError: A set has no faces, which leaves nothing to measure, or a picture cannot be read.
     """
-    sets = {Path(folder).resolve().name: read_folder(folder) for folder in folders}
+    sets: dict[str, list[Picture]] = {}
+    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
+        names = (folder.name if k == 1 else f"{folder.name}_{k}" for k in itertools.count(1))
+        sets[next(name for name in names if name not in {"held_out", *sets})] = read_folder(folder)
+    if held:
+        sets["held_out"] = held
     for name, pictures in sets.items():
         if not any(len(picture.faces) for picture in pictures):
             raise DatasetError(f"{name}: there are no faces to measure on")
-    return sets | ({"held_out": held} if held else {})
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(size_of, (picture.path for picture in pictures)))
+    return sets
 
 
 def rule_of(recipe: Recipe, model: SingleShot) -> Rule:

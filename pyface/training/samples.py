@@ -151,7 +151,7 @@ class Samples(Dataset[Batch]):
         return crops, faces, colours(rng, recipe.photometric), cuts
 
     def _crop(self, rng: np.random.Generator, k: int, size: int) -> tuple[Crop, Faces]:
-        height, width = self.album[k].shape[:2]
+        height, width = self.album.sizes[k]
         left, top, side = self.rule(rng, self.album.pictures[k], height, width, size)
         crop = Crop(k, left, top, side, bool(rng.random() < 0.5))
         picture = self.album.pictures[k]

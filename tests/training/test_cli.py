@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -28,6 +29,18 @@ def test_a_run_by_command_and_again_by_its_configuration(data, tmp_path):
     assert measured[0][data.name]["average_precision"] == measured[1][data.name]["average_precision"]
 
 
+def test_held_out_names_are_lines(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "images" / "1.png").rename(tmp_path / "data" / "images" / "a b.png")
+    annotations = tmp_path / "data" / "bbx_gt.txt"
+    annotations.write_text(annotations.read_text().replace("1.png", "a b.png"))
+    (tmp_path / "names.txt").write_text("\n  a b.png \n\n")
+    options = ("--held-out", tmp_path / "names.txt", "--out", tmp_path / "run", "--size", 64, "--batch-size", 3)
+    result = run("s3fd_lite", "--data", tmp_path / "data", *options, "--epochs", 1, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["held_out"] == ["a b.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -38,6 +51,10 @@ def test_a_run_by_command_and_again_by_its_configuration(data, tmp_path):
         (["s3fd_lite", "--data", "{tmp}/none", "--out", "{tmp}/run"], "there is no"),
         ([*START, "--precision", "int8"], "fp32, fp16, bf16"),
         ([*START, "--max-time", "soon"], "such as 90m, 2h or 1h30m"),
+        ([*START, "--max-time", "0m"], "a run should take more than no time, got 0 hours"),
+        ([*START, "--size", "75"], "size should be even"),
+        (["mtcnn", *START[1:], "--backbone", "{tmp}/no.pth"], "mtcnn has no trunk"),
+        (["--resume", "{tmp}", "--devices", "2"], "leave out --devices"),
         ([*START, "--max-time", "1h", "--epochs", "3"], "give one of them"),
         (["--resume", "{tmp}", "--epochs", "3"], "--resume takes a run as it was configured, leave out --epochs"),
         (["--resume", "{tmp}"], "config.json is no configuration of a run"),

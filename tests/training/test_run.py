@@ -1,4 +1,8 @@
 import json
+import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -6,11 +10,25 @@ import torch
 
 pytest.importorskip("lightning")
 
-from pyface import FaceDetector
+from pyface import Detections, FaceDetector
 from pyface.cli_train import _hours
+from pyface.dataset import DatasetError, read_folder
+from pyface.evaluation.faces import score
+from pyface.models import create_model
 from pyface.training import module
+from pyface.training.album import Album
+from pyface.training.crops import octaves
 from pyface.training.recipes import RECIPES, Recipe, Run
-from pyface.training.run import TrainingError, read_config, train, write_config
+from pyface.training.run import (
+    TrainingError,
+    local_devices,
+    measured_sets,
+    read_config,
+    started_by_torchrun,
+    train,
+    write_config,
+)
+from pyface.training.samples import Samples
 
 SMALL = Recipe(size=64, batch_size=2, epochs=4, mosaic=0.3, cut_out=0.3, optimizer="adamw", rate=1e-3)
 
@@ -25,6 +43,7 @@ def test_a_run_leaves_weights_measurements_and_logs(data, tmp_path):
     assert {path.name for path in folder.iterdir()} == {
         "best.safetensors",
         "config.json",
+        "data.json",
         "last.ckpt",
         "last.safetensors",
         "logs",
@@ -36,6 +55,7 @@ def test_a_run_leaves_weights_measurements_and_logs(data, tmp_path):
     assert lines[-1]["step"] == 4 * (5 // 2)
     assert lines[-1][data.name]["pictures"] == 6
     assert lines[-1]["held_out"]["faces"] == 2
+    assert lines[-1]["held_out"]["pictures_per_second"] is None  # which JSON has a word for, unlike NaN
     assert "AP@0.5" in (folder / "logs" / "0" / "metrics.csv").read_text()
     assert list((folder / "logs" / "0").glob("events*"))
     assert read_config(folder / "config.json") == small_run(data, val=(str(data),), held_out=("1.png",))
@@ -74,6 +94,124 @@ def test_a_killed_run_goes_on_with_the_same_samples(data, tmp_path, monkeypatch)
 def test_time_ends_a_run(data, tmp_path):
     train(small_run(data, max_hours=3 / 3600), tmp_path / "run", accelerator="cpu")
     assert (tmp_path / "run" / "best.safetensors").exists()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "measured.jsonl").read_text().splitlines()]
+    assert lines[-1]["progress"] == 1
+
+
+def test_a_complete_run_says_so(data, tmp_path, capsys):
+    train(small_run(data), tmp_path, accelerator="cpu")
+    assert capsys.readouterr().out == "step 6, 50% of the run\nstep 12, 100% of the run\n"
+    train(small_run(data), tmp_path, accelerator="cpu", resume=True)
+    assert capsys.readouterr().out == f"the run in {tmp_path} is complete\n"
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(data, tmp_path, monkeypatch):
+    def killed(self, trainer, *_):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Saving, "on_train_batch_end", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(small_run(data), tmp_path, accelerator="cpu")
+    assert not (tmp_path / "last.ckpt").exists()
+    train(small_run(data), tmp_path, accelerator="cpu", resume=True)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 4 * (6 // 2)
+
+
+def test_a_run_does_not_go_on_with_other_data(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    run = small_run(tmp_path / "data")
+    train(run, tmp_path / "run", accelerator="cpu")
+    annotations = tmp_path / "data" / "bbx_gt.txt"
+    annotations.write_text(annotations.read_text().replace("5.png\n0\n", "5.png\n1\n").replace(
+        "5.png\n1\n0 0 0 0", "5.png\n1\n9 9 30 30"))  # fmt: skip
+    with pytest.raises(TrainingError, match=r"with other data .6 pictures with 9 faces, not 6 pictures with 10 faces"):
+        train(run, tmp_path / "run", accelerator="cpu", resume=True)
+
+
+def test_a_model_that_finds_nothing_keeps_its_threshold(data, tmp_path):
+    average = module.Average(0.9)
+    average.model = create_model("s3fd_lite", weights=None)
+    measuring = module.Measuring({}, average, 1, tmp_path, "s3fd_lite")
+    pictures = read_folder(data)
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), None, 200, 120)
+    measuring._save("best.safetensors", {"first": score(pictures, [nothing] * len(pictures), (0.5,))})
+    usual = create_model("s3fd_lite", weights=None).score_threshold
+    assert create_model("s3fd_lite", str(tmp_path / "best.safetensors")).score_threshold == usual
+
+
+def test_settings_that_came_with_the_weights_stay(data, tmp_path):
+    """Such as those of foreign weights, which have another network's geometry."""
+    model = create_model("s3fd_vgg16", weights=None)
+    model.config = replace(model.config, fc6_padding=3)
+    average = module.Average(0.9)
+    average.model = model
+    module.Measuring({}, average, 1, tmp_path, "s3fd_vgg16")._save("best.safetensors", {})
+    assert create_model("s3fd_vgg16", str(tmp_path / "best.safetensors")).config == model.config
+
+
+def test_folders_of_one_name_are_measured_each(data, tmp_path):
+    for name in "ab":
+        shutil.copytree(data, tmp_path / name / "val")
+    folders = [str(tmp_path / name) for name in ("a/val", "b/val", "a/../a/val")]
+    held = read_folder(data)[:1]
+    sets = measured_sets(folders, held)
+    assert [len(pictures) for pictures in sets.values()] == [6, 6, 1]
+    assert list(sets) == ["val", "val_2", "held_out"]
+    assert sets["val"][0].path.is_relative_to(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "held_out")
+    assert list(measured_sets([str(tmp_path / "held_out" / "val")], [])) == ["val"]
+    with pytest.raises(DatasetError, match="held_out: there are no faces to measure on"):
+        measured_sets([], read_folder(data)[5:])
+    (tmp_path / "b" / "val" / "images" / "5.png").write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match=r"5\.png: this is no picture"):
+        measured_sets(folders[1:2], [])
+
+
+TWO = """
+import sys
+from pathlib import Path
+from pyface.training import module
+from pyface.training.run import read_config, train
+
+step = module.Training.training_step
+
+def spy(self, batch, index):
+    with open(f"{sys.argv[1]}/seen{self.global_rank}.txt", "a") as file:
+        print(self.global_step, batch[1].boxes.sum().item(), file=file)
+    return step(self, batch, index)
+
+module.Training.training_step = spy
+train(read_config(Path(sys.argv[1], "two.json")), Path(sys.argv[1], "run"), accelerator="cpu")
+"""
+
+
+def test_two_processes_share_a_run(data, tmp_path):
+    """Each sees its part of the samples, each sample once an epoch; both measure, one writes."""
+    run = small_run(data, val=(str(data),), devices=2, recipe=replace(SMALL, epochs=2))
+    run = replace(run, data=run.data * 2)
+    write_config(run, tmp_path / "two.json")
+    (tmp_path / "two.py").write_text(TWO)
+    done = subprocess.run([sys.executable, tmp_path / "two.py", tmp_path], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    album = Album(read_folder(data) * 2, keep=True)
+    for rank in range(2):
+        samples = Samples(album, run.recipe, octaves, run.seed, 0, 6, rank, 2)
+        seen = [float(line.split()[1]) for line in (tmp_path / f"seen{rank}.txt").read_text().splitlines()]
+        assert seen == [samples[k].truth.boxes.sum().item() for k in range(6)]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "measured.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert lines[0][data.name]["pictures"] == 6
+
+
+def test_torchruns_processes_are_the_runs(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert started_by_torchrun() == 4
+    assert local_devices(small_run(data, devices=4)) == 2
+    with pytest.raises(TrainingError, match="the run is for 1 processes, torchrun started 4"):
+        train(small_run(data), tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "mtcnn"])
@@ -90,7 +228,10 @@ def test_what_cannot_begin(data, tmp_path):
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(TrainingError, match="holds a run already, continue it with --resume"):
         train(small_run(data), tmp_path)
-    with pytest.raises(TrainingError, match=r"holds no last\.ckpt"):
+    (tmp_path / "cascade" / "pnet").mkdir(parents=True)
+    with pytest.raises(TrainingError, match="holds a run already, continue it with --resume"):
+        train(small_run(data), tmp_path / "cascade")
+    with pytest.raises(TrainingError, match="holds no run to go on with"):
         train(small_run(data), tmp_path / "new", resume=True)
     with pytest.raises(TrainingError, match="the crop rule densebox is for DenseBox"):
         train(small_run(data, recipe=replace(SMALL, crops="densebox")), tmp_path / "new")
@@ -108,10 +249,52 @@ def test_configurations(tmp_path):
         read_config(tmp_path / "other.json")
 
 
-@pytest.mark.parametrize("change", [{"mosaic": 2}, {"rate": 0}, {"size": 0}])
+@pytest.mark.parametrize("change", [{"mosaic": 2}, {"rate": 0}, {"size": 0}, {"size": 65}, {"weight_decay": -1}])
 def test_recipes_are_checked(change):
     with pytest.raises(ValueError, match=f"{next(iter(change))} should be"):
         replace(SMALL, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "sdg"}, "optimizer should be Literal['adamw', 'sgd'], got 'sdg'"),
+        ({"schedule": "cosin"}, "schedule should be"),
+        ({"schedule": [0.5, "x"]}, "schedule should be"),
+        ({"crops": "none"}, "crops should be"),
+        ({"size": 64.5}, "size should be int, got 64.5"),
+        ({"epochs": "3"}, "epochs should be int, got '3'"),
+        ({"mosaic": True}, "mosaic should be float, got True"),
+        ({"rate": float("nan")}, "rate should be more than 0"),
+        ({"speed": 3}, "unexpected keyword argument 'speed'"),
+    ],
+)
+def test_configurations_are_checked(change, message, tmp_path):
+    write_config(small_run("a"), tmp_path / "config.json")
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["recipe"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(TrainingError, match=re.escape(message)):
+        read_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    "change", [{"data": "abc"}, {"data": []}, {"seed": -1}, {"precision": "64"}, {"workers": "2"}, {"max_hours": 0}]
+)
+def test_runs_are_checked(change, tmp_path):
+    write_config(small_run("a"), tmp_path / "config.json")
+    content = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(TrainingError, match=r"config\.json is no configuration of a run .*, got"):
+        read_config(tmp_path / "config.json")
+
+
+def test_configurations_of_before_are_read(tmp_path):
+    write_config(small_run("a"), tmp_path / "config.json")
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["devices"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert read_config(tmp_path / "config.json") == small_run("a")
 
 
 @pytest.mark.parametrize(("text", "hours"), [("90m", 1.5), ("2h", 2), ("1h30m", 1.5), ("36s", 0.01)])
@@ -119,7 +302,7 @@ def test_times(text, hours):
     assert _hours(text) == pytest.approx(hours)
 
 
-@pytest.mark.parametrize("text", ["", "ten", "90", "m"])
+@pytest.mark.parametrize("text", ["", "ten", "90", "m", "1.2.3h", ".h"])
 def test_no_times(text):
     with pytest.raises(ValueError, match="--max-time should be a time such as 90m"):
         _hours(text)

@@ -1,8 +1,12 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
-from pyface.training.album import Album, split
+from pyface.dataset import read_folder
+from pyface.training import album as album_module
+from pyface.training.album import Album, read, split
 from pyface.training.crops import octaves
 from pyface.training.recipes import Recipe
 from pyface.training.samples import Crop, Faces, Samples, colours, hue, in_crop, render
@@ -139,6 +143,46 @@ def test_held_out_pictures(data):
     assert len(learned) == 10
     with pytest.raises(ValueError, match=r"held-out pictures that are in no data folder: 9\.png"):
         split([str(data)], ["9.png"])
+
+
+def test_held_out_pictures_of_one_name_are_told_apart(data, tmp_path):
+    for name in "ab":
+        shutil.copytree(data, tmp_path / name)
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    with pytest.raises(ValueError, match=r"1\.png could be .*a/images/1\.png and .*b/images/1\.png, write it with"):
+        split(folders, ["1.png"])
+    learned, held = split(folders, ["b/images/1.png"])
+    assert [picture.path for picture in held] == [tmp_path / "b" / "images" / "1.png"]
+    assert len(learned) == 11
+
+
+def test_a_picture_of_a_folder_that_is_named_twice_is_kept_once(data):
+    album = Album(read_folder(data) * 2, keep=True)
+    assert len(album) == 12
+    assert album[1] is album[7]
+    assert album.sizes == [tuple(image.shape[:2]) for image in album.images]
+
+
+def test_boxes_that_show_nothing_are_left_out(data):
+    first = read_folder(data)[0]
+    boxes = [[10, 10, 40, 40], [-50, 10, -5, 40], [190, 100, 290, 200], [200, 10, 240, 40], [30, 30, 30, 60]]
+    landmarks = np.arange(50, dtype=np.float32).reshape(5, 5, 2)
+    hostile = first._replace(faces=np.array(boxes, np.float32), ignore=np.array(boxes, np.float32), landmarks=landmarks)
+    (kept,) = Album([hostile], keep=False).pictures  # 200 x 120
+    assert kept.faces.tolist() == kept.ignore.tolist() == [boxes[0], boxes[2]]
+    assert kept.landmarks.tolist() == landmarks[[0, 2]].tolist()
+
+
+def test_streamed_pictures_are_decoded_once_a_batch(album, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(album_module, "read", lambda path: decoded.append(path) or read(path))
+    batch = samples(Album(album.pictures, keep=False), Recipe(size=96, batch_size=6, mosaic=1.0))[0]
+    assert len(batch.pixels) == 24
+    assert len(decoded) == len(set(decoded)) <= 6
+
+
+def test_memory_is_shared_out():
+    assert 0 < album_module._free_memory("cpu", 4) <= album_module._free_memory("cpu", 1) / 2
 
 
 def test_a_broken_picture_is_named(data, tmp_path):
