@@ -77,7 +77,6 @@ class CMakeBuild(build_ext):
         cuda = os.environ.get("PYFACE_CUDA", "")
         if cuda not in ("", "0", "1"):
             raise SystemExit(f"PYFACE_CUDA is {cuda!r}: set it to 0 (CPU only), 1 (with CUDA) or leave it unset.")
-        # --fresh forgets the paths of build tools that lay in pip's last isolated environment; object files stay.
         settings = {
             "PYFACE_PYTHON": "ON",
             "PYFACE_CUDA": {"": "AUTO", "0": "OFF", "1": "ON"}[cuda],
@@ -89,7 +88,10 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
         options = [f"-D{name}={value}" for name, value in settings.items()]
-        run("cmake", "--fresh", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options)
+        # Forgets the paths of build tools that lay in pip's last isolated environment. Object files stay, which --fresh
+        # would delete.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
+        run("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options)
 
 
 setup(ext_modules=[Extension("pyface._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

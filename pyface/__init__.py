@@ -1,7 +1,7 @@
 """pyface: face detection over many images, on compiled CPU and CUDA kernels.
 
 >>> import pyface
->>> detector = pyface.FaceDetector("mtcnn")
+>>> detector = pyface.FaceDetector("s3fd_lite")
 >>> faces = detector("examples/astronaut.jpg")
 >>> len(faces)
 1
@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Detections", "FaceDetector", "ImageError", "create_model", "list_models", "ops", "read_image"]
+__all__ = ["Detections", "FaceDetector", "ImageError", "create_model", "draw", "list_models", "ops", "read_image"]
 
 # Names are loaded when first used: torch takes a second to import, and `pyface --help` does not need it.
 _ROOMS = {
@@ -24,7 +24,7 @@ _ROOMS = {
 }
 
 if TYPE_CHECKING:
-    from pyface import ops
+    from pyface import draw, ops
     from pyface.detections import Detections
     from pyface.detector import FaceDetector
     from pyface.images import ImageError, read_image
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ops":
-        return importlib.import_module("pyface.ops")
+    if name in ("draw", "ops"):
+        return importlib.import_module(f"pyface.{name}")
     if name in _ROOMS:
         return getattr(importlib.import_module(_ROOMS[name]), name)
     raise AttributeError(f"module 'pyface' has no attribute {name!r}")

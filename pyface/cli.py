@@ -61,7 +61,7 @@ def detect(
     sources: Annotated[
         list[str], typer.Argument(metavar="SOURCE", help="Pictures, folders of pictures, patterns like 'a/*.jpg'.")
     ],
-    model: Annotated[str, typer.Option(help="Detector, one of those that `pyface models` shows.")] = "mtcnn",
+    model: Annotated[str, typer.Option(help="Detector, one of those that `pyface models` shows.")] = "s3fd_lite",
     weights: Annotated[
         str,
         typer.Option(
@@ -162,7 +162,8 @@ def detect(
     except SourceError as error:
         _fail(error)
     except OSError as error:
-        _fail(f"{save}: the pictures cannot be saved there ({error.strerror})")
+        reason = "it is a file, give a folder" if save is not None and save.is_file() else error.strerror
+        _fail(f"{save}: the pictures cannot be saved there ({reason})")
 
     options: dict[str, Any] = {
         "score_threshold": score_threshold,

@@ -104,6 +104,7 @@ def faces(
 
 @app.command()
 def widerface(
+    context: typer.Context,
     ground_truth: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder with wider_face_val.mat and wider_{easy,medium,hard}_val.mat.")
     ],
@@ -136,6 +137,8 @@ def widerface(
 
     if predictions is None and model is None:
         _fail("widerface needs --predictions, the files to score, or --model and --images, to make them")
+    if model is None:
+        _refuse_model_options(context)
     if (model is None) != (images is None):
         _fail("--model and --images belong together")
     predictions = predictions or Path(f"widerface-{model}")
@@ -171,6 +174,7 @@ def widerface(
 
 @app.command()
 def fddb(
+    context: typer.Context,
     ground_truth: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder with FDDB-fold-XX-ellipseList.txt, or one such file.")
     ],
@@ -212,6 +216,8 @@ def fddb(
 
     if predictions is None and model is None:
         _fail("fddb needs --predictions, the detections to score, or --model and --images, to make them")
+    if model is None:
+        _refuse_model_options(context)
     if model is not None and images is None:
         _fail("--model needs --images, the folder of FDDB's pictures")
     predictions = predictions or Path(f"fddb-{model}")
@@ -281,6 +287,15 @@ def _fddb_report(result: Any, truth: Truth, overlap: str) -> dict[str, Any]:
         "roc": _columns(result.roc),
         "missing": result.missing,
     }
+
+
+def _refuse_model_options(context: typer.Context) -> None:
+    """Without a model, what says how it looks would do nothing."""
+    from pyface.cli import _fail
+
+    for name in ("weights", "device", "size", "multiscale", "lowest_score"):
+        if context.get_parameter_source(name).name == "COMMANDLINE":  # type: ignore[union-attr]
+            _fail(f"--{name.replace('_', '-')} is for a --model, leave it out")
 
 
 def _options(lowest_score: float, device: str, size: Any, multiscale: str | None) -> dict[str, Any]:

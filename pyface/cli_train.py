@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from pyface.training.recipes import Precision
 
+DEVICES = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}  # as Lightning calls them
 PRECISIONS: dict[str, Precision] = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
@@ -71,7 +72,7 @@ def train(
         int | None,
         typer.Option(min=1, help="GPUs or, on a CPU, processes.", show_default="1, or as many as torchrun started"),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|gpu", help="Where to train.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare samples.")] = 0,
     validations: Annotated[int, typer.Option(min=1, help="How often a run is measured.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is random.")] = 0,
@@ -103,12 +104,16 @@ def train(
 
     if precision not in PRECISIONS:
         _fail(f"--precision should be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if device not in DEVICES:
+        _fail(f"--device should be one of {', '.join(DEVICES)}, got {device!r} (--devices N takes several GPUs)")
     _refuse_idle_options(context)
     changes: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "size": size, "rate": rate}
     changes = {name: value for name, value in changes.items() if value is not None}
     devices = devices or started_by_torchrun()
     try:
         if resume is not None:
+            if not (resume / CONFIG).is_file():
+                _fail(f"there is no run in {resume}: a run's folder holds {CONFIG}")
             run, folder = read_config(resume / CONFIG), resume
         elif config is not None:
             run = read_config(config)
@@ -138,7 +143,9 @@ def train(
             if out is None:
                 _fail("name a folder for the run: --out DIR")
             folder = out
-        train_run(run, folder, accelerator=device, resume=resume is not None)
+        train_run(run, folder, accelerator=DEVICES[device], resume=resume is not None)
+    except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
+        _fail(f"interrupted; go on with pyface train --resume {folder}", 130)
     except (CheckpointError, DatasetError, OSError, TrainingError, ValueError) as error:
         _fail(error)
 
@@ -167,6 +174,6 @@ def _hours(text: str) -> float:
     number = r"(\d+(?:\.\d+)?)"
     match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip().lower())
     if match is None or not any(match.groups()):
-        raise ValueError(f"--max-time should be a time such as 90m, 2h or 1h30m, got {text!r}")
+        raise ValueError(f"--max-time should be a time such as 45s, 90m, 2h or 1h30m, got {text!r}")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return hours + minutes / 60 + seconds / 3600

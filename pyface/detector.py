@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
@@ -91,7 +91,7 @@ class FaceDetector:
 
     def __init__(
         self,
-        model: str | FaceModel = "mtcnn",
+        model: str | FaceModel = "s3fd_lite",
         *,
         weights: str | os.PathLike[str] | None = "default",
         device: str | torch.device = "auto",
@@ -146,12 +146,17 @@ class FaceDetector:
             is_last = built.channels_last if channels_last is None else channels_last
             built.to(memory_format=torch.channels_last if is_last else torch.contiguous_format)  # type: ignore[call-overload]
             built.graphs = CudaGraphs() if cuda_graph else None
-        elif self.options != InferenceOptions() or precision != "fp32" or channels_last is not None or cuda_graph:
-            raise ValueError(
-                "size, multiscale, limits, tile, drop_singletons, precision, channels_last and cuda_graph are options "
-                f"of single-shot detectors, and {model if isinstance(model, str) else type(model).__name__} is none, "
-                "leave them out"
-            )
+        else:
+            usual = asdict(InferenceOptions()) | {"precision": "fp32", "channels_last": None, "cuda_graph": False}
+            given = asdict(self.options) | {
+                "precision": precision, "channels_last": channels_last, "cuda_graph": cuda_graph
+            }  # fmt: skip
+            idle = [name for name in given if given[name] != usual[name]]
+            if idle:
+                raise ValueError(
+                    f"{' and '.join(idle)}: for single-shot detectors only, and "
+                    f"{model if isinstance(model, str) else type(model).__name__} is none, leave it out"
+                )
 
     @overload
     def __call__(self, images: list[Source] | tuple[Source, ...], *, bgr: bool = False) -> list[Detections]: ...

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from pyface import FaceDetector, ops
 from pyface.benchmark import MOST_PICTURES, STAGES, StageClock, find_pictures, measure, stand_in_threshold
 from pyface.cli import app
+from pyface.models import zoo
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +44,8 @@ def folder(tmp_path, astronaut):
     return path.parent
 
 
-def test_table_and_json(run, folder, tmp_path):
+def test_table_and_json(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(zoo.REGISTRY, "s3fd_lite", replace(zoo.model_info("s3fd_lite"), weights=None))
     result = run(
         "--model", "mtcnn", "--model", "s3fd_lite", "--images", folder, "--device", "cpu", "--json", "out.json"
     )

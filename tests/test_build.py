@@ -86,6 +86,19 @@ def test_a_broken_build_leaves_no_stale_module(sources: Path):
     assert run(*build, cwd=sources, PYFACE_CUDA="yes").returncode != 0
 
 
+def test_a_second_build_compiles_nothing(sources: Path):
+    """As `pip install -e ".[another extra]"` would have to wait for all kernels once more."""
+    for path in (sources / "csrc").rglob("*.cpp"):
+        if path.name not in ("bindings.cpp", "simd.cpp"):
+            path.write_text("")  # so that the first build is short; the module is never imported
+    command = (sys.executable, "setup.py", "build_ext", "--inplace")
+    builds = [run(*command, cwd=sources, PYFACE_CUDA="0") for _ in range(2)]
+    assert [build.returncode for build in builds] == [0, 0], builds[0].stdout + builds[0].stderr
+    compiled = [build.stdout.count("Building CXX object") for build in builds]
+    assert compiled[0] > 5
+    assert compiled[1] == 0
+
+
 def test_build_info_describes_this_build():
     info = build_info()
     assert info["compiler"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -138,10 +139,13 @@ def test_options_reach_the_detector(run, write_grey):
     run("detect", "a.png", "--max-pixels", 48 * 32)
 
 
-def test_untrained_models_run_and_say_so(run, write_grey):
+def test_untrained_models_run_and_say_so(run, write_grey, monkeypatch):
+    from pyface.models import zoo
+
+    monkeypatch.setitem(zoo.REGISTRY, "srn_lite", replace(zoo.model_info("srn_lite"), weights=None))
     write_grey("a.png", 160)
-    result = run("detect", "a.png", "--model", "s3fd_lite", "--size", "64x96", "--device", "cpu")
-    assert "s3fd_lite is untrained: what it finds is noise" in result.stderr
+    result = run("detect", "a.png", "--model", "srn_lite", "--size", "64x96", "--device", "cpu")
+    assert "srn_lite is untrained: what it finds is noise" in result.stderr
     assert lines_of(result.stdout)[0]["error"] is None
 
 
@@ -434,13 +438,16 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
         (["a.png", "--min-face", "inf"], ["min_face should be 1 pixel or more"]),
         (["a.png", "--weights", "gone.safetensors"], ["there is no file gone.safetensors"]),
         (["a.png", "--weights", "a.png"], ["a.png should hold tensors only, and does not"]),
-        (["a.png", "--size", "640"], ["options of single-shot detectors", "mtcnn is none"]),
+        (
+            ["a.png", "--model", "mtcnn", "--size", "640"],
+            ["size: for single-shot detectors only", "mtcnn is none, leave it out"],
+        ),
         (["a.png", "--size", "12x"], ["size should be 'native', the longer side in pixels", "'12x'"]),
         (["a.png", "--multiscale", "all"], ["multiscale should be one of s3fd, srn, ssh", "'all'"]),
         (["a.png", "--precision", "int8"], ["precision should be one of fp32, fp16, bf16"]),
         (["a.png", "--output", "faces.txt"], ["faces.txt", ".jsonl or .csv"]),
         (["a.png", "--output", "a.png/faces.csv"], ["a.png/faces.csv cannot be written"]),
-        (["a.png", "--save", "a.png"], ["a.png"]),
+        (["a.png", "--save", "a.png"], ["a.png: the pictures cannot be saved there (it is a file, give a folder)"]),
         (["a.png", "--save", "a.png/out"], ["a.png/out: the pictures cannot be saved there"]),
         (["a.png", "--resume"], ["--resume belongs to a file of results, add --output"]),
         (["a.png", "--overwrite"], ["--overwrite belongs to a file of results, add --output"]),

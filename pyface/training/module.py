@@ -294,8 +294,9 @@ class Measuring(L.Callback):
         line |= {name: of.to_dict() for name, of in reports.items()}
         with (self.folder / "measured.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        print(f"step {trainer.global_step}, {progress:.0%} of the run{text and f': {text}'}", flush=True)
+        values = {"loss": float(trainer.callback_metrics.get("loss", torch.nan)), **figures}
+        text = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+        print(f"step {trainer.global_step}, {progress:.0%} of the run: {text}", flush=True)
 
     def _save(self, file: str, reports: dict[str, Report]) -> None:
         """The weights, with the score threshold of the best F1 on the first set as the model's own."""

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -120,6 +120,7 @@ def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = F
     sets = measured_sets(run.val, held)
     album = Album(learned, accelerator=accelerator, sharers=local_devices(run))
     begin(run, folder, album, resume)
+    announce(run, album, sets)
 
     per_epoch = max(1, len(album) // (run.recipe.batch_size * run.devices))
     steps = None if run.max_hours is not None else run.recipe.epochs * per_epoch
@@ -131,8 +132,21 @@ def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = F
     trainer = make_trainer(run, folder, callbacks, steps, run.max_hours, accelerator)
     training = Training(model, run.recipe, steps)
     fit(trainer, training, Data(album, run.recipe, rule, model, run.seed, run.workers), checkpoint)
-    if not training.has_learned and trainer.is_global_zero:
-        print(f"the run in {folder} is complete", flush=True)
+    if trainer.is_global_zero:
+        verb = "is" if training.has_learned else "was already"
+        print(f"the run in {folder} {verb} complete; to use its weights:", flush=True)
+        print(f"  pyface detect PICTURES --model {run.model} --weights {folder / 'best.safetensors'}", flush=True)
+
+
+def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> None:
+    """Says what a run is about to do; once, whatever the number of processes."""
+    if int(os.environ.get("LOCAL_RANK", 0)) != 0:
+        return
+    faces = sum(len(picture.faces) for picture in album.pictures)
+    length = f"{run.recipe.epochs} epochs" if run.max_hours is None else f"{60 * run.max_hours:.0f} minutes"
+    print(f"{run.model}: {len(album):,} pictures with {faces:,} faces, {length}", flush=True)
+    if not sets:
+        print("nothing to measure on, so that best.safetensors will be the newest weights: --val DIR names some")
 
 
 def check_folder(folder: Path, resume: bool) -> None:

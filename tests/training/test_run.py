@@ -100,9 +100,17 @@ def test_time_ends_a_run(data, tmp_path):
 
 def test_a_complete_run_says_so(data, tmp_path, capsys):
     train(small_run(data), tmp_path, accelerator="cpu")
-    assert capsys.readouterr().out == "step 6, 50% of the run\nstep 12, 100% of the run\n"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "s3fd_lite: 6 pictures with 9 faces, 4 epochs",
+        "nothing to measure on, so that best.safetensors will be the newest weights: --val DIR names some",
+    ]
+    assert [line.split(": ")[0] for line in lines[2:4]] == ["step 6, 50% of the run", "step 12, 100% of the run"]
+    assert "loss" in lines[2]
+    assert lines[4] == f"the run in {tmp_path} is complete; to use its weights:"
+    assert lines[5] == f"  pyface detect PICTURES --model s3fd_lite --weights {tmp_path / 'best.safetensors'}"
     train(small_run(data), tmp_path, accelerator="cpu", resume=True)
-    assert capsys.readouterr().out == f"the run in {tmp_path} is complete\n"
+    assert f"the run in {tmp_path} was already complete" in capsys.readouterr().out
 
 
 def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(data, tmp_path, monkeypatch):
@@ -304,5 +312,5 @@ def test_times(text, hours):
 
 @pytest.mark.parametrize("text", ["", "ten", "90", "m", "1.2.3h", ".h"])
 def test_no_times(text):
-    with pytest.raises(ValueError, match="--max-time should be a time such as 90m"):
+    with pytest.raises(ValueError, match="--max-time should be a time such as 45s"):
         _hours(text)
