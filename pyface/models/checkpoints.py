@@ -129,7 +129,7 @@ def recognise(path: str, state: State, metadata: Mapping[str, str]) -> Checkpoin
     if "model" in metadata:
         settings = settings_in(metadata, path)
         return Checkpoint(path, OWN, metadata["model"], state, settings)
-    if any(key.startswith("onet.") for key in state):
+    if "onet.heads.weight" in state:
         return Checkpoint(path, OWN, "mtcnn", state)
     own = any(key.startswith("backbone.") for key in state)
     for layout in () if own else LAYOUTS:
