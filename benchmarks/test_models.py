@@ -17,7 +17,7 @@ from torch import Tensor
 from pyface import FaceDetector, ops
 from pyface.benchmark import CANDIDATES, stand_in_threshold
 from pyface.models.single_shot import SingleShot
-from pyface.models.zoo import model_info
+from pyface.models.zoo import create_model, model_info
 from pyface.ops import reference
 
 LITE = ["densebox_lite", "s3fd_lite", "srn_lite", "ssh_lite"]
@@ -38,10 +38,13 @@ def precision_of(name: str, device: str) -> str:
 def detector_of(name: str, device: str, precision: str, **options: object) -> FaceDetector:
     """A detector whose threshold suits its weights."""
     torch.manual_seed(0)
-    weights = "default" if model_info(name).weights else None
     if name != "mtcnn":
         options |= {"precision": precision, "channels_last": True if device == "cuda" else None}
-    return FaceDetector(name, weights=weights, device=device, **options)
+    return FaceDetector(name, weights=weights_of(name), device=device, **options)
+
+
+def weights_of(name: str) -> str | None:
+    return "default" if model_info(name).weights else None
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -95,7 +98,7 @@ def test_network(name, batch, side, precision, library, device, timed):
     layout = torch.channels_last if device == "cuda" or model.channels_last else torch.contiguous_format
     images = picture(batch, side, model).contiguous(memory_format=layout)
     torch.manual_seed(0)
-    as_built = type(model)().eval().to(device)
+    as_built = create_model(name, weights_of(name)).to(device)
     expected = as_built(images[:1].float())
     assert_same_maps([tensor[:1] for tensor in flat(model(images))], flat(expected), precision)
     if library == "torch eager, as built":
