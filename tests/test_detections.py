@@ -135,7 +135,8 @@ def test_to_torchvision():
 
 
 def test_to_supervision(monkeypatch):
-    supervision = pytest.importorskip("supervision")
+    import supervision
+
     result = make().to_supervision()
     assert isinstance(result, supervision.Detections)
     np.testing.assert_array_equal(result.xyxy, make().boxes)

@@ -91,7 +91,6 @@ def test_ratios(report, raw):
 
 
 def test_pages(report, project):
-    pytest.importorskip("matplotlib")
     assert report.stale(project) == ["README.md", "docs/performance.md", "docs/benchmarks.png"]
     with pytest.raises(SystemExit, match="out of date"):
         report.main(["--check"], project)
@@ -108,7 +107,6 @@ def test_pages(report, project):
 
 
 def test_keep_from_the_command_line(report, project, raw):
-    pytest.importorskip("matplotlib")
     (project / "run.json").write_text(json.dumps(raw))
     with pytest.raises(SystemExit):
         report.main(["--keep", str(project / "run.json")], project)

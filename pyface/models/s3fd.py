@@ -31,7 +31,7 @@ from pyface.models.backbones import VGG16, CompactResNet, TopDown, convolution, 
 from pyface.models.base import GroundTruth
 from pyface.models.heads import Predictor
 from pyface.models.layers import L2Norm, xavier
-from pyface.models.single_shot import Limits, Preprocessing, SingleShot
+from pyface.models.single_shot import AnchorDetector, Limits, Preprocessing
 from pyface.models.views import Size
 
 
@@ -87,7 +87,7 @@ class S3FDVGG16Config(S3FDConfig):
     fc6_dilation: int = 1
 
 
-class S3FD(SingleShot):
+class S3FD(AnchorDetector):
     """What all S3FD networks share: their anchors, and how maps become candidates.
 
     Attributes:
@@ -103,6 +103,7 @@ class S3FD(SingleShot):
         self.config = config
         self.preprocessing = Preprocessing(config.mean, config.std, config.bgr)
         self.score_threshold, self.nms_threshold = config.score_threshold, config.nms_threshold
+        self.variances = config.variances
         self.levels = tuple(
             ops.AnchorLevel(
                 stride=stride,
@@ -111,24 +112,6 @@ class S3FD(SingleShot):
                 num_background=config.num_background if level == 0 else 1,
             )
             for level, stride in enumerate(config.strides)
-        )
-
-    def candidates(
-        self,
-        maps: Sequence[ops.LevelMaps],
-        *,
-        score_threshold: float,
-        max_candidates: int,
-        sizes: Tensor | None = None,
-    ) -> ops.Candidates:
-        """Head maps to boxes; see `SingleShot.candidates`."""
-        return ops.decode_anchors(
-            maps,
-            self.levels[: len(maps)],
-            score_threshold=score_threshold,
-            max_candidates=max_candidates,
-            variances=self.config.variances,
-            sizes=sizes,
         )
 
     def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth) -> dict[str, Tensor]:

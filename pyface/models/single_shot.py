@@ -336,6 +336,39 @@ class SingleShot(FaceModel):
         return next(self.parameters()).dtype
 
 
+class AnchorDetector(SingleShot):
+    """A single-shot detector whose boxes are anchors, moved and stretched: S3FD, SSH and SRN.
+
+    Attributes:
+        levels: The anchors of each map.
+        variances: Units of the box offsets, of centres and of sizes.
+        gate_threshold: Where a map has a gate, what it must be more than as well (SRN).
+    """
+
+    levels: tuple[ops.AnchorLevel, ...]
+    variances: tuple[float, float]
+    gate_threshold: float = 0.0
+
+    def candidates(
+        self,
+        maps: Sequence[ops.LevelMaps],
+        *,
+        score_threshold: float | Sequence[float],
+        max_candidates: int,
+        sizes: Tensor | None = None,
+    ) -> ops.Candidates:
+        """Head maps to boxes; see `SingleShot.candidates`. The threshold may be one for each map."""
+        return ops.decode_anchors(
+            maps,
+            self.levels[: len(maps)],
+            score_threshold=score_threshold,
+            max_candidates=max_candidates,
+            variances=self.variances,
+            gate_threshold=self.gate_threshold,
+            sizes=sizes,
+        )
+
+
 def vote(faces: Faces, iou_threshold: float, *, drop_singletons: bool, plus_one: bool = False) -> Faces:
     """Box voting (DETECTORS.md 2.6 d); a voted face has the landmarks of the best face that voted for it.
 

@@ -41,7 +41,7 @@ from pyface.models.backbones import CompactResNet, ResNet50, TopDown, convolutio
 from pyface.models.base import GroundTruth
 from pyface.models.heads import LANDMARKS
 from pyface.models.layers import gaussian
-from pyface.models.single_shot import Limits, Preprocessing, SingleShot
+from pyface.models.single_shot import AnchorDetector, Limits, Preprocessing
 from pyface.models.views import Size
 
 
@@ -95,7 +95,7 @@ class SRNConfig:
     landmark_weight: float = 0.25
 
 
-class SRN(SingleShot):
+class SRN(AnchorDetector):
     """What all SRN networks share: both steps' heads, their anchors, and how maps become candidates.
 
     Args:
@@ -115,7 +115,7 @@ class SRN(SingleShot):
         self.config = config
         self.preprocessing = Preprocessing(config.mean, config.std, config.bgr)
         self.score_threshold, self.nms_threshold = config.score_threshold, config.nms_threshold
-        self.variances = (1.0, 1.0)
+        self.variances, self.gate_threshold = (1.0, 1.0), config.gate_threshold
         self.levels = tuple(
             ops.AnchorLevel(
                 stride=stride,
@@ -167,37 +167,6 @@ class SRN(SingleShot):
         """The first step's regression of one level (STR), [B, 8, h, w]."""
         layer = self.box_first_pred if self.config.separate_prediction else self.box_subnet_pred
         return layer(self.box_subnet(x))
-
-    def candidates(
-        self,
-        maps: Sequence[ops.LevelMaps],
-        *,
-        score_threshold: float,
-        max_candidates: int,
-        sizes: Tensor | None = None,
-    ) -> ops.Candidates:
-        """Head maps to boxes; see `SingleShot.candidates`.
-
-        Maps of fewer cells than `config.small_map` have no threshold in the author's code. This holds here as long as
-        `score_threshold` is the model's own or less; whoever asks for more gets it from all maps. Faces of `detect` and
-        `find` have more than what a caller asks for in any case.
-        """
-        small = [level.logits.shape[2] * level.logits.shape[3] < self.config.small_map for level in maps]
-        lenient = score_threshold <= self.score_threshold
-        found = ops.decode_anchors(
-            maps,
-            self.levels[: len(maps)],
-            score_threshold=[0.0 if lenient and few else score_threshold for few in small],
-            max_candidates=max_candidates,
-            variances=self.variances,
-            gate_threshold=self.config.gate_threshold,
-            sizes=sizes,
-        )
-        # From the author's pixels to continuous ones; see above.
-        last = found.boxes[..., 2:] + 1
-        if sizes is not None:
-            last = torch.minimum(last, sizes.to(last.dtype).flip(1)[:, None])
-        return found._replace(boxes=torch.cat([found.boxes[..., :2], last], dim=-1))
 
     def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth) -> dict[str, Tensor]:
         """The terms of the loss; see `SingleShot.loss`.
@@ -258,8 +227,8 @@ class SRN(SingleShot):
         return losses.smooth_l1(answers, boxes, is_face) / losses.count(is_face)
 
     def in_anchor_pixels(self, boxes: Tensor) -> Tensor:
-        """Boxes [G, 4] in continuous pixels as the author's anchors have them: without the last pixel; see above."""
-        return torch.cat([boxes[:, :2], boxes[:, 2:] - 1], dim=1)
+        """Boxes [G, 4] in continuous pixels as seen by the anchors: the same, but for the paper's network."""
+        return boxes
 
 
 def assign(
@@ -382,6 +351,34 @@ class SRNResNet50(SRN):
         self.p6_conv = fresh(256, 256, 3, stride=2)
         self.p7_conv = fresh(256, 256, 3, stride=2)
 
+    def candidates(
+        self,
+        maps: Sequence[ops.LevelMaps],
+        *,
+        score_threshold: float,  # type: ignore[override]
+        max_candidates: int,
+        sizes: Tensor | None = None,
+    ) -> ops.Candidates:
+        """Head maps to boxes; see `SingleShot.candidates`.
+
+        Maps of fewer cells than `config.small_map` have no threshold in the author's code. This holds here as long as
+        `score_threshold` is the model's own or less; whoever asks for more gets it from all maps. Faces of `detect` and
+        `find` have more than what a caller asks for in any case.
+        """
+        small = [level.logits.shape[2] * level.logits.shape[3] < self.config.small_map for level in maps]
+        lenient = score_threshold <= self.score_threshold
+        thresholds = [0.0 if lenient and few else score_threshold for few in small]
+        found = super().candidates(maps, score_threshold=thresholds, max_candidates=max_candidates, sizes=sizes)
+        # From the author's pixels to continuous ones; see above.
+        last = found.boxes[..., 2:] + 1
+        if sizes is not None:
+            last = torch.minimum(last, sizes.to(last.dtype).flip(1)[:, None])
+        return found._replace(boxes=torch.cat([found.boxes[..., :2], last], dim=-1))
+
+    def in_anchor_pixels(self, boxes: Tensor) -> Tensor:
+        """Boxes [G, 4] in continuous pixels as the author's anchors have them: without the last pixel; see above."""
+        return torch.cat([boxes[:, :2], boxes[:, 2:] - 1], dim=1)
+
     def pyramid(self, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """First-step maps from c2 ... c7, second-step maps p2 ... p7."""
         c2, c3, c4, c5 = self.backbone(images)
@@ -490,29 +487,6 @@ class SRNLite(SRN):
             else:
                 maps.append(found._replace(offsets=heads.first_boxes(first)))
         return maps
-
-    def candidates(
-        self,
-        maps: Sequence[ops.LevelMaps],
-        *,
-        score_threshold: float,
-        max_candidates: int,
-        sizes: Tensor | None = None,
-    ) -> ops.Candidates:
-        """Head maps to boxes; see `SingleShot.candidates`. All maps have one threshold, small ones too."""
-        return ops.decode_anchors(
-            maps,
-            self.levels[: len(maps)],
-            score_threshold=score_threshold,
-            max_candidates=max_candidates,
-            variances=self.variances,
-            gate_threshold=self.config.gate_threshold,
-            sizes=sizes,
-        )
-
-    def in_anchor_pixels(self, boxes: Tensor) -> Tensor:
-        """The boxes [G, 4] as they are: the lite anchors lie in continuous pixels."""
-        return boxes
 
 
 class LiteHeads(nn.Module):

@@ -38,7 +38,7 @@ from pyface.models.backbones import VGG16, CompactResNet, TopDown, convolution, 
 from pyface.models.base import GroundTruth
 from pyface.models.heads import Predictor
 from pyface.models.layers import BilinearUpsample, gaussian
-from pyface.models.single_shot import Limits, Preprocessing, SingleShot
+from pyface.models.single_shot import AnchorDetector, Limits, Preprocessing
 from pyface.models.views import Size
 
 
@@ -85,7 +85,7 @@ class SSHConfig:
     landmark_weight: float = 0.25
 
 
-class SSH(SingleShot):
+class SSH(AnchorDetector):
     """What all SSH networks share: their anchors, and how maps become candidates.
 
     Attributes:
@@ -103,6 +103,7 @@ class SSH(SingleShot):
         self.config = config
         self.preprocessing = Preprocessing(config.mean, config.std, config.bgr)
         self.score_threshold, self.nms_threshold = config.score_threshold, config.nms_threshold
+        self.variances = config.variances
         self.levels = tuple(
             ops.AnchorLevel(
                 stride=stride,
@@ -113,24 +114,6 @@ class SSH(SingleShot):
                 max_candidates=config.module_candidates,
             )
             for stride, sides in zip(config.strides, config.sides, strict=True)
-        )
-
-    def candidates(
-        self,
-        maps: Sequence[ops.LevelMaps],
-        *,
-        score_threshold: float,
-        max_candidates: int,
-        sizes: Tensor | None = None,
-    ) -> ops.Candidates:
-        """Head maps to boxes; see `SingleShot.candidates`."""
-        return ops.decode_anchors(
-            maps,
-            self.levels[: len(maps)],
-            score_threshold=score_threshold,
-            max_candidates=max_candidates,
-            variances=self.config.variances,
-            sizes=sizes,
         )
 
     def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth) -> dict[str, Tensor]:

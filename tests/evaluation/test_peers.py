@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pyface.dataset import Picture
 from pyface.evaluation.average_precision import SIZES, precision_recall
@@ -51,7 +52,8 @@ def double(truth, boxes, scores, seed):
 
 def coco(truth, boxes, scores, iou_threshold, size=(0, np.inf)):
     """AP over 101 recalls and over all recalls, and the last recall, by faster-coco-eval."""
-    package = pytest.importorskip("faster_coco_eval")
+    import faster_coco_eval as package
+
     images = [{"id": k, "width": 1000, "height": 1000, "file_name": str(k)} for k in range(len(truth))]
     annotations = []
     for k, of in enumerate(truth):
@@ -114,10 +116,9 @@ def test_faster_coco_eval_by_size(seed, size):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_torchmetrics(seed):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("torchvision")
-    pytest.importorskip("faster_coco_eval")
-    detection = pytest.importorskip("torchmetrics.detection")
+    # torchvision has no build for every torch, and torchmetrics' boxes need it.
+    pytest.importorskip("torchvision", reason="torchvision is not installed: torchmetrics is not compared")
+    detection = pytest.importorskip("torchmetrics.detection", reason="torchmetrics is not installed: not compared")
     truth, boxes, scores = make_case(seed)
     faces = sum(len(of.faces) for of in truth)
     metric = detection.MeanAveragePrecision(

@@ -3,13 +3,13 @@
 The networks are written out here once more, plainly and under the foreign names.
 """
 
-import importlib.util
 import json
 import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -563,8 +563,6 @@ class TestMTCNN:
             assert part in str(error.value)
 
     def test_ipazc(self, mtcnn, tmp_path):
-        joblib = pytest.importorskip("joblib")
-        pytest.importorskip("lz4")
         for net, state in mtcnn.items():
             joblib.dump(ipazc_arrays(net, state), tmp_path / f"{net}.lz4", compress="lz4")
         self.assert_computes(tmp_path, mtcnn)
@@ -609,10 +607,8 @@ class TestHostileFiles:
                 read_checkpoint(tmp_path / name)
         assert "never" not in capsys.readouterr().out
 
-    @pytest.mark.skipif(importlib.util.find_spec("lz4") is None, reason="needs lz4")
     @pytest.mark.parametrize("content", [[Exploit()], [np.zeros(2, dtype=np.float64)], {"a": 1}, [1]])
     def test_ipazc_s_pickles_hold_arrays_only(self, tmp_path, capsys, content):
-        joblib = pytest.importorskip("joblib")
         joblib.dump(content, tmp_path / "pnet.lz4", compress="lz4")
         with pytest.raises(CheckpointError, match="should hold tensors only"):
             read_checkpoint(tmp_path / "pnet.lz4")

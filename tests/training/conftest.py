@@ -1,7 +1,6 @@
+import cv2
 import numpy as np
 import pytest
-
-cv2 = pytest.importorskip("cv2")
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("lightning")
-
 from pyface import FaceDetector
 from pyface.dataset import Picture, read_folder
 from pyface.evaluation.faces import Report

@@ -4,8 +4,6 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-pytest.importorskip("lightning")
-
 from pyface.cli import app
 
 START = ("s3fd_lite", "--data", "{data}", "--out", "{tmp}/run")

@@ -8,8 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-pytest.importorskip("lightning")
-
 from pyface import Detections, FaceDetector
 from pyface.cli_train import _hours
 from pyface.dataset import DatasetError, read_folder
