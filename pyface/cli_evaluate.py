@@ -99,7 +99,9 @@ def faces(
             paths = save_worst(worst, pictures, found, report.best_threshold, iou_threshold=iou[0])
         except (OSError, ValueError) as error:
             _fail(f"the worst pictures cannot be saved: {error}", 1)
-        typer.echo(f"{len(paths)} pictures with mistakes in {worst}: truth yellow, ignored grey")
+        typer.echo(
+            f"{len(paths)} pictures with mistakes in {worst}: missed faces yellow, false ones red, found ones green"
+        )
 
 
 @app.command()

@@ -98,8 +98,8 @@ def train(
         _fail('training needs Lightning and TensorBoard, install them: pip install -e ".[train]"')
     from pyface.dataset import DatasetError
     from pyface.models.zoo import CheckpointError, model_info
-    from pyface.training.recipes import RECIPES, Run
-    from pyface.training.run import CONFIG, TrainingError, read_config, started_by_torchrun
+    from pyface.training.recipes import RECIPES, Run, TrainingError
+    from pyface.training.run import CONFIG, read_config, started_by_torchrun
     from pyface.training.run import train as train_run
 
     if precision not in PRECISIONS:

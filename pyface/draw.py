@@ -8,17 +8,18 @@ import numpy as np
 from pyface.detections import Detections
 from pyface.images import Pixels
 
-_BOX = (60, 220, 60)
+_GREEN = (60, 220, 60)
 _LANDMARK = (255, 0, 200)  # far from the colours of skin, also where channels are in BGR order
 _DARK = (0, 0, 0)
 
 
-def draw(image: Any, detections: Detections) -> Pixels:
+def draw(image: Any, detections: Detections, colour: tuple[int, int, int] = _GREEN) -> Pixels:
     """Draws the faces on a copy of their picture, with lines and letters that fit its size.
 
     Args:
         image: The picture the faces were found in, as anything that `FaceDetector` takes.
         detections: The faces of that picture.
+        colour: Of the boxes, from 0 to 255, in the order of the picture's channels.
 
     Returns:
         uint8 [H, W, 3], RGB, or in the order of the channels that an array had.
@@ -38,21 +39,21 @@ def draw(image: Any, detections: Detections) -> Pixels:
         x1, y1, x2, y2 = (round(value) for value in box.clamp(-_FAR, _FAR).tolist())
         if rim:  # keeps a line visible on a background of its own colour; a small picture has no room for it
             cv2.rectangle(canvas, (x1, y1), (x2, y2), _DARK, width + rim, cv2.LINE_AA)
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), _BOX, width, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, width, cv2.LINE_AA)
         if landmarks is not None:
             radius = max(1, round((x2 - x1) / 30))
             for x, y in landmarks.clamp(-_FAR, _FAR).round().int().tolist():
                 if radius > 1:
                     cv2.circle(canvas, (x, y), radius + 1, _DARK, cv2.FILLED, cv2.LINE_AA)
                 cv2.circle(canvas, (x, y), radius, _LANDMARK, cv2.FILLED, cv2.LINE_AA)
-        _label(canvas, f"{score:.2f}", (x1, y1, x2, y2), width)
+        _label(canvas, f"{score:.2f}", (x1, y1, x2, y2), width, colour)
     return canvas
 
 
 _FAR = 1e6  # OpenCV draws with fixed-point numbers, which overflow far outside
 
 
-def _label(canvas: Pixels, text: str, box: tuple[int, int, int, int], width: int) -> None:
+def _label(canvas: Pixels, text: str, box: tuple[int, int, int, int], width: int, colour: tuple[int, int, int]) -> None:
     """Writes above the box, or inside its top edge where there is no room above."""
     font, scale, pad = cv2.FONT_HERSHEY_SIMPLEX, max(0.4, width * 0.3), 1 + width
     (text_width, text_height), _ = cv2.getTextSize(text, font, scale, width)
@@ -65,5 +66,5 @@ def _label(canvas: Pixels, text: str, box: tuple[int, int, int, int], width: int
     bottom = box[1] if box[1] >= text_height + 2 * pad else box[1] + text_height + 2 * pad
     bottom = int(np.clip(bottom, text_height + 2 * pad, rows))
     top = bottom - text_height - 2 * pad
-    cv2.rectangle(canvas, (left, top), (left + text_width + 2 * pad, bottom), _BOX, cv2.FILLED)
+    cv2.rectangle(canvas, (left, top), (left + text_width + 2 * pad, bottom), colour, cv2.FILLED)
     cv2.putText(canvas, text, (left + pad, bottom - pad), font, scale, _DARK, width, cv2.LINE_AA)

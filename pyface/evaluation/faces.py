@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from pyface.dataset import DatasetError, Picture
 from pyface.detections import Detections
@@ -17,6 +19,9 @@ from pyface.evaluation.average_precision import SIZES, best_f1, box_iou, precisi
 
 if TYPE_CHECKING:
     from pyface.detector import FaceDetector
+
+
+_MISSED, _FALSE, _IGNORED = (255, 220, 0), (230, 40, 40), (128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -145,19 +150,27 @@ def landmark_error(
     return float(together.mean()) if len(together) else None
 
 
-def mistakes(picture: Picture, found: Detections, threshold: float, iou_threshold: float = 0.5) -> int:
-    """Faces missed and false faces in one picture, where detections count with a score >= threshold."""
-    boxes = found.boxes.numpy()[found.scores.numpy() >= threshold]
+def mistakes(
+    picture: Picture, found: Detections, threshold: float, iou_threshold: float = 0.5
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which faces of a picture are missed, and which detections with a score >= threshold are none.
+
+    Returns:
+        bool, one for each face of the picture and one for each detection. A second detection of a face is a mistake;
+        one of an ignore box, or below the threshold, is not.
+    """
     truth = np.concatenate([picture.faces, picture.ignore])
-    if not len(truth):
-        return len(boxes)
-    overlap = box_iou(boxes, truth)
-    best = overlap.argmax(1)
-    is_matched = overlap[np.arange(len(boxes)), best] >= iou_threshold
-    hits = best[is_matched & (best < len(picture.faces))]
-    ignored = int((is_matched & (best >= len(picture.faces))).sum())
-    distinct = len(np.unique(hits))
-    return len(picture.faces) - distinct + len(boxes) - ignored - distinct
+    is_missed = np.ones(len(picture.faces), bool)
+    is_false = found.scores.numpy() >= threshold
+    if len(truth) == 0:
+        return is_missed, is_false
+    overlap = box_iou(found.boxes.numpy(), truth)
+    for k in np.flatnonzero(is_false):  # sorted, the best first
+        best = overlap[k].argmax()
+        if overlap[k, best] >= iou_threshold:
+            is_false[k] = best < len(picture.faces) and not is_missed[best]
+            is_missed[best : best + 1] = False
+    return is_missed, is_false
 
 
 def save_worst(
@@ -168,7 +181,7 @@ def save_worst(
     count: int = 20,
     iou_threshold: float = 0.5,
 ) -> list[Path]:
-    """Saves the pictures with the most mistakes: truth in yellow, ignore boxes in grey, detections as they are drawn.
+    """Saves the pictures with the most mistakes: missed faces yellow, false ones red, found ones green, ignored grey.
 
     Detections count with a score >= threshold, and match with an IoU >= iou_threshold.
 
@@ -181,16 +194,19 @@ def save_worst(
     from pyface.images import read_image
 
     folder.mkdir(parents=True, exist_ok=True)
-    counts = [mistakes(picture, of, threshold, iou_threshold) for picture, of in zip(pictures, found, strict=True)]
+    wrong = [mistakes(picture, of, threshold, iou_threshold) for picture, of in zip(pictures, found, strict=True)]
+    counts = [int(is_missed.sum() + is_false.sum()) for is_missed, is_false in wrong]
     paths = []
     for rank, k in enumerate(sorted(range(len(counts)), key=lambda k: -counts[k])[:count]):
         if counts[k] == 0:
             break
-        canvas = np.asarray(draw(read_image(pictures[k].path), found[k][found[k].scores >= threshold]))
-        canvas = np.ascontiguousarray(canvas)
-        for boxes, colour in ((pictures[k].ignore, (128, 128, 128)), (pictures[k].faces, (255, 220, 0))):
+        is_missed, is_false = wrong[k]
+        is_counted = found[k].scores.numpy() >= threshold
+        canvas = draw(read_image(pictures[k].path), found[k][torch.from_numpy(is_counted & ~is_false)])
+        canvas = draw(canvas, found[k][torch.from_numpy(is_false)], colour=_FALSE)
+        for boxes, colour in ((pictures[k].ignore, _IGNORED), (pictures[k].faces[is_missed], _MISSED)):
             for x1, y1, x2, y2 in boxes.round().astype(int).tolist():
-                cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, 1)
+                cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, 2)
         path = folder / f"{rank:02d}_{counts[k]}_mistakes_{pictures[k].path.stem}.jpg"
         path.write_bytes(cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))[1].tobytes())
         paths.append(path)

@@ -41,11 +41,10 @@ from pyface.training.cascade_crops import (
     share_out,
 )
 from pyface.training.module import Average, Measuring, Saving, Training, save
-from pyface.training.recipes import RECIPES, Recipe, Run
+from pyface.training.recipes import RECIPES, Recipe, Run, TrainingError
 from pyface.training.run import (
     CHECKPOINT,
     Bar,
-    TrainingError,
     begin,
     check_folder,
     fit,

@@ -31,7 +31,7 @@ from pyface.models.single_shot import SingleShot
 from pyface.models.zoo import REGISTRY
 from pyface.training.album import Album
 from pyface.training.crops import Rule
-from pyface.training.recipes import Recipe
+from pyface.training.recipes import Recipe, TrainingError
 from pyface.training.samples import Batch, Samples, render
 
 LOWEST_SCORE = 0.02  # of detections that are measured
@@ -248,6 +248,7 @@ class Measuring(L.Callback):
     def measure(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Detects in all pictures, the ranks sharing them; the first writes down what came out."""
         assert self.average.model is not None
+        check_finite(pl_module)
         progress = pl_module.progress()
         if trainer.world_size > 1:  # statistics of normalisation are each rank's own
             for value in self.average.model.state_dict().values():
@@ -337,11 +338,26 @@ def _shared(trainer: L.Trainer, own: list[Detections]) -> list[Detections]:
     return [parts[k % len(parts)][k // len(parts)] for k in range(sum(map(len, parts)))]
 
 
+def check_finite(module: L.LightningModule) -> None:
+    """Stops a run that cannot recover, before it replaces anything by its weights.
+
+    Raises:
+        TrainingError: There are weights that are no numbers.
+    """
+    if not all(value.isfinite().all() for value in module.state_dict().values()):
+        raise TrainingError(
+            f"the weights are NaN or infinite after step {module.global_step}, begin again with a lower --rate"
+        )
+
+
 class Saving(L.Callback):
     """Writes what a run needs to go on, a hundred times and at its end. A file is replaced when it is complete.
 
     Args:
         path: The file.
+
+    Raises:
+        TrainingError: There are weights that are no numbers. The file then stays as it was.
     """
 
     TIMES = 100
@@ -354,14 +370,15 @@ class Saving(L.Callback):
         due = math.floor(pl_module.progress() * self.TIMES)
         if due > self.done:
             self.done = due
-            self.save(trainer)
+            self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Once more."""
-        self.save(trainer)
+        self.save(trainer, pl_module)
 
-    def save(self, trainer: L.Trainer) -> None:
+    def save(self, trainer: L.Trainer, pl_module: Any) -> None:
         """All ranks call it; the first writes."""
+        check_finite(pl_module)
         part = self.path.with_name(f"{self.path.name}.part")
         trainer.save_checkpoint(part, weights_only=False)
         if trainer.is_global_zero:

@@ -10,6 +10,10 @@ CropRule = Literal["octaves", "s3fd", "srn", "ssh", "densebox"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
+class TrainingError(ValueError):
+    """A run cannot be begun as it was asked for, or cannot go on."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The numbers of a training run.

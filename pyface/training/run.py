@@ -28,16 +28,12 @@ from pyface.models.zoo import create_model
 from pyface.training.album import Album, size_of, split
 from pyface.training.crops import RULES, Rule, densebox
 from pyface.training.module import Average, Data, Measuring, Saving, Training
-from pyface.training.recipes import Recipe, Run
+from pyface.training.recipes import Recipe, Run, TrainingError
 from pyface.training.start import freeze, load_backbone
 
 CONFIG, CHECKPOINT, DATA = "config.json", "last.ckpt", "data.json"
 
 Config = TypeVar("Config", Run, Recipe)
-
-
-class TrainingError(ValueError):
-    """A run cannot begin as it was asked for."""
 
 
 def write_config(run: Run, path: Path) -> None:
@@ -96,7 +92,8 @@ def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = F
         resume: Go on from `last.ckpt`, or from the beginning where the run did not come so far.
 
     Raises:
-        TrainingError, DatasetError: The data or the folder are not as they should be.
+        TrainingError: The run cannot be begun as asked for, or its weights became NaN.
+        DatasetError: The data are not as they should be.
     """
     if run.model == "mtcnn":
         from pyface.training.cascade import train_cascade  # which needs what is here

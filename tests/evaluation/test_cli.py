@@ -67,10 +67,14 @@ def test_faces(run, data, tmp_path):
 def test_mistakes_of_a_picture(data):
     a, _ = read_folder(data)
     found = Detections([[0, 0, 50, 40], [1, 0, 50, 40], [60, 60, 70, 70]], [0.9, 0.8, 0.7], None, 100, 80)
-    assert mistakes(a, found, 0.85) == 0
-    assert mistakes(a, found, 0.75) == 1  # the same face twice
-    assert mistakes(a, found, 0.1) == 2
-    assert mistakes(a, found, 0.95) == 1
+    for threshold, missed, false in (
+        (0.85, [False], [False, False, False]),
+        (0.75, [False], [False, True, False]),  # the same face twice
+        (0.1, [False], [False, True, True]),
+        (0.95, [True], [False, False, False]),
+    ):
+        is_missed, is_false = mistakes(a, found, threshold)
+        assert is_missed.tolist() == missed and is_false.tolist() == false
     assert score([a], [found], [0.5]).best_f1 == 1.0
 
 
@@ -181,6 +185,9 @@ def test_the_worst_pictures(run, data, tmp_path):
     picture = cv2.imread(str(tmp_path / "out" / "worst" / "01_1_mistakes_b.jpg"))
     assert picture.shape == (80, 100, 3)
     assert picture[10, 15:25, 1:].mean() > 150  # the missed face is drawn in yellow
+    picture = cv2.imread(str(tmp_path / "out" / "worst" / names[0]))
+    is_red = (picture[..., 2] > 180) & (picture[..., :2].max(2) < 110)
+    assert is_red.sum() > 100  # and the false ones in red
 
 
 def test_a_broken_picture_is_named(run, data):

@@ -26,8 +26,8 @@ from pyface.models.mtcnn import (
 from pyface.training import cascade
 from pyface.training import cascade_crops as crops
 from pyface.training.album import Album
-from pyface.training.recipes import RECIPES, Run
-from pyface.training.run import TrainingError, train
+from pyface.training.recipes import RECIPES, Run, TrainingError
+from pyface.training.run import train
 
 SMALL = replace(RECIPES["mtcnn"], batch_size=28, epochs=1, average=0.9)
 SMALLEST = 20.0

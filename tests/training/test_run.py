@@ -16,9 +16,8 @@ from pyface.models import create_model
 from pyface.training import module
 from pyface.training.album import Album
 from pyface.training.crops import octaves
-from pyface.training.recipes import RECIPES, Recipe, Run
+from pyface.training.recipes import RECIPES, Recipe, Run, TrainingError
 from pyface.training.run import (
-    TrainingError,
     local_devices,
     measured_sets,
     read_config,
@@ -109,6 +108,20 @@ def test_a_complete_run_says_so(data, tmp_path, capsys):
     assert lines[5] == f"  pyface detect PICTURES --model s3fd_lite --weights {tmp_path / 'best.safetensors'}"
     train(small_run(data), tmp_path, accelerator="cpu", resume=True)
     assert f"the run in {tmp_path} was already complete" in capsys.readouterr().out
+
+
+def test_a_run_whose_weights_are_no_numbers_stops(data, tmp_path, monkeypatch):
+    step = module.Training.training_step
+    monkeypatch.setattr(
+        module.Training,
+        "training_step",
+        lambda self, batch, index: step(self, batch, index) * (1 if self.global_step < 2 else torch.nan),
+    )
+    with pytest.raises(TrainingError, match="the weights are NaN or infinite after step 3, begin again with a lower"):
+        train(small_run(data), tmp_path, accelerator="cpu")
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert kept["global_step"] == 2
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
 
 
 def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(data, tmp_path, monkeypatch):
