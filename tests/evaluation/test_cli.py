@@ -74,7 +74,8 @@ def test_mistakes_of_a_picture(data):
         (0.95, [True], [False, False, False]),
     ):
         is_missed, is_false = mistakes(a, found, threshold)
-        assert is_missed.tolist() == missed and is_false.tolist() == false
+        assert is_missed.tolist() == missed
+        assert is_false.tolist() == false
     assert score([a], [found], [0.5]).best_f1 == 1.0
 
 
