@@ -38,7 +38,8 @@ def main() -> int:
     model.to(arguments.device)
     images, boxes = read(arguments.data, arguments.files)
     start = time.perf_counter()
-    for step, terms in enumerate(train(model, images, boxes, arguments.size, arguments.steps, arguments.rate), 1):
+    terms_of = train(model, images, boxes, arguments.size, arguments.steps, arguments.rate, arguments.bf16)
+    for step, terms in enumerate(terms_of, 1):
         if step == 1 or step % 20 == 0:
             values = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
             print(f"step {step}, {time.perf_counter() - start:.0f} s: {values}", flush=True)
@@ -55,6 +56,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=320, help="longer side of the pictures")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision, faster where the hardware knows it")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
@@ -73,7 +75,15 @@ def read(folder: Path, files: tuple[str, ...]) -> tuple[list[Tensor], list[Tenso
     return images, [torch.from_numpy(picture.faces) for picture in pictures]
 
 
-def train(model: SingleShot, images: list[Tensor], boxes: list[Tensor], size: int, steps: int, rate: float):
+def train(
+    model: SingleShot,
+    images: list[Tensor],
+    boxes: list[Tensor],
+    size: int,
+    steps: int,
+    rate: float,
+    bf16: bool = False,
+):
     """Yields the terms of the loss, before each step. All pictures at once, the same every time."""
     batches = views_of(model, images, boxes, size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
@@ -86,7 +96,9 @@ def train(model: SingleShot, images: list[Tensor], boxes: list[Tensor], size: in
         seed = {"seed": step} if isinstance(model, DenseBox) else {}
         terms = defaultdict(float)
         for batch, truth in batches:
-            for name, value in model.loss(model(batch), truth, **seed).items():
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+                parts = model.loss(model(batch), truth, **seed)
+            for name, value in parts.items():
                 terms[name] += value
         optimizer.zero_grad()
         sum(terms.values()).backward()

@@ -133,7 +133,8 @@ class SSH(AnchorDetector):
         Returns:
             "classification": softmax cross-entropy, the mean over the anchors that teach.
             "box": smooth L1 of the faces' anchors, divided by the number of anchors that teach.
-            "landmarks", where the maps have them: smooth L1, divided by the number of anchors whose face's are known.
+            "landmarks", where the maps have them: smooth L1, the mean over the anchors whose face's are known, times
+                the share of faces' anchors among those that teach, so that it weighs as the boxes' does.
         """
         modules = zip(maps, self.levels, self.config.borders, strict=True)
         height, width = (cells * self.levels[0].stride for cells in maps[0].logits.shape[2:])
@@ -170,7 +171,8 @@ class SSH(AnchorDetector):
             points = losses.by_anchor([maps.landmarks], [level])
             index = torch.where(faces, index, -1)
             variance, weight = config.variances[0], config.landmark_weight
-            terms["landmarks"] = losses.landmark_term(points, anchors, truth, index, variance, weight)
+            mean = losses.landmark_term(points, anchors, truth, index, variance, weight)
+            terms["landmarks"] = mean * faces.sum() / samples
         return terms
 
 
@@ -255,12 +257,16 @@ class SSHLiteConfig(SSHConfig):
         anchor_centre: None: the middle of a cell, stride / 2. The author's 8 for all modules serves released weights
             only; it leaves M3's anchors a quarter of a cell up and left, so that mirrored pictures differ.
         variances: Units of the box offsets, of centres and of sizes, as in S3FD.
+        positive_iou: As in S3FD. At 0.5 many a face between the sides of two anchors teaches nothing.
+        borders: By a whole anchor: none is left out. In samples of some hundred pixels most anchors of M2 would be.
         landmarks: Every anchor also answers five landmarks; the paper's network has none.
         prior: Face probability that a fresh network answers everywhere.
     """
 
     anchor_centre: float | None = None
     variances: tuple[float, float] = (0.1, 0.2)
+    positive_iou: float = 0.35
+    borders: tuple[float, ...] = (32.0, 128.0, 512.0)
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     bgr: bool = False

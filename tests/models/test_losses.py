@@ -222,8 +222,8 @@ def slow_ssh(model, maps, truth):
     terms = {"classification": 0.0, "box": 0.0}
     points_term = 0.0
     height, width = (cells * 8 for cells in maps[0].logits.shape[2:])
-    for module, level, border in zip(maps, model.levels, (0, 0, 512), strict=True):
-        classification, box, points, samples = 0.0, 0.0, [], 0
+    for module, level, border in zip(maps, model.levels, config.borders, strict=True):
+        classification, box, points, samples, positives = 0.0, 0.0, [], 0, 0
         for image in range(len(truth.splits) - 1):
             anchors = anchors_of([module], [level], image)
             valid = [
@@ -233,7 +233,7 @@ def slow_ssh(model, maps, truth):
                 and a.box[3] <= height + border
                 for a in anchors
             ]
-            index = assigned([a.box for a in anchors], truth, image, valid, positive=0.5, negative=0.3)
+            index = assigned([a.box for a in anchors], truth, image, valid, positive=config.positive_iou, negative=0.3)
             boxes, landmarks = faces_of(truth, image)
             matches = [(a, face) for a, face in zip(anchors, index, strict=True) if face >= 0]
             matches = sorted(matches, key=lambda match: match[0].face_probability())[: config.module_samples // 4]
@@ -241,6 +241,7 @@ def slow_ssh(model, maps, truth):
             background.sort(key=Anchor.face_probability, reverse=True)
             background = background[: config.module_samples - len(matches)]
             samples += len(matches) + len(background)
+            positives += len(matches)
             classification += sum(a.cross_entropy(True) for a, _ in matches)
             classification += sum(a.cross_entropy(False) for a in background)
             box += sum(box_loss(a.box, a.deltas, boxes[f], config.variances, config.box_sigma) for a, f in matches)
@@ -248,7 +249,8 @@ def slow_ssh(model, maps, truth):
                 points += [landmark_loss(a.box, a.points, landmarks[face], config.variances[0]) for a, face in matches]
         terms["classification"] += classification / max(1, samples)
         terms["box"] += box / max(1, samples)
-        points_term += config.landmark_weight * mean([value for value in points if value is not None])
+        weight = config.landmark_weight * positives / max(1, samples)
+        points_term += weight * mean([value for value in points if value is not None])
     return terms | ({} if maps[0].landmarks is None else {"landmarks": points_term})
 
 
@@ -375,7 +377,7 @@ class TestByHand:
         assert terms["landmarks"].item() == pytest.approx(0.25 * 0.1**2 / 2, rel=1e-4)
 
     def test_ssh(self):
-        model = build("ssh_lite")
+        model = build("ssh_lite", borders=(0.0, 0.0, 512.0))
         maps = [
             type(m)(*(x if x is None else torch.zeros_like(x) for x in m))
             for m in maps_of(model, [(2, 2), (1, 1), (1, 1)], batch=1)
