@@ -37,7 +37,7 @@ DATA = (
 )
 LIMITS = (
     "- Small data: faces on their side, in odd light, painted or drawn are often missed.",
-    "- Faces below 8 px in the network's picture are not looked for; give a larger `size` or `tile` for crowds.",
+    "- Faces below {smallest:.0f} px in the network's picture are mostly missed: give a larger `size`, or a `tile`.",
     "- Nobody measured how well it works across groups of people; measure on your own pictures before you rely on it.",
 )
 
@@ -59,7 +59,7 @@ def main() -> None:
     save_checkpoint(file, copy.deepcopy(model).half(), run.model, {"score_threshold": first.score_threshold})
     write_config(run, file.with_suffix(".json"))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    file.with_suffix(".md").write_text(card(run, digest, reports, latency(model, sets[next(iter(sets))])))
+    file.with_suffix(".md").write_text(card(run, model, digest, reports, latency(model, sets[next(iter(sets))])))
     print(f"{file.name}: {file.stat().st_size:,} bytes, SHA-256 {digest}")
 
 
@@ -88,7 +88,7 @@ def latency(model: SingleShot, pictures: list[Picture], count: int = 40) -> floa
     return 1000 * statistics.median(times)
 
 
-def card(run: Run, digest: str, reports: dict[tuple[str, int], Report], milliseconds: float) -> str:
+def card(run: Run, model: SingleShot, digest: str, reports: dict[tuple[str, int], Report], milliseconds: float) -> str:
     """The model card."""
     recipe, name = run.recipe, run.model
     sets = list(dict.fromkeys(name for name, _ in reports))
@@ -140,7 +140,7 @@ def card(run: Run, digest: str, reports: dict[tuple[str, int], Report], millisec
         "",
         "## Limits",
         "",
-        *LIMITS,
+        *(line.format(smallest=model.smallest_face) for line in LIMITS),
     ]
     return "\n".join(lines) + "\n"
 
