@@ -258,6 +258,7 @@ class SSHLiteConfig(SSHConfig):
             only; it leaves M3's anchors a quarter of a cell up and left, so that mirrored pictures differ.
         variances: Units of the box offsets, of centres and of sizes, as in S3FD.
         positive_iou: As in S3FD. At 0.5 many a face between the sides of two anchors teaches nothing.
+        nms_threshold: As in `S3FDLiteConfig`.
         borders: By a whole anchor: none is left out. In samples of some hundred pixels most anchors of M2 would be.
         landmarks: Every anchor also answers five landmarks; the paper's network has none.
         prior: Face probability that a fresh network answers everywhere.
@@ -270,6 +271,7 @@ class SSHLiteConfig(SSHConfig):
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     bgr: bool = False
+    nms_threshold: float = 0.4
     landmarks: bool = True
     prior: float = 0.01
 
