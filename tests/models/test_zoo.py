@@ -4,12 +4,17 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from pyface import FaceDetector
+from pyface.evaluation.average_precision import box_iou
 from pyface.models import FaceModel, create_model, list_models, zoo
+from pyface.training.run import read_config
 
+ROOT = Path(__file__).parents[2]
 WEIGHTS = Path(zoo.__file__).parents[1] / "weights"
 PRETRAINED = list_models(pretrained=True)
 
@@ -74,3 +79,39 @@ def test_a_model_without_default_weights(monkeypatch):
     assert "mtcnn" in list_models(pretrained=False)
     with pytest.raises(ValueError, match="weights=None"):
         create_model("mtcnn")
+
+
+# The nine faces (x1, y1, x2, y2) of examples/gallery.jpg, by where examples/compose.py put the astronaut's.
+GALLERY = [
+    (135, 106, 262, 260),
+    (478, 77, 563, 180),
+    (757, 77, 842, 180),
+    (464, 328, 535, 413),
+    (685, 328, 756, 413),
+    (65, 433, 114, 493),
+    (213, 424, 248, 467),
+    (322, 417, 347, 447),
+    (878, 309, 921, 360),
+]
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_default_weights_find_faces(name):
+    faces = FaceDetector(name, device="cpu")(ROOT / "examples" / "gallery.jpg")
+    overlap = box_iou(np.array(GALLERY, np.float32), faces.boxes.numpy())
+    assert (overlap.max(1) > 0.4).all()  # all of them, and nothing else
+    assert len(faces) == len(GALLERY)
+    x, y = faces.landmarks.unbind(-1)
+    left, top, right, bottom = faces.boxes.T[..., None]
+    assert ((x > left) & (x < right) & (y > top) & (y < bottom)).all()
+    assert (x[:, 0] < x[:, 1]).all()  # the eyes, left first
+    assert (y[:, :2].amax(1) < y[:, 3:].amin(1)).all()  # above the mouth
+
+
+@pytest.mark.parametrize("name", [name for name in PRETRAINED if name != "mtcnn"])
+def test_configurations_of_our_own_runs_can_be_repeated(name):
+    run = read_config(WEIGHTS / f"{name}.json")
+    assert run.model == name
+    assert len(run.held_out) == 200
+    assert not any("val" in Path(folder).parts for folder in run.data)
+    assert f"pyface train --config pyface/weights/{name}.json" in (WEIGHTS / f"{name}.md").read_text()
