@@ -412,12 +412,17 @@ class SRNLiteConfig(SRNConfig):
 
     Attributes:
         separate_prediction: As in the paper: the steps look at different maps, and their own layers cost nothing.
-        variances: Units of the box offsets, of centres and of sizes, in both steps, as in S3FD.
+        second_iou: As in S3FD. Of anchors two strides wide, those around a face between cells stay below 0.5, and low
+            levels' anchors are not moved.
+        variances: Units of the box offsets, of centres and of sizes, in both steps; twice S3FD's, lest boxes outweigh
+            the small values of the focal loss.
         landmarks: Every anchor's second step also answers five landmarks; the paper's network has none.
     """
 
     separate_prediction: bool = True
-    variances: tuple[float, float] = (0.1, 0.2)
+    second_iou: tuple[float, float] = (0.35, 0.3)
+    variances: tuple[float, float] = (0.2, 0.4)
+    landmark_weight: float = 0.1
     landmarks: bool = True
 
 

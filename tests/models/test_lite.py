@@ -130,7 +130,7 @@ def test_candidates(name, landmarks):
     assert found.index[1, 0] == first + (1 * maps[1].logits.shape[3] + 2) * n + n - 1
     anchor = ops.anchor_boxes(model.levels, sizes_of(maps))[found.index[1, 0]]
     side = anchor[2:] - anchor[:2]
-    shift = 0.1 * side * torch.tensor([1.0, -2.0])
+    shift = model.variances[0] * side * torch.tensor([1.0, -2.0])
     torch.testing.assert_close(found.boxes[1, 0], anchor + shift.repeat(2), rtol=1e-5, atol=1e-4)
     assert found.landmarks.shape == ((2, 10, 5, 2) if landmarks else (2, 10, 0, 2))
     if landmarks:

@@ -255,7 +255,7 @@ def slow_ssh(model, maps, truth):
 
 
 def slow_srn(model, maps, truth):
-    variances = model.variances
+    variances, (positive, negative) = model.variances, model.config.second_iou
     first_class, first_box, first_low, first_high = 0.0, 0.0, 0, 0
     classification, box, points, faces = 0.0, 0.0, [], 0
     for image in range(len(truth.splits) - 1):
@@ -271,7 +271,7 @@ def slow_srn(model, maps, truth):
                 first_high += 1
         moved = [a.box if a.offsets is None else moved_by(a.box, a.offsets, variances) for a in anchors]
         valid = [a.gate is None or sigmoid(a.gate[0]) > 0.01 for a in anchors]
-        index = assigned(moved, truth, image, valid, positive=0.5, negative=0.4)
+        index = assigned(moved, truth, image, valid, positive=positive, negative=negative)
         for a, start, face in zip(anchors, moved, index, strict=True):
             if face != -2:
                 classification += focal(a.face_probability(), face >= 0)
@@ -388,7 +388,7 @@ class TestByHand:
         assert terms["box"].item() == 0
 
     def test_srn(self):
-        model = build("srn_lite")
+        model = build("srn_lite", second_iou=(0.5, 0.4), variances=(0.1, 0.2))
         maps = [
             type(m)(*(x if x is None else torch.zeros_like(x) for x in m))
             for m in maps_of(model, [(1, 1)] * 6, batch=1)
@@ -828,14 +828,14 @@ class TestPieces:
                 maps[level].logits[0, -n + k, row, column] = 20.0
                 anchors = losses.anchors_on(model.levels, maps)
                 maps[level].boxes[0, 4 * k : 4 * k + 4, row, column] = losses.encode_boxes(
-                    anchors[place], truth, (0.1, 0.2)
+                    anchors[place], truth, model.variances
                 )
                 found = model.candidates(maps, score_threshold=0.5, max_candidates=1)
                 evidence = losses.face_evidence([m.logits for m in maps], model.levels)
                 boxes = losses.by_anchor([m.boxes for m in maps], model.levels)
                 assert found.index[0, 0] == evidence[0].argmax() == place
                 torch.testing.assert_close(found.boxes[0, 0], truth, rtol=0, atol=1e-3)
-                decoded = losses.decode_boxes(anchors[place], boxes[0, place], (0.1, 0.2))
+                decoded = losses.decode_boxes(anchors[place], boxes[0, place], model.variances)
                 torch.testing.assert_close(decoded, truth, rtol=0, atol=1e-3)
                 maps[level].logits.copy_(x)
 
