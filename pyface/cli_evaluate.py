@@ -48,7 +48,7 @@ def faces(
     multiscale: Multiscale = None,
     lowest_score: Lowest = LOWEST_SCORE,
     worst: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save the pictures with the most mistakes, drawn.")
+        Path | None, typer.Option(metavar="DIR", help="Save the 20 pictures with the most mistakes, drawn.")
     ] = None,
     json_file: Json = None,
     plot: Plot = None,
@@ -96,11 +96,12 @@ def faces(
         _plot(plot, "plot_curves", {f"IoU {t:g}": precision_recall(pictures, boxes, scores, t) for t in iou})
     if worst is not None:
         try:
-            paths = save_worst(worst, pictures, found, report.best_threshold, iou_threshold=iou[0])
+            paths, wrong = save_worst(worst, pictures, found, report.best_threshold, iou[0])
         except (OSError, ValueError) as error:
             _fail(f"the worst pictures cannot be saved: {error}", 1)
         typer.echo(
-            f"{len(paths)} pictures with mistakes in {worst}: missed faces yellow, false ones red, found ones green"
+            f"the worst {len(paths)} of {wrong:,} pictures with mistakes are in {worst}: "
+            "missed faces yellow, false ones red, found ones green"
         )
 
 

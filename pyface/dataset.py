@@ -65,6 +65,9 @@ def read_folder(folder: str | Path) -> list[Picture]:
         if not path.is_file():
             raise DatasetError(f"{annotations} names {name}, which is not in {images}")
         pictures.append(_picture(path, rows, points.get(name, {})))
+    marked = any(np.isfinite(of).all() for boxes in points.values() for of in boxes.values())
+    if marked and not any(np.isfinite(picture.landmarks).any() for picture in pictures):
+        raise DatasetError(f"{folder / 'landmarks.txt'}: no row's name and x y w h are those of a face in bbx_gt.txt")
     return pictures
 
 

@@ -1,5 +1,6 @@
 """Pictures of results: boxes, scores and landmarks drawn on a picture."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -33,28 +34,42 @@ def draw(image: Any, detections: Detections, colour: tuple[int, int, int] = _GRE
         (80, 80, 3)
     """
     canvas = detections._pixels_of(image).copy()
-    width = max(1, round(max(canvas.shape[:2]) / 500))
-    rim = 2 if max(canvas.shape[:2]) > 300 else 0
     for box, score, landmarks in reversed(list(detections)):  # the best face last, on top
-        x1, y1, x2, y2 = (round(value) for value in box.clamp(-_FAR, _FAR).tolist())
-        if rim:  # keeps a line visible on a background of its own colour; a small picture has no room for it
-            cv2.rectangle(canvas, (x1, y1), (x2, y2), _DARK, width + rim, cv2.LINE_AA)
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, width, cv2.LINE_AA)
+        x1, y1, x2, y2 = frame(canvas, box.tolist(), colour)
         if landmarks is not None:
             radius = max(1, round((x2 - x1) / 30))
             for x, y in landmarks.clamp(-_FAR, _FAR).round().int().tolist():
                 if radius > 1:
                     cv2.circle(canvas, (x, y), radius + 1, _DARK, cv2.FILLED, cv2.LINE_AA)
                 cv2.circle(canvas, (x, y), radius, _LANDMARK, cv2.FILLED, cv2.LINE_AA)
-        _label(canvas, f"{score:.2f}", (x1, y1, x2, y2), width, colour)
+        _label(canvas, f"{score:.2f}", (x1, y1, x2, y2), colour)
     return canvas
+
+
+def frame(canvas: Pixels, box: Sequence[float], colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """Draws a box (x1, y1, x2, y2) on a picture uint8 [H, W, 3], with a line that fits its size.
+
+    Returns:
+        The box in whole pixels.
+    """
+    x1, y1, x2, y2 = (round(min(max(value, -_FAR), _FAR)) for value in box)
+    width = _line_width(canvas)
+    if max(canvas.shape[:2]) > 300:  # a rim keeps the line visible on its own colour; small pictures have no room
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), _DARK, width + 2, cv2.LINE_AA)
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, width, cv2.LINE_AA)
+    return x1, y1, x2, y2
+
+
+def _line_width(canvas: Pixels) -> int:
+    return max(1, round(max(canvas.shape[:2]) / 500))
 
 
 _FAR = 1e6  # OpenCV draws with fixed-point numbers, which overflow far outside
 
 
-def _label(canvas: Pixels, text: str, box: tuple[int, int, int, int], width: int, colour: tuple[int, int, int]) -> None:
+def _label(canvas: Pixels, text: str, box: tuple[int, int, int, int], colour: tuple[int, int, int]) -> None:
     """Writes above the box, or inside its top edge where there is no room above."""
+    width = _line_width(canvas)
     font, scale, pad = cv2.FONT_HERSHEY_SIMPLEX, max(0.4, width * 0.3), 1 + width
     (text_width, text_height), _ = cv2.getTextSize(text, font, scale, width)
     rows, columns = canvas.shape[:2]

@@ -11,7 +11,9 @@ import argparse
 import copy
 import hashlib
 import statistics
+import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -20,9 +22,9 @@ from pyface import FaceDetector
 from pyface.dataset import Picture
 from pyface.evaluation.faces import Report, evaluate
 from pyface.images import read_image
-from pyface.models.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
+from pyface.models.checkpoints import save_checkpoint
 from pyface.models.single_shot import SingleShot
-from pyface.models.zoo import REGISTRY
+from pyface.models.zoo import REGISTRY, create_model
 from pyface.training.album import split
 from pyface.training.recipes import Run
 from pyface.training.run import CONFIG, measured_sets, read_config, write_config
@@ -47,6 +49,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
     arguments = parser.parse_args()
     run = read_config(arguments.run / CONFIG)
+    if run.weights is not None:
+        sys.exit(f"the run began with {run.weights}: the card would have to name its data and licence")
     model = rounded_model(run, arguments.run / "best.safetensors")
     sets = measured_sets(run.val, split(run.data, run.held_out)[1] if run.held_out else [])
     reports = {
@@ -56,8 +60,9 @@ def main() -> None:
     }
     first = reports[next(iter(sets)), SIZES[0]]
     file = WEIGHTS / f"{run.model}.safetensors"
-    save_checkpoint(file, copy.deepcopy(model).half(), run.model, {"score_threshold": first.score_threshold})
-    write_config(run, file.with_suffix(".json"))
+    settings = asdict(replace(model.config, score_threshold=first.score_threshold))
+    save_checkpoint(file, copy.deepcopy(model).half(), run.model, settings)
+    write_config(replace(run, settings=run.settings or asdict(REGISTRY[run.model].config)), file.with_suffix(".json"))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     file.with_suffix(".md").write_text(card(run, model, digest, reports, latency(model, sets[next(iter(sets))])))
     print(f"{file.name}: {file.stat().st_size:,} bytes, SHA-256 {digest}")
@@ -65,10 +70,8 @@ def main() -> None:
 
 def rounded_model(run: Run, path: Path) -> SingleShot:
     """The model with numbers that half precision has, which is how it is shipped and thus measured."""
-    row = REGISTRY[run.model]
-    model = row.build(row.config).eval()
-    load_checkpoint(model, read_checkpoint(path, run.model))
-    model.half().float()
+    model = create_model(run.model, path).half().float()
+    assert isinstance(model, SingleShot)
     if not all(value.isfinite().all() for value in model.state_dict().values()):
         raise ValueError(f"{path} holds numbers beyond half precision")
     return model

@@ -71,6 +71,11 @@ def test_negatives(folder):
         ("gone.jpg\n0\n", None, "names gone.jpg, which is not in"),
         ("a.jpg\n0\n", "1 2 3 4\n", "landmarks.txt, line 1: should name a picture"),
         ("a.jpg\n0\n", "# a.jpg\n1 2 3 4 5\n", "landmarks.txt, line 2: should be 20 numbers"),
+        (
+            "a.jpg\n1\n10 20 30 40 0 0 0 0 0 0\n",
+            "# a.jpg\n10.5 20 30 40 1 2 0 3 4 0 5 6 0 7 8 0 9 10 0 0\n",
+            "landmarks.txt: no row's name and x y w h are those of a face in bbx_gt.txt",
+        ),
     ],
 )
 def test_malformed_files_are_named(folder, boxes, landmarks, words):

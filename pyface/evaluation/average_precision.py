@@ -71,9 +71,8 @@ def precision_recall(
         if np.isnan(confidence).any():
             raise ValueError(f"{picture.path}: scores should be numbers, got NaN")
         order = np.argsort(-confidence, kind="stable")
-        outcome, counted = _outcomes(
-            picture, np.asarray(detected, np.float64).reshape(-1, 4)[order], iou_threshold, size
-        )
+        detected = np.asarray(detected, np.float64).reshape(-1, 4)[order]
+        outcome, counted = outcomes(picture, detected, iou_threshold, size)
         keep = outcome >= 0
         all_scores.append(confidence[order][keep])
         hits.append(outcome[keep])
@@ -83,8 +82,8 @@ def precision_recall(
     return _curve(np.concatenate(all_scores), np.concatenate(hits), faces)
 
 
-def _outcomes(
-    picture: Picture, detected: Boxes, iou_threshold: float, size: tuple[float, float]
+def outcomes(
+    picture: Picture, detected: Boxes, iou_threshold: float, size: tuple[float, float] = (0.0, math.inf)
 ) -> tuple[NDArray[np.int64], int]:
     """Per detection, in score order: 1 a hit, 0 a miss, -1 dropped; and how many faces count."""
     truth = np.concatenate([picture.faces, picture.ignore]).astype(np.float64)

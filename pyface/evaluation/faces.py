@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from pyface.dataset import DatasetError, Picture
 from pyface.detections import Detections
-from pyface.evaluation.average_precision import SIZES, best_f1, box_iou, precision_recall
+from pyface.evaluation.average_precision import SIZES, best_f1, box_iou, outcomes, precision_recall
 
 if TYPE_CHECKING:
     from pyface.detector import FaceDetector
 
 
+WORST = 20  # pictures that `save_worst` saves at most
 _MISSED, _FALSE, _IGNORED = (255, 220, 0), (230, 40, 40), (128, 128, 128)
 
 
@@ -159,55 +160,48 @@ def mistakes(
         bool, one for each face of the picture and one for each detection. A second detection of a face is a mistake;
         one of an ignore box, or below the threshold, is not.
     """
-    truth = np.concatenate([picture.faces, picture.ignore])
-    is_missed = np.ones(len(picture.faces), bool)
     is_false = found.scores.numpy() >= threshold
-    if len(truth) == 0:
-        return is_missed, is_false
-    overlap = box_iou(found.boxes.numpy(), truth)
-    for k in np.flatnonzero(is_false):  # sorted, the best first
-        best = overlap[k].argmax()
-        if overlap[k, best] >= iou_threshold:
-            is_false[k] = best < len(picture.faces) and not is_missed[best]
-            is_missed[best : best + 1] = False
+    boxes = found.boxes.numpy().astype(np.float64)[is_false]
+    outcome, _ = outcomes(picture, boxes, iou_threshold)
+    is_false[is_false] = outcome == 0
+    is_missed = np.ones(len(picture.faces), bool)
+    if (outcome == 1).any():
+        is_missed[box_iou(boxes[outcome == 1], picture.faces.astype(np.float64)).argmax(1)] = False
     return is_missed, is_false
 
 
 def save_worst(
-    folder: Path,
-    pictures: Sequence[Picture],
-    found: Sequence[Detections],
-    threshold: float,
-    count: int = 20,
-    iou_threshold: float = 0.5,
-) -> list[Path]:
-    """Saves the pictures with the most mistakes: missed faces yellow, false ones red, found ones green, ignored grey.
+    folder: Path, pictures: Sequence[Picture], found: Sequence[Detections], threshold: float, iou_threshold: float = 0.5
+) -> tuple[list[Path], int]:
+    """Saves the `WORST` pictures with the most mistakes: missed faces yellow, false red, found green, ignored grey.
 
-    Detections count with a score >= threshold, and match with an IoU >= iou_threshold.
+    Detections count with a score >= threshold, and match with an IoU >= iou_threshold. Files that an earlier call left
+    in the folder go.
 
     Returns:
-        The files, the worst first.
+        The files, the worst first, and how many pictures have mistakes.
     """
     import cv2
 
-    from pyface.draw import draw
+    from pyface.draw import draw, frame
     from pyface.images import read_image
 
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("[0-9][0-9]_*_mistakes_*.jpg"):
+        old.unlink()
     wrong = [mistakes(picture, of, threshold, iou_threshold) for picture, of in zip(pictures, found, strict=True)]
     counts = [int(is_missed.sum() + is_false.sum()) for is_missed, is_false in wrong]
+    order = sorted((k for k, count in enumerate(counts) if count), key=lambda k: -counts[k])
     paths = []
-    for rank, k in enumerate(sorted(range(len(counts)), key=lambda k: -counts[k])[:count]):
-        if counts[k] == 0:
-            break
+    for rank, k in enumerate(order[:WORST]):
         is_missed, is_false = wrong[k]
-        is_counted = found[k].scores.numpy() >= threshold
-        canvas = draw(read_image(pictures[k].path), found[k][torch.from_numpy(is_counted & ~is_false)])
+        is_right = (found[k].scores.numpy() >= threshold) & ~is_false
+        canvas = draw(read_image(pictures[k].path), found[k][torch.from_numpy(is_right)])
         canvas = draw(canvas, found[k][torch.from_numpy(is_false)], colour=_FALSE)
         for boxes, colour in ((pictures[k].ignore, _IGNORED), (pictures[k].faces[is_missed], _MISSED)):
-            for x1, y1, x2, y2 in boxes.round().astype(int).tolist():
-                cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, 2)
+            for box in boxes.tolist():
+                frame(canvas, box, colour)
         path = folder / f"{rank:02d}_{counts[k]}_mistakes_{pictures[k].path.stem}.jpg"
         path.write_bytes(cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))[1].tobytes())
         paths.append(path)
-    return paths
+    return paths, len(order)

@@ -40,7 +40,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pyface.models.backbones import VGG16
@@ -221,13 +221,15 @@ def save_checkpoint(
         path: Where to; replaced at once when it is complete.
         model: The model.
         name: Its name in the registry.
-        settings: Fields of its configuration that differ from the defaults.
+        settings: Fields of its configuration; what is not named will be the default of the version that reads it.
     """
     path = Path(path)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     beside = path.with_name(f"{path.name}.part")
     try:
-        save_file(state, beside, metadata={"model": name, "settings": json.dumps(dict(settings or {}))})
+        # safetensors' own `save_file` leaves files that only their owner may read.
+        metadata = {"model": name, "settings": json.dumps(dict(settings or {}))}
+        beside.write_bytes(save(state, metadata))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -280,6 +282,8 @@ def is_of_kind(value: Any, kind: Any, default: Any) -> bool:
         kinds = parts[:1] * len(value) if parts[-1] is ... else parts
         defaults = default if isinstance(default, tuple) else value
         return len(value) == len(kinds) == len(defaults) and all(map(is_of_kind, value, kinds, defaults))
+    if origin is dict:
+        return isinstance(value, dict)
     return type(value) is kind or (kind is float and type(value) is int)
 
 

@@ -137,11 +137,17 @@ def count(mask: Tensor) -> Tensor:
 
 
 def landmark_term(
-    answers: Tensor, anchors: Tensor, truth: GroundTruth, index: Tensor, variance: float, weight: float
+    answers: Tensor,
+    anchors: Tensor,
+    truth: GroundTruth,
+    index: Tensor,
+    variance: float,
+    weight: float,
+    divisor: Tensor | None = None,
 ) -> Tensor:
     """Smooth L1 of the landmarks of matched anchors, over those whose face's five points are all known.
 
-    It is divided by their number; 0 where there are none.
+    0 where there are none.
 
     Args:
         answers: [B, A, 10].
@@ -150,6 +156,7 @@ def landmark_term(
         index: int32 [B, A], as from `ops.assign_anchors`.
         variance: Unit of the answers, in anchor sides.
         weight: Of the term.
+        divisor: What the sum is divided by; None: the number of those anchors.
 
     Raises:
         ValueError: The truth's landmarks are not [G, 5, 2].
@@ -161,7 +168,7 @@ def landmark_term(
         raise ValueError(f"landmarks should be [G, 5, 2] = {list(expected)}, got {list(points.shape)}")
     targets = encode_landmarks(anchors, matched(points, truth.splits, index), variance)
     known = (index >= 0) & targets.isfinite().all(-1)
-    return weight * smooth_l1(answers, targets, known) / count(known)
+    return weight * smooth_l1(answers, targets, known) / (count(known) if divisor is None else divisor)
 
 
 def hardest(losses: Tensor, where: Tensor, most: int, wanted: Tensor | None = None) -> Tensor:

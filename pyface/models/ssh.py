@@ -133,8 +133,7 @@ class SSH(AnchorDetector):
         Returns:
             "classification": softmax cross-entropy, the mean over the anchors that teach.
             "box": smooth L1 of the faces' anchors, divided by the number of anchors that teach.
-            "landmarks", where the maps have them: smooth L1, the mean over the anchors whose face's are known, times
-                the share of faces' anchors among those that teach, so that it weighs as the boxes' does.
+            "landmarks", where the maps have them: smooth L1 of the anchors whose face's are known, divided as "box".
         """
         modules = zip(maps, self.levels, self.config.borders, strict=True)
         height, width = (cells * self.levels[0].stride for cells in maps[0].logits.shape[2:])
@@ -171,8 +170,7 @@ class SSH(AnchorDetector):
             points = losses.by_anchor([maps.landmarks], [level])
             index = torch.where(faces, index, -1)
             variance, weight = config.variances[0], config.landmark_weight
-            mean = losses.landmark_term(points, anchors, truth, index, variance, weight)
-            terms["landmarks"] = mean * faces.sum() / samples
+            terms["landmarks"] = losses.landmark_term(points, anchors, truth, index, variance, weight, samples)
         return terms
 
 

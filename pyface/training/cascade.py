@@ -46,6 +46,8 @@ from pyface.training.run import (
     CHECKPOINT,
     Bar,
     begin,
+    check_checkpoint,
+    check_device,
     check_folder,
     fit,
     make_trainer,
@@ -155,6 +157,7 @@ def train_cascade(run: Run, folder: Path, *, accelerator: str = "auto", resume: 
             the cascade does not have.
     """
     check_folder(folder, resume)
+    check_device(run, accelerator)
     check(run)
     if (folder / NETS[-1] / WEIGHTS).exists():
         print(f"the run in {folder} is complete", flush=True)
@@ -197,6 +200,8 @@ def check(run: Run) -> None:
     Raises:
         TrainingError: It does.
     """
+    if run.settings is not None:
+        raise TrainingError(f"{run.model} trains with its usual settings, leave out those of the configuration")
     if run.backbone is not None:
         raise TrainingError(f"{run.model} has no trunk, there are no ImageNet weights for it")
     if run.devices > 1 or (started_by_torchrun() or 1) > 1:
@@ -253,6 +258,7 @@ def train_net(
     if hours is not None:
         hours = max(hours - seconds / 3600, 0.1 * hours)
     checkpoint = folder / net / CHECKPOINT
+    check_checkpoint(checkpoint)
     callbacks: list[L.Callback] = [average, *([measuring] if measuring else []), Saving(checkpoint)]
     if sys.stdout.isatty():
         callbacks.append(Bar(measuring) if measuring else RichProgressBar(refresh_rate=20))

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from pyface.models.base import GroundTruth
 from pyface.models.checkpoints import save_checkpoint
 from pyface.models.densebox import DenseBox
 from pyface.models.single_shot import SingleShot
-from pyface.models.zoo import REGISTRY
 from pyface.training.album import Album
 from pyface.training.crops import Rule
 from pyface.training.recipes import Recipe, TrainingError
@@ -68,7 +68,7 @@ class Data(L.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Moves what is wanted there; where crops are is asked by the host."""
-        truth = GroundTruth(*(x.to(device, non_blocking=True) for x in batch.truth if x is not None))
+        truth = GroundTruth(*(None if x is None else x.to(device, non_blocking=True) for x in batch.truth))  # type: ignore[arg-type]
         pixels = None if batch.pixels is None else [x.to(device, non_blocking=True) for x in batch.pixels]
         return batch._replace(truth=truth, pixels=pixels, colours=batch.colours.to(device, non_blocking=True))
 
@@ -173,7 +173,7 @@ class Average(L.Callback):
     """The moving average of a model's weights and statistics, in a copy of its own.
 
     Args:
-        decay: How much of it stays in a step; less in the first steps, (1 + n) / (10 + n), when little is there.
+        decay: How much of it stays in a step, at most; (1 + n) / (10 + n) while that is less, in step n.
     """
 
     def __init__(self, decay: float) -> None:
@@ -322,11 +322,8 @@ class Measuring(L.Callback):
 
 
 def save(path: Path, model: nn.Module, name: str, config: Any) -> None:
-    """Writes weights with the settings that are not the registry's, some of which may have come with older weights."""
-    usual = REGISTRY[name].config
-    fields = [field.name for field in dataclasses.fields(config)]
-    settings = {field: getattr(config, field) for field in fields if getattr(config, field) != getattr(usual, field)}
-    save_checkpoint(path, model, name, settings)
+    """Writes weights with all of the model's numbers: what is usual may change."""
+    save_checkpoint(path, model, name, dataclasses.asdict(config))
 
 
 def _shared(trainer: L.Trainer, own: list[Detections]) -> list[Detections]:
@@ -346,7 +343,8 @@ def check_finite(module: L.LightningModule) -> None:
     """
     if not all(value.isfinite().all() for value in module.state_dict().values()):
         raise TrainingError(
-            f"the weights are NaN or infinite after step {module.global_step}, begin again with a lower --rate"
+            f"the weights are NaN or infinite after step {module.global_step}, begin again with a lower --rate or "
+            "with --precision fp32"
         )
 
 
@@ -382,4 +380,6 @@ class Saving(L.Callback):
         part = self.path.with_name(f"{self.path.name}.part")
         trainer.save_checkpoint(part, weights_only=False)
         if trainer.is_global_zero:
+            with part.open("rb") as file:  # or a power cut may leave a file of that name without its content
+                os.fsync(file.fileno())
             part.replace(self.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 CropRule = Literal["octaves", "s3fd", "srn", "ssh", "densebox"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
@@ -26,8 +26,8 @@ class Recipe:
         mosaic: Share of the samples that are four crops of half the side, so that faces come small and many.
         cut_out: Probability that a face loses a part to a rectangle of one colour.
         photometric: Probability of each change of brightness, contrast, saturation and hue.
-        smallest_face: Faces with a shorter side (square root of the area) in the sample, in pixels, are neither faces
-            nor background.
+        smallest_face: Faces that are smaller in the sample (square root of the area, in pixels) are neither faces nor
+            background. In the cascade: faces whose longer side in the picture is shorter.
         optimizer: "adamw", or "sgd" with momentum 0.9.
         rate: Highest learning rate.
         bias_rate: What biases' rate is multiplied by; they never decay.
@@ -36,7 +36,8 @@ class Recipe:
         warm_up: Share of the run over which the rate rises from 0.
         weight_decay: Of weights with two or more dimensions.
         clip: Largest norm of all gradients together.
-        average: Decay of the moving average of the weights, which is what is measured and kept.
+        average: Largest decay of the moving average of the weights, which is what is measured and kept. After n steps
+            it is (1 + n) / (10 + n) at most, so that shorter runs average over their last tenth.
         frozen: Layers of the trunk that keep ImageNet's weights, where a run starts from these.
     """
 
@@ -152,6 +153,8 @@ class Run:
         workers: Processes that prepare samples; 0: the one that trains.
         devices: Processes that train, each on a GPU of its own or all on the CPU; a batch of each makes a step.
         recipe: The numbers.
+        settings: The model's own numbers, fields of its configuration; None: the registry's, or those that came with
+            the weights. A run writes down all of them.
     """
 
     model: str
@@ -167,6 +170,7 @@ class Run:
     workers: int = 0
     devices: int = 1
     recipe: Recipe = field(default_factory=Recipe)
+    settings: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("seed", 0), ("validations", 1), ("workers", 0), ("devices", 1)):

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,10 @@ from lightning.pytorch.callbacks import RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from pyface.dataset import DatasetError, Picture, read_folder
-from pyface.models.checkpoints import is_of_kind, tupled
+from pyface.models.checkpoints import configured, is_of_kind, load_checkpoint, read_checkpoint, tupled
 from pyface.models.densebox import DenseBox
 from pyface.models.single_shot import SingleShot
-from pyface.models.zoo import create_model
+from pyface.models.zoo import create_model, model_info
 from pyface.training.album import Album, size_of, split
 from pyface.training.crops import RULES, Rule, densebox
 from pyface.training.module import Average, Data, Measuring, Saving, Training
@@ -103,19 +104,19 @@ def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = F
     check_folder(folder, resume)
     if started_by_torchrun() not in (None, run.devices):
         raise TrainingError(f"the run is for {run.devices} processes, torchrun started {started_by_torchrun()}")
+    check_device(run, accelerator)
     checkpoint = folder / CHECKPOINT
+    check_checkpoint(checkpoint)
+    learned, held = split(run.data, run.held_out)
+    sets = measured_sets(run.val, held)
+    album = Album(learned, accelerator=accelerator, sharers=local_devices(run))
     L.seed_everything(run.seed, workers=True, verbose=False)
-    model = create_model(run.model, run.weights)
-    if not isinstance(model, SingleShot):
-        raise TrainingError(f"{run.model} does not train on whole pictures")
-    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = starting_model(run, album)
+    run = dataclasses.replace(run, settings=dataclasses.asdict(model.config))  # type: ignore[call-overload]
     if run.backbone is not None:
         load_backbone(model, run.backbone)
         freeze(model, run.recipe.frozen)
     rule = rule_of(run.recipe, model)
-    learned, held = split(run.data, run.held_out)
-    sets = measured_sets(run.val, held)
-    album = Album(learned, accelerator=accelerator, sharers=local_devices(run))
     begin(run, folder, album, resume)
     announce(run, album, sets)
 
@@ -135,15 +136,73 @@ def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = F
         print(f"  pyface detect PICTURES --model {run.model} --weights {folder / 'best.safetensors'}", flush=True)
 
 
+def starting_model(run: Run, album: Album) -> SingleShot:
+    """A run's model before training.
+
+    It answers landmarks only where the album knows some or the weights that it starts from do.
+
+    Raises:
+        TrainingError: The model is none that looks at whole pictures.
+        CheckpointError: The run's settings are not the model's, or the weights do not fit.
+    """
+    row = model_info(run.model)
+    settings = run.settings
+    if settings is None and run.weights is None and hasattr(row.config, "landmarks") and not album.known_landmarks:
+        settings = {"landmarks": type(row.config.landmarks)(0)}
+    if settings is None:
+        model = create_model(run.model, run.weights)
+    else:
+        model = row.build(configured(row.config, settings, "the run's configuration"))
+        if run.weights is not None:
+            load_checkpoint(model, read_checkpoint(run.weights, run.model))
+    if not isinstance(model, SingleShot):
+        raise TrainingError(f"{run.model} does not train on whole pictures")
+    return model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> None:
     """Says what a run is about to do; once, whatever the number of processes."""
     if int(os.environ.get("LOCAL_RANK", 0)) != 0:
         return
     faces = sum(len(picture.faces) for picture in album.pictures)
     length = f"{run.recipe.epochs} epochs" if run.max_hours is None else f"{60 * run.max_hours:.0f} minutes"
-    print(f"{run.model}: {len(album):,} pictures with {faces:,} faces, {length}", flush=True)
+    known = f"{album.known_landmarks:,} of them with landmarks"
+    print(f"{run.model}: {len(album):,} pictures with {faces:,} faces, {known}, {length}", flush=True)
+    learned = {picture.path.resolve() for picture in album.pictures}
+    for name, pictures in sets.items():
+        shared = sum(picture.path.resolve() in learned for picture in pictures)
+        if shared:
+            print(f"{name}: {shared:,} of {len(pictures):,} pictures are learned from too: its figures will flatter")
     if not sets:
         print("nothing to measure on, so that best.safetensors will be the newest weights: --val DIR names some")
+
+
+def check_device(run: Run, accelerator: str) -> None:
+    """Whether this machine has what a run asks for.
+
+    Raises:
+        TrainingError: It has not.
+    """
+    has_gpu = torch.cuda.is_available()
+    if accelerator == "gpu" and not has_gpu:
+        raise TrainingError("there is no CUDA GPU here, leave out --device cuda")
+    if run.precision == "16-mixed" and (accelerator == "cpu" or not has_gpu):
+        raise TrainingError("fp16 is for GPUs, take --precision fp32 or bf16 on a CPU")
+
+
+def check_checkpoint(path: Path) -> None:
+    """Whether a run's checkpoint, if it has one, can be read.
+
+    Raises:
+        TrainingError: It is damaged.
+    """
+    try:
+        if path.is_file():
+            torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(
+            f"{path} is damaged; begin another run, from this one's last.safetensors with --weights"
+        ) from error
 
 
 def check_folder(folder: Path, resume: bool) -> None:
@@ -171,7 +230,8 @@ def begin(run: Run, folder: Path, album: Album, resume: bool) -> None:
         write_config(run, folder / CONFIG)
     elif (folder / DATA).is_file() and (before := json.loads((folder / DATA).read_text(encoding="utf-8"))) != facts:
         then, now = (f"{of['pictures']:,} pictures with {of['faces']:,} faces" for of in (before, facts))
-        raise TrainingError(f"the run began with other data ({then}, not {now}), begin a new one in another folder")
+        what = f"{then}, not {now}" if then != now else "as many, but names, sizes or boxes differ"
+        raise TrainingError(f"the run began with other data ({what}), begin a new one in another folder")
 
 
 def local_devices(run: Run) -> int:

@@ -178,11 +178,13 @@ def test_the_worst_pictures(run, data, tmp_path):
         cv2.imwrite(str(data / "images" / name), np.full((80, 100, 3), 80, np.uint8))
     with (data / "bbx_gt.txt").open("a") as file:
         file.write("c.png\n0\nd.png\n1\n1 1 50 40 0 0 0 1 0 0\n")  # two false faces; one of two is ignored
-    run(*FACES, data, "--device", "cpu", "--worst", "out/worst")
+    (tmp_path / "out" / "worst").mkdir(parents=True)
+    (tmp_path / "out" / "worst" / "07_9_mistakes_old.jpg").touch()  # of an earlier run
+    result = run(*FACES, data, "--device", "cpu", "--worst", "out/worst")
+    assert "the worst 2 of 2 pictures with mistakes are in out/worst: missed faces yellow" in result.stdout
     # At the threshold of the best F1, which is the score 0.1 of the only hit.
     names = sorted(path.name for path in (tmp_path / "out" / "worst").iterdir())
-    assert names[0] == "00_2_mistakes_c.jpg"
-    assert "01_1_mistakes_b.jpg" in names
+    assert names == ["00_2_mistakes_c.jpg", "01_1_mistakes_b.jpg"]
     picture = cv2.imread(str(tmp_path / "out" / "worst" / "01_1_mistakes_b.jpg"))
     assert picture.shape == (80, 100, 3)
     assert picture[10, 15:25, 1:].mean() > 150  # the missed face is drawn in yellow

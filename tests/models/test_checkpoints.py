@@ -776,11 +776,11 @@ class TestOwnFiles:
             convert(tmp_path / "a.pth", tmp_path / "absent" / "b.safetensors")
 
     def test_nothing_half_written_remains(self, tmp_path, monkeypatch):
-        def fails(state, path, metadata):
-            Path(path).write_bytes(b"half")
+        def fails(path, data):
+            path.open("wb").write(data[: len(data) // 2])
             raise OSError("disk full")
 
-        monkeypatch.setattr("pyface.models.checkpoints.save_file", fails)
+        monkeypatch.setattr(Path, "write_bytes", fails)
         with pytest.raises(OSError, match="disk full"):
             save_checkpoint(tmp_path / "own.safetensors", MTCNN(), "mtcnn")
         assert not list(tmp_path.iterdir())

@@ -223,7 +223,7 @@ def slow_ssh(model, maps, truth):
     points_term = 0.0
     height, width = (cells * 8 for cells in maps[0].logits.shape[2:])
     for module, level, border in zip(maps, model.levels, config.borders, strict=True):
-        classification, box, points, samples, positives = 0.0, 0.0, [], 0, 0
+        classification, box, points, samples = 0.0, 0.0, [], 0
         for image in range(len(truth.splits) - 1):
             anchors = anchors_of([module], [level], image)
             valid = [
@@ -241,7 +241,6 @@ def slow_ssh(model, maps, truth):
             background.sort(key=Anchor.face_probability, reverse=True)
             background = background[: config.module_samples - len(matches)]
             samples += len(matches) + len(background)
-            positives += len(matches)
             classification += sum(a.cross_entropy(True) for a, _ in matches)
             classification += sum(a.cross_entropy(False) for a in background)
             box += sum(box_loss(a.box, a.deltas, boxes[f], config.variances, config.box_sigma) for a, f in matches)
@@ -249,8 +248,8 @@ def slow_ssh(model, maps, truth):
                 points += [landmark_loss(a.box, a.points, landmarks[face], config.variances[0]) for a, face in matches]
         terms["classification"] += classification / max(1, samples)
         terms["box"] += box / max(1, samples)
-        weight = config.landmark_weight * positives / max(1, samples)
-        points_term += weight * mean([value for value in points if value is not None])
+        known = sum(value for value in points if value is not None)
+        points_term += config.landmark_weight * known / max(1, samples)
     return terms | ({} if maps[0].landmarks is None else {"landmarks": points_term})
 
 
@@ -386,6 +385,36 @@ class TestByHand:
         terms = model.loss(maps, truth_of([(0.0, 0, 16, 16)]))
         assert terms["classification"].item() == pytest.approx(math.log(2))  # M3's two alone; no M1 anchor lies inside
         assert terms["box"].item() == 0
+
+    def test_ssh_lite_leaves_out_no_anchor(self):
+        model = build("ssh_lite")
+        for level, border in zip(model.levels, model.config.borders, strict=True):
+            anchors = ops.anchor_boxes([level], [(320 // level.stride, 320 // level.stride)])
+            assert inside(anchors, (320, 320), border).all()
+
+    def test_ssh_lite_learns_from_a_face_between_two_anchors(self):
+        model = build("ssh_lite")
+        maps = maps_of(model, sizes_for(model, 96), batch=1)
+        face = (29.0, 29, 51, 51)  # between four cells: IoUs of 0.44 with anchors of 16 px, 0.47 with those of 32
+        assert model.loss(maps, truth_of([face]))["box"] > 0
+        paper = build("ssh_lite", positive_iou=0.5)
+        assert paper.loss(maps, truth_of([face]))["box"] == 0
+
+    def test_unmarked_neighbours_do_not_change_what_a_marked_face_weighs_in_ssh(self):
+        model = build("ssh_lite")
+        face, others = (20.0, 20, 52, 52), [(60.0, 60, 92, 92), (60.0, 4, 92, 36)]
+
+        def gradient(truth):
+            maps = maps_of(model, sizes_for(model, 96), batch=1)
+            for level in maps:
+                level.landmarks.requires_grad_()
+            model.loss(maps, truth)["landmarks"].backward()
+            return torch.cat([level.landmarks.grad.flatten() for level in maps])
+
+        alone = gradient(truth_of([face], landmarks=[POINTS]))
+        crowd = gradient(truth_of([face, *others], landmarks=[POINTS, None, None]))
+        assert alone.norm() > 0
+        torch.testing.assert_close(crowd, alone, rtol=0.05, atol=1e-6)
 
     def test_srn(self):
         model = build("srn_lite", second_iou=(0.5, 0.4), variances=(0.1, 0.2))

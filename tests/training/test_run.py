@@ -13,6 +13,8 @@ from pyface.cli_train import _hours
 from pyface.dataset import DatasetError, read_folder
 from pyface.evaluation.faces import score
 from pyface.models import create_model
+from pyface.models.checkpoints import configured
+from pyface.models.s3fd import S3FDLiteConfig
 from pyface.training import module
 from pyface.training.album import Album
 from pyface.training.crops import octaves
@@ -55,7 +57,9 @@ def test_a_run_leaves_weights_measurements_and_logs(data, tmp_path):
     assert lines[-1]["held_out"]["pictures_per_second"] is None  # which JSON has a word for, unlike NaN
     assert "AP@0.5" in (folder / "logs" / "0" / "metrics.csv").read_text()
     assert list((folder / "logs" / "0").glob("events*"))
-    assert read_config(folder / "config.json") == small_run(data, val=(str(data),), held_out=("1.png",))
+    run = read_config(folder / "config.json")
+    assert replace(run, settings=None) == small_run(data, val=(str(data),), held_out=("1.png",))
+    assert configured(S3FDLiteConfig(landmarks=False), run.settings) == S3FDLiteConfig()
     # The weights stand for themselves.
     found = FaceDetector("s3fd_lite", weights=folder / "best.safetensors", device="cpu")(data / "images" / "0.png")
     assert found.width == 200
@@ -99,7 +103,7 @@ def test_a_complete_run_says_so(data, tmp_path, capsys):
     train(small_run(data), tmp_path, accelerator="cpu")
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        "s3fd_lite: 6 pictures with 9 faces, 4 epochs",
+        "s3fd_lite: 6 pictures with 9 faces, 6 of them with landmarks, 4 epochs",
         "nothing to measure on, so that best.safetensors will be the newest weights: --val DIR names some",
     ]
     assert [line.split(": ")[0] for line in lines[2:4]] == ["step 6, 50% of the run", "step 12, 100% of the run"]
@@ -108,6 +112,44 @@ def test_a_complete_run_says_so(data, tmp_path, capsys):
     assert lines[5] == f"  pyface detect PICTURES --model s3fd_lite --weights {tmp_path / 'best.safetensors'}"
     train(small_run(data), tmp_path, accelerator="cpu", resume=True)
     assert f"the run in {tmp_path} was already complete" in capsys.readouterr().out
+
+
+def test_without_landmarks_the_detector_has_none(data, tmp_path, capsys):
+    folder = tmp_path / "plain"
+    shutil.copytree(data, folder)
+    (folder / "landmarks.txt").unlink()
+    for name in ("s3fd_lite", "densebox_lite"):
+        run = Run(name, (str(folder),), validations=1, recipe=replace(SMALL, epochs=1, crops=RECIPES[name].crops))
+        train(run, tmp_path / name, accelerator="cpu")
+        assert "9 faces, 0 of them with landmarks" in capsys.readouterr().out
+        model = create_model(name, str(tmp_path / name / "best.safetensors"))
+        assert not model.config.landmarks
+        again = replace(read_config(tmp_path / name / "config.json"), data=(str(data),))
+        train(again, tmp_path / f"{name}_again", accelerator="cpu")  # as it was configured
+        assert not create_model(name, str(tmp_path / f"{name}_again" / "best.safetensors")).config.landmarks
+
+
+def test_measuring_on_what_is_learned_from_is_said(data, tmp_path, capsys):
+    train(small_run(data, val=(str(data),), held_out=("1.png",)), tmp_path, accelerator="cpu")
+    assert f"{data.name}: 5 of 6 pictures are learned from too: its figures will flatter" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"half a checkpoint"])
+def test_a_damaged_checkpoint_is_named(data, tmp_path, content):
+    train(small_run(data), tmp_path, accelerator="cpu")
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"last\.ckpt is damaged; begin another run, from this one's last"):
+        train(small_run(data), tmp_path, accelerator="cpu", resume=True)
+
+
+def test_what_a_machine_does_not_have_is_said_before_anything_begins(data, tmp_path):
+    with pytest.raises(TrainingError, match="fp16 is for GPUs"):
+        train(small_run(data, precision="16-mixed"), tmp_path / "run", accelerator="cpu")
+    if not torch.cuda.is_available():
+        for name in ("s3fd_lite", "mtcnn"):
+            with pytest.raises(TrainingError, match="there is no CUDA GPU here, leave out --device cuda"):
+                train(small_run(data, model=name), tmp_path / "run", accelerator="gpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_whose_weights_are_no_numbers_stops(data, tmp_path, monkeypatch):
