@@ -130,9 +130,14 @@ def card(run: Run, model: SingleShot, digest: str, reports: dict[tuple[str, int]
     parts = " | ".join(f"{part['average_precision'][0.5]:.3f}" for part in main.by_size.values())
     lines += [
         "",
-        "Landmarks are off by a share of the square root of a face's area, on average over the five points.",
+        "Landmarks are off by a share of the square root of a face's area, on average over the five points. "
+        "`scripts/ship_weights.py` measures the second set, which has no folder of its own. The first decided which "
+        "weights were kept, and the score threshold, and has its sources in common with a part of the training data; "
+        "boxes of the second are other detectors', most of them of faces that a person marked. "
+        "[docs/training.md](../../docs/training.md) has what other detectors reach.",
         "",
-        f"AP@0.5 by size of face, {SETS.get(sets[0], sets[0])}, {SIZES[0]} px:",
+        f"AP@0.5 by size of face in the picture (the network sees most enlarged), {SETS.get(sets[0], sets[0])}, "
+        f"{SIZES[0]} px:",
         "",
         "| " + " | ".join(f"{size} px" for size in main.by_size) + " |",
         "|" + "---|" * len(main.by_size),
