@@ -76,6 +76,22 @@ class Crop(NamedTuple):
     is_mirrored: bool
 
 
+class Sample(NamedTuple):
+    """What a sample is made of.
+
+    Attributes:
+        crops: One, or four by row.
+        faces: In it.
+        colours: float32 [3, 4], as in `Batch`.
+        cuts: Rectangles (x1, y1, x2, y2) with a grey.
+    """
+
+    crops: list[Crop]
+    faces: Faces
+    colours: NDArray[np.float32]
+    cuts: list[tuple[float, ...]]
+
+
 class Samples(Dataset[Batch]):
     """Batches by number.
 
@@ -103,10 +119,10 @@ class Samples(Dataset[Batch]):
             raise IndexError(batch)
         start = ((self.first + batch) * self.world + self.rank) * self.recipe.batch_size
         samples = [self.sample(k) for k in range(start, start + self.recipe.batch_size)]
-        samples.sort(key=lambda sample: len(sample[0]))
-        crops = [crop for sample in samples for crop in sample[0]]
-        truth = [faces for _, faces, _, _ in samples]
-        cuts = [(k, *cut) for k, sample in enumerate(samples) for cut in sample[3]]
+        samples.sort(key=lambda sample: len(sample.crops))
+        crops = [crop for sample in samples for crop in sample.crops]
+        truth = [sample.faces for sample in samples]
+        cuts = [(k, *cut) for k, sample in enumerate(samples) for cut in sample.cuts]
         squares = np.array([(c.left, c.top, c.left + c.side, c.top + c.side) for c in crops], np.float32)
         numbers = np.array([crop.picture for crop in crops])
         pixels = None
@@ -117,8 +133,8 @@ class Samples(Dataset[Batch]):
             pictures=torch.from_numpy(numbers),
             crops=torch.from_numpy(squares),
             mirrored=torch.tensor([crop.is_mirrored for crop in crops]),
-            mosaics=sum(len(sample[0]) > 1 for sample in samples),
-            colours=torch.from_numpy(np.stack([colour for _, _, colour, _ in samples])),
+            mosaics=sum(len(sample.crops) > 1 for sample in samples),
+            colours=torch.from_numpy(np.stack([sample.colours for sample in samples])),
             cuts=torch.tensor(cuts, dtype=torch.float32).reshape(-1, 6),
             truth=GroundTruth(
                 boxes=torch.from_numpy(np.concatenate([faces.boxes for faces in truth])),
@@ -129,8 +145,8 @@ class Samples(Dataset[Batch]):
             pixels=pixels,
         )
 
-    def sample(self, k: int) -> tuple[list[Crop], Faces, NDArray[np.float32], list[tuple[float, ...]]]:
-        """Sample k of the run: its crops (one, or four by row), faces, colours, and cut-out rectangles with a grey."""
+    def sample(self, k: int) -> Sample:
+        """Sample k of the run."""
         rng = np.random.default_rng((self.seed, k))
         epoch, place = divmod(k, len(self.album))
         picture = int(_order(self.seed, epoch, len(self.album))[place])
@@ -148,7 +164,7 @@ class Samples(Dataset[Batch]):
             crop, faces = self._crop(rng, picture, size)
             crops = [crop]
         cuts = [cut_out(rng, box) for box in faces.boxes[~faces.ignore] if rng.random() < recipe.cut_out]
-        return crops, faces, colours(rng, recipe.photometric), cuts
+        return Sample(crops, faces, colours(rng, recipe.photometric), cuts)
 
     def _crop(self, rng: np.random.Generator, k: int, size: int) -> tuple[Crop, Faces]:
         height, width = self.album.sizes[k]
