@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,8 @@ class Measuring(L.Callback):
     """Measures the averaged model now and then, and keeps the best weights.
 
     Args:
-        sets: Pictures by the name of their set; the first set decides what is best.
+        sets: Pictures by the name of their set; the first set decides what is best, by the mean of its average
+            precisions.
         average: Whose model is measured.
         times: How often in a run, evenly.
         folder: Of the run: `best.safetensors`, `last.safetensors`, `measured.jsonl` and `pictures/` go there.
@@ -287,7 +289,7 @@ class Measuring(L.Callback):
                 path.parent.mkdir(exist_ok=True)
                 cv2.imwrite(str(path), picture[..., ::-1])
         self._save("last.safetensors", reports)
-        leading = next(iter(figures.values()), None)
+        leading = next((statistics.mean(of.average_precision.values()) for of in reports.values()), None)
         if leading is None or leading > self.best:
             self.best = self.best if leading is None else leading
             self._save("best.safetensors", reports)
