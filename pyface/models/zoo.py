@@ -126,7 +126,7 @@ REGISTRY = {
             "SRN on a compact trunk, with five landmarks",
             Weights(
                 file="srn_lite.safetensors",
-                sha256="9dac69a33d916db8cb0f71995d898858134e5cde0a5c5480855bea02b94b3c8b",
+                sha256="1683f9a14d8dbc90e1e5e5d0d4ce23fed5183fe96a70bc4d322cf5e29ec173ad",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_DATA,
                 measured="faces/val: AP@0.5 0.802, AP@0.4 0.883 (640 px)",
