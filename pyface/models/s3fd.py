@@ -220,8 +220,8 @@ class S3FDLiteConfig(S3FDConfig):
     """What the lite network changes: its input is RGB with ImageNet's mean and deviation, and it knows landmarks.
 
     Attributes:
-        nms_threshold: More than the paper's 0.3: best for average precision at IoU 0.4 and F1 on faces/val; that at IoU
-            0.5 would rise further (0.863, 0.868, 0.873 at 0.3, 0.4, 0.5).
+        nms_threshold: More than the paper's 0.3: best for average precision at IoU 0.4 and F1 on faces/val, measured
+            with weights of an earlier step; that at IoU 0.5 would rise further (0.863, 0.868, 0.873 at 0.3, 0.4, 0.5).
         norm_scales: How the scales of the three `L2Norm`s start (2.1).
         landmarks: Every anchor also answers five landmarks; the paper's network has none.
         prior: Face probability that a fresh network answers everywhere.

@@ -416,6 +416,7 @@ class SRNLiteConfig(SRNConfig):
             levels' anchors are not moved.
         variances: Units of the box offsets, of centres and of sizes, in both steps; twice S3FD's, lest boxes outweigh
             the small values of the focal loss.
+        landmark_weight: Less than elsewhere, for the same reason.
         landmarks: Every anchor's second step also answers five landmarks; the paper's network has none.
     """
 
