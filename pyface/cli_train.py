@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pyface.training.recipes import Precision
+    from pyface.training.recipes import Precision, Run
 
 DEVICES = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}  # as Lightning calls them
 PRECISIONS: dict[str, Precision] = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
@@ -77,15 +77,16 @@ def train(
     validations: Annotated[int, typer.Option(min=1, help="How often a run is measured.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is random.")] = 0,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Repeat the run that wrote this config.json, into --out.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Repeat the run that wrote this config.json, but for options given here."),
     ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
 ) -> None:
     """Trains a detector on pictures of your own.
 
     The run's folder gets best.safetensors, which `pyface detect --weights` takes, measurements, pictures, logs, and
-    config.json, with which --config repeats it. A run that was cut off goes on with --resume DIR, with the samples that
-    would have come.
+    config.json, with which --config repeats it, on other data too. A run that was cut off goes on with --resume DIR,
+    with the samples that would have come.
     """
     from pyface.cli import _fail
 
@@ -107,42 +108,40 @@ def train(
     if device not in DEVICES:
         _fail(f"--device should be one of {', '.join(DEVICES)}, got {device!r} (--devices N takes several GPUs)")
     _refuse_idle_options(context)
-    changes: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "size": size, "rate": rate}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    devices = devices or started_by_torchrun()
     try:
         if resume is not None:
             if not (resume / CONFIG).is_file():
                 _fail(f"there is no run in {resume}: a run's folder holds {CONFIG}")
             run, folder = read_config(resume / CONFIG), resume
-        elif config is not None:
-            run = read_config(config)
-            run = run if devices is None else replace(run, devices=devices)
         else:
-            if model is None or not data:
+            if config is not None:
+                run = read_config(config)
+            elif model is None or not data:
                 _fail("name a model and --data DIR (or --config FILE, or --resume DIR)")
-            model_info(model)  # says what there is if there is no such model
-            if model not in RECIPES:
-                _fail(f"{model} has no recipe; there are recipes for {', '.join(sorted(RECIPES))}")
-            run = Run(
-                model=model,
-                data=tuple(map(str, data)),
-                val=tuple(map(str, val)),
-                held_out=() if held_out is None else _lines(held_out),
-                weights=None if weights is None else str(weights),
-                backbone=None if backbone is None else str(backbone),
-                seed=seed,
-                max_hours=None if max_time is None else _hours(max_time),
-                validations=validations,
-                precision=PRECISIONS[precision],
-                workers=workers,
-                devices=devices or 1,
-                recipe=replace(RECIPES[model], **changes),
-            )
-        if resume is None:
+            else:
+                model_info(model)  # says what there is if there is no such model
+                if model not in RECIPES:
+                    _fail(f"{model} has no recipe; there are recipes for {', '.join(sorted(RECIPES))}")
+                run = Run(model=model, data=tuple(map(str, data)), recipe=RECIPES[model])
             if out is None:
                 _fail("name a folder for the run: --out DIR")
             folder = out
+            values: dict[str, Any] = {
+                "data": tuple(map(str, data)),
+                "val": tuple(map(str, val)),
+                "held_out": () if held_out is None else _lines(held_out),
+                "weights": None if weights is None else str(weights),
+                "backbone": None if backbone is None else str(backbone),
+                "seed": seed,
+                "max_hours": None if max_time is None else _hours(max_time),
+                "validations": validations,
+                "precision": PRECISIONS[precision],
+                "workers": workers,
+                "devices": devices or started_by_torchrun(),
+            }
+            recipe = {"epochs": epochs, "batch_size": batch_size, "size": size, "rate": rate}
+            given = _given(context) | ({"devices"} if values["devices"] else set())
+            run = _changed(run, values, recipe, {"max_hours" if name == "max_time" else name for name in given})
         train_run(run, folder, accelerator=DEVICES[device], resume=resume is not None)
     except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
         _fail(f"interrupted; go on with pyface train --resume {folder}", 130)
@@ -154,14 +153,31 @@ def _refuse_idle_options(context: typer.Context) -> None:
     """Options that would do nothing are mistakes."""
     from pyface.cli import _fail
 
-    given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
+    given = _given(context)
     if {"epochs", "max_time"} <= given:
         _fail("--epochs and --max-time both say when a run ends, give one of them")
-    for option, allowed in (("resume", {"device"}), ("config", {"devices", "device", "out"})):
-        idle = sorted(given - allowed - {option})
-        if option in given and idle:
-            names = ", ".join("the model" if name == "model" else "--" + name.replace("_", "-") for name in idle)
-            _fail(f"--{option} takes a run as it was configured, leave out {names}")
+    idle = sorted(given - {"resume", "device"})
+    if "resume" in given and idle:
+        names = ", ".join("the model" if name == "model" else "--" + name.replace("_", "-") for name in idle)
+        _fail(f"--resume takes a run as it was configured, leave out {names}")
+    if {"config", "model"} <= given:
+        _fail("--config names the model, leave it out")
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the options on the command line."""
+    return {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
+
+
+def _changed(run: Run, values: dict[str, Any], recipe: dict[str, Any], given: set[str]) -> Run:
+    """A run with the values that were given. What goes with a value that was replaced goes too."""
+    if "data" in given:  # other pictures, of which other ones may be held out
+        run = replace(run, held_out=())
+    if "epochs" in given:
+        run = replace(run, max_hours=None)
+    changes = {name: value for name, value in values.items() if name in given}
+    changes["recipe"] = replace(run.recipe, **{name: value for name, value in recipe.items() if name in given})
+    return replace(run, **changes)
 
 
 def _lines(path: Path) -> tuple[str, ...]:

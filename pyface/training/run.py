@@ -147,8 +147,8 @@ def starting_model(run: Run, album: Album) -> SingleShot:
     """
     row = model_info(run.model)
     settings = run.settings
-    if settings is None and run.weights is None and hasattr(row.config, "landmarks") and not album.known_landmarks:
-        settings = {"landmarks": type(row.config.landmarks)(0)}
+    if run.weights is None and hasattr(row.config, "landmarks") and not album.known_landmarks:
+        settings = (settings or {}) | {"landmarks": type(row.config.landmarks)(0)}
     if settings is None:
         model = create_model(run.model, run.weights)
     else:

@@ -27,6 +27,21 @@ def test_a_run_by_command_and_again_by_its_configuration(data, tmp_path):
     assert measured[0][data.name]["average_precision"] == measured[1][data.name]["average_precision"]
 
 
+def test_a_configuration_with_other_data(data, tmp_path):
+    config = {"model": "s3fd_lite", "data": ["elsewhere"], "held_out": ["1.png"], "max_hours": 2.0, "seed": 7}
+    config |= {"recipe": {"size": 64, "batch_size": 3, "cut_out": 0.125}, "settings": {"negative_ratio": 5.0}}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "landmarks.txt").unlink()
+    options = ("--data", tmp_path / "data", "--epochs", 1, "--device", "cpu", "--out", tmp_path / "run")
+    result = run("--config", tmp_path / "c.json", *options)
+    assert result.exit_code == 0, result.output
+    done = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (done["data"], done["held_out"], done["max_hours"], done["seed"]) == ([str(tmp_path / "data")], [], None, 7)
+    assert (done["recipe"]["epochs"], done["recipe"]["size"], done["recipe"]["cut_out"]) == (1, 64, 0.125)
+    assert (done["settings"]["negative_ratio"], done["settings"]["landmarks"]) == (5.0, False)
+
+
 def test_held_out_names_are_lines(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "images" / "1.png").rename(tmp_path / "data" / "images" / "a b.png")
@@ -56,7 +71,8 @@ def test_held_out_names_are_lines(data, tmp_path):
         ([*START, "--max-time", "1h", "--epochs", "3"], "give one of them"),
         (["--resume", "{tmp}", "--epochs", "3"], "--resume takes a run as it was configured, leave out --epochs"),
         (["--resume", "{tmp}"], "a run's folder holds config.json"),
-        (["--config", "{tmp}/c.json", "--data", "{data}"], "configured, leave out --data"),
+        (["s3fd_lite", "--config", "{tmp}/c.json"], "--config names the model, leave it out"),
+        (["--config", "{tmp}/c.json", "--out", "{tmp}/run"], "c.json is no configuration of a run"),
         ([*START, "--held-out", "{tmp}/no.txt"], "No such file"),
         ([*START, "--weights", "{tmp}/no.pth"], "no.pth"),
         ([*START, "--backbone", "{tmp}/no.pth"], "no.pth"),
