@@ -32,11 +32,14 @@ FILES = ("tr_ilc_00077.jpg", "tr_ilc_00247.jpg", "tr_ilc_00457.jpg", "tr_ilc_004
 def main() -> int:
     arguments = parse()
     torch.manual_seed(0)
-    model = create_model(arguments.model, weights=None)
+    try:
+        model = create_model(arguments.model, weights=None)
+        images, boxes = read(arguments.data, arguments.files)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
     if not isinstance(model, SingleShot):
         sys.exit(f"{arguments.model} does not train on whole pictures")
     model.to(arguments.device)
-    images, boxes = read(arguments.data, arguments.files)
     start = time.perf_counter()
     terms_of = train(model, images, boxes, arguments.size, arguments.steps, arguments.rate, arguments.bf16)
     for step, terms in enumerate(terms_of, 1):
@@ -57,8 +60,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--bf16", action="store_true", help="mixed precision, faster where the hardware knows it")
-    parser.add_argument("--device", default="cpu")
-    return parser.parse_args()
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    arguments = parser.parse_args()
+    if arguments.steps < 20:
+        parser.error(f"--steps should be 20 or more, since the rate rises in a tenth of them, got {arguments.steps}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA GPU here, leave out --device cuda")
+    return arguments
 
 
 def read(folder: Path, files: tuple[str, ...]) -> tuple[list[Tensor], list[Tensor]]:

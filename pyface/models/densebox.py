@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyface import ops
+from pyface.models import losses
 from pyface.models.backbones import VGG19, CompactResNet, TopDown, convolution, pool
 from pyface.models.base import GroundTruth
 from pyface.models.layers import gaussian, xavier
@@ -89,6 +90,21 @@ class DenseBoxConfig:
     nms_threshold: float = 0.5
     nms_overlap: Literal["union", "min"] = "union"
 
+    def __post_init__(self) -> None:
+        for name in ("stride", "face", "radius"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} should be more than 0, got {getattr(self, name)}")
+        (low, high), (lowest, highest) = self.positive_band, self.ignore_band
+        if not 0 <= lowest <= low <= high <= highest < math.inf or low == 0:
+            raise ValueError(
+                "positive_band should be (low, high), more than 0, and ignore_band around it, "
+                f"got {self.positive_band} and {self.ignore_band}"
+            )
+        if not 1 < self.pyramid_step < math.inf:
+            raise ValueError(f"pyramid_step should be more than 1, got {self.pyramid_step}")
+        if self.pyramid_scales is not None and self.pyramid_scales < 1:
+            raise ValueError(f"pyramid_scales should be 1 or more, or None, got {self.pyramid_scales}")
+
 
 class DenseBoxOutput(NamedTuple):
     """What the network says about every cell; raw regressions, no probabilities.
@@ -116,6 +132,7 @@ class DenseBox(SingleShot):
     """
 
     limits: ClassVar[dict[str, Limits]] = {"ap": Limits(5000, 750), "fast": Limits(400, 200)}  # S3FD's
+    most_enlarged: ClassVar[float] = 4.0  # it has no other way to find small faces
 
     score: nn.Module
     location: nn.Module
@@ -166,12 +183,15 @@ class DenseBox(SingleShot):
         return found._replace(landmarks=peaks(maps.landmarks, found.boxes, self.config.stride, most))
 
     def check_options(self, options: InferenceOptions) -> None:
-        """Refuses the multi-scale tests of other detectors."""
+        """Refuses the multi-scale tests of other detectors, and tiles whose common quarter may hold no whole face."""
         if options.multiscale is not None:
             raise ValueError(
                 f"{type(self).__name__} looks at a pyramid of its own, got multiscale={options.multiscale!r}, "
                 "leave it out"
             )
+        least = math.ceil(4 * self.config.positive_band[1] * self.config.face)
+        if options.tile is not None and options.tile < least:
+            raise ValueError(f"{type(self).__name__} takes tiles of {least} pixels or more, got {options.tile}")
 
     def plan(self, view: View, options: InferenceOptions) -> Iterable[View]:
         """The image pyramid: the picture as it is asked for, or as the network's own size is, and smaller and smaller.
@@ -204,6 +224,7 @@ class DenseBox(SingleShot):
             "refine", with that branch: as "classification", of its scores, times `refine_weight`.
         """
         config = self.config
+        losses.check_truth(truth, len(maps.scores))
         landmarks = None if maps.landmarks is None else self._landmarks_of(truth)
         height, width = maps.scores.shape[2:]
         targets = ops.densebox_targets(
@@ -226,7 +247,7 @@ class DenseBox(SingleShot):
         disc = config.radius * self.unit
         terms = {
             "classification": self._map_error(maps.scores, targets.label[:, None], disc, seed),
-            "box": config.box_weight * distance.square().sum() / is_face.sum().clamp(min=1),
+            "box": config.box_weight * distance.square().sum() / losses.count(is_face),
         }
         if maps.landmarks is not None and landmarks is not None:
             error = self._map_error(maps.landmarks, targets.landmark_label, config.landmark_radius, seed)
@@ -242,6 +263,8 @@ class DenseBox(SingleShot):
         number = self.config.landmarks
         if truth.landmarks is None:
             return truth.boxes.new_full((len(truth.boxes), number, 2), torch.nan)
+        if truth.landmarks.ndim != 3:
+            raise ValueError(f"landmarks should be [G, {number}, 2], got {list(truth.landmarks.shape)}")
         if truth.landmarks.shape[1] != number:
             raise ValueError(
                 f"the network has {number} landmarks and the truth {truth.landmarks.shape[1]}, "
@@ -260,7 +283,7 @@ class DenseBox(SingleShot):
             minimum=round(math.pi * disc**2),
             seed=seed,
         )
-        return torch.where(teaches, error, 0).sum() / teaches.sum().clamp(min=1)
+        return losses.total(error, teaches) / losses.count(teaches)
 
 
 def peaks(heat: Tensor, boxes: Tensor, stride: int, most: int) -> Tensor:

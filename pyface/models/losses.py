@@ -19,10 +19,39 @@ from pyface import ops
 from pyface.models.base import GroundTruth
 
 
+def check_truth(truth: GroundTruth, images: int) -> None:
+    """Whether truth is that of so many images.
+
+    Raises:
+        TypeError: Its boxes are no floats.
+        ValueError: It is of another number of images.
+    """
+    if not truth.boxes.is_floating_point():
+        raise TypeError(f"the truth's boxes should be float32, got {truth.boxes.dtype}")
+    if truth.splits.shape != (images + 1,):
+        raise ValueError(
+            f"the maps are of {images} images, so that the truth's splits should be [{images + 1}], "
+            f"got {list(truth.splits.shape)}"
+        )
+
+
+def check_maps(maps: Sequence[ops.LevelMaps], levels: Sequence[ops.AnchorLevel], truth: GroundTruth) -> None:
+    """Whether maps are all of a network's, and truth that of their images.
+
+    Raises:
+        TypeError, ValueError: They are not.
+    """
+    if len(maps) != len(levels):
+        raise ValueError(f"a loss takes the maps of all {len(levels)} levels, got {len(maps)}")
+    check_truth(truth, len(maps[0].logits))
+
+
 def anchors_on(levels: Sequence[ops.AnchorLevel], maps: Sequence[ops.LevelMaps]) -> Tensor:
     """The anchors of the maps, float32 [A, 4]; made once for each size, since making them copies to the device."""
     sizes = tuple((level.logits.shape[2], level.logits.shape[3]) for level in maps)
-    return _anchors(tuple(levels[: len(maps)]), sizes, maps[0].logits.device)
+    # What is made while a network is traced on tensors without numbers must not be kept.
+    make = _anchors if type(maps[0].logits) is Tensor else _anchors.__wrapped__
+    return make(tuple(levels[: len(maps)]), sizes, maps[0].logits.device)
 
 
 @lru_cache(maxsize=64)
@@ -127,8 +156,9 @@ def smooth_l1(answers: Tensor, targets: Tensor, where: Tensor, sigma: float = 1.
 
 
 def total(values: Tensor, where: Tensor) -> Tensor:
-    """The sum of values where a mask of the same shape is true."""
-    return torch.where(where, values, 0).sum()
+    """The sum of values where a mask of the same shape is true, or where they are not finite: mining passes these over,
+    and a network that answers NaN shall not look perfect."""
+    return torch.where(where | ~values.isfinite(), values, 0).sum()
 
 
 def count(mask: Tensor) -> Tensor:
@@ -172,7 +202,7 @@ def landmark_term(
 
 
 def hardest(losses: Tensor, where: Tensor, most: int, wanted: Tensor | None = None) -> Tensor:
-    """The entries of largest finite loss, image by image: bool [B, A].
+    """The entries of largest loss, image by image: bool [B, A]. NaN is larger than all.
 
     Args:
         losses: [B, A].
@@ -180,7 +210,8 @@ def hardest(losses: Tensor, where: Tensor, most: int, wanted: Tensor | None = No
         most: How many of an image, fewer where there are fewer.
         wanted: int64 [B], how many of each image where that differs; at most `most`.
     """
-    losses = losses.detach().masked_fill(~(where & losses.isfinite()), -torch.inf)
+    losses = losses.detach().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    losses = losses.masked_fill(~where, -torch.inf)
     values, order = losses.topk(min(most, losses.shape[1]), dim=1)
     chosen = values > -torch.inf
     if wanted is not None:

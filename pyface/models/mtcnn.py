@@ -82,6 +82,10 @@ class MTCNNConfig:
             raise ValueError(f"min_face should be a number of pixels > 0, got {self.min_face}")
         if not 0 < self.factor < 1:
             raise ValueError(f"factor should lie between 0 and 1, got {self.factor}")
+        if not 0 < self.hard_fraction <= 1:
+            raise ValueError(f"hard_fraction should be more than 0 and at most 1, got {self.hard_fraction}")
+        if self.hard_mining not in ("classification", "all"):
+            raise ValueError(f"hard_mining should be 'classification' or 'all', got {self.hard_mining!r}")
 
     @classmethod
     def wider(cls) -> MTCNNConfig:
@@ -410,12 +414,18 @@ class MTCNN(FaceModel):
         Returns:
             "classification": cross-entropy of the `hard_fraction` of the negatives and positives that are hardest.
             "box": squared distance of the four offsets of positives and parts.
-            "landmarks", where the network answers them: squared distance of the ten coordinates of landmark crops.
+            "landmarks", where the network answers them: squared distance of the ten coordinates of landmark crops
+            whose points are all known.
 
         Raises:
-            ValueError: The answers are of another shape, for another number of crops.
+            ValueError: There is no such network, or answers or truth are of another shape, for another number of crops.
         """
+        if net not in self.ALPHA:
+            raise ValueError(f"net should be one of {', '.join(self.ALPHA)}, got {net!r}")
         crops = len(truth.kind)
+        for name, of, expected in (("boxes", truth.boxes, (crops, 4)), ("landmarks", truth.landmarks, (crops, 5, 2))):
+            if of.shape != expected:
+                raise ValueError(f"the truth's {name} should be {list(expected)}, got {list(of.shape)}")
         if answers.shape[:2] not in ((crops, 6), (crops, 16)) or answers.numel() != crops * answers.shape[1]:
             raise ValueError(f"answers should be [{crops}, 6 or 16], one for each crop, got {list(answers.shape)}")
         answers = answers.flatten(1).float()
@@ -429,7 +439,8 @@ class MTCNN(FaceModel):
         }
         if answers.shape[1] == 16:
             points = truth.landmarks.transpose(1, 2).flatten(1)  # x1 ... x5, y1 ... y5
-            terms["landmarks"] = landmarks * self._squared(answers[:, 6:], points, truth.kind == CropKind.LANDMARK)
+            known = (truth.kind == CropKind.LANDMARK) & points.isfinite().all(1)
+            terms["landmarks"] = landmarks * self._squared(answers[:, 6:], points, known)
         return terms
 
     def _squared(self, answers: Tensor, targets: Tensor, where: Tensor) -> Tensor:

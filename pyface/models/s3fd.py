@@ -131,6 +131,7 @@ class S3FD(AnchorDetector):
             "landmarks", where the maps have them: smooth L1, divided by the number of anchors whose face's are known.
         """
         config = self.config
+        losses.check_maps(maps, self.levels, truth)
         anchors = losses.anchors_on(self.levels, maps)
         index, _ = ops.assign_anchors(
             anchors,

@@ -106,6 +106,7 @@ class SingleShot(FaceModel):
         limits: The paper's, for "ap" and for "fast".
         size: How large it sees a picture unless told otherwise.
         channels_last: Whether it is faster in that memory format.
+        most_enlarged: The largest scale at which it looks for small faces; beyond it there is only blur to be seen.
         smallest_face: Side in network pixels of the smallest face that it finds.
         score_threshold: A candidate's score is > this.
         nms_threshold: A candidate is dropped when its IoU with a better one is > this.
@@ -117,6 +118,7 @@ class SingleShot(FaceModel):
     limits: ClassVar[dict[str, Limits]]
     size: ClassVar[Size] = "native"
     channels_last: ClassVar[bool] = False
+    most_enlarged: ClassVar[float] = 2.0
     smallest_face: float = 10.0
     score_threshold: float
     nms_threshold: float
@@ -221,7 +223,7 @@ class SingleShot(FaceModel):
             images: uint8 [H, W, 3] RGB tensors of any sizes, on the model's device.
             score_threshold: Faces have a score > this. None: the model's own.
             min_face: Longer side in pixels of the smallest face that is returned; unless the options give a size,
-                pictures are seen as large as that takes.
+                pictures are seen as large as that takes, up to `most_enlarged`.
             options: How to look; None: once, at the model's own size.
 
         Returns:
@@ -271,7 +273,7 @@ class SingleShot(FaceModel):
         if height == 0 or width == 0:
             return
         if options.size is None and min_face is not None:
-            scale = min(2.0, self.smallest_face / min_face)  # larger shows a network nothing new
+            scale = min(self.most_enlarged, self.smallest_face / min_face)
         else:
             scale = self.own_scale(height, width) if options.size is None else scale_for(options.size, height, width)
         for view in self.plan(whole(image, height, width, scale), options):

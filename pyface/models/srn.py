@@ -94,6 +94,10 @@ class SRNConfig:
     focal_alpha: float = 0.25
     landmark_weight: float = 0.25
 
+    def __post_init__(self) -> None:
+        if not (self.focal_gamma == 0 or 1 <= self.focal_gamma < math.inf):  # between them the slope at 0 is infinite
+            raise ValueError(f"focal_gamma should be 0 or at least 1, got {self.focal_gamma}")
+
 
 class SRN(AnchorDetector):
     """What all SRN networks share: both steps' heads, their anchors, and how maps become candidates.
@@ -186,6 +190,7 @@ class SRN(AnchorDetector):
             "landmarks", where the maps have them: smooth L1 of the second step, divided by the number of anchors whose
                 face's are known.
         """
+        losses.check_maps(maps, self.levels, truth)
         truth = truth._replace(boxes=self.in_anchor_pixels(truth.boxes))
         low = self.config.low_levels
         gates = [level.gate for level in maps[:low] if level.gate is not None]

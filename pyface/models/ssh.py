@@ -135,6 +135,7 @@ class SSH(AnchorDetector):
             "box": smooth L1 of the faces' anchors, divided by the number of anchors that teach.
             "landmarks", where the maps have them: smooth L1 of the anchors whose face's are known, divided as "box".
         """
+        losses.check_maps(maps, self.levels, truth)
         modules = zip(maps, self.levels, self.config.borders, strict=True)
         height, width = (cells * self.levels[0].stride for cells in maps[0].logits.shape[2:])
         terms = [self._module_loss(*module, (height, width), truth) for module in modules]

@@ -109,13 +109,16 @@ def check_splits(op: str, splits: Tensor, entries: int) -> None:
         )
 
 
-def check_int(op: str, name: str, value: Any, least: int | None = None) -> None:
-    """Raises TypeError unless value is a whole number, ValueError unless it is >= least."""
+def check_int(op: str, name: str, value: Any, least: int = -(2**63), most: int = 2**63 - 1) -> None:
+    """Raises TypeError unless value is a whole number, ValueError unless it lies between these; torch's own words about
+    integers that are too large help nobody."""
     is_int = isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
     if not is_int:
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}.")
-    if least is not None and not value >= least:
+    if not value >= least:
         raise ValueError(f"{op}: {name} must be {least} or more, got {value}.")
+    if not value <= most:
+        raise ValueError(f"{op}: {name} must be {most} or less, got {value}.")
 
 
 def check_numbers(op: str, **values: Any) -> None:

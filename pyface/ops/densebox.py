@@ -30,6 +30,8 @@ from pyface.ops._extension import (
 )
 from pyface.ops.anchors import Candidates, empty_candidates
 
+_MOST = 2**31 - 1  # of sides and strides
+
 
 class DenseBoxMaps(NamedTuple):
     """What DenseBox's maps should say.
@@ -95,7 +97,7 @@ def decode_densebox(
     """
     op = "decode_densebox"
     check_tensors(op, ("scores", "offsets"), (scores, offsets))
-    check_int(op, "stride", stride, 1)
+    check_int(op, "stride", stride, 1, _MOST)
     check_int(op, "max_candidates", max_candidates, 0)
     check_numbers(op, score_threshold=score_threshold, unit=unit, min_side=min_side)
     if sizes is not None:
@@ -150,7 +152,7 @@ def densebox_targets(
         face: Height in pixels of the faces that the network is for, > 0.
         radius: Of the disc, relative to the face's height, > 0.
         gray: Cells, >= 0.
-        positive_band, ignore_band: (low, high), 0 <= low <= high, relative to `face`.
+        positive_band, ignore_band: (low, high), 0 <= low <= high, finite, relative to `face`.
         unit: Cells that an offset of 1 means, > 0.
         ignore: bool [G], boxes that are neither faces nor background; None: none.
         landmarks: [G, N, 2], (x, y) in the same pixels, not finite where unknown; None: N = 0.
@@ -180,8 +182,8 @@ def densebox_targets(
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(f"{op}: {name} must be two numbers, got {pair!r}.")
     for side in size:
-        check_int(op, "size", side, 0)
-    check_int(op, "stride", stride, 1)
+        check_int(op, "size", side, 0, _MOST)
+    check_int(op, "stride", stride, 1, _MOST)
     numbers = {
         "face": face,
         "positive_band[0]": positive_band[0],
@@ -211,8 +213,8 @@ def densebox_targets(
 
 
 def _check_grid(op: str, stride: int, unit: float) -> None:
-    if not 1 <= stride < 2**31:
-        raise ValueError(f"{op}: stride must be 1 or more, got {stride}.")
+    if not 1 <= stride <= _MOST:
+        raise ValueError(f"{op}: stride must be from 1 to 2**31 - 1, got {stride}.")
     if not 0 < unit < math.inf:
         raise ValueError(f"{op}: unit must be a finite number > 0, got {unit}.")
 
@@ -281,8 +283,8 @@ def _check_targets(
         check_one_device(op, boxes, landmarks)
         points = landmarks.shape[1]
     _check_grid(op, stride, unit)
-    if len(size) != 2 or not all(0 <= side < 2**31 for side in size):
-        raise ValueError(f"{op}: size must be a height and a width of 0 or more, got {tuple(size)}.")
+    if len(size) != 2 or not all(0 <= side <= _MOST for side in size):
+        raise ValueError(f"{op}: size must be a height and a width from 0 to 2**31 - 1, got {tuple(size)}.")
     batch = splits.shape[0] - 1
     check_size(op, batch * max(4, points) * size[0] * size[1])
     check_size(op, count)
@@ -298,8 +300,8 @@ def _check_targets(
         ("positive_band", positive_low, positive_high),
         ("ignore_band", ignore_low, ignore_high),
     ):
-        if not 0 <= low <= high:
-            raise ValueError(f"{op}: {name} must be (low, high) with 0 <= low <= high, got ({low}, {high}).")
+        if not 0 <= low <= high < math.inf:
+            raise ValueError(f"{op}: {name} must be (low, high) with 0 <= low <= high, finite, got ({low}, {high}).")
     return batch, points
 
 

@@ -1,5 +1,6 @@
 """From annotated faces to the targets of anchors: assign_anchors."""
 
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -105,12 +106,12 @@ def _number(compensate: str | int | None) -> int:
         return _COMPENSATE_NOBODY
     if compensate == "mean":
         return _COMPENSATE_MEAN
-    if isinstance(compensate, bool) or not isinstance(compensate, int) or not 1 <= compensate < 2**31:
+    if isinstance(compensate, bool) or not isinstance(compensate, Integral) or not 1 <= compensate < 2**31:
         raise ValueError(
             f"assign_anchors: compensate must be None, 'mean' or a number of anchors from 1 to 2**31 - 1, "
             f"got {compensate!r}."
         )
-    return compensate
+    return int(compensate)
 
 
 # --- implementation --------------------------------------------------------------------------------------------------

@@ -231,6 +231,11 @@ def test_size_and_min_face_choose_the_first_view():
     model.detect([image], min_face=40)
     assert seen[0] == (160, 320)
     seen.clear()
+    for min_face in (8, 1):  # it finds faces of 20 px, and enlarges up to four times
+        model.detect([image[:64, :96]], min_face=min_face)
+    assert (160, 256) in seen  # 2.5 times
+    assert (256, 384) in seen
+    seen.clear()
     model.detect([image], options=InferenceOptions(tile=256))
     assert all(max(shape) <= 256 for shape in seen)
     assert len(seen) > 5
@@ -239,6 +244,34 @@ def test_size_and_min_face_choose_the_first_view():
 def test_multiscale_tests_of_others_are_refused():
     with pytest.raises(ValueError, match="DenseBoxLite looks at a pyramid of its own, got multiscale='s3fd'"):
         DenseBoxLite().detect([torch.zeros(50, 50, 3).byte()], options=InferenceOptions(multiscale="s3fd"))
+
+
+def test_tiles_share_room_for_a_face(vgg):
+    image = torch.zeros(50, 50, 3).byte()
+    for model, least in ((DenseBoxLite(), 125), (vgg, 250)):
+        model.check_options(InferenceOptions(tile=least))
+        with pytest.raises(ValueError, match=f"takes tiles of {least} pixels or more, got {least - 1}"):
+            model.detect([image], options=InferenceOptions(tile=least - 1))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"pyramid_step": 1.0}, "pyramid_step should be more than 1, got 1.0"),
+        ({"pyramid_step": math.nan}, "pyramid_step should be more than 1, got nan"),
+        ({"pyramid_scales": 0}, "pyramid_scales should be 1 or more, or None, got 0"),
+        ({"face": 0.0}, "face should be more than 0, got 0.0"),
+        ({"radius": -1.0}, "radius should be more than 0, got -1.0"),
+        ({"stride": 0}, "stride should be more than 0, got 0"),
+        ({"positive_band": (1.25, 0.8)}, "positive_band should be"),
+        ({"ignore_band": (0.9, 1.67)}, "ignore_band around it"),
+        ({"positive_band": (0.0, 1.0), "ignore_band": (0.0, 1.0)}, "more than 0"),
+        ({"ignore_band": (0.6, math.inf)}, "ignore_band around it"),
+    ],
+)
+def test_numbers_that_make_no_detector(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        DenseBoxLiteConfig(**numbers)
 
 
 # --- maps to faces ---------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from pyface import ops
-from pyface.models import MTCNN, MTCNNConfig, create_model, losses
+from pyface.models import MTCNN, MTCNNConfig, losses
 from pyface.models.base import GroundTruth
 from pyface.models.mtcnn import CropKind, CropTruth, ONet, PNet, RNet, WithLandmarks
 from pyface.models.s3fd import S3FDVGG16
@@ -621,6 +622,32 @@ class TestNetworks:
             assert "landmarks" not in model.loss(model(pictures), self.TRUTH)
 
 
+@pytest.mark.parametrize("large", ["s3fd_vgg16", "ssh_vgg16", "srn_resnet50", "densebox_vgg19"])
+def test_gradients_reach_every_parameter_of_the_papers_networks(large):
+    """Faces of all their anchors' sizes; DenseBox's has one."""
+    model = build(large)
+    size = 64 if large == "densebox_vgg19" else 320
+    pictures = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    faces = [(4.0, 4, 46, 54)] if size == 64 else TestNetworks.FACES
+    points = [[(box[0] + 9, box[1] + 9)] * 5 for box in faces]
+    terms = model.loss(model(pictures), truth_of(faces, landmarks=points))
+    torch.stack(list(terms.values())).sum().backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.fixture(params=[*LITE, "densebox_lite"])
+def trained(request):
+    return request.param
+
+
+def answers_of(name):
+    """A fresh network, and its answers to one picture, which want no gradient."""
+    model = build(name).eval()
+    with torch.no_grad():
+        return model, model(torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
+
+
 class TestTruth:
     def test_other_float_dtypes(self, name):
         model = build(name)
@@ -635,6 +662,43 @@ class TestTruth:
         truth = TestProperties.TRUTH._replace(landmarks=torch.zeros(3, 4, 2))
         with pytest.raises(ValueError, match=r"landmarks should be \[G, 5, 2\] = \[3, 5, 2\], got \[3, 4, 2\]"):
             model.loss(maps_of(model, sizes_for(model, 96)), truth)
+
+    def test_another_number_of_images_is_named(self, trained):
+        model, maps = answers_of(trained)
+        for splits in ([0, 0, 0], [0]):
+            truth = GroundTruth(torch.zeros(0, 4), torch.tensor(splits))
+            with pytest.raises(ValueError, match=r"maps are of 1 images, .* splits should be \[2\], got"):
+                model.loss(maps, truth)
+
+    def test_integers_are_no_boxes(self, trained):
+        model, maps = answers_of(trained)
+        with pytest.raises(TypeError, match=r"the truth's boxes should be float32, got torch\.int64"):
+            model.loss(maps, GroundTruth(torch.tensor([[3, 3, 30, 30]]), torch.tensor([0, 1])))
+
+    def test_all_maps_are_wanted(self, name):
+        model, maps = answers_of(name)
+        with pytest.raises(ValueError, match=rf"maps of all {len(maps)} levels, got {len(maps) - 1}"):
+            model.loss(maps[1:], truth_of([]))
+
+    @pytest.mark.parametrize("value", [NAN, INFINITY])
+    @pytest.mark.parametrize("faces", [[], [(10.0, 10, 42, 50)]])
+    def test_a_network_that_diverged_does_not_look_perfect(self, trained, faces, value):
+        model, maps = answers_of(trained)
+        tensors = maps if trained == "densebox_lite" else (x for level in maps for x in level)
+        for x in tensors:
+            if x is not None:
+                x[0, -1, -1, -1] = value  # of logits, a face's
+        terms = model.loss(maps, truth_of(faces))
+        assert not torch.stack(list(terms.values())).sum().isfinite()
+
+    def test_tracing_leaves_no_anchors_behind(self, name):
+        model, pictures = build(name).eval(), torch.randn(1, 3, 64, 96)
+        truth = truth_of([(10.0, 12, 42, 50)])
+        losses._anchors.cache_clear()
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = truth._replace(boxes=mode.from_tensor(truth.boxes), splits=mode.from_tensor(truth.splits))
+            model.loss(model(mode.from_tensor(pictures)), fake)
+        assert not any(isinstance(x, FakeTensor) for x in model.loss(model(pictures), truth).values())
 
 
 class TestSRNSteps:
@@ -803,6 +867,26 @@ class TestMTCNN:
             with pytest.raises(ValueError, match=r"answers should be \[4, 6 or 16\], one for each crop, got"):
                 MTCNN().loss("pnet", torch.zeros(shape), truth)
 
+    def test_refuses_other_truth(self):
+        answers, truth = crops(4)
+        for name in ("boxes", "landmarks"):
+            with pytest.raises(ValueError, match=rf"the truth's {name} should be \[4, .*\], got \[1, "):
+                MTCNN().loss("onet", answers, truth._replace(**{name: getattr(truth, name)[:1]}))
+        with pytest.raises(ValueError, match="net should be one of pnet, rnet, onet, got 'net'"):
+            MTCNN().loss("net", answers, truth)
+
+    def test_unknown_landmarks_teach_nothing(self):
+        answers, truth = crops(8)
+        truth = truth._replace(kind=torch.full((8,), CropKind.LANDMARK))
+        expected = MTCNN().loss("onet", answers[:7], CropTruth(*(x[:7] for x in truth)))["landmarks"]
+        truth.landmarks[7, 2, 0] = NAN
+        torch.testing.assert_close(MTCNN().loss("onet", answers, truth)["landmarks"], expected)
+
+    def test_a_network_that_diverged_does_not_look_perfect(self):
+        answers, truth = crops(8)
+        truth = truth._replace(kind=torch.zeros_like(truth.kind))
+        assert MTCNN().loss("onet", answers * NAN, truth)["classification"].isnan()
+
     def test_same_mapping_as_detection(self):
         """O-Net's landmarks are x1 ... x5, y1 ... y5."""
         truth = crops(1)[1]._replace(kind=torch.tensor([CropKind.LANDMARK]))
@@ -901,15 +985,15 @@ class TestPieces:
         assert losses.matched(nothing.boxes, nothing.splits, index[:2]).shape == (2, 3, 4)
 
     def test_hardest(self):
-        values = torch.tensor([[1.0, 5, 3, 4, NAN], [2.0, INFINITY, 9, 8, 7]])
+        values = torch.tensor([[1.0, 5, 3, 4, NAN], [2.0, INFINITY, 9, 8, -INFINITY]])
         where = torch.tensor([[True, True, True, False, True], [False, True, True, True, True]])
         assert losses.hardest(values, where, 2).tolist() == [
+            [False, True, False, False, True],
             [False, True, True, False, False],
-            [False, False, True, True, False],
         ]
         wanted = torch.tensor([1, 0])
-        assert losses.hardest(values, where, 4, wanted).tolist() == [[False, True, False, False, False], [False] * 5]
-        assert losses.hardest(values, where, 9).sum(1).tolist() == [3, 3]
+        assert losses.hardest(values, where, 4, wanted).tolist() == [[False, False, False, False, True], [False] * 5]
+        assert losses.hardest(values, where, 9).sum(1).tolist() == [4, 3]
         assert losses.hardest(values[:, :0], where[:, :0], 9).shape == (2, 0)
 
     def test_inside(self):
@@ -922,10 +1006,6 @@ class TestPieces:
         anchors, index = torch.tensor([[0.0, 0, 16, 16]]), torch.tensor([[0]])
         term = losses.landmark_term(torch.zeros(1, 1, 10), anchors, truth, index, 0.1, 1.0)
         assert term == 0
-
-    def test_every_single_shot_model_has_a_loss(self):
-        for name in LITE:
-            assert callable(create_model(name, weights=None).loss)
 
 
 # --- a training step on a GPU ----------------------------------------------------------------------------------------

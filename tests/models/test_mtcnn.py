@@ -251,7 +251,17 @@ class TestDetect:
             assert_same(Faces(*(x.cpu() for x in a)), b)
 
 
-@pytest.mark.parametrize("wrong", [{"min_face": 0}, {"min_face": float("nan")}, {"factor": 1.0}, {"factor": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min_face": 0},
+        {"min_face": float("nan")},
+        {"factor": 1.0},
+        {"factor": 0.0},
+        {"hard_fraction": 0.0},
+        {"hard_mining": "classes"},
+    ],
+)
 def test_configuration_is_checked(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         MTCNNConfig(**wrong)

@@ -164,6 +164,12 @@ class TestDecoding:
             assert own.scores[image, : int(own.count[image])].min() < 0.05
             assert asked.scores[image, : int(asked.count[image])].min() > threshold
 
+    @pytest.mark.parametrize("gamma", [0.5, -1.0, math.nan, math.inf])
+    def test_focal_losses_have_slopes(self, gamma):
+        SRNConfig(focal_gamma=0.0), SRNConfig(focal_gamma=1.0)
+        with pytest.raises(ValueError, match="focal_gamma should be 0 or at least 1, got"):
+            SRNConfig(focal_gamma=gamma)
+
     def test_boxes_end_at_the_picture(self, model):
         sizes = torch.tensor([[40.0, 50.0], [30.0, 20.0]])
         found = model.candidates(random_maps(), score_threshold=0.05, max_candidates=10_000, sizes=sizes)

@@ -339,7 +339,7 @@ def test_other_float_dtypes_are_computed_in_float32(dtype, device):
 
 
 def test_strided_and_differentiable_inputs(device):
-    anchors, faces, splits = (moved(t, device) for t in (square_anchors(128), random_faces(20, 128), SPLITS * 10 // 3))
+    anchors, faces = (moved(t, device) for t in (square_anchors(128), random_faces(20, 128)))
     splits = torch.tensor([0, 5, 20], device=device)
     expected = ops.assign_anchors(anchors, faces, splits, **SETTINGS["s3fd"])
     strided = ops.assign_anchors(
@@ -401,6 +401,11 @@ def call(anchors=ANCHORS, boxes=BOXES, splits=SPLITS, **options):
 def test_errors_say_what_came_and_what_is_taken(arguments, error, words):
     with pytest.raises(error, match=words):
         call(**arguments)
+
+
+def test_numpys_integers_are_integers():
+    for expected, index in zip(call(compensate=3), call(compensate=np.int64(3)), strict=True):
+        assert torch.equal(expected, index)
 
 
 def test_examples_in_docstrings_run():
