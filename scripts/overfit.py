@@ -3,7 +3,8 @@
     python scripts/overfit.py s3fd_vgg16 --data ../shared/data/faces/train --device cuda
 
 The pictures are a few of a folder `images/` with `bbx_gt.txt` beside it, in WIDER FACE's format. What is learned is
-thrown away. tests/models/test_overfit.py does the same with the lite detectors.
+thrown away. tests/models/test_overfit.py does the same with the lite detectors. At --size, faces should have the sizes
+that the network looks for: 40 px and more for densebox_vgg19, which never enlarges a picture here.
 """
 
 import argparse
