@@ -145,7 +145,9 @@ def train(
         train_run(run, folder, accelerator=DEVICES[device], resume=resume is not None)
     except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
         _fail(f"interrupted; go on with pyface train --resume {folder}", 130)
-    except (CheckpointError, DatasetError, OSError, TrainingError, ValueError) as error:
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+    except (CheckpointError, DatasetError, TrainingError, ValueError) as error:
         _fail(error)
 
 

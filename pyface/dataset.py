@@ -71,6 +71,16 @@ def read_folder(folder: str | Path) -> list[Picture]:
     return pictures
 
 
+def unlisted(folder: str | Path) -> list[str]:
+    """The pictures in a data folder that its annotations do not name, none where it has no annotations."""
+    folder = Path(folder)
+    if not (folder / "bbx_gt.txt").exists():
+        return []
+    known = {name for name, _ in read_boxes(folder / "bbx_gt.txt")}
+    files = (path for path in (folder / "images").rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(name for path in files if (name := path.relative_to(folder / "images").as_posix()) not in known)
+
+
 def _picture(path: Path, rows: list[Row], points: dict[Row, NDArray[np.float32]]) -> Picture:
     rows = [row for row in rows if row[2] > 0 and row[3] > 0]
     faces = [row for row in rows if row[7] == 0]

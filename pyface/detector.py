@@ -62,7 +62,8 @@ class FaceDetector:
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA where both the machine and this build of pyface have
             it, else the CPU.
         score_threshold: Faces have a score > this, from 0 to 1; None means the model's own.
-        min_face: Side in pixels of the smallest face that is looked for; larger is faster. None means the model's own.
+        min_face: Longer side in pixels of the smallest face; pictures are seen as large as that takes. None: the
+            model's own way of looking, and all that it finds.
         batch_size: Pictures that go through the model together, at most. Large pictures go in smaller batches, and a
             batch that does not fit into memory is halved until it does.
         max_pixels: Refuse pictures with more pixels than this, before they are decoded.

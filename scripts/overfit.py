@@ -1,6 +1,6 @@
 """Trains a detector on four pictures until it finds their faces: the smallest proof that a loss teaches.
 
-    python scripts/overfit.py s3fd_vgg16 --data ../shared/data/faces/train --device cuda
+    python scripts/overfit.py s3fd_vgg16 --data faces/train --device cuda
 
 The pictures are a few of a folder `images/` with `bbx_gt.txt` beside it, in WIDER FACE's format. What is learned is
 thrown away. tests/models/test_overfit.py does the same with the lite detectors. At --size, faces should have the sizes

@@ -10,6 +10,7 @@ becomes the model's own.
 import argparse
 import copy
 import hashlib
+import os
 import statistics
 import sys
 import time
@@ -39,7 +40,8 @@ DATA = (
 )
 LIMITS = (
     "- Small data: faces on their side, in odd light, painted or drawn are often missed.",
-    "- Faces below {smallest:.0f} px in the network's picture are mostly missed: give a larger `size`, or a `tile`.",
+    "- Faces below {smallest:.0f} px in the network's picture are missed more often: give a larger `size` or a `tile`.",
+    "- Animals' heads, hands, emblems and bare skin are sometimes taken for faces, with high scores too.",
     "- Nobody measured how well it works across groups of people; measure on your own pictures before you rely on it.",
 )
 
@@ -62,10 +64,17 @@ def main() -> None:
     file = WEIGHTS / f"{run.model}.safetensors"
     settings = asdict(replace(model.config, score_threshold=first.score_threshold))
     save_checkpoint(file, copy.deepcopy(model).half(), run.model, settings)
+    run = replace(run, data=folders(run, run.data), val=folders(run, run.val))
     write_config(replace(run, settings=run.settings or asdict(REGISTRY[run.model].config)), file.with_suffix(".json"))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     file.with_suffix(".md").write_text(card(run, model, digest, reports, latency(model, sets[next(iter(sets))])))
     print(f"{file.name}: {file.stat().st_size:,} bytes, SHA-256 {digest}")
+
+
+def folders(run: Run, paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Folders by their names in the one that holds all of the run's, and its own: faces/train."""
+    above = Path(os.path.commonpath([os.path.abspath(path) for path in (*run.data, *run.val)])).parent
+    return tuple(os.path.relpath(path, above) for path in paths)
 
 
 def rounded_model(run: Run, path: Path) -> SingleShot:

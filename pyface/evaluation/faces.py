@@ -67,7 +67,7 @@ def detect_all(detector: FaceDetector, pictures: Sequence[Picture]) -> Iterator[
     """
     for outcome in detector.stream([picture.path for picture in pictures]):
         if outcome.detections is None:
-            raise DatasetError(f"{outcome.source} cannot be evaluated: {outcome.error}")
+            raise DatasetError(f"{outcome.error}; all pictures must be readable to be evaluated")
         yield outcome.detections
 
 

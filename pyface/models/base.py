@@ -25,6 +25,16 @@ class Faces(NamedTuple):
     scores: Tensor
     landmarks: Tensor | None
 
+    def select(self, index: Tensor | slice) -> Faces:
+        """Some of them."""
+        landmarks = None if self.landmarks is None else self.landmarks[index]
+        return Faces(self.boxes[index], self.scores[index], landmarks)
+
+    def at_least(self, min_face: float) -> Faces:
+        """Those whose longer side has so many pixels."""
+        sides = self.boxes[:, 2:] - self.boxes[:, :2]
+        return self.select((sides.amax(1) >= min_face).nonzero().squeeze(1))
+
 
 class GroundTruth(NamedTuple):
     """The faces of a batch of training images, those of all images one after the other.

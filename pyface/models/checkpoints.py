@@ -116,6 +116,8 @@ def read_checkpoint(path: str | os.PathLike[str], model: str | None = None) -> C
     """
     path = Path(path)
     raw, metadata = read_any(path)
+    if isinstance(raw, Mapping) and "pytorch-lightning_version" in raw:
+        raise CheckpointError(f"{path} is what a run of Lightning goes on from, give best.safetensors beside it")
     checkpoint = recognise(str(path), without_prefix(flatten(unwrapped(raw)), "module."), metadata)
     if model is not None and checkpoint.model not in (None, model):
         raise CheckpointError(
@@ -298,6 +300,8 @@ def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
         CheckpointError: It cannot be read.
     """
     if path.is_dir():
+        if (best := path / "best.safetensors").is_file():
+            raise CheckpointError(f"{path} is the folder of a training run, give its weights: {best}")
         return {net: read_any(part_of(path, net))[0] for net in ("pnet", "rnet", "onet")}, {}
     if path.suffix == ".caffemodel":
         raise CheckpointError(f"{path}: export Caffe's layers to .npz or .pth first, as name.weight and name.bias")

@@ -299,7 +299,8 @@ class MTCNN(FaceModel):
         Args:
             images: uint8 [H, W, 3] RGB tensors of any sizes, on the model's device.
             score_threshold: O-Net's: faces have a score > this. None: `config.thresholds[2]`.
-            min_face: Side in pixels of the smallest face. None: `config.min_face`.
+            min_face: Longer side in pixels of the smallest face. None: `config.min_face`, with the few smaller ones
+                that the networks then make of it.
 
         Returns:
             One `Faces` per image: boxes as O-Net calibrated them (not square), scores, landmarks [N, 5, 2].
@@ -314,7 +315,8 @@ class MTCNN(FaceModel):
         with torch.no_grad():
             proposals = self._propose(images, config)
             proposals = self._refine(images, proposals, config)
-            return self._output(images, proposals, config, threshold)
+            found = self._output(images, proposals, config, threshold)
+        return found if min_face is None else [faces.at_least(min_face) for faces in found]
 
     def _propose(self, images: Sequence[Tensor], config: MTCNNConfig) -> Proposals:
         """P-Net over all pyramids, suppression within levels and images, calibration, squares of whole pixels."""

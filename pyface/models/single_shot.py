@@ -107,7 +107,7 @@ class SingleShot(FaceModel):
         size: How large it sees a picture unless told otherwise.
         channels_last: Whether it is faster in that memory format.
         most_enlarged: The largest scale at which it looks for small faces; beyond it there is only blur to be seen.
-        smallest_face: Side in network pixels of the smallest face that it finds.
+        smallest_face: Side in network pixels of the smallest face that it finds about as surely as larger ones.
         score_threshold: A candidate's score is > this.
         nms_threshold: A candidate is dropped when its IoU with a better one is > this.
         nms_overlap: What that IoU divides by: "union", or "min", the smaller of the two areas.
@@ -324,10 +324,10 @@ class SingleShot(FaceModel):
         elif len(parts) > 1:
             boxes = self._suppression_boxes(faces.boxes)
             keep = ops.nms(boxes, faces.scores, self.nms_threshold, overlap=self.nms_overlap)
-            faces = _select(faces, keep)
+            faces = faces.select(keep)
         if min_face is not None:
-            faces = _select(faces, ((faces.boxes[:, 2:] - faces.boxes[:, :2]).amax(1) >= min_face).nonzero().squeeze(1))
-        return _select(faces, slice(self.limits[options.limits].detections))
+            faces = faces.at_least(min_face)
+        return faces.select(slice(self.limits[options.limits].detections))
 
     def _suppression_boxes(self, boxes: Tensor) -> Tensor:
         return widened(boxes, 1.0) if self.nms_plus_one else boxes
@@ -444,7 +444,7 @@ def _in_picture(view: View, found: ops.Candidates, row: int, count: int) -> Face
         landmarks = None if landmarks is None else landmarks[:, [1, 0, 2, 4, 3]]
     faces = Faces(boxes, scores, landmarks)
     is_plain = view == whole(view.image, view.region[3], view.region[2], view.scale)
-    return faces if is_plain else _select(faces, view.counts(boxes).nonzero().squeeze(1))
+    return faces if is_plain else faces.select(view.counts(boxes).nonzero().squeeze(1))
 
 
 def _together(parts: list[Faces]) -> Faces:
@@ -454,8 +454,3 @@ def _together(parts: list[Faces]) -> Faces:
         torch.cat([part.scores for part in parts]),
         torch.cat(landmarks) if landmarks else None,
     )
-
-
-def _select(faces: Faces, index: Tensor | slice) -> Faces:
-    landmarks = None if faces.landmarks is None else faces.landmarks[index]
-    return Faces(faces.boxes[index], faces.scores[index], landmarks)

@@ -33,6 +33,7 @@ class Album:
 
     Attributes:
         pictures: As passed, without the boxes that lie outside the picture or have no size.
+        left_out: How many boxes that was.
         sizes: Height and width of each.
         images: uint8 [H, W, 3] each, or None where they are decoded anew each time.
 
@@ -52,6 +53,7 @@ class Album:
             images = dict(zip(paths, pool.map(read, paths), strict=True)) if keep else None
         self.sizes = [sizes[picture.path] for picture in pictures]
         self.pictures = [_with_boxes_inside(picture, *sizes[picture.path]) for picture in pictures]
+        self.left_out = sum(_boxes(before) - _boxes(now) for before, now in zip(pictures, self.pictures, strict=True))
         self.images = None if images is None else [images[picture.path] for picture in pictures]
 
     def __len__(self) -> int:
@@ -147,6 +149,10 @@ def split(folders: Sequence[str], held_out: Sequence[str]) -> tuple[list[Picture
     if not any(len(picture.faces) for picture in learned):
         raise DatasetError(f"{', '.join(map(str, folders))}: there are no faces to learn from")
     return learned, list(held.values())
+
+
+def _boxes(picture: Picture) -> int:
+    return len(picture.faces) + len(picture.ignore)
 
 
 def _with_boxes_inside(picture: Picture, height: int, width: int) -> Picture:

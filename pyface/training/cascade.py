@@ -17,7 +17,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -45,6 +44,7 @@ from pyface.training.recipes import RECIPES, Recipe, Run, TrainingError
 from pyface.training.run import (
     CHECKPOINT,
     Bar,
+    announce,
     begin,
     check_checkpoint,
     check_device,
@@ -52,6 +52,7 @@ from pyface.training.run import (
     fit,
     make_trainer,
     measured_sets,
+    say_complete,
     started_by_torchrun,
 )
 
@@ -160,7 +161,7 @@ def train_cascade(run: Run, folder: Path, *, accelerator: str = "auto", resume: 
     check_device(run, accelerator)
     check(run)
     if (folder / NETS[-1] / WEIGHTS).exists():
-        print(f"the run in {folder} is complete", flush=True)
+        say_complete(run, folder, "was already")
         return
     L.seed_everything(run.seed, workers=True, verbose=False)
     model = create_model(run.model, run.weights)
@@ -173,6 +174,7 @@ def train_cascade(run: Run, folder: Path, *, accelerator: str = "auto", resume: 
     sets = measured_sets(run.val, held)
     album = Album(learned, accelerator=accelerator)
     begin(run, folder, album, resume)
+    announce(run, album, sets)
 
     for net in NETS:
         if not (folder / net / WEIGHTS).exists():
@@ -180,6 +182,7 @@ def train_cascade(run: Run, folder: Path, *, accelerator: str = "auto", resume: 
             measuring = MeasuringCascade(sets, average, run.validations, folder, run.model) if net == NETS[-1] else None
             train_net(run, model, net, album, folder, average, measuring, accelerator)
         load_checkpoint(model, read_checkpoint(folder / net / WEIGHTS))
+    say_complete(run, folder, "is")
 
 
 def initialise(model: MTCNN) -> None:
@@ -205,7 +208,9 @@ def check(run: Run) -> None:
     if run.backbone is not None:
         raise TrainingError(f"{run.model} has no trunk, there are no ImageNet weights for it")
     if run.devices > 1 or (started_by_torchrun() or 1) > 1:
-        raise TrainingError(f"{run.model} trains on one device, its networks are too small to share, got more")
+        raise TrainingError(
+            f"{run.model} trains on one device, its networks are too small to share, leave out --devices"
+        )
     least = sum(SHARES.values())
     if run.recipe.batch_size < least:
         raise TrainingError(f"a batch should be {least} crops or more, of all kinds, got {run.recipe.batch_size}")
@@ -261,7 +266,7 @@ def train_net(
     check_checkpoint(checkpoint)
     callbacks: list[L.Callback] = [average, *([measuring] if measuring else []), Saving(checkpoint)]
     if sys.stdout.isatty():
-        callbacks.append(Bar(measuring) if measuring else RichProgressBar(refresh_rate=20))
+        callbacks.append(Bar(measuring, steps // an_epoch if steps else None))
     trainer = make_trainer(run, folder / net, callbacks, steps, hours, accelerator)
     data = CropData(album, crops, net, run, model, an_epoch)
     training = NetTraining(model, net, counts[CropKind.LANDMARK] > 0, run.recipe, steps)

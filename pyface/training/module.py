@@ -283,6 +283,7 @@ class Measuring(L.Callback):
                 for name, pictures in drawn.items():
                     for k, picture in enumerate(pictures):
                         logger.experiment.add_image(f"{name}/{k}", picture, trainer.global_step, dataformats="HWC")
+            logger.save()  # a run may be killed at any moment
         for name, pictures in drawn.items():
             for k, picture in enumerate(pictures):
                 path = self.folder / "pictures" / f"{trainer.global_step:06d}_{name}_{k}.jpg"

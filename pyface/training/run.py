@@ -21,7 +21,8 @@ import torch
 from lightning.pytorch.callbacks import RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from pyface.dataset import DatasetError, Picture, read_folder
+from pyface.dataset import DatasetError, Picture, read_folder, unlisted
+from pyface.detector import is_out_of_memory
 from pyface.models.checkpoints import configured, is_of_kind, load_checkpoint, read_checkpoint, tupled
 from pyface.models.densebox import DenseBox
 from pyface.models.single_shot import SingleShot
@@ -58,7 +59,13 @@ def read_config(path: Path) -> Run:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return fields_of(Run, content | {"recipe": fields_of(Recipe, content["recipe"])})
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path} is no configuration of a run: it is no JSON") from error
+    except KeyError as error:
+        raise TrainingError(f"{path} is no configuration of a run: it has no {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
         raise TrainingError(f"{path} is no configuration of a run ({error})") from error
 
 
@@ -126,14 +133,12 @@ def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = F
     measuring = Measuring(sets, average, run.validations, folder, run.model)
     callbacks: list[L.Callback] = [average, measuring, Saving(checkpoint)]
     if sys.stdout.isatty():
-        callbacks.append(Bar(measuring))
+        callbacks.append(Bar(measuring, run.recipe.epochs if steps else None))
     trainer = make_trainer(run, folder, callbacks, steps, run.max_hours, accelerator)
     training = Training(model, run.recipe, steps)
     fit(trainer, training, Data(album, run.recipe, rule, model, run.seed, run.workers), checkpoint)
     if trainer.is_global_zero:
-        verb = "is" if training.has_learned else "was already"
-        print(f"the run in {folder} {verb} complete; to use its weights:", flush=True)
-        print(f"  pyface detect PICTURES --model {run.model} --weights {folder / 'best.safetensors'}", flush=True)
+        say_complete(run, folder, "is" if training.has_learned else "was already")
 
 
 def starting_model(run: Run, album: Album) -> SingleShot:
@@ -165,9 +170,15 @@ def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> N
     if int(os.environ.get("LOCAL_RANK", 0)) != 0:
         return
     faces = sum(len(picture.faces) for picture in album.pictures)
-    length = f"{run.recipe.epochs} epochs" if run.max_hours is None else f"{60 * run.max_hours:.0f} minutes"
+    length = counted(run.recipe.epochs, "epoch") if run.max_hours is None else f"{60 * run.max_hours:.3g} minutes"
     known = f"{album.known_landmarks:,} of them with landmarks"
-    print(f"{run.model}: {len(album):,} pictures with {faces:,} faces, {known}, {length}", flush=True)
+    print(f"{run.model}: {counted(len(album), 'picture')} with {counted(faces, 'face')}, {known}, {length}", flush=True)
+    if album.left_out:
+        print(f"left out: {counted(album.left_out, 'box', 'es')} outside their pictures", flush=True)
+    for folder in dict.fromkeys(run.data):
+        names = unlisted(folder)
+        if names:
+            print(f"left out: {counted(len(names), 'picture')} that {folder}/bbx_gt.txt does not name: {names[0]} ...")
     learned = {picture.path.resolve() for picture in album.pictures}
     for name, pictures in sets.items():
         shared = sum(picture.path.resolve() in learned for picture in pictures)
@@ -175,6 +186,22 @@ def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> N
             print(f"{name}: {shared:,} of {len(pictures):,} pictures are learned from too: its figures will flatter")
     if not sets:
         print("nothing to measure on, so that best.safetensors will be the newest weights: --val DIR names some")
+
+
+def counted(number: int, noun: str, plural: str = "s") -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "face"), counted(1200, "box", "es")
+        ('1 face', '1,200 boxes')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def say_complete(run: Run, folder: Path, verb: str) -> None:
+    """Says where a finished run's weights are."""
+    print(f"the run in {folder} {verb} complete; to use its weights:", flush=True)
+    print(f"  pyface detect PICTURES --model {run.model} --weights {folder / 'best.safetensors'}", flush=True)
 
 
 def check_device(run: Run, accelerator: str) -> None:
@@ -191,11 +218,16 @@ def check_device(run: Run, accelerator: str) -> None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Whether a run's checkpoint, if it has one, can be read.
+    """Whether a run's checkpoint, if it has come so far as to have one, can be read.
 
     Raises:
-        TrainingError: It is damaged.
+        TrainingError: It is damaged or lost.
     """
+    newest = path.with_name("last.safetensors")
+    if newest.exists() and not path.exists():
+        raise TrainingError(
+            f"{path} is not there to go on from; begin another run, from {newest.name} beside it with --weights"
+        )
     try:
         if path.is_file():
             torch.load(path, map_location="cpu", weights_only=False, mmap=True)
@@ -211,6 +243,8 @@ def check_folder(folder: Path, resume: bool) -> None:
     Raises:
         TrainingError: It cannot.
     """
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder} is a file, a run needs a folder of its own")
     if resume and not (folder / CONFIG).is_file():
         raise TrainingError(f"{folder} holds no run to go on with")
     if not resume and any((folder / name).exists() for name in (CHECKPOINT, "best.safetensors", "pnet")):
@@ -222,8 +256,11 @@ def begin(run: Run, folder: Path, album: Album, resume: bool) -> None:
 
     Raises:
         TrainingError: It does not.
+        DatasetError: No picture has a face in it.
     """
     facts = album.facts()
+    if not facts["faces"]:
+        raise DatasetError("there are no faces to learn from, all boxes lie outside their pictures")
     if not resume:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / DATA, facts)
@@ -244,12 +281,17 @@ def fit(trainer: L.Trainer, training: L.LightningModule, data: L.LightningDataMo
 
     Raises:
         DatasetError: A picture cannot be read any more.
+        TrainingError: The memory does not suffice.
     """
     try:
         trainer.fit(training, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None)
     except DatasetError as error:  # a worker's has its traceback in the text
         reason = str(error).strip().splitlines()[-1]
         raise DatasetError(reason.rpartition(f"{DatasetError.__name__}: ")[2]) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError("the memory does not suffice for a step, take a smaller --batch-size or --size") from error
 
 
 def make_trainer(
@@ -264,6 +306,8 @@ def make_trainer(
     quieten()
     torch.set_float32_matmul_precision("high")  # TF32, where there is any
     logs = str(len(list((folder / "logs").glob("*"))))  # one folder each time a run is begun or continued
+    # A row every so many steps, also in the logs of runs that are short or killed.
+    rows = 20 if steps is None else max(1, min(20, steps // 20))
     timer = [] if hours is None else [Timer(timedelta(hours=hours), verbose=False)]
     return L.Trainer(
         accelerator=accelerator,
@@ -274,8 +318,11 @@ def make_trainer(
         max_steps=steps if steps is not None else -1,
         max_epochs=-1,
         callbacks=[*callbacks, *timer],
-        logger=[CSVLogger(folder, "logs", version=logs), TensorBoardLogger(folder, "logs", version=logs)],
-        log_every_n_steps=20,
+        logger=[
+            CSVLogger(folder, "logs", version=logs, flush_logs_every_n_steps=rows),
+            TensorBoardLogger(folder, "logs", version=logs),
+        ],
+        log_every_n_steps=rows,
         reload_dataloaders_every_n_epochs=1,
         enable_checkpointing=False,
         enable_progress_bar=sys.stdout.isatty(),
@@ -330,15 +377,19 @@ class Bar(RichProgressBar):
     """Lightning's, with the newest average precision.
 
     Args:
-        measuring: Who knows it.
+        measuring: Who knows it, if anybody measures.
+        epochs: Of the run, if it has so many.
     """
 
-    def __init__(self, measuring: Measuring) -> None:
+    def __init__(self, measuring: Measuring | None, epochs: int | None) -> None:
         super().__init__(refresh_rate=20)
-        self.measuring = measuring
+        self.measuring, self.epochs = measuring, epochs
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What stands beside the bar."""
-        items = super().get_metrics(trainer, pl_module) | self.measuring.figures
+        items = super().get_metrics(trainer, pl_module) | (self.measuring.figures if self.measuring else {})
         items.pop("v_num", None)
         return items
+
+    def _get_train_description(self, current_epoch: int) -> str:  # Lightning's own counts to max_epochs, -1 here
+        return f"epoch {current_epoch + 1}" + (f" of {self.epochs}" if self.epochs else "")

@@ -199,6 +199,8 @@ class TestDetect:
 
     def test_min_face(self, model, photo):
         assert len(model.detect([photo], min_face=60)[0].scores) == 1
+        sides = model.detect([photo], min_face=20)[0].boxes[0].reshape(2, 2).diff(dim=0).squeeze()
+        assert len(model.detect([photo], min_face=float(sides.max()) + 8)[0].scores) == 0
         with pytest.raises(ValueError, match="min_face"):
             model.detect([photo], min_face=0)
 

@@ -72,7 +72,9 @@ def test_held_out_names_are_lines(data, tmp_path):
         (["--resume", "{tmp}", "--epochs", "3"], "--resume takes a run as it was configured, leave out --epochs"),
         (["--resume", "{tmp}"], "a run's folder holds config.json"),
         (["s3fd_lite", "--config", "{tmp}/c.json"], "--config names the model, leave it out"),
-        (["--config", "{tmp}/c.json", "--out", "{tmp}/run"], "c.json is no configuration of a run"),
+        (["--config", "{tmp}/c.json", "--out", "{tmp}/run"], "c.json cannot be read: No such file"),
+        (["--config", "{data}/bbx_gt.txt", "--out", "{tmp}/run"], "is no configuration of a run: it is no JSON"),
+        ([*START[:-1], "{data}/bbx_gt.txt"], "bbx_gt.txt is a file, a run needs a folder of its own"),
         ([*START, "--held-out", "{tmp}/no.txt"], "No such file"),
         ([*START, "--weights", "{tmp}/no.pth"], "no.pth"),
         ([*START, "--backbone", "{tmp}/no.pth"], "no.pth"),
@@ -84,3 +86,9 @@ def test_mistakes_are_one_sentence(arguments, message, data, tmp_path):
     assert message in result.output.replace("\n", " ")
     assert "Traceback" not in result.output
     assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_another_json_is_no_configuration(tmp_path):
+    (tmp_path / "data.json").write_text('{"pictures": 3}')
+    result = run("--config", tmp_path / "data.json", "--out", tmp_path / "run")
+    assert "is no configuration of a run: it has no 'recipe'" in result.output.replace("\n", " ")

@@ -13,7 +13,7 @@ from pyface.cli_train import _hours
 from pyface.dataset import DatasetError, read_folder
 from pyface.evaluation.faces import score
 from pyface.models import create_model
-from pyface.models.checkpoints import configured
+from pyface.models.checkpoints import CheckpointError, configured
 from pyface.models.s3fd import S3FDLiteConfig
 from pyface.training import module
 from pyface.training.album import Album
@@ -140,6 +140,44 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path, content):
     (tmp_path / "last.ckpt").write_bytes(content)
     with pytest.raises(TrainingError, match=r"last\.ckpt is damaged; begin another run, from this one's last"):
         train(small_run(data), tmp_path, accelerator="cpu", resume=True)
+
+
+def test_a_run_without_its_checkpoint_does_not_begin_anew(data, tmp_path):
+    train(small_run(data), tmp_path, accelerator="cpu")
+    with pytest.raises(CheckpointError, match=r"goes on from, give best\.safetensors beside it"):
+        create_model("s3fd_lite", str(tmp_path / "last.ckpt"))
+    with pytest.raises(CheckpointError, match=r"folder of a training run, give its weights: .*best\.safetensors"):
+        create_model("s3fd_lite", str(tmp_path))
+    (tmp_path / "last.ckpt").unlink()
+    with pytest.raises(TrainingError, match=r"last\.ckpt is not there to go on from"):
+        train(small_run(data), tmp_path, accelerator="cpu", resume=True)
+
+
+def test_too_large_a_step_is_one_sentence(data, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(module.Training, "training_step", full)
+    with pytest.raises(TrainingError, match="take a smaller --batch-size or --size"):
+        train(small_run(data), tmp_path, accelerator="cpu")
+
+
+def test_what_is_left_out_is_said(data, tmp_path, capsys):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    (folder / "landmarks.txt").unlink()
+    shutil.copy(folder / "images" / "1.png", folder / "images" / "extra.png")
+    outside = "1\n5000 10 20 20 0 0 0 0 0 0\n"
+    with (folder / "bbx_gt.txt").open("a") as file:
+        file.write(f"1.png\n{outside}")
+    train(small_run(folder, recipe=replace(SMALL, epochs=1)), tmp_path / "run", accelerator="cpu")
+    printed = capsys.readouterr().out
+    assert "left out: 1 box outside their pictures" in printed
+    assert f"left out: 1 picture that {folder}/bbx_gt.txt does not name: extra.png" in printed
+
+    (folder / "bbx_gt.txt").write_text(f"1.png\n{outside}")
+    with pytest.raises(DatasetError, match="no faces to learn from, all boxes lie outside their pictures"):
+        train(small_run(folder), tmp_path / "none", accelerator="cpu")
 
 
 def test_what_a_machine_does_not_have_is_said_before_anything_begins(data, tmp_path):
