@@ -97,7 +97,8 @@ class Detections:
     def __repr__(self) -> str:
         best = f", best score {self.scores.max():.3f}" if len(self) else ""
         source = "" if self.source is None else f" of {self.source!r}"
-        return f"Detections({len(self)} faces{source}, {self.width} x {self.height} pixels{best})"
+        noun = "face" if len(self) == 1 else "faces"
+        return f"Detections({len(self)} {noun}{source}, {self.width} x {self.height} pixels{best})"
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -237,7 +237,10 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> C
 def default_weights(row: Row) -> Traversable:
     """The file of a model's default weights, its SHA-256 checked."""
     if row.weights is None:
-        raise ValueError(f"{row.name} has no default weights; give weights=None or the path of a file")
+        raise ValueError(
+            f"{row.name} has no default weights; give the path of a file, or weights=None for random ones, which find "
+            "noise"
+        )
     file = files("pyface") / "weights" / row.weights.file
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != row.weights.sha256:
