@@ -80,7 +80,7 @@ def detect(
         typer.Option(
             min=1,
             metavar="PIXELS",
-            help="Side of the smallest face looked for; larger is faster.",
+            help="Longer side of the smallest face; pictures are seen as large as that takes.",
             show_default="the model's own",
         ),
     ] = None,

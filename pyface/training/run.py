@@ -178,7 +178,9 @@ def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> N
     for folder in dict.fromkeys(run.data):
         names = unlisted(folder)
         if names:
-            print(f"left out: {counted(len(names), 'picture')} that {folder}/bbx_gt.txt does not name: {names[0]} ...")
+            print(
+                f"left out: {counted(len(names), 'picture')} that {folder}/bbx_gt.txt does not name, such as {names[0]}"
+            )
     learned = {picture.path.resolve() for picture in album.pictures}
     for name, pictures in sets.items():
         shared = sum(picture.path.resolve() in learned for picture in pictures)
