@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "../ops.h"
 #include "simd.h"
@@ -37,6 +38,41 @@ PYFACE_INLINE float to_float(Half v) {
   uint32_t bits;
   std::memcpy(&bits, &subnormal, sizeof bits);
   return float_of_bits((magnitude < 0x0400u ? bits : normal) | sign);
+}
+
+// Elements as they lie in memory, where they only move.
+PYFACE_INLINE uint16_t bits_of(Half v) { return v.bits; }
+PYFACE_INLINE uint16_t bits_of(BFloat v) { return v.bits; }
+PYFACE_INLINE uint32_t bits_of(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+
+PYFACE_INLINE void set_bits(Half& v, uint16_t bits) { v.bits = bits; }
+PYFACE_INLINE void set_bits(BFloat& v, uint16_t bits) { v.bits = bits; }
+PYFACE_INLINE void set_bits(float& v, uint32_t bits) { v = float_of_bits(bits); }
+
+// Integers in the order of the elements, as wide as these, so that a vector holds as many: -0 is 0, NaN above all.
+template <class Order, class Bits>
+PYFACE_INLINE Order order_of_bits(Bits bits, Bits infinity) {
+  const Order magnitude = static_cast<Order>(bits & std::numeric_limits<Order>::max());
+  const Order sign = static_cast<Order>(static_cast<Order>(bits) >> std::numeric_limits<Order>::digits);  // 0 or -1
+  const Order signed_magnitude = static_cast<Order>((magnitude ^ sign) - sign);
+  return magnitude > static_cast<Order>(infinity) ? std::numeric_limits<Order>::max() : signed_magnitude;
+}
+
+PYFACE_INLINE int16_t order_of(Half v) { return order_of_bits<int16_t, uint16_t>(v.bits, 0x7c00u); }
+PYFACE_INLINE int16_t order_of(BFloat v) { return order_of_bits<int16_t, uint16_t>(v.bits, 0x7f80u); }
+PYFACE_INLINE int32_t order_of(float v) { return order_of_bits<int32_t, uint32_t>(bits_of(v), 0x7f800000u); }
+
+// Bits and order of the larger of an element and v, of the first where they are equal; NaN is above all.
+template <class Bits, class Order, class T>
+PYFACE_INLINE void take_larger(Bits& bits, Order& order, T v) {
+  const Order other = order_of(v);
+  const bool takes = other > order;
+  bits = takes ? bits_of(v) : bits;
+  order = takes ? other : order;
 }
 
 // A map's elements of type T.
@@ -79,8 +115,19 @@ template <int kStride, class T>
 PYFACE_INLINE void face_evidence_of(const T* first, int64_t step, int64_t any_stride, int num_background, int n,
                                     float* x) {
   const int64_t stride = kStride ? kStride : any_stride;
+  if (num_background == 0) return load_strip_of<kStride>(first, any_stride, n, x);
+  if constexpr (kStride == 1 && sizeof(T) == 2) if (num_background == 3) {  // S3FD's: compared as they are, half are converted
+    const T *second = first + step, *third = second + step, *face = third + step;
+    for (int i = 0; i < n; ++i) {
+      auto bits = bits_of(first[i]);
+      auto order = order_of(first[i]);
+      take_larger(bits, order, second[i]);
+      take_larger(bits, order, third[i]);
+      x[i] = to_float(face[i]) - to_float(T{bits});
+    }
+    return;
+  }
   load_strip_of<kStride>(first, any_stride, n, x);
-  if (num_background == 0) return;
   for (int c = 1; c < num_background; ++c) {
     const T* p = first + c * step;
     for (int i = 0; i < n; ++i) x[i] = max_or_nan(x[i], to_float(p[i * stride]));

@@ -1,5 +1,6 @@
 #include "parallel.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <exception>
@@ -7,6 +8,8 @@
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "simd.h"
 
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -23,7 +26,7 @@ struct Job {
   int64_t n;
   std::atomic<int64_t> next{0};
   int helpers_wanted;
-  int helpers_inside = 0;
+  std::atomic<int> helpers_inside{0};  // falls only under the pool's mutex
   std::exception_ptr error;  // the first one
   std::mutex error_mutex;
 
@@ -40,6 +43,18 @@ struct Job {
   }
 };
 
+// How often a caller looks whether its helpers are done before it sleeps; some 50 microseconds.
+constexpr int kPatience = 2000;
+
+// Passes a moment, to the good of whoever shares this core.
+inline void relax() {
+#if defined(PYFACE_X86)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
 // Threads wait for jobs in a list. Several callers may have jobs at once, each working on its own meanwhile; a job
 // leaves the list when its caller has run out of work, and the caller then waits for the helpers inside it.
 class Pool {
@@ -55,12 +70,13 @@ class Pool {
     }
     wake_.notify_all();
     job.work();
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
+    }
+    // A helper inside is in its last piece of work; to sleep and be woken would take longer than that, mostly.
+    for (int i = 0; i < kPatience && job.helpers_inside > 0; ++i) relax();
     std::unique_lock<std::mutex> lock(mutex_);
-    for (size_t i = 0; i < jobs_.size(); ++i)
-      if (jobs_[i] == &job) {
-        jobs_.erase(jobs_.begin() + i);
-        break;
-      }
     left_.wait(lock, [&] { return job.helpers_inside == 0; });
   }
 

@@ -15,43 +15,24 @@ struct MaxoutJob {
   int channels, num_background;
 };
 
-// Elements move as they are, as 32 bits, since all lanes of a vectorised loop should have one width.
-PYFACE_INLINE uint32_t bits_of(Half v) { return v.bits; }
-PYFACE_INLINE uint32_t bits_of(BFloat v) { return v.bits; }
-PYFACE_INLINE uint32_t bits_of(float v) {
-  uint32_t bits;
-  std::memcpy(&bits, &v, sizeof bits);
-  return bits;
-}
-
-PYFACE_INLINE void set_bits(Half& v, uint32_t bits) { v.bits = static_cast<uint16_t>(bits); }
-PYFACE_INLINE void set_bits(BFloat& v, uint32_t bits) { v.bits = static_cast<uint16_t>(bits); }
-PYFACE_INLINE void set_bits(float& v, uint32_t bits) { v = float_of_bits(bits); }
-
-// The largest background of the cells of a strip, and which it is.
+// The largest background of the cells of a strip.
+template <class T>
 struct Largest {
-  uint32_t bits[kStrip];
-  float value[kStrip];
-  int channel[kStrip];
+  using Order = decltype(order_of(T{}));
+  decltype(bits_of(T{})) bits[kStrip];
+  Order order[kStrip];
 };
 
 template <class T>
 PYFACE_INLINE void find_largest(const T* p, int64_t channel_stride, int64_t column_stride, int num_background, int n,
-                                Largest& largest) {
+                                Largest<T>& largest) {
   for (int i = 0; i < n; ++i) {
     largest.bits[i] = bits_of(p[i * column_stride]);
-    largest.value[i] = to_float(p[i * column_stride]);
-    largest.channel[i] = 0;
+    largest.order[i] = order_of(p[i * column_stride]);
   }
   for (int c = 1; c < num_background; ++c) {
     p += channel_stride;
-    for (int i = 0; i < n; ++i) {
-      const float v = to_float(p[i * column_stride]), best = largest.value[i];
-      const bool takes = (v > best) | ((v != v) & (best == best));
-      largest.bits[i] = takes ? bits_of(p[i * column_stride]) : largest.bits[i];
-      largest.value[i] = takes ? v : best;
-      largest.channel[i] = takes ? c : largest.channel[i];
-    }
+    for (int i = 0; i < n; ++i) take_larger(largest.bits[i], largest.order[i], p[i * column_stride]);
   }
 }
 
@@ -63,9 +44,20 @@ PYFACE_INLINE void copy_strip(const T* from, int64_t from_stride, T* to, int64_t
 template <class T>
 PYFACE_INLINE void forward_strip(const MaxoutJob& job, const T* p, T* out, int64_t column_stride, int64_t out_stride,
                                  int n) {
-  Largest largest;
-  find_largest(p, job.logits.channel_stride, column_stride, job.num_background, n, largest);
-  for (int i = 0; i < n; ++i) set_bits(out[i * out_stride], largest.bits[i]);
+  if (job.num_background == 3 && column_stride == 1) {  // S3FD's stay in registers
+    const T *q = p + job.logits.channel_stride, *r = q + job.logits.channel_stride;
+    for (int i = 0; i < n; ++i) {
+      auto bits = bits_of(p[i]);
+      auto order = order_of(p[i]);
+      take_larger(bits, order, q[i]);
+      take_larger(bits, order, r[i]);
+      set_bits(out[i * out_stride], bits);
+    }
+  } else {
+    Largest<T> largest;
+    find_largest(p, job.logits.channel_stride, column_stride, job.num_background, n, largest);
+    for (int i = 0; i < n; ++i) set_bits(out[i * out_stride], largest.bits[i]);
+  }
   for (int c = job.num_background; c < job.channels; ++c)
     copy_strip(p + c * job.logits.channel_stride, column_stride,
                out + (c - job.num_background + 1) * job.out.channel_stride, out_stride, n);
@@ -74,12 +66,19 @@ PYFACE_INLINE void forward_strip(const MaxoutJob& job, const T* p, T* out, int64
 template <class T>
 PYFACE_INLINE void backward_strip(const MaxoutJob& job, const T* p, const T* gradient, T* out, int64_t column_stride,
                                   int64_t gradient_stride, int64_t out_stride, int n) {
-  Largest largest;
+  using Order = typename Largest<T>::Order;
+  Largest<T> largest;
   find_largest(p, job.logits.channel_stride, column_stride, job.num_background, n, largest);
+  Order is_open[kStrip];  // no channel has taken the gradient yet
+  for (int i = 0; i < n; ++i) is_open[i] = 1;
   for (int c = 0; c < job.num_background; ++c) {
+    const T* from = p + c * job.logits.channel_stride;
     T* to = out + c * job.out.channel_stride;
-    for (int i = 0; i < n; ++i)
-      set_bits(to[i * out_stride], largest.channel[i] == c ? bits_of(gradient[i * gradient_stride]) : 0u);
+    for (int i = 0; i < n; ++i) {
+      const bool takes = is_open[i] & (order_of(from[i * column_stride]) == largest.order[i]);
+      is_open[i] = takes ? Order{0} : is_open[i];
+      set_bits(to[i * out_stride], takes ? bits_of(gradient[i * gradient_stride]) : decltype(bits_of(T{}))(0));
+    }
   }
   for (int c = job.num_background; c < job.channels; ++c)
     copy_strip(gradient + (c - job.num_background + 1) * job.gradient.channel_stride, gradient_stride,
@@ -151,11 +150,15 @@ PYFACE_DISPATCH(void, probability,
                 (const Map& logits, Dtype dtype, int num_background, int64_t width, const Cells& cells, float* out),
                 (logits, dtype, num_background, width, cells, out))
 
+// To wake a thread takes as long as this many cells do on one that is awake.
+constexpr int64_t kCellsAThread = 65536;
+
 // work(cells) for all cells of all images, in shares.
 template <class Work>
 void for_shares(int64_t batch, int64_t cells, int threads, const Work& work) {
   const int64_t shares = (cells + kCellsAShare - 1) / kCellsAShare;
-  parallel_for(batch * shares, threads, [&](int64_t i) {
+  const int64_t useful = std::max(int64_t(1), batch * cells / kCellsAThread);
+  parallel_for(batch * shares, static_cast<int>(std::min(int64_t(threads), useful)), [&](int64_t i) {
     const int64_t begin = i % shares * kCellsAShare;
     work(Cells{i / shares, begin, std::min(cells, begin + kCellsAShare)});
   });
