@@ -116,17 +116,6 @@ PYFACE_INLINE void face_evidence_of(const T* first, int64_t step, int64_t any_st
                                     float* x) {
   const int64_t stride = kStride ? kStride : any_stride;
   if (num_background == 0) return load_strip_of<kStride>(first, any_stride, n, x);
-  if constexpr (kStride == 1 && sizeof(T) == 2) if (num_background == 3) {  // S3FD's: compared as they are, half are converted
-    const T *second = first + step, *third = second + step, *face = third + step;
-    for (int i = 0; i < n; ++i) {
-      auto bits = bits_of(first[i]);
-      auto order = order_of(first[i]);
-      take_larger(bits, order, second[i]);
-      take_larger(bits, order, third[i]);
-      x[i] = to_float(face[i]) - to_float(T{bits});
-    }
-    return;
-  }
   load_strip_of<kStride>(first, any_stride, n, x);
   for (int c = 1; c < num_background; ++c) {
     const T* p = first + c * step;
@@ -136,12 +125,28 @@ PYFACE_INLINE void face_evidence_of(const T* first, int64_t step, int64_t any_st
   for (int i = 0; i < n; ++i) x[i] = to_float(face[i * stride]) - x[i];
 }
 
+// S3FD's three backgrounds in planes of 16 bits: compared as they are, so that only the largest is converted.
+template <class T>
+PYFACE_INLINE void face_evidence_beside_three(const T* first, int64_t step, int n, float* x) {
+  const T *second = first + step, *third = second + step, *face = third + step;
+  for (int i = 0; i < n; ++i) {
+    auto bits = bits_of(first[i]);
+    auto order = order_of(first[i]);
+    take_larger(bits, order, second[i]);
+    take_larger(bits, order, third[i]);
+    x[i] = to_float(face[i]) - to_float(T{bits});
+  }
+}
+
 // The evidence for a face in `n` cells side by side: face logit minus largest background logit, or the one logit; NaN
 // where a logit is NaN.
 //   first: background 0 of the first cell's anchor; from one logit to the next are `step` elements
 template <class T>
 PYFACE_INLINE void face_evidence(const T* first, int64_t step, int64_t column_stride, int num_background, int n,
                                  float* x) {
+  if constexpr (sizeof(T) == 2) {
+    if (column_stride == 1 && num_background == 3) return face_evidence_beside_three(first, step, n, x);
+  }
   if (column_stride == 1)
     face_evidence_of<1>(first, step, column_stride, num_background, n, x);
   else if (column_stride == 2)  // channels_last, as are the next

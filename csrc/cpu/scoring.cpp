@@ -38,7 +38,10 @@ PYFACE_INLINE void find_largest(const T* p, int64_t channel_stride, int64_t colu
 
 template <class T>
 PYFACE_INLINE void copy_strip(const T* from, int64_t from_stride, T* to, int64_t to_stride, int n) {
-  for (int i = 0; i < n; ++i) to[i * to_stride] = from[i * from_stride];
+  if (from_stride == 1 && to_stride == 1)
+    std::memcpy(to, from, n * sizeof(T));
+  else
+    for (int i = 0; i < n; ++i) to[i * to_stride] = from[i * from_stride];
 }
 
 template <class T>
