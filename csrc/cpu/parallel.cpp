@@ -27,7 +27,7 @@ struct Job {
   std::atomic<int64_t> next{0};
   int helpers_wanted;
   std::atomic<int> helpers_inside{0};  // falls only under the pool's mutex
-  std::exception_ptr error;  // the first one
+  std::exception_ptr error;            // the first one
   std::mutex error_mutex;
 
   void work() {
