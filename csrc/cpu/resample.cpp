@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../ops.h"
+#include "pages.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -177,6 +178,7 @@ void parallel_rows(int64_t items, int rows_per_item, int threads, const Rows& ro
 void letterbox(const Image* images, const double* scales, int64_t num_images, int out_h, int out_w,
                Interpolation interpolation, Normalization normalization, float* out, int threads) {
   const int64_t plane = int64_t(out_h) * out_w;
+  prefer_huge_pages(out, num_images * 3 * plane * sizeof(float));
   parallel_rows(num_images, out_h, threads, [&](int64_t i, int begin, int end) {
     const Image& image = images[i];
     const auto region = [&](int size, int most) {
@@ -200,6 +202,7 @@ void crop_resize(const Image* images, int64_t num_images, const float* boxes, co
                  int out_h, int out_w, Interpolation interpolation, Normalization normalization, float* out,
                  int threads) {
   const int64_t plane = int64_t(out_h) * out_w;
+  prefer_huge_pages(out, n * 3 * plane * sizeof(float));
   parallel_rows(n, out_h, threads, [&](int64_t i, int begin, int end) {
     const Box& box = reinterpret_cast<const Box*>(boxes)[i];
     const bool is_empty = image_index[i] < 0 || image_index[i] >= num_images || !is_finite(box);

@@ -446,7 +446,7 @@ class SRNLite(SRN):
     channels_last: ClassVar[bool] = True
     smallest_face = 24.0  # measured: at 10 px an eighth to a third of all faces of 40 px were lost
 
-    FINE, WIDTH = 16, 64  # channels that the heads see at stride 4, and elsewhere
+    FINE, WIDTH = 16, 32  # channels that the heads see at stride 4, and elsewhere
     EXTRA = 128  # channels of the trunk at strides 64 and 128
 
     def __init__(self, config: SRNLiteConfig | None = None) -> None:
