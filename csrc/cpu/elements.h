@@ -75,6 +75,16 @@ PYFACE_INLINE void take_larger(Bits& bits, Order& order, T v) {
   order = takes ? other : order;
 }
 
+// Bits of the largest of S3FD's three backgrounds.
+template <class T>
+PYFACE_INLINE auto largest_of_three(T a, T b, T c) {
+  auto bits = bits_of(a);
+  auto order = order_of(a);
+  take_larger(bits, order, b);
+  take_larger(bits, order, c);
+  return bits;
+}
+
 // A map's elements of type T.
 template <class T>
 struct Elements {
@@ -115,8 +125,8 @@ template <int kStride, class T>
 PYFACE_INLINE void face_evidence_of(const T* first, int64_t step, int64_t any_stride, int num_background, int n,
                                     float* x) {
   const int64_t stride = kStride ? kStride : any_stride;
-  if (num_background == 0) return load_strip_of<kStride>(first, any_stride, n, x);
   load_strip_of<kStride>(first, any_stride, n, x);
+  if (num_background == 0) return;
   for (int c = 1; c < num_background; ++c) {
     const T* p = first + c * step;
     for (int i = 0; i < n; ++i) x[i] = max_or_nan(x[i], to_float(p[i * stride]));
@@ -129,13 +139,7 @@ PYFACE_INLINE void face_evidence_of(const T* first, int64_t step, int64_t any_st
 template <class T>
 PYFACE_INLINE void face_evidence_beside_three(const T* first, int64_t step, int n, float* x) {
   const T *second = first + step, *third = second + step, *face = third + step;
-  for (int i = 0; i < n; ++i) {
-    auto bits = bits_of(first[i]);
-    auto order = order_of(first[i]);
-    take_larger(bits, order, second[i]);
-    take_larger(bits, order, third[i]);
-    x[i] = to_float(face[i]) - to_float(T{bits});
-  }
+  for (int i = 0; i < n; ++i) x[i] = to_float(face[i]) - to_float(T{largest_of_three(first[i], second[i], third[i])});
 }
 
 // The evidence for a face in `n` cells side by side: face logit minus largest background logit, or the one logit; NaN

@@ -49,13 +49,7 @@ PYFACE_INLINE void forward_strip(const MaxoutJob& job, const T* p, T* out, int64
                                  int n) {
   if (job.num_background == 3 && column_stride == 1) {  // S3FD's stay in registers
     const T *q = p + job.logits.channel_stride, *r = q + job.logits.channel_stride;
-    for (int i = 0; i < n; ++i) {
-      auto bits = bits_of(p[i]);
-      auto order = order_of(p[i]);
-      take_larger(bits, order, q[i]);
-      take_larger(bits, order, r[i]);
-      set_bits(out[i * out_stride], bits);
-    }
+    for (int i = 0; i < n; ++i) set_bits(out[i * out_stride], largest_of_three(p[i], q[i], r[i]));
   } else {
     Largest<T> largest;
     find_largest(p, job.logits.channel_stride, column_stride, job.num_background, n, largest);
