@@ -8,6 +8,7 @@ Floor of the networks on two Zen 4 cores: about 100 G multiply-adds a second; at
 (S3FD), 3.4 G (SSH), 4.2 G (SRN). The aim for the lite networks is 40 ms, and 60 ms for SRN.
 """
 
+import os
 from functools import cache
 
 import pytest
@@ -110,6 +111,20 @@ def test_network(name, batch, side, precision, library, device, timed):
         network = model
     call = captured(network, images) if library == "CUDA graph" else lambda: network(images)
     timed(call, name, f"network alone, {batch} x {side} x {side}", library, precision)
+
+
+@pytest.mark.skipif("PYFACE_SCRFD" not in os.environ, reason="PYFACE_SCRFD should name scrfd_2.5g_kps.onnx")
+def test_network_of_a_peer(device, timed):
+    """InsightFace's SCRFD-2.5g as onnxruntime runs it; its weights are for research and come with no package."""
+    if device == "cuda":
+        pytest.skip("timed on the CPU only")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    session = onnxruntime.InferenceSession(os.environ["PYFACE_SCRFD"], options)
+    images = {session.get_inputs()[0].name: torch.zeros(1, 3, 640, 640).numpy()}
+    assert len(session.run(None, images)) == 9  # scores, boxes and landmarks of three levels
+    timed(lambda: session.run(None, images), "scrfd_2.5g", "network alone, 1 x 640 x 640", "onnxruntime")
 
 
 def captured(network: SingleShot, images: Tensor):

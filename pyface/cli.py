@@ -427,12 +427,12 @@ def models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pyface.models.zoo import REGISTRY
+    from pyface.models.zoo import REGISTRY, summary
 
     table = Table("model", "description", "licence of the weights", "trained on", "measured")
     for row in REGISTRY.values():
         weights = row.weights
-        facts = (weights.licence, weights.training_data, weights.measured) if weights else ("none", "", "")
+        facts = (weights.licence, weights.training_data, summary(row.name)) if weights else ("none", "", "")
         table.add_row(row.name, row.description, *facts)
     # A pipe has no width, and a table folded to 80 columns is hard to search.
     Console(width=None if sys.stdout and sys.stdout.isatty() else 240).print(table, markup=False, highlight=False)

@@ -67,6 +67,14 @@ def project(report, raw, tmp_path):
     settings = {"device": "cpu", "batch_size": 8, "size": None, "precision": "fp32"}
     run = {"date": "2026-11-21", "machine": machine, "settings": settings, "models": [model]}
     (results / "some-stages.json").write_text(json.dumps(run))
+    network = row("pyface", 0.012, "s3fd_lite", report.NETWORK), row("onnxruntime", 0.02, "scrfd_2.5g", report.NETWORK)
+    accuracy = report.keep(raw | {"benchmarks": list(network)}, "pytest benchmarks", None)
+    (results / "networks.json").write_text(json.dumps(accuracy))
+    sets = {"val": {"faces": 855, "640": {"AP@0.5": 0.9031, "AP@0.4": 0.9512}}}
+    wider = {"640": {"easy": 0.88, "medium": 0.86, "hard": 0.67}}
+    figures = {"s3fd_lite": {"parameters": 750_000, "sets": sets, "widerface": wider}}
+    (tmp_path / report.FIGURES).parent.mkdir(parents=True)
+    (tmp_path / report.FIGURES).write_text(json.dumps(figures))
     for page, texts in report.TEXTS.items():
         markers = "".join(f"<!-- {name}: made by x -->\n<!-- /{name} -->\nby hand\n" for name in texts)
         (tmp_path / page).write_text(markers)
@@ -91,7 +99,7 @@ def test_ratios(report, raw):
 
 
 def test_pages(report, project):
-    assert report.stale(project) == ["README.md", "docs/performance.md", "docs/benchmarks.png"]
+    assert report.stale(project) == ["README.md", "docs/performance.md", "docs/benchmarks.png", "docs/accuracy.png"]
     with pytest.raises(SystemExit, match="out of date"):
         report.main(["--check"], project)
     report.main([], project)
@@ -100,10 +108,18 @@ def test_pages(report, project):
     assert "| `nms` | 1,000 boxes | 100 us | quick peer 2.0x, slow peer 123x |" in page
     assert "| `mtcnn` | 90.5 | 1,024 MiB |" in page
     assert "Some CPU, 2 cores, 2 threads; torch 2.13.0; 2026-11-21. A note." in page
-    assert page.count("by hand") == 2
+    assert "| `s3fd_lite` | 0.880, 0.860, 0.670 | 0.903, 0.951 | not measured | 0.75 M |" in page
+    assert page.count("by hand") == 3
     assert "7.0 ms (70 %)" in (project / "docs" / "performance.md").read_text()
     (project / "README.md").write_text(page.replace("2.0x", "3.0x"))
     assert report.stale(project) == ["README.md"]
+
+
+def test_points_of_the_plot_of_accuracy(report, project):
+    found = report.points(project / report.RESULTS)
+    assert found["s3fd_lite"] == (0.012, [0.88, 0.86, 0.67])
+    assert found["SCRFD-2.5g"] == (0.02, [0.938, 0.922, 0.779])
+    assert found["SCRFD-500m"][0] == pytest.approx(0.02 * 0.47 / 1.43)
 
 
 def test_keep_from_the_command_line(report, project, raw):

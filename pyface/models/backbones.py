@@ -164,6 +164,19 @@ class CompactResNet(nn.Module):
         return c2, c3, c4, self.stage5(c4)
 
 
+class SlimResNet(CompactResNet):
+    """`CompactResNet` with fewer channels and blocks behind stride 4, where the smallest faces are decided.
+
+    docs/training.md compares it with other trunks.
+
+    Returns:
+        c2 (32 channels, stride 4), c3 (48, 8), c4 (64, 16), c5 (96, 32). Odd maps are rounded up.
+    """
+
+    WIDTHS = (32, 48, 64, 96)
+    DEPTHS = (1, 2, 2, 1)
+
+
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut."""
 

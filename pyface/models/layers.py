@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,8 +23,34 @@ class L2Norm(nn.Module):
         self.weight = nn.Parameter(torch.full((channels,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return _UnitCells.apply(x, self.weight)
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32) + self.EPSILON
         return (x / norm * self.weight[:, None, None]).to(x.dtype)
+
+
+class _UnitCells(torch.autograd.Function):
+    """`L2Norm` in training: the same with its gradient written out.
+
+    Autograd's own chain goes over float32 copies of the largest map a dozen times, which made training steps of
+    `s3fd_lite` on a CPU a fifth longer. Cells of zeros have no direction and get no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+        inverse = norm.reciprocal().masked_fill_(norm == 0, 0).to(x.dtype)
+        unit = x * inverse
+        ctx.save_for_backward(unit, inverse, weight)
+        return unit * weight[:, None, None].to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        unit, inverse, weight = ctx.saved_tensors
+        of_weight = (gradient * unit).sum((0, 2, 3), dtype=weight.dtype)
+        gradient = gradient * weight[:, None, None].to(gradient.dtype)
+        along = (gradient * unit).sum(1, keepdim=True)  # what would only lengthen a cell's vector
+        return torch.addcmul(gradient, unit, along, value=-1).mul_(inverse), of_weight
 
 
 class BilinearUpsample(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from pyface import ops
 from pyface.models.base import GroundTruth
+
+BoxLoss = Literal["smooth_l1", "diou"]
+"""How far a box is from its face: smooth L1 of the four encoded numbers, or the distance-IoU loss."""
 
 
 def check_truth(truth: GroundTruth, images: int) -> None:
@@ -153,6 +157,47 @@ def smooth_l1(answers: Tensor, targets: Tensor, where: Tensor, sigma: float = 1.
     # Masked before anything is multiplied: there are targets that are not finite.
     difference = torch.where(where[..., None], answers - targets, 0)
     return F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=1 / sigma**2, reduction="sum")
+
+
+def box_term(
+    answers: Tensor,
+    anchors: Tensor,
+    truth: GroundTruth,
+    index: Tensor,
+    variances: tuple[float, float],
+    kind: BoxLoss = "smooth_l1",
+) -> Tensor:
+    """The loss of the boxes of matched anchors, summed over them.
+
+    Args:
+        answers: [B, A, 4], encoded as `encode_boxes` does.
+        anchors: [A, 4] or [B, A, 4].
+        truth: The faces.
+        index: int32 [B, A], as from `ops.assign_anchors`.
+        variances: Units of the answers.
+        kind: "smooth_l1" of the encoded numbers, or "diou" of the boxes.
+    """
+    is_face = index >= 0
+    faces = matched(truth.boxes, truth.splits, index)
+    if kind == "smooth_l1":
+        return smooth_l1(answers, encode_boxes(anchors, faces, variances), is_face)
+    boxes = decode_boxes(anchors, answers, variances)
+    # Masked before anything is divided: elsewhere both are the same square.
+    square = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    boxes, faces = (torch.where(is_face[..., None], x, square) for x in (boxes, faces))
+    return diou(boxes, faces).sum()
+
+
+def diou(boxes: Tensor, faces: Tensor) -> Tensor:
+    """1 - IoU + the squared distance of the centres over that of the enclosing box's corners (Zheng et al., arXiv
+    1911.08287), pair by pair: [..., 4] and [..., 4] -> [...], from 0 to 2."""
+    shared = torch.minimum(boxes[..., 2:], faces[..., 2:]) - torch.maximum(boxes[..., :2], faces[..., :2])
+    around = torch.maximum(boxes[..., 2:], faces[..., 2:]) - torch.minimum(boxes[..., :2], faces[..., :2])
+    intersection = shared.clamp(min=0).prod(-1)
+    areas = [(x[..., 2:] - x[..., :2]).prod(-1) for x in (boxes, faces)]
+    union = areas[0] + areas[1] - intersection
+    distance = (boxes[..., :2] + boxes[..., 2:] - faces[..., :2] - faces[..., 2:]).square().sum(-1) / 4
+    return 1 - intersection / union.clamp(min=1e-6) + distance / around.square().sum(-1).clamp(min=1e-6)
 
 
 def total(values: Tensor, where: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from pyface import ops
 from pyface.models import losses
 from pyface.models.anchors import anchors_around
-from pyface.models.backbones import VGG16, CompactResNet, TopDown, convolution, extra_level, pool
+from pyface.models.backbones import VGG16, SlimResNet, TopDown, convolution, extra_level, pool
 from pyface.models.base import GroundTruth
 from pyface.models.heads import Predictor
 from pyface.models.layers import L2Norm, xavier
@@ -53,6 +53,8 @@ class S3FDConfig:
             in the author's code), or "mean", the mean of the image's faces (2.3). None: it gets none.
         negative_ratio: Background anchors that teach, the hardest of an image, for each of its faces' anchors (2.4).
         min_negatives: But at least so many, so that pictures without faces teach too.
+        box_loss: "smooth_l1" as in the paper (2.4), or "diou", the distance-IoU loss.
+        box_weight: Of the boxes' term.
         landmark_weight: Of the landmarks' term, where a network has it.
     """
 
@@ -69,6 +71,8 @@ class S3FDConfig:
     compensate: Literal["mean"] | int | None = "mean"
     negative_ratio: float = 3.0
     min_negatives: int = 16
+    box_loss: losses.BoxLoss = "smooth_l1"
+    box_weight: float = 1.0
     landmark_weight: float = 0.25
 
 
@@ -127,7 +131,7 @@ class S3FD(AnchorDetector):
 
         Returns:
             "classification": softmax cross-entropy of the faces' anchors and the hardest of the others.
-            "box": smooth L1 of the faces' anchors.
+            "box": smooth L1 or distance-IoU loss of the faces' anchors, times `box_weight`.
             "landmarks", where the maps have them: smooth L1, divided by the number of anchors whose face's are known.
         """
         config = self.config
@@ -149,11 +153,11 @@ class S3FD(AnchorDetector):
         # A background's loss rises with its evidence.
         negatives = ops.hard_negatives(evidence, index, ratio=config.negative_ratio, minimum=config.min_negatives)
         entropy = losses.cross_entropy(evidence, is_face)
-        boxes = losses.encode_boxes(anchors, losses.matched(truth.boxes, truth.splits, index), config.variances)
         answers = losses.by_anchor([level.boxes for level in maps], self.levels)
+        box = losses.box_term(answers, anchors, truth, index, config.variances, config.box_loss)
         terms = {
             "classification": losses.total(entropy, is_face | negatives) / faces,
-            "box": losses.smooth_l1(answers, boxes, is_face) / faces,
+            "box": config.box_weight * box / faces,
         }
         landmarks = [level.landmarks for level in maps if level.landmarks is not None]
         if landmarks:
@@ -238,7 +242,7 @@ class S3FDLiteConfig(S3FDConfig):
 
 
 class S3FDLite(S3FD):
-    """S3FD on `backbones.CompactResNet`: the same six levels and anchors, `L2Norm` and max-out.
+    """S3FD on `backbones.SlimResNet`: the same six levels and anchors, `L2Norm` and max-out.
 
     The paper's shallow maps are 256 and 512 channels wide, ours 32 and 48. What they cannot know for themselves comes
     down a feature pyramid, which the paper does not have and which costs less than widening them.
@@ -250,15 +254,15 @@ class S3FDLite(S3FD):
     channels_last: ClassVar[bool] = True
     smallest_face = 24.0  # measured: at 10 px an eighth to a third of all faces of 40 px were lost
 
-    PYRAMID = (32, 64, 64)  # channels at strides 4, 8, 16
-    EXTRA = 128  # channels at strides 64 and 128
+    PYRAMID = (32, 48, 64)  # channels at strides 4, 8, 16
+    EXTRA = 96  # channels at strides 64 and 128
 
     def __init__(self, config: S3FDLiteConfig | None = None) -> None:
         config = config or S3FDLiteConfig()
         super().__init__(config)
-        c2, c3, c4, c5 = CompactResNet.WIDTHS
+        c2, c3, c4, c5 = SlimResNet.WIDTHS
         p2, p3, p4 = self.PYRAMID
-        self.backbone = CompactResNet()
+        self.backbone = SlimResNet()
         self.level6 = extra_level(c5, self.EXTRA)
         self.level7 = extra_level(self.EXTRA, self.EXTRA)
         self.down4, self.smooth4 = TopDown(c4, c5, p4), convolution(p4, p4)
@@ -268,7 +272,9 @@ class S3FDLite(S3FD):
             L2Norm(channels, scale) for channels, scale in zip(self.PYRAMID, config.norm_scales, strict=True)
         )
         self.predictors = nn.ModuleList(
-            Predictor(channels, level, kernel=3, landmarks=config.landmarks, prior=config.prior)
+            Predictor(
+                channels, level, kernel=3, landmarks=config.landmarks, prior=config.prior, own_points=level.stride == 4
+            )
             for channels, level in zip((*self.PYRAMID, c5, self.EXTRA, self.EXTRA), self.levels, strict=True)
         )
 

@@ -227,9 +227,7 @@ class SRN(AnchorDetector):
         return losses.total(each, index >= -1) / losses.count(is_face)
 
     def _regression(self, answers: Tensor, anchors: Tensor, truth: GroundTruth, index: Tensor) -> Tensor:
-        is_face = index >= 0
-        boxes = losses.encode_boxes(anchors, losses.matched(truth.boxes, truth.splits, index), self.variances)
-        return losses.smooth_l1(answers, boxes, is_face) / losses.count(is_face)
+        return losses.box_term(answers, anchors, truth, index, self.variances) / losses.count(index >= 0)
 
     def in_anchor_pixels(self, boxes: Tensor) -> Tensor:
         """Boxes [G, 4] in continuous pixels as seen by the anchors: the same, but for the paper's network."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,14 +39,12 @@ class Weights:
         sha256: Of the file, checked whenever it is loaded.
         licence: Of the weights, not of the code.
         training_data: What they were trained on.
-        measured: What they reach, with the data and the protocol.
     """
 
     file: str
     sha256: str
     licence: str
     training_data: str
-    measured: str
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,6 @@ REGISTRY = {
                 sha256="35db3cf878b2b49cda953762423fd15066ee89169725e40a25150ec46860c1a9",
                 licence="MIT",
                 training_data="WIDER FACE and CelebA (by the authors)",
-                measured="faces/val: AP@0.5 0.686, AP@0.4 0.790 (scores from 0.02; at its own thresholds 0.632, 0.718)",
             ),
         ),
         Row(
@@ -96,7 +94,6 @@ REGISTRY = {
                 sha256="1714289e47b4a44516c1f7033c68105f1d568598e744fc294264f01846194016",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_DATA,
-                measured="faces/val: AP@0.5 0.778, AP@0.4 0.852 (640 px)",
             ),
         ),
         Row(
@@ -115,7 +112,6 @@ REGISTRY = {
                 sha256="fb6836c1bbe8d37baf1fb9aec821ff1126f217301eec11feada17a6a08c2530e",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_DATA,
-                measured="faces/val: AP@0.5 0.903, AP@0.4 0.951 (640 px)",
             ),
         ),
         Row("s3fd_vgg16", S3FDVGG16, S3FDVGG16Config(), "The paper's S3FD: six levels of anchors, max-out background"),
@@ -129,7 +125,6 @@ REGISTRY = {
                 sha256="fc8166901eb2fa3615b623ad7ea4edd267be8e37ba81c3f8c76887702554283a",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_DATA,
-                measured="faces/val: AP@0.5 0.892, AP@0.4 0.943 (640 px)",
             ),
         ),
         Row("srn_resnet50", SRNResNet50, SRNConfig(), "The paper's SRN: two steps of classification and regression"),
@@ -143,12 +138,41 @@ REGISTRY = {
                 sha256="a911143ff450071e7c65c05ea106c41b95f0142f0968beceb01b7c044f827fe5",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_DATA,
-                measured="faces/val: AP@0.5 0.892, AP@0.4 0.931 (640 px)",
             ),
         ),
         Row("ssh_vgg16", SSHVGG16, SSHConfig(), "The paper's SSH: three modules with context"),
     ]
 }
+
+
+def figures(name: str) -> dict[str, Any]:
+    """What was measured of a model's default weights, from `pyface/weights/figures.json`; empty where nothing was.
+
+    `scripts/ship_weights.py` writes the file.
+    """
+    text = (files("pyface") / "weights" / "figures.json").read_text(encoding="utf-8")
+    return dict(json.loads(text).get(name, {}))
+
+
+def summary(name: str) -> str:
+    """A model's figures in one line: WIDER FACE's AP, and average precision on faces/val.
+
+    Example:
+        >>> summary("s3fd_vgg16")
+        ''
+    """
+    of, parts = figures(name), []
+    for size, subsets in list(of.get("widerface", {}).items())[:1]:
+        precision = ", ".join(f"{subset} {value:.3f}" for subset, value in subsets.items())
+        parts.append(f"WIDER FACE val: {precision}{_at(size)}")
+    for size, values in [item for item in of.get("sets", {}).get("val", {}).items() if isinstance(item[1], dict)][:1]:
+        precision = ", ".join(f"{key} {values[key]:.3f}" for key in ("AP@0.5", "AP@0.4"))
+        parts.append(f"faces/val: {precision}{_at(size)}")
+    return "; ".join(parts)
+
+
+def _at(size: str) -> str:
+    return f" ({size} px)" if size.isdecimal() else ""
 
 
 def list_models(pretrained: bool | None = None) -> list[str]:

@@ -62,11 +62,11 @@ def ssh(rng: np.random.Generator, picture: Picture, height: int, width: int, siz
     return _within(rng, width, side), _within(rng, height, side), side
 
 
-def densebox(face: float) -> Rule:
-    """DenseBox's (DETECTORS.md 1.4), for a network that finds faces `face` pixels high.
+def densebox(face: float, band: tuple[float, float] = (0.8, 1.25)) -> Rule:
+    """DenseBox's (DETECTORS.md 1.4), for a network that finds faces `face` pixels high, times a factor in a band.
 
-    In every second sample a face of this height, give or take a factor of 0.8 to 1.25, is in the middle, give or take
-    half of it. The others are random parts at random scales.
+    In every second sample such a face is in the middle, give or take half of `face`. The others are random parts at
+    random scales.
     """
 
     def rule(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
@@ -74,7 +74,7 @@ def densebox(face: float) -> Rule:
             side = size / (2 ** rng.uniform(-2, 1) * LONG_SIDE / max(height, width))
             return _within(rng, width, side), _within(rng, height, side), side
         x1, y1, x2, y2 = picture.faces[rng.integers(len(picture.faces))]
-        scale = min(face * rng.uniform(0.8, 1.25) / (y2 - y1), MOST_ENLARGED)
+        scale = min(face * rng.uniform(*band) / (y2 - y1), MOST_ENLARGED)
         side = size / scale
         x, y = ((x1 + x2) / 2, (y1 + y2) / 2) + rng.uniform(-0.5, 0.5, 2) * face / scale
         return x - side / 2, y - side / 2, side

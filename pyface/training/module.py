@@ -79,7 +79,7 @@ class Data(L.LightningDataModule):
         if self.on_device is None and self.album.images is not None:
             self.on_device = [image.to(device) for image in self.album.images]
         images = batch.pixels if self.on_device is None else self.on_device
-        samples = render(batch, images or [], self.recipe.size)
+        samples = render(batch, images or [])
         for k, (mean, std) in enumerate(zip(self.preprocessing.mean, self.preprocessing.std, strict=True)):
             samples[:, k].sub_(mean).div_(std)
         samples = samples.flip(1) if self.preprocessing.bgr else samples

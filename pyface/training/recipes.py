@@ -23,7 +23,11 @@ class Recipe:
         batch_size: Samples a step and device.
         epochs: Passes over the pictures, unless a time is given instead.
         crops: How a sample is cut from a picture: one of `crops.RULES`.
+        large: Share of the steps whose samples have twice the side and are a quarter as many, for faces that fill more
+            than a sample.
         mosaic: Share of the samples that are four crops of half the side, so that faces come small and many.
+        rotation: Share of the other samples that are rotated, by up to `most_rotated` degrees either way.
+        most_rotated: See there.
         cut_out: Probability that a face loses a part to a rectangle of one colour.
         photometric: Probability of each change of brightness, contrast, saturation and hue.
         smallest_face: Faces that are smaller in the sample (square root of the area, in pixels) are neither faces nor
@@ -45,7 +49,10 @@ class Recipe:
     batch_size: int = 32
     epochs: int = 100
     crops: CropRule = "octaves"
+    large: float = 0.0
     mosaic: float = 0.0
+    rotation: float = 0.0
+    most_rotated: float = 90.0
     cut_out: float = 0.0
     photometric: float = 0.5
     smallest_face: float = 6.0
@@ -60,13 +67,13 @@ class Recipe:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("mosaic", "cut_out", "photometric", "warm_up", "average"):
+        for name in ("large", "mosaic", "rotation", "cut_out", "photometric", "warm_up", "average"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} should be from 0 to 1, got {getattr(self, name)}")
         for name in ("size", "batch_size", "epochs", "rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} should be more than 0, got {getattr(self, name)}")
-        for name in ("smallest_face", "bias_rate", "weight_decay"):
+        for name in ("smallest_face", "bias_rate", "weight_decay", "most_rotated"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} should be 0 or more, got {getattr(self, name)}")
         if self.mosaic > 0 and self.size % 2:

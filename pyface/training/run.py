@@ -371,7 +371,7 @@ def rule_of(recipe: Recipe, model: SingleShot) -> Rule:
     if recipe.crops == "densebox":
         if not isinstance(model, DenseBox):
             raise TrainingError(f"the crop rule densebox is for DenseBox, the model is {type(model).__name__}")
-        return densebox(model.config.face)
+        return densebox(model.config.face, model.config.positive_band)
     return RULES[recipe.crops]
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -50,6 +51,8 @@ class Batch(NamedTuple):
         crops: float32 [T, 4], (x1, y1, x2, y2) in the picture's pixels, squares that may reach beyond it.
         mirrored: bool [T].
         mosaics: How many samples are four crops.
+        size: Side of the samples in pixels.
+        angles: float32 [B], degrees by which each sample is rotated, from the x axis towards the y axis.
         colours: float32 [B, 3, 4]: what RGB, 0 to 255, and a 1 are multiplied by.
         cuts: float32 [C, 6]: number of the sample, (x1, y1, x2, y2) and a grey.
         truth: The faces.
@@ -60,6 +63,8 @@ class Batch(NamedTuple):
     crops: Tensor
     mirrored: Tensor
     mosaics: int
+    size: int
+    angles: Tensor
     colours: Tensor
     cuts: Tensor
     truth: GroundTruth
@@ -81,12 +86,14 @@ class Sample(NamedTuple):
 
     Attributes:
         crops: One, or four by row.
+        angle: Degrees by which it is rotated about its centre.
         faces: In it.
         colours: float32 [3, 4], as in `Batch`.
         cuts: Rectangles (x1, y1, x2, y2) with a grey.
     """
 
     crops: list[Crop]
+    angle: float
     faces: Faces
     colours: NDArray[np.float32]
     cuts: list[tuple[float, ...]]
@@ -117,8 +124,9 @@ class Samples(Dataset[Batch]):
     def __getitem__(self, batch: int) -> Batch:
         if not 0 <= batch < self.count:
             raise IndexError(batch)
+        size, count = self._shape(self.first + batch)
         start = ((self.first + batch) * self.world + self.rank) * self.recipe.batch_size
-        samples = [self.sample(k) for k in range(start, start + self.recipe.batch_size)]
+        samples = [self.sample(k, size) for k in range(start, start + count)]
         samples.sort(key=lambda sample: len(sample.crops))
         crops = [crop for sample in samples for crop in sample.crops]
         truth = [sample.faces for sample in samples]
@@ -134,6 +142,8 @@ class Samples(Dataset[Batch]):
             crops=torch.from_numpy(squares),
             mirrored=torch.tensor([crop.is_mirrored for crop in crops]),
             mosaics=sum(len(sample.crops) > 1 for sample in samples),
+            size=size,
+            angles=torch.tensor([sample.angle for sample in samples]),
             colours=torch.from_numpy(np.stack([sample.colours for sample in samples])),
             cuts=torch.tensor(cuts, dtype=torch.float32).reshape(-1, 6),
             truth=GroundTruth(
@@ -145,12 +155,18 @@ class Samples(Dataset[Batch]):
             pixels=pixels,
         )
 
-    def sample(self, k: int) -> Sample:
-        """Sample k of the run."""
+    def _shape(self, batch: int) -> tuple[int, int]:
+        """The side of a batch's samples, and how many there are; all ranks have the same."""
+        size, count = self.recipe.size, self.recipe.batch_size
+        is_large = np.random.default_rng((self.seed, batch, 2)).random() < self.recipe.large
+        return (2 * size, max(1, count // 4)) if is_large else (size, count)
+
+    def sample(self, k: int, size: int) -> Sample:
+        """Sample k of the run, `size` pixels wide and high."""
         rng = np.random.default_rng((self.seed, k))
         epoch, place = divmod(k, len(self.album))
         picture = int(_order(self.seed, epoch, len(self.album))[place])
-        size, recipe = self.recipe.size, self.recipe
+        recipe, angle = self.recipe, 0.0
         if rng.random() < recipe.mosaic:
             half = size // 2
             crops, parts = [], []
@@ -163,8 +179,11 @@ class Samples(Dataset[Batch]):
         else:
             crop, faces = self._crop(rng, picture, size)
             crops = [crop]
+            if rng.random() < recipe.rotation:
+                angle = float(rng.uniform(-recipe.most_rotated, recipe.most_rotated))
+                faces = rotated(faces, angle, size, recipe.smallest_face)
         cuts = [cut_out(rng, box) for box in faces.boxes[~faces.ignore] if rng.random() < recipe.cut_out]
-        return Sample(crops, faces, colours(rng, recipe.photometric), cuts)
+        return Sample(crops, angle, faces, colours(rng, recipe.photometric), cuts)
 
     def _crop(self, rng: np.random.Generator, k: int, size: int) -> tuple[Crop, Faces]:
         height, width = self.album.sizes[k]
@@ -199,12 +218,36 @@ def in_crop(faces: Faces, crop: Crop, size: int, smallest: float) -> Faces:
         landmarks = landmarks[:, MIRRORED] * [-1, 1] + [size, 0]
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     is_inside = ((centre >= 0) & (centre < size)).all(1)
-    boxes = boxes.clip(0, size)
+    return _clipped(Faces(boxes, faces.ignore | ~is_inside, landmarks), size, smallest)
+
+
+def rotated(faces: Faces, degrees: float, size: int, smallest: float) -> Faces:
+    """Faces of a sample that is rotated about its centre.
+
+    The new box of a face holds the ellipse in its old one, which is closer to a head than what holds the old box's
+    corners. What counts and what is clipped is as in `in_crop`.
+    """
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    rotation = np.array([[cos, sin], [-sin, cos]])  # of row vectors, y downwards
+    middle = size / 2
+    centre = ((faces.boxes[:, :2] + faces.boxes[:, 2:]) / 2 - middle) @ rotation + middle
+    half = np.sqrt(((faces.boxes[:, 2:] - faces.boxes[:, :2]) / 2) ** 2 @ rotation**2)
+    is_inside = ((centre >= 0) & (centre < size)).all(1)
+    boxes = np.concatenate([centre - half, centre + half], 1)
+    landmarks = (faces.landmarks - middle) @ rotation + middle
+    return _clipped(Faces(boxes, faces.ignore | ~is_inside, landmarks), size, smallest)
+
+
+def _clipped(faces: Faces, size: int, smallest: float) -> Faces:
+    """Faces at a sample's edges: clipped, left out when nothing of them is inside, to be ignored when too small."""
+    boxes = faces.boxes.clip(0, size)
     sides = boxes[:, 2:] - boxes[:, :2]
-    ignore = faces.ignore | ~is_inside | (np.sqrt(sides.prod(1)) < smallest)
+    ignore = faces.ignore | (np.sqrt(sides.prod(1)) < smallest)
     is_seen = (sides > 0).all(1)
     return Faces(
-        boxes[is_seen].astype(np.float32), ignore[is_seen], landmarks[is_seen].astype(np.float32).reshape(-1, 5, 2)
+        boxes[is_seen].astype(np.float32),
+        ignore[is_seen],
+        faces.landmarks[is_seen].astype(np.float32).reshape(-1, 5, 2),
     )
 
 
@@ -247,15 +290,14 @@ def hue(degrees: float) -> NDArray[np.float64]:
     return math.cos(angle) * np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * np.outer(axis, axis)
 
 
-def render(batch: Batch, images: list[Tensor], size: int) -> Tensor:
+def render(batch: Batch, images: list[Tensor]) -> Tensor:
     """The pixels of a batch, float32 [B, 3, size, size], RGB from 0 to 255, on the images' device.
 
     Args:
         batch: What to show, on the images' device.
         images: The album's, or the batch's own.
-        size: Side of a sample; an even number where there are mosaics.
     """
-    quarters = 4 * batch.mosaics
+    size, quarters = batch.size, 4 * batch.mosaics
     single = len(batch.crops) - quarters
     parts = []
     if single:
@@ -263,12 +305,27 @@ def render(batch: Batch, images: list[Tensor], size: int) -> Tensor:
     if quarters:
         tiles = _crops(batch, images, slice(single, None), size // 2).unflatten(0, (-1, 2, 2))
         parts.append(tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3))
-    samples = torch.cat(parts)
+    samples = _rotate(torch.cat(parts), batch.angles)
     matrix, shift = batch.colours[:, :, :3], batch.colours[:, :, 3]
     samples = torch.baddbmm(shift[:, :, None], matrix, samples.flatten(2)).view_as(samples).clamp_(0, 255)
     for k, x1, y1, x2, y2, grey in batch.cuts.tolist():
         samples[int(k), :, round(y1) : round(y2), round(x1) : round(x2)] = grey
     return samples
+
+
+def _rotate(samples: Tensor, angles: Tensor) -> Tensor:
+    """Samples [B, 3, size, size] rotated about their centres by degrees [B], on the CPU; what comes in is black."""
+    numbers = angles.nonzero().squeeze(1)
+    if len(numbers) == 0:
+        return samples
+    radians = torch.deg2rad(angles[numbers])
+    cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+    # From where in the sample each pixel comes: the inverse rotation.
+    back = torch.stack([torch.stack([cos, sin, zero], 1), torch.stack([-sin, cos, zero], 1)], 1)
+    back, numbers = back.to(samples.device, non_blocking=True), numbers.to(samples.device, non_blocking=True)
+    chosen = samples[numbers]
+    grid = F.affine_grid(back, list(chosen.shape), align_corners=False)
+    return samples.index_copy_(0, numbers, F.grid_sample(chosen, grid, align_corners=False))
 
 
 def _crops(batch: Batch, images: list[Tensor], which: slice, size: int) -> Tensor:

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from pyface import ops
-from pyface.models.backbones import CompactResNet, ResNet50
+from pyface.models.backbones import CompactResNet, ResNet50, SlimResNet
 from pyface.models.fusion import fold_batch_norms
+from pyface.models.heads import Predictor
 from pyface.models.s3fd import S3FDLite, S3FDLiteConfig
 from pyface.models.srn import LiteRFE, OblongConv2d, SRNLite, SRNLiteConfig
 from pyface.models.ssh import SSHLite, SSHLiteConfig
@@ -290,10 +291,23 @@ def test_oblong_kernels_are_rfe_s():
     assert LiteRFE(8)(x).shape == x.shape
 
 
-def test_backbone():
+@pytest.mark.parametrize("trunk", [CompactResNet, SlimResNet])
+def test_backbone(trunk):
     with torch.inference_mode():
-        maps = CompactResNet().eval()(pictures(1, 3, 75, 130))
-    assert [tuple(x.shape[1:]) for x in maps] == [(32, 19, 33), (48, 10, 17), (96, 5, 9), (128, 3, 5)]
+        maps = trunk().eval()(pictures(1, 3, 75, 130))
+    sizes = [(19, 33), (10, 17), (5, 9), (3, 5)]
+    assert [tuple(x.shape[1:]) for x in maps] == [(c, *size) for c, size in zip(trunk.WIDTHS, sizes, strict=True)]
+
+
+def test_a_predictor_with_a_convolution_of_its_own_for_landmarks():
+    level = ops.AnchorLevel(stride=4, anchors=((-6.0, -6.0, 10.0, 10.0),), num_background=3)
+    for own_points, outputs in ((False, 18), (True, 8)):
+        layer = Predictor(5, level, kernel=3, landmarks=True, prior=0.01, own_points=own_points)
+        maps = layer(torch.zeros(2, 5, 4, 6))
+        assert layer.conv.out_channels == outputs
+        assert [x.shape for x in maps if x is not None] == [(2, 4, 4, 6), (2, 4, 4, 6), (2, 10, 4, 6)]
+        assert torch.allclose(maps.logits[:, 3] - maps.logits[:, 0], torch.tensor(0.01 / 0.99).log())
+    assert Predictor(5, level, kernel=3, landmarks=False, prior=0.01, own_points=True).points is None
 
 
 def test_configurations_compare(name):

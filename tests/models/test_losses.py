@@ -952,6 +952,28 @@ class TestPieces:
                 torch.testing.assert_close(decoded, truth, rtol=0, atol=1e-3)
                 maps[level].logits.copy_(x)
 
+    def test_diou(self):
+        """Against the formula with numbers: overlap 6 x 8 of 100 and 96, centres (4, 1) apart, corners of 14 x 10."""
+        boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 2, 2]])
+        faces = torch.tensor([[4.0, 0, 14, 8], [0, 0, 10, 10], [8, 0, 10, 2]])
+        expected = [1 - 48 / (100 + 80 - 48) + (4**2 + 1) / (14**2 + 10**2), 0, 1 + 8**2 / (10**2 + 2**2)]
+        assert losses.diou(boxes, faces).tolist() == pytest.approx(expected)
+
+    def test_box_terms_count_faces_alone(self):
+        """Whatever is not matched has no part in them, nor have targets without area."""
+        anchors = torch.tensor([[0.0, 0, 16, 16], [16, 0, 32, 16], [0, 16, 16, 32]])
+        truth = truth_of([(2.0, 2, 18, 14), (5.0, 5, 5, 9)])
+        index = torch.tensor([[0, -1, -2]], dtype=torch.int32)
+        for kind in ("smooth_l1", "diou"):
+            answers = torch.zeros(1, 3, 4, requires_grad=True)
+            value = losses.box_term(answers, anchors, truth, index, (0.1, 0.2), kind)
+            value.backward()
+            assert value > 0
+            assert (answers.grad[0, 0] != 0).any()
+            assert (answers.grad[0, 1:] == 0).all()
+            exact = losses.encode_boxes(anchors, truth.boxes[:1].expand(3, 4), (0.1, 0.2))[None]
+            assert losses.box_term(exact, anchors, truth, index, (0.1, 0.2), kind).item() == pytest.approx(0, abs=1e-5)
+
     def test_smooth_l1(self):
         for sigma in (1.0, 3.0):
             for x in (-2.0, -0.2, 0.0, 0.05, 1 / sigma**2, 5.0):

@@ -64,6 +64,18 @@ class TestL2Norm:
         expected = x / (x**2).sum(1, keepdim=True).sqrt() * layer.weight.reshape(1, 3, 1, 1)
         torch.testing.assert_close(layer(x), expected)
 
+    def test_training_has_the_same_values_and_gradients(self):
+        layer = L2Norm(32, 10.0)
+        nn.init.uniform_(layer.weight, 5, 15)
+        x = torch.randn(2, 32, 5, 7, requires_grad=True)
+        gradient = torch.randn(2, 32, 5, 7)
+        y = {}
+        for training in (True, False):
+            layer.train(training)
+            y[training] = [layer(x), *torch.autograd.grad(layer(x), [x, layer.weight], gradient)]
+        for in_training, expected in zip(y[True], y[False], strict=True):
+            torch.testing.assert_close(in_training, expected, rtol=1e-4, atol=1e-4)
+
     def test_zeros_stay_zero_and_pass_a_finite_gradient(self):
         x = torch.zeros(1, 4, 2, 2, requires_grad=True)
         y = L2Norm(4, 10.0)(x)
@@ -73,8 +85,9 @@ class TestL2Norm:
 
     def test_half_precision_does_not_overflow(self):
         x = torch.full((1, 256, 1, 1), 1000.0, dtype=torch.float16)  # the squares are beyond float16
-        y = L2Norm(256, 10.0).half()(x)
-        torch.testing.assert_close(y, torch.full_like(y, 10 / 16))
+        for layer in (L2Norm(256, 10.0).half(), L2Norm(256, 10.0).half().eval()):
+            y = layer(x)
+            torch.testing.assert_close(y, torch.full_like(y, 10 / 16))
 
 
 class TestDecoding:

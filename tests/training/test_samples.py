@@ -9,9 +9,9 @@ from pyface.training import album as album_module
 from pyface.training.album import Album, read, split
 from pyface.training.crops import octaves
 from pyface.training.recipes import Recipe
-from pyface.training.samples import Crop, Faces, Samples, colours, hue, in_crop, render
+from pyface.training.samples import Crop, Faces, Samples, colours, hue, in_crop, render, rotated
 
-RECIPE = Recipe(size=96, batch_size=8, mosaic=0.4, cut_out=0.5)
+RECIPE = Recipe(size=96, batch_size=8, mosaic=0.4, cut_out=0.5, rotation=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def samples(album, recipe=RECIPE, **options):
 
 
 def same(a, b):
-    tensors = zip([*a[:3], *a[4:6], *a.truth], [*b[:3], *b[4:6], *b.truth], strict=True)
-    return a.mosaics == b.mosaics and all(torch.allclose(x, y, equal_nan=True) for x, y in tensors)
+    tensors = zip([*a[:3], *a[5:8], *a.truth], [*b[:3], *b[5:8], *b.truth], strict=True)
+    return (a.mosaics, a.size) == (b.mosaics, b.size) and all(torch.allclose(x, y, equal_nan=True) for x, y in tensors)
 
 
 def test_a_sample_depends_on_its_number_alone(album):
@@ -57,15 +57,15 @@ def test_streamed_pictures_give_the_same_pixels(album):
     a, b = samples(album)[1], samples(streamed)[1]
     assert b.pixels is not None
     assert torch.equal(a.truth.boxes, b.truth.boxes)
-    torch.testing.assert_close(render(a, album.images, 96), render(b, b.pixels, 96), atol=0.02, rtol=0)
+    torch.testing.assert_close(render(a, album.images), render(b, b.pixels), atol=0.02, rtol=0)
 
 
 def test_faces_lie_where_the_discs_are(album):
-    """The pictures' faces are bright discs: boxes and pixels went the same ways, mirrored and in mosaics too."""
-    plain = Recipe(size=96, batch_size=16, mosaic=0.5, photometric=0.0, smallest_face=12)
+    """The pictures' faces are bright discs: boxes and pixels went the same ways, mirrored, rotated, in mosaics too."""
+    plain = Recipe(size=96, batch_size=16, mosaic=0.3, rotation=0.7, photometric=0.0, smallest_face=12)
     seen = 0
     for batch in (samples(album, plain)[k] for k in range(5)):
-        pixels = render(batch, album.images, 96).mean(1)
+        pixels = render(batch, album.images).mean(1)
         for b, image in enumerate(pixels):
             own = slice(batch.truth.splits[b], batch.truth.splits[b + 1])
             for box, ignore in zip(batch.truth.boxes[own], batch.truth.ignore[own], strict=True):
@@ -81,12 +81,46 @@ def test_mosaics_are_four_crops(album):
     batch = samples(album, Recipe(size=96, batch_size=4, mosaic=1.0))[0]
     assert batch.mosaics == 4
     assert len(batch.crops) == 16
-    whole = render(batch, album.images, 96)
+    whole = render(batch, album.images)
     alone = render(
         batch._replace(pictures=batch.pictures[:1], crops=batch.crops[:1], mirrored=batch.mirrored[:1], mosaics=0,
-                       colours=batch.colours[:1], cuts=batch.cuts[:0]), album.images, 48,
+                       size=48, angles=batch.angles[:1], colours=batch.colours[:1], cuts=batch.cuts[:0]), album.images,
     )  # fmt: skip
     torch.testing.assert_close(whole[0, :, :48, :48], alone[0])
+
+
+def test_some_steps_have_samples_of_twice_the_size(album):
+    recipe = Recipe(size=96, batch_size=8, large=0.5, mosaic=0.3)
+    batches = [samples(album, recipe, count=20)[k] for k in range(20)]
+    assert {(batch.size, len(batch.colours)) for batch in batches} == {(96, 8), (192, 2)}
+    for batch in batches[:6]:
+        assert render(batch, album.images).shape == (len(batch.colours), 3, batch.size, batch.size)
+    sizes = [[samples(album, recipe, count=20, rank=rank, world=2)[k].size for k in range(20)] for rank in range(2)]
+    assert sizes[0] == sizes[1] == [batch.size for batch in batches]  # no rank waits for another's larger samples
+
+
+def test_a_quarter_turn_is_exact(album):
+    """Pixels as `torch.rot90` has them, boxes and landmarks with them."""
+    batch = samples(album, Recipe(size=96, batch_size=6, photometric=0.0))[0]
+    turned = render(batch._replace(angles=torch.full((6,), 90.0)), album.images)
+    torch.testing.assert_close(turned, render(batch, album.images).rot90(-1, (2, 3)), rtol=0, atol=1e-2)
+    faces = Faces(np.array([[10, 20, 30, 60]], np.float32), np.zeros(1, bool), np.full((1, 5, 2), [12, 25], np.float32))
+    found = rotated(faces, 90, 96, smallest=6)
+    assert found.boxes[0] == pytest.approx([36, 10, 76, 30])  # (x, y) -> (96 - y, x)
+    assert found.landmarks[0, 0] == pytest.approx([71, 12])
+
+
+def test_rotated_faces_at_the_edges():
+    """A box holds the ellipse in the one before; who leaves the sample is clipped, ignored or left out."""
+    boxes = np.array([[40, 40, 60, 60], [80, 40, 100, 60], [90, 0, 100, 10], [44, 50, 56, 51]], np.float32)
+    faces = Faces(boxes, np.zeros(4, bool), np.full((4, 5, 2), np.nan, np.float32))
+    found = rotated(faces, 45, 100, smallest=6)
+    assert found.boxes[0] == pytest.approx([40, 40, 60, 60])  # a circle stays one
+    x = 50 + 40 / np.sqrt(2)
+    assert found.boxes[1] == pytest.approx([x - 10, x - 10, x + 10, x + 10])
+    assert len(found.boxes) == 3  # the corner is outside
+    assert found.ignore.tolist() == [False, False, False]
+    assert found.boxes[2][2] - found.boxes[2][0] == pytest.approx(np.sqrt((12**2 + 1) / 2))
 
 
 def test_in_crop_clips_ignores_and_leaves_out():
@@ -127,7 +161,7 @@ def test_cut_outs_cover_parts_of_faces(album):
     plain = Recipe(size=96, batch_size=8, photometric=0.0)
     cut = Recipe(size=96, batch_size=8, photometric=0.0, cut_out=1.0)
     a, b = samples(album, plain)[0], samples(album, cut)[0]
-    before, after = render(a, album.images, 96), render(b, album.images, 96)
+    before, after = render(a, album.images), render(b, album.images)
     assert len(b.cuts) > 0
     changed = (before != after).any(1)
     inside = torch.zeros_like(changed)
