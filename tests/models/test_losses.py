@@ -153,6 +153,19 @@ def box_loss(anchor, deltas, box, variances, sigma=1.0):
     return sum(smooth(a - b, sigma) for a, b in zip(deltas, deltas_to(anchor, box, variances), strict=True))
 
 
+def distance_iou_loss(anchor, deltas, box, variances):
+    found = moved_by(anchor, deltas, variances)
+    low, high = (
+        [max(a, b) for a, b in zip(found, box, strict=True)],
+        [min(a, b) for a, b in zip(found, box, strict=True)],
+    )
+    shared = max(0, high[2] - low[0]) * max(0, high[3] - low[1])
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (found, box)]
+    distance = sum((found[k] + found[k + 2] - box[k] - box[k + 2]) ** 2 / 4 for k in range(2))
+    corners = sum((low[k + 2] - high[k]) ** 2 for k in range(2))
+    return 1 - shared / (sum(areas) - shared) + distance / corners
+
+
 def landmark_loss(anchor, points, landmarks, variance):
     """Of one anchor; None where its face's landmarks are not all known."""
     if landmarks is None or any(math.isnan(v) for point in landmarks for v in point):
@@ -205,7 +218,8 @@ def slow_s3fd(model, maps, truth):
         classification += sum(a.cross_entropy(True) for a, _ in matches)
         classification += sum(sorted(background, reverse=True)[:wanted])
         faces += len(matches)
-        box += sum(box_loss(a.box, a.deltas, boxes[face], (0.1, 0.2)) for a, face in matches)
+        of_box = {"smooth_l1": box_loss, "diou": distance_iou_loss}[model.config.box_loss]
+        box += model.config.box_weight * sum(of_box(a.box, a.deltas, boxes[face], (0.1, 0.2)) for a, face in matches)
         if maps[0].landmarks is not None:
             points += [landmark_loss(a.box, a.points, landmarks[face], 0.1) for a, face in matches]
     terms = {"classification": classification / max(1, faces), "box": box / max(1, faces)}
