@@ -214,9 +214,9 @@ def slow_s3fd(model, maps, truth):
         boxes, landmarks = faces_of(truth, image)
         matches = [(a, face) for a, face in zip(anchors, index, strict=True) if face >= 0]
         background = [a.cross_entropy(False) for a, face in zip(anchors, index, strict=True) if face == -1]
-        wanted = max(model.config.min_negatives, 3 * len(matches))
+        wanted = max(model.config.min_negatives, model.config.negative_ratio * len(matches))
         classification += sum(a.cross_entropy(True) for a, _ in matches)
-        classification += sum(sorted(background, reverse=True)[:wanted])
+        classification += sum(sorted(background, reverse=True)[: int(wanted)])
         faces += len(matches)
         of_box = {"smooth_l1": box_loss, "diou": distance_iou_loss}[model.config.box_loss]
         box += model.config.box_weight * sum(of_box(a.box, a.deltas, boxes[face], (0.1, 0.2)) for a, face in matches)
