@@ -1,5 +1,5 @@
 // DenseBox's geometry, shared by host and device: which cells a face owns, and what a cell says about its box
-// (DETECTORS.md 1.2). Everything that decides a comparison stands here once.
+// (docs/detectors.md 1.2). Everything that decides a comparison stands here once.
 #pragma once
 
 #include "ops.h"

@@ -140,8 +140,8 @@ void nms(const float* boxes, const float* scores, const int64_t* classes, const 
 void soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method, double iou_threshold, double sigma,
               double score_threshold, Overlap overlap, int64_t* keep, float* kept_scores, int32_t* keep_count);
 
-// Box voting of one segment (DETECTORS.md 2.6d): the best remaining box and all with overlap >= iou_threshold to it
-// become one box, the mean weighted by max(score, 0) (the best box itself where all weights are 0), with its score.
+// Box voting of one segment (docs/detectors.md 2.6d): the best remaining box and all with overlap >= iou_threshold to
+// it become one box, the mean weighted by max(score, 0) (the best box itself where all weights are 0), with its score.
 //   voted_boxes [n, 4], voted_scores [n], voted_count [1]; drop_singletons leaves out clusters of one
 void box_voting(const float* boxes, const float* scores, int64_t n, double iou_threshold, Overlap overlap,
                 bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count);

@@ -1,4 +1,4 @@
-"""Folders of annotated pictures, for evaluation and training (DETECTORS.md 6.3).
+"""Folders of annotated pictures, for evaluation and training (docs/detectors.md 6.3).
 
 A data folder holds `images/`, `bbx_gt.txt` in WIDER FACE's format and, if there are any, `landmarks.txt` in
 RetinaFace's, whose rows belong to the boxes of the same file with the same numbers. A folder with images and without

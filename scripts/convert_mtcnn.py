@@ -3,8 +3,8 @@
     pip download --no-deps mtcnn==1.0.0 facenet-pytorch==2.6.0
     python scripts/convert_mtcnn.py mtcnn-1.0.0-py3-none-any.whl --check facenet_pytorch-2.6.0-py3-none-any.whl
 
-Needs lz4. `pyface.models.checkpoints` knows both layouts (DETECTORS.md 3.2) and reads them without running what they
-hold; the wheels' SHA-256 is checked all the same.
+Needs lz4. `pyface.models.checkpoints` knows both layouts (docs/detectors.md 3.2) and reads them without running what
+they hold; the wheels' SHA-256 is checked all the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// MTCNN's P-Net in one pass over the picture (DETECTORS.md 3.1).
+// MTCNN's P-Net in one pass over the picture (docs/detectors.md 3.1).
 //
 // Its layers have few channels, so a framework spends its time moving maps through memory. Here a band of output rows
 // is computed row by row; the rows of the layers between live in small rings that stay in the L2 cache, and bands are

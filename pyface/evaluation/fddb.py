@@ -1,4 +1,4 @@
-"""The FDDB protocol, as its authors' C++ program has it (DETECTORS.md 6.2).
+"""The FDDB protocol, as its authors' C++ program has it (docs/detectors.md 6.2).
 
 A detection and a face are matched one to one so that the sum of their IoUs is the largest, anew at every score. The
 discrete score counts the matches with an IoU > 0.5, the continuous score sums the IoUs of all matches; both are divided

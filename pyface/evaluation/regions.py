@@ -194,7 +194,7 @@ def _interval(rows: Array, y: Array) -> tuple[Array, Array]:
 
 # --- boxes to ellipses -----------------------------------------------------------------------------------------------
 
-# S3FD's linear regression from its boxes to FDDB's ellipses (DETECTORS.md 6.2): means and deviations of the boxes
+# S3FD's linear regression from its boxes to FDDB's ellipses (docs/detectors.md 6.2): means and deviations of the boxes
 # (x, y, w, h) and of the ellipses (major, minor, angle, cx, cy), and the weights between them.
 _BOX_MEAN = np.array([156.1395, 78.3978, 84.9308, 116.1129])
 _BOX_DEVIATION = np.array([100.3134, 59.3096, 44.3353, 62.0197])
@@ -212,7 +212,7 @@ _FIT = np.array(
 
 
 def box_to_ellipse(regions: Regions) -> Regions:
-    """S3FD's map from boxes to ellipses like FDDB's (DETECTORS.md 6.2); ellipses stay as they are.
+    """S3FD's map from boxes to ellipses like FDDB's (docs/detectors.md 6.2); ellipses stay as they are.
 
     It was fitted to one detector's boxes on FDDB, so it helps boxes of that kind: around the face without the forehead.
 

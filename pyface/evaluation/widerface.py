@@ -1,4 +1,4 @@
-"""The WIDER FACE protocol, as its authors' MATLAB code has it (DETECTORS.md 6.1)."""
+"""The WIDER FACE protocol, as its authors' MATLAB code has it (docs/detectors.md 6.1)."""
 
 from __future__ import annotations
 

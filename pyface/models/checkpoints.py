@@ -1,6 +1,6 @@
 """Reading weights: pyface's own files, and those that circulate for the papers' networks.
 
-A file is recognised by its keys (DETECTORS.md 2.2, 3.2, 4.1, 5.1):
+A file is recognised by its keys (docs/detectors.md 2.2, 3.2, 4.1, 5.1):
 
 - pyface's own: a model's state_dict as .safetensors, with the settings that the model needs in its metadata (or by
   torch.save, without);

@@ -1,5 +1,5 @@
 """DenseBox: every cell of one map answers a box (Huang et al., "DenseBox: Unifying Landmark Localization with End to
-End Object Detection", 2015, arXiv 1509.04874; DETECTORS.md 1).
+End Object Detection", 2015, arXiv 1509.04874; docs/detectors.md 1).
 
 There are no anchors. The network is made for faces of one size; each cell near such a face's centre says how far away
 the face's edges are. Other sizes are found in smaller and larger copies of the picture, so that an image pyramid is
@@ -39,7 +39,7 @@ from pyface.models.views import Size, View, pyramid, scale_for
 
 @dataclass(frozen=True)
 class DenseBoxConfig:
-    """The numbers of the detector; the defaults are the paper's (DETECTORS.md 1).
+    """The numbers of the detector; the defaults are the paper's (docs/detectors.md 1).
 
     Attributes:
         stride: Pixels between the cells of the map (1.2).
@@ -202,7 +202,7 @@ class DenseBox(SingleShot):
         return pyramid(view, config.pyramid_step, config.positive_band[1] * config.face, config.pyramid_scales)
 
     def loss(self, maps: DenseBoxOutput, truth: GroundTruth, *, seed: int = 0) -> dict[str, Tensor]:
-        """The terms of the loss; see `SingleShot.loss` (DETECTORS.md 1.3).
+        """The terms of the loss; see `SingleShot.loss` (docs/detectors.md 1.3).
 
         A cell teaches when it is positive or one of as many negative ones, chosen by `ops.balanced_sample` image by
         image and map by map; of these, every map has at least as many as one face of the usual size has positive cells.
@@ -317,7 +317,8 @@ def peaks(heat: Tensor, boxes: Tensor, stride: int, most: int) -> Tensor:
 def upsample(x: Tensor, like: Tensor) -> Tensor:
     """Twice the size, bilinear with pixels as areas (align_corners=False), cut to the size of `like`, which was halved.
 
-    The author's layer samples without the half-pixel shift (DETECTORS.md 1.1); no weights exist that would need it.
+    The author's layer samples without the half-pixel shift (docs/detectors.md 1.1); no weights exist that would need
+    it.
     """
     # F.interpolate takes a size or a factor. Of 61 pixels grown from 31, a size alone would make each a little wider.
     return torch.ops.aten.upsample_bilinear2d(x, like.shape[2:], False, 2.0, 2.0)
@@ -354,7 +355,7 @@ def branch(channels: int, width: int, outputs: int, dropout: float) -> nn.Sequen
 
 
 class DenseBoxVGG19(DenseBox):
-    """The paper's network (DETECTORS.md 1.1).
+    """The paper's network (docs/detectors.md 1.1).
 
     Images [B, 3, H, W] of any size; the maps have stride 4 and round up. The pyramid begins at 2^1.2 of a picture, or
     of one reduced to 800 pixels, and ends at 2^-3: 15 views for faces from 17 to 500 px.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class L2Norm(nn.Module):
-    """Every cell's vector at unit length, times a learned scale per channel (S3FD, DETECTORS.md 2.1).
+    """Every cell's vector at unit length, times a learned scale per channel (S3FD, docs/detectors.md 2.1).
 
     Maps of different depths differ in magnitude by orders; this brings the shallow ones to one. [B, C, H, W] -> the
     same, in the same dtype. The norm is summed in float32, since squares overflow float16.
@@ -54,7 +54,7 @@ class _UnitCells(torch.autograd.Function):
 
 
 class BilinearUpsample(nn.Module):
-    """Twice the size, as a fixed transposed convolution per channel (SSH's `conv5_128_up`, DETECTORS.md 5.1).
+    """Twice the size, as a fixed transposed convolution per channel (SSH's `conv5_128_up`, docs/detectors.md 5.1).
 
     Zeros surround the map, so that the outermost rows and columns are darker than what `F.interpolate` gives: weights
     that were trained with it expect that. [B, C, H, W] -> [B, C, 2 H, 2 W]; nothing is learned or stored.

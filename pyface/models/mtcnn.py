@@ -1,5 +1,5 @@
 """MTCNN: three small networks in a cascade (Zhang et al., "Joint Face Detection and Alignment using Multitask
-Cascaded Convolutional Networks", 2016; DETECTORS.md 3).
+Cascaded Convolutional Networks", 2016; docs/detectors.md 3).
 
 P-Net slides over an image pyramid and proposes; R-Net looks at each proposal at 24 x 24 and refuses most; O-Net looks
 at the rest at 48 x 48 and adds five landmarks. The whole batch goes through each stage together.
@@ -35,7 +35,7 @@ STRIDE, CELL = 2, 12  # P-Net looks at 12 x 12 pixels, every second pixel
 
 @dataclass(frozen=True)
 class MTCNNConfig:
-    """The numbers of the cascade; the defaults are the author's (DETECTORS.md 3.4).
+    """The numbers of the cascade; the defaults are the author's (docs/detectors.md 3.4).
 
     Attributes:
         min_face: Side in pixels of the smallest face looked for: the pyramid starts at scale 12 / min_face.
@@ -89,7 +89,7 @@ class MTCNNConfig:
 
     @classmethod
     def wider(cls) -> MTCNNConfig:
-        """The author's setting for WIDER FACE: smaller faces, more levels, lower thresholds (DETECTORS.md 3.4)."""
+        """The author's setting for WIDER FACE: smaller faces, more levels, lower thresholds (docs/detectors.md 3.4)."""
         return cls(min_face=10.0, factor=0.79, thresholds=(0.5, 0.5, 0.3))
 
     @classmethod
@@ -111,7 +111,8 @@ def parameters_of(*layers: nn.Module) -> list[Tensor]:
 class PNet(nn.Module):
     """Proposals: [B, 3, H, W] -> [B, 6, h, w], one cell per 12 x 12 window at stride 2.
 
-    Channels: logits of background and face, offsets (dx1, dy1, dx2, dy2) in units of the window (DETECTORS.md 3.1).
+    Channels: logits of background and face, offsets (dx1, dy1, dx2, dy2) in units of the window
+    (docs/detectors.md 3.1).
     """
 
     def __init__(self) -> None:
@@ -141,7 +142,7 @@ class PNet(nn.Module):
 
 
 class RNet(nn.Module):
-    """Refinement: [N, 3, 24, 24] -> [N, 6], channels as in `PNet` (DETECTORS.md 3.1)."""
+    """Refinement: [N, 3, 24, 24] -> [N, 6], channels as in `PNet` (docs/detectors.md 3.1)."""
 
     POOLS = (3, 3, 0)
 
@@ -221,7 +222,7 @@ class ONet(nn.Module):
 
 
 class WithLandmarks(nn.Module):
-    """P-Net or R-Net as the paper trains them, with landmarks (DETECTORS.md 8, row 15); channels as in `ONet`.
+    """P-Net or R-Net as the paper trains them, with landmarks (docs/detectors.md 8, row 15); channels as in `ONet`.
 
     The layer for the landmarks is this wrapper's, so that the network's own weights stay as they are released.
     """
@@ -237,7 +238,7 @@ class WithLandmarks(nn.Module):
 
 
 class CropKind(IntEnum):
-    """What a crop shows, by its IoU with a face, and thus which losses it counts for (DETECTORS.md 3.3)."""
+    """What a crop shows, by its IoU with a face, and thus which losses it counts for (docs/detectors.md 3.3)."""
 
     NEGATIVE = 0  # IoU < 0.3: classification
     POSITIVE = 1  # IoU > 0.65: classification and box
@@ -273,11 +274,11 @@ class Proposals(NamedTuple):
 
 
 class MTCNN(FaceModel):
-    """The cascade (DETECTORS.md 3). Runs in float32."""
+    """The cascade (docs/detectors.md 3). Runs in float32."""
 
     # How much goes through a network in one call: few calls, bounded memory.
     PNET_PIXELS, CROPS = 1 << 22, 1024
-    # How classification, box and landmarks weigh in each network's loss, the paper's alpha (DETECTORS.md 3.3).
+    # How classification, box and landmarks weigh in each network's loss, the paper's alpha (docs/detectors.md 3.3).
     ALPHA: ClassVar[dict[str, tuple[float, float, float]]] = {
         "pnet": (1.0, 0.5, 0.5),
         "rnet": (1.0, 0.5, 0.5),
@@ -471,7 +472,8 @@ def pyramid_levels(sizes: Sequence[tuple[int, int]], min_face: float, factor: fl
     Args:
         sizes: (height, width) of each image.
         min_face: The first scale is 12 / min_face.
-        factor: Each scale is the last one times this, as long as the short side is >= 12 pixels (DETECTORS.md 3.4).
+        factor: Each scale is the last one times this, as long as the short side is >= 12 pixels
+            (docs/detectors.md 3.4).
     """
     by_size: dict[tuple[int, int], list[Level]] = defaultdict(list)
     for k, (height, width) in enumerate(sizes):
@@ -506,7 +508,7 @@ def cell_boxes(rows: Tensor, columns: Tensor, scales: Tensor) -> Tensor:
     """The image boxes of P-Net cells: float32 [K, 4].
 
     In the author's pixels, counted from 1, cell i (counted from 0) is x1 = fix((2i + 1) / s), x2 = fix((2i + 12) / s),
-    in double precision (DETECTORS.md 3.4); see the head of this file for the shift.
+    in double precision (docs/detectors.md 3.4); see the head of this file for the shift.
 
     Args:
         rows, columns: int64 [K].

@@ -1,5 +1,5 @@
 """S3FD: anchors for small faces (Zhang et al., "S3FD: Single Shot Scale-invariant Face Detector", 2017, arXiv
-1708.05237; DETECTORS.md 2).
+1708.05237; docs/detectors.md 2).
 
 Six maps with strides from 4 to 128 px each carry square anchors of four times their stride, so that faces of all sizes
 meet equally dense anchors. Three quarters of these lie on the first map and see little of the picture; there, the
@@ -37,7 +37,7 @@ from pyface.models.views import Size
 
 @dataclass(frozen=True)
 class S3FDConfig:
-    """The numbers of the detector; the defaults are the paper's (DETECTORS.md 2).
+    """The numbers of the detector; the defaults are the paper's (docs/detectors.md 2).
 
     Attributes:
         strides: Pixels between the cells of each map (2.1).
@@ -99,7 +99,7 @@ class S3FD(AnchorDetector):
         levels: The anchors of each map.
     """
 
-    # The deploy file's, and the speed setting (DETECTORS.md 2.6).
+    # The deploy file's, and the speed setting (docs/detectors.md 2.6).
     limits: ClassVar[dict[str, Limits]] = {"ap": Limits(5000, 750), "fast": Limits(400, 200)}
 
     def __init__(self, config: S3FDConfig) -> None:
@@ -123,7 +123,7 @@ class S3FD(AnchorDetector):
 
         Every term is divided by the number of the faces' anchors in the batch, as in the author's code: with its
         weights of 1 this is the paper's formula with its lambda of 4, since a quarter of the anchors that teach are
-        faces' (DETECTORS.md 2.4).
+        faces' (docs/detectors.md 2.4).
 
         Args:
             maps: What `forward` gave, all of it.
@@ -168,7 +168,7 @@ class S3FD(AnchorDetector):
 
 
 class S3FDVGG16(S3FD):
-    """The paper's network (DETECTORS.md 2.1). Layers have the author's names.
+    """The paper's network (docs/detectors.md 2.1). Layers have the author's names.
 
     Images [B, 3, H, W] of any size; the maps have strides 4, 8, 16, 32, 64, 128 and round up. At 640 x 640 there are
     34,125 anchors (34,356 with fc6_padding=3).

@@ -303,7 +303,7 @@ class SingleShot(FaceModel):
             "score_threshold": score_threshold,
             "limits": options.limits,
             "levels": views[0].levels,
-            "suppress": options.multiscale != "ssh",  # whose scales compete as one (DETECTORS.md 5.4)
+            "suppress": options.multiscale != "ssh",  # whose scales compete as one (docs/detectors.md 5.4)
         }
         if self.graphs is None or batch.device.type != "cuda":
             return views, self.find(batch, sizes, **arguments)
@@ -372,7 +372,7 @@ class AnchorDetector(SingleShot):
 
 
 def vote(faces: Faces, iou_threshold: float, *, drop_singletons: bool, plus_one: bool = False) -> Faces:
-    """Box voting (DETECTORS.md 2.6 d); a voted face has the landmarks of the best face that voted for it.
+    """Box voting (docs/detectors.md 2.6 d); a voted face has the landmarks of the best face that voted for it.
 
     `plus_one`: sides count as x2 - x1 + 1, as S3FD's authors have it; SRN's boxes come with that pixel.
     """

@@ -1,5 +1,5 @@
 """SRN: a face is looked at twice (Chi et al., "Selective Refinement Network for High Performance Face Detection", 2018,
-arXiv 1809.02693; DETECTORS.md 4).
+arXiv 1809.02693; docs/detectors.md 4).
 
 A first step looks at the trunk's maps, a second at a feature pyramid. On the three low levels, which hold nearly all
 anchors, the first step drops what is surely background; on the three high ones, it moves the anchors before the second
@@ -47,7 +47,7 @@ from pyface.models.views import Size
 
 @dataclass(frozen=True)
 class SRNConfig:
-    """The numbers of the detector; the defaults are the author's code's (DETECTORS.md 4).
+    """The numbers of the detector; the defaults are the author's code's (docs/detectors.md 4).
 
     Attributes:
         strides: Pixels between the cells of each level (4.2).
@@ -111,7 +111,7 @@ class SRN(AnchorDetector):
         variances: Units of the box offsets, of centres and of sizes.
     """
 
-    # Both steps' survivors, at most 6 x 6,000 (DETECTORS.md 4.5); "fast" is S3FD's (2.6).
+    # Both steps' survivors, at most 6 x 6,000 (docs/detectors.md 4.5); "fast" is S3FD's (2.6).
     limits: ClassVar[dict[str, Limits]] = {"ap": Limits(36000, 750), "fast": Limits(400, 200)}
 
     def __init__(self, config: SRNConfig) -> None:
@@ -322,7 +322,7 @@ def fresh(channels: int, width: int, kernel: int | tuple[int, int], *, stride: i
 
 
 class SRNResNet50(SRN):
-    """The paper's network (DETECTORS.md 4.1). Layers have the author's names.
+    """The paper's network (docs/detectors.md 4.1). Layers have the author's names.
 
     Images [B, 3, H, W] of any size; the levels have strides 4, 8, 16, 32, 64, 128 and round up. At 640 x 640 there are
     68,250 anchors.

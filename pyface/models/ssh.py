@@ -1,5 +1,5 @@
 """SSH: three detection modules on one trunk (Najibi et al., "SSH: Single Stage Headless Face Detector", 2017, arXiv
-1708.03979; DETECTORS.md 5).
+1708.03979; docs/detectors.md 5).
 
 Each module looks at its own range of face sizes on a map of its own stride, and widens its view by a context module:
 stacked 3 x 3 convolutions that see 5 x 5 and 7 x 7 cells.
@@ -44,7 +44,7 @@ from pyface.models.views import Size
 
 @dataclass(frozen=True)
 class SSHConfig:
-    """The numbers of the detector; the defaults are the author's (DETECTORS.md 5).
+    """The numbers of the detector; the defaults are the author's (docs/detectors.md 5).
 
     Attributes:
         strides: Pixels between the cells of each module's map (5.1).
@@ -94,7 +94,7 @@ class SSH(AnchorDetector):
         nms_plus_one: Suppression counts widths as x2 - x1 + 1, as the author's does.
     """
 
-    # The author keeps all that suppression leaves of 3 x 1,000; "fast" is S3FD's (DETECTORS.md 5.4, 2.6).
+    # The author keeps all that suppression leaves of 3 x 1,000; "fast" is S3FD's (docs/detectors.md 5.4, 2.6).
     limits: ClassVar[dict[str, Limits]] = {"ap": Limits(3000, 3000), "fast": Limits(400, 200)}
     nms_plus_one = True
 
@@ -124,7 +124,7 @@ class SSH(AnchorDetector):
 
         The paper divides the boxes' term by the number of faces' anchors; the author's code, followed here, by the
         number of all anchors that teach. As at most a quarter of these are faces', a box weighs a quarter of the
-        paper's at most, and less where faces are few (DETECTORS.md 8, row 7).
+        paper's at most, and less where faces are few (docs/detectors.md 8, row 7).
 
         Args:
             maps: What `forward` gave, all of it. The picture is taken to be as large as the first map: H x stride.
@@ -183,7 +183,7 @@ def inside(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
 
 
 class DetectionModule(nn.Module):
-    """Context and heads of one module (DETECTORS.md 5.1): [B, channels, H, W] -> its `LevelMaps`.
+    """Context and heads of one module (docs/detectors.md 5.1): [B, channels, H, W] -> its `LevelMaps`.
 
     A 3 x 3 convolution gives `width` channels, the context module as many again: `width / 2` that see 5 x 5 cells and
     `width / 2` that see 7 x 7. The rectifier comes behind the concatenation.
@@ -213,13 +213,13 @@ class DetectionModule(nn.Module):
 
 
 class SSHVGG16(SSH):
-    """The paper's network (DETECTORS.md 5.1).
+    """The paper's network (docs/detectors.md 5.1).
 
     Images [B, 3, H, W] of any size; the maps have strides 8, 16, 32 and round up. At 640 x 640 there are 16,800
     anchors.
     """
 
-    size: ClassVar[Size] = (1200, 1600)  # DETECTORS.md 5.4
+    size: ClassVar[Size] = (1200, 1600)  # docs/detectors.md 5.4
 
     def __init__(self, config: SSHConfig | None = None) -> None:
         super().__init__(config or SSHConfig())

@@ -1,4 +1,7 @@
-"""What of a picture a network looks at: its scales, its mirror image and its tiles (DETECTORS.md 2.6, 4.5, 5.4)."""
+"""What of a picture a network looks at: its scales, its mirror image and its tiles.
+
+The papers' scales: docs/detectors.md 2.6, 4.5, 5.4.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,7 @@ def whole(image: int, height: int, width: int, scale: float) -> View:
 
 
 def s3fd_views(view: View) -> list[View]:
-    """S3FD's scales for WIDER FACE (DETECTORS.md 2.6 a-c)."""
+    """S3FD's scales for WIDER FACE (docs/detectors.md 2.6 a-c)."""
     height, width = _size(view)
     limit = math.sqrt(S3FD_PIXELS / (height * width))
     same = replace(view, scale=min(1.0, limit))
@@ -114,7 +117,7 @@ def s3fd_views(view: View) -> list[View]:
 
 
 def srn_views(view: View, max_side: int = 1400) -> list[View]:
-    """SRN's scales for WIDER FACE, for pictures of up to `max_side` squared pixels (DETECTORS.md 4.5)."""
+    """SRN's scales for WIDER FACE, for pictures of up to `max_side` squared pixels (docs/detectors.md 4.5)."""
     height, width = _size(view)
     limit = max_side**2 / (height * width)
     if limit < 1:
@@ -128,7 +131,7 @@ def srn_views(view: View, max_side: int = 1400) -> list[View]:
 
 
 def ssh_views(view: View) -> list[View]:
-    """SSH's pyramid; its last module does not look at the largest scale (DETECTORS.md 5.4)."""
+    """SSH's pyramid; its last module does not look at the largest scale (docs/detectors.md 5.4)."""
     base = scale_for((800, 1200), *_size(view)) / 800
     views = [replace(view, scale=base * shorter) for shorter in (500, 800, 1200)]
     return [*views, replace(view, scale=base * 1600, levels=-1)]

@@ -191,7 +191,7 @@ def decode_anchors(
         ValueError: maps that do not fit the levels or each other, numbers out of range.
 
     Source:
-        DETECTORS.md 2.1 and 2.6 (S3FD), 4.5 (SRN), 5.4 (SSH).
+        docs/detectors.md 2.1 and 2.6 (S3FD), 4.5 (SRN), 5.4 (SSH).
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Small convolutional networks over many small crops: R-Net and O-Net up to their dense layers (DETECTORS.md 3.1).
+"""Small convolutional networks over many small crops: R-Net and O-Net up to their dense layers (docs/detectors.md 3.1).
 
 On the CPU a kernel of our own, which takes a crop from its pixels to its features in one thread's cache; on CUDA the
 same layers by cuDNN.

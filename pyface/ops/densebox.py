@@ -1,4 +1,4 @@
-"""DenseBox's maps to boxes, decode_densebox, and boxes to maps, densebox_targets (DETECTORS.md 1.2, 1.5).
+"""DenseBox's maps to boxes, decode_densebox, and boxes to maps, densebox_targets (docs/detectors.md 1.2, 1.5).
 
 Cell (row i, column j) lies at the pixel (stride * j + stride / 2, stride * i + stride / 2), in both directions.
 """
@@ -85,7 +85,7 @@ def decode_densebox(
         TypeError: a tensor of the wrong type or dtype, or a number of the wrong type.
         ValueError: shapes or devices that do not fit, or a number out of its range.
 
-    Source: DenseBox (arXiv 1509.04874, section 3; DETECTORS.md 1.5); the cell's half pixel is the author's code's.
+    Source: DenseBox (arXiv 1509.04874, section 3; docs/detectors.md 1.5); the cell's half pixel is the author's code's.
 
     Example:
         >>> scores, offsets = torch.zeros(1, 1, 60, 60), torch.zeros(1, 4, 60, 60)
@@ -166,7 +166,7 @@ def densebox_targets(
         ValueError: shapes or devices that do not fit, a number out of its range, or (on the CPU) splits that do not
             rise from 0 to G.
 
-    Source: DenseBox (arXiv 1509.04874, section 3.1; DETECTORS.md 1.2).
+    Source: DenseBox (arXiv 1509.04874, section 3.1; docs/detectors.md 1.2).
 
     Example:
         >>> maps = densebox_targets(torch.tensor([[95.0, 95.0, 145.0, 145.0]]), torch.tensor([0, 1]), (60, 60))

@@ -22,7 +22,7 @@ from pyface.ops._extension import (
 )
 
 _COMPENSATE_NOBODY, _COMPENSATE_MEAN = -1, 0  # csrc/ops.h's Matching
-_COMPENSATE_ABOVE = 0.1  # S3FD's threshold (DETECTORS.md 2.3)
+_COMPENSATE_ABOVE = 0.1  # S3FD's threshold (docs/detectors.md 2.3)
 
 
 def assign_anchors(
@@ -40,8 +40,8 @@ def assign_anchors(
     """The face, or background, of every anchor in a batch, by IoU; never holds a matrix of anchors and faces.
 
     SSH's rule is ``positive=0.5, negative=0.3`` with ``valid`` for the border, SRN's 0.7 and 0.3, then 0.5 and 0.4 with
-    refined anchors, S3FD's 0.35 and 0.35 with ``force_best`` and ``compensate`` (DETECTORS.md 5.2, 4.3, 2.3). The rules
-    in their order:
+    refined anchors, S3FD's 0.35 and 0.35 with ``force_best`` and ``compensate`` (docs/detectors.md 5.2, 4.3, 2.3). The
+    rules in their order:
 
     1. An anchor goes to the face of its highest IoU, ties to the lower face, when that is >= positive. It is background
        when it is < negative, else ignored.

@@ -66,7 +66,7 @@ def balanced_sample(
     minimum: int = 16,
     seed: int,
 ) -> Tensor:
-    """All positives and as many negatives, half of them hard, half at random (DenseBox 3.3, DETECTORS.md 1.3).
+    """All positives and as many negatives, half of them hard, half at random (DenseBox 3.3, docs/detectors.md 1.3).
 
     The hard set of an image is the ``hard_fraction`` of its background (rounded up) with the largest losses, or more
     where half of the wanted negatives needs more. Half of them (rounded up) are drawn from it, the others from the

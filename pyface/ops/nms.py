@@ -174,7 +174,7 @@ def soft_nms(
 def box_voting(
     boxes: Tensor, scores: Tensor, iou_threshold: float, *, drop_singletons: bool = False, overlap: str = "union"
 ) -> tuple[Tensor, Tensor]:
-    """Box voting as S3FD and SRN test (DETECTORS.md 2.6d): clusters of boxes become their score-weighted means.
+    """Box voting as S3FD and SRN test (docs/detectors.md 2.6d): clusters of boxes become their score-weighted means.
 
     The best remaining box and all whose overlap with it is >= iou_threshold form a cluster, which becomes one box: the
     mean weighted by ``max(score, 0)`` (the best box itself where all weights are 0), with the best score.

@@ -1,4 +1,4 @@
-"""P-Net: MTCNN's proposal network in one pass over the pictures (DETECTORS.md 3.1).
+"""P-Net: MTCNN's proposal network in one pass over the pictures (docs/detectors.md 3.1).
 
 On the CPU a kernel of our own, which keeps the rows between the layers in the cache; on CUDA the same layers by cuDNN.
 """

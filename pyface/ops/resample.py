@@ -89,10 +89,10 @@ def crop_resize(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
-    """Crops of boxes from pictures, resized to one size, as one normalised batch (MTCNN's crops, DETECTORS.md 3.4).
+    """Crops of boxes from pictures, resized to one size, as one normalised batch.
 
-    Samples are taken inside the box only, as if the crop were cut out first and resized then. Where a box leaves its
-    picture the pixels are 0 before normalisation.
+    Samples are taken inside the box only (MTCNN's crops, docs/detectors.md 3.4), as if the crop were cut out first and
+    resized then. Where a box leaves its picture the pixels are 0 before normalisation.
 
     Args:
         images: pictures, uint8 [height, width, 3], on one device.

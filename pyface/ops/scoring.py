@@ -1,4 +1,4 @@
-"""Face probabilities from logits: max-out over background logits (S3FD, DETECTORS.md 2.1), forward and backward.
+"""Face probabilities from logits: max-out over background logits (S3FD, docs/detectors.md 2.1), forward and backward.
 
 Channel 0 to num_background - 1 are background logits, the rest is copied. The largest background stands for all of
 them, so that a level with many small anchors calls fewer of them faces.
@@ -42,7 +42,7 @@ def maxout_background(logits: Tensor, num_background: int) -> Tensor:
         ValueError: fewer than two dimensions, num_background outside 1 to C.
 
     Source:
-        S3FD (arXiv 1708.05237), section 3.3; DETECTORS.md 2.1.
+        S3FD (arXiv 1708.05237), section 3.3; docs/detectors.md 2.1.
 
     Example:
         >>> import torch, pyface

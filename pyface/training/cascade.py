@@ -1,5 +1,5 @@
 """MTCNN's training: its three networks one after another, each on crops that the ones before it leave to it
-(DETECTORS.md 3.3).
+(docs/detectors.md 3.3).
 
 Each network has a folder in the run's: `crops.npz` (what it learns from), `last.ckpt` (what it needs to go on),
 `logs/`, and `weights.safetensors` when it is done, which is the whole cascade as far as it is trained. A run that was

@@ -1,4 +1,4 @@
-"""The crops that MTCNN's networks learn from (DETECTORS.md 3.3), and batches of them.
+"""The crops that MTCNN's networks learn from (docs/detectors.md 3.3), and batches of them.
 
 A crop is a picture's number, a box in it, what kind it is and which face it shows: some twenty bytes. Pixels are cut
 when a batch is made. P-Net's crops are drawn at random, around faces and anywhere; R-Net's and O-Net's are what the

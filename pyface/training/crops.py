@@ -41,14 +41,17 @@ def octaves(rng: np.random.Generator, picture: Picture, height: int, width: int,
 
 
 def s3fd(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
-    """The largest square of the picture, or (four times of five) one of 0.3 to 1 times its side (DETECTORS.md 2.5)."""
+    """The largest square of the picture, or (four times of five) one of 0.3 to 1 times its side.
+
+    Source: docs/detectors.md 2.5.
+    """
     side = min(height, width) * (1.0 if rng.random() < 0.2 else rng.uniform(0.3, 1.0))
     return _within(rng, width, side), _within(rng, height, side), side
 
 
 def srn(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
-    """A square of the picture in up to twice its size of padding (DETECTORS.md 4.4): its shorter side, or 0.5 to 1 of
-    it."""
+    """A square of the picture in up to twice its size of padding (docs/detectors.md 4.4): its shorter side, or 0.5 to
+    1 of it."""
     grown = rng.uniform(1.0, 2.0) if rng.random() < 0.5 else 1.0
     left, top = -rng.uniform(0, (grown - 1) * width), -rng.uniform(0, (grown - 1) * height)
     side = grown * min(height, width) * (1.0 if rng.random() < 0.5 else rng.uniform(0.5, 1.0))
@@ -57,13 +60,13 @@ def srn(rng: np.random.Generator, picture: Picture, height: int, width: int, siz
 
 def ssh(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
     """A part of the picture at the scale at which its shorter side is 1,200 px, its longer one at most 1,600
-    (DETECTORS.md 5.3). The authors show all of it, one picture a GPU."""
+    (docs/detectors.md 5.3). The authors show all of it, one picture a GPU."""
     side = size / min(1200 / min(height, width), 1600 / max(height, width))
     return _within(rng, width, side), _within(rng, height, side), side
 
 
 def densebox(face: float, band: tuple[float, float] = (0.8, 1.25)) -> Rule:
-    """DenseBox's (DETECTORS.md 1.4), for a network that finds faces `face` pixels high, times a factor in a band.
+    """DenseBox's (docs/detectors.md 1.4), for a network that finds faces `face` pixels high, times a factor in a band.
 
     In every second sample such a face is in the middle, give or take half of `face`. The others are random parts at
     random scales.

@@ -99,7 +99,7 @@ RECIPES: dict[str, Recipe] = {
     "ssh_lite": _LITE,
     "srn_lite": _LITE,
     "densebox_lite": replace(_LITE, crops="densebox", mosaic=0.0),
-    # The papers' (DETECTORS.md 2.5, 4.4, 5.3, 1.4). Epochs are their iterations over WIDER FACE's 12,880 pictures.
+    # The papers' (docs/detectors.md 2.5, 4.4, 5.3, 1.4). Epochs are their iterations over WIDER FACE's 12,880 pictures.
     "s3fd_vgg16": Recipe(
         size=640, batch_size=32, epochs=300, crops="s3fd", rate=1e-3, bias_rate=2.0, schedule=(80 / 120, 100 / 120)
     ),

@@ -206,7 +206,7 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 def in_crop(faces: Faces, crop: Crop, size: int, smallest: float) -> Faces:
     """Faces of a picture as a sample of `size` pixels shows them.
 
-    A face counts when its centre is in the crop, and is then clipped to it (DETECTORS.md 2.5). One whose centre is
+    A face counts when its centre is in the crop, and is then clipped to it (docs/detectors.md 2.5). One whose centre is
     outside, or that is smaller than `smallest`, is to be ignored. What is wholly outside is left out.
     """
     scale = size / crop.side
@@ -265,8 +265,8 @@ def cut_out(rng: np.random.Generator, box: NDArray[np.float32]) -> tuple[float, 
 
 
 def colours(rng: np.random.Generator, probability: float) -> NDArray[np.float32]:
-    """Brightness +-32, contrast x 0.5 to 1.5, saturation x 0.5 to 1.5 and hue +-18 degrees (DETECTORS.md 2.5), as one
-    [3, 4] matrix: saturation and hue turn and stretch colours about grey, which the authors do in HSV."""
+    """Brightness +-32, contrast x 0.5 to 1.5, saturation x 0.5 to 1.5 and hue +-18 degrees (docs/detectors.md 2.5), as
+    one [3, 4] matrix: saturation and hue turn and stretch colours about grey, which the authors do in HSV."""
     grey = np.array([0.299, 0.587, 0.114])
     matrix, shift = np.eye(3), np.zeros(3)
     if rng.random() < probability:

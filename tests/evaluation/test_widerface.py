@@ -86,7 +86,7 @@ def test_images_without_predictions_or_boxes():
 
 
 def test_random_cases_against_the_plain_loop():
-    """The protocol once more, step by step as DETECTORS.md 6.1 tells it."""
+    """The protocol once more, step by step as docs/detectors.md 6.1 tells it."""
     random = np.random.default_rng(0)
     truth, predictions = {}, {}
     for k in range(8):

@@ -44,7 +44,7 @@ def assert_same(a: Faces, b: Faces) -> None:
 
 class TestNetworks:
     def test_shapes(self, model):
-        """DETECTORS.md 10.3."""
+        """docs/detectors.md 10.3."""
         with torch.no_grad():
             assert model.pnet(torch.zeros(1, 3, 12, 12)).shape == (1, 6, 1, 1)
             assert model.rnet.features(torch.zeros(2, 3, 24, 24)).shape == (2, 64, 3, 3)

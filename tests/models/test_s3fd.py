@@ -25,13 +25,13 @@ def meta(size: int, **settings) -> list[ops.LevelMaps]:
 
 class TestNetwork:
     def test_anchors_at_640(self):
-        """DETECTORS.md 2.1, 10.1."""
+        """docs/detectors.md 2.1, 10.1."""
         counts = [level.boxes.shape[2] * level.boxes.shape[3] for level in meta(640)]
         assert counts == [25_600, 6_400, 1_600, 400, 100, 25]
         assert sum(counts) == 34_125
 
     def test_anchors_with_the_released_padding(self):
-        """DETECTORS.md 2.7: fc7 is 24 x 24, then 12 and 6."""
+        """docs/detectors.md 2.7: fc7 is 24 x 24, then 12 and 6."""
         shapes = [tuple(level.boxes.shape[2:]) for level in meta(640, fc6_padding=3)]
         assert shapes == [(160, 160), (80, 80), (40, 40), (24, 24), (12, 12), (6, 6)]
         assert sum(height * width for height, width in shapes) == 34_356
@@ -92,7 +92,7 @@ class TestL2Norm:
 
 class TestDecoding:
     def test_anchors(self, model):
-        """Side 4 * stride about the middle of the cell (DETECTORS.md 2.1)."""
+        """Side 4 * stride about the middle of the cell (docs/detectors.md 2.1)."""
         sides = []
         for level, stride in zip(model.levels, STRIDES, strict=True):
             (x1, y1, x2, y2) = level.anchors[0]

@@ -10,7 +10,7 @@ from pyface import ops
 from pyface.models.srn import SRNConfig, SRNResNet50
 
 STRIDES = (4, 8, 16, 32, 64, 128)
-BASES = ((4, 5), (7, 9), (14, 18), (29, 36), (57, 71), (114, 142))  # DETECTORS.md 4.2
+BASES = ((4, 5), (7, 9), (14, 18), (29, 36), (57, 71), (114, 142))  # docs/detectors.md 4.2
 SIZES = [(12, 13), (6, 7), (3, 4), (2, 2), (1, 1), (1, 1)]
 
 
@@ -23,7 +23,7 @@ def model() -> SRNResNet50:
 class TestNetwork:
     @pytest.mark.parametrize(("size", "anchors"), [(640, 68_250), (1024, 174_720)])
     def test_anchors(self, size, anchors):
-        """DETECTORS.md 4.2, 10.2."""
+        """docs/detectors.md 4.2, 10.2."""
         with torch.device("meta"):
             maps = SRNResNet50()(torch.zeros(1, 3, size, size))
         counts = [level.logits[0].numel() for level in maps]
@@ -57,7 +57,7 @@ class TestNetwork:
         assert [level.offsets is not None for level in maps] == [False] * 3 + [True] * 3
 
     def test_separate_prediction(self):
-        """The paper's reading: the steps share all but the last layers (DETECTORS.md 4.1)."""
+        """The paper's reading: the steps share all but the last layers (docs/detectors.md 4.1)."""
         with torch.device("meta"):
             shared, separate = SRNResNet50(), SRNResNet50(SRNConfig(separate_prediction=True))
         assert separate.state_dict().keys() - shared.state_dict().keys() == {

@@ -21,7 +21,7 @@ def model() -> SSHVGG16:
 
 class TestNetwork:
     def test_anchors_at_640(self):
-        """DETECTORS.md 5.2, 10.2."""
+        """docs/detectors.md 5.2, 10.2."""
         with torch.device("meta"):
             maps = SSHVGG16()(torch.zeros(1, 3, 640, 640))
         assert [tuple(level.logits.shape[1:]) for level in maps] == [(4, 80, 80), (4, 40, 40), (4, 20, 20)]
@@ -133,7 +133,7 @@ class TestDecoding:
         assert [level.max_candidates for level in SSHVGG16().levels] == [1000] * 3
 
     def test_first_modules_alone(self, model):
-        """What the pyramid's largest scale asks for (DETECTORS.md 5.4)."""
+        """What the pyramid's largest scale asks for (docs/detectors.md 5.4)."""
         found = model.candidates(self.maps()[:2], score_threshold=0.0, max_candidates=10_000)
         assert int(found.count) == 2 * (6 * 7 + 3 * 4)
 

@@ -222,7 +222,7 @@ def test_targets_equal_reference(seed, device):
 
 
 def test_a_centred_face_has_the_papers_disc(device):
-    """240 x 240 with a face of 50 px in the middle: 60 x 60 cells, radius 3.75 (DETECTORS.md 1.2)."""
+    """240 x 240 with a face of 50 px in the middle: 60 x 60 cells, radius 3.75 (docs/detectors.md 1.2)."""
     maps = one((95, 95, 145, 145), device=device)
     y, x = torch.meshgrid(torch.arange(60.0), torch.arange(60.0), indexing="ij")
     distance = ((x - 29.5) ** 2 + (y - 29.5) ** 2).sqrt()
