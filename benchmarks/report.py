@@ -1,5 +1,4 @@
-"""Makes the tables and plots of README.md and docs/performance.md from benchmarks/results/*.json and, for accuracy,
-from pyface/weights/figures.json.
+"""Makes the tables and plots of README.md and docs/ from benchmarks/results/*.json and pyface/weights/figures.json.
 
     pytest benchmarks --benchmark-json run.json
     python benchmarks/report.py --keep run.json --name my-machine     # to benchmarks/results/my-machine.json
@@ -24,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results")
 FIGURES = Path("pyface/weights/figures.json")
-README, PERFORMANCE = Path("README.md"), Path("docs/performance.md")
+README, KERNELS, PERFORMANCE = Path("README.md"), Path("docs/kernels.md"), Path("docs/performance.md")
 PLOT, ACCURACY_PLOT = Path("docs/benchmarks.png"), Path("docs/accuracy.png")
 KEPT = ("op", "task", "library", "precision", "device")  # of extra_info
 
@@ -179,25 +178,13 @@ def task_table(tasks: list[Task], *, with_precision: bool = False) -> str:
 
 
 def kernel_text(results: Path) -> str:
-    """The README's table of every kept run, and the plot."""
+    """The headlines of every kept run, and the plot."""
     parts = [
         f"{task_table(list(headlines(run)))}\n\n{about(run)}"
         for run in runs(results, "benchmarks")
         if any(headlines(run))
     ]
-    return "\n\n".join([*parts, f"![How many times as long the fastest peer takes]({PLOT.as_posix()})"])
-
-
-def speed_text(results: Path) -> str:
-    """The README's table of detectors, from pictures' files to faces."""
-    parts = []
-    for run in runs(results, "models"):
-        rows = [
-            [f"`{of['model']}`", f"{of['pictures_per_second']:.1f}", f"{of['peak_rss'] / 2**20:,.0f} MiB"]
-            for of in run["models"]
-        ]
-        parts.append(f"{table(['', 'pictures/s', 'peak memory'], rows)}\n\n{_settings(run)} {about(run)}")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, f"![How many times as long the fastest peer takes]({PLOT.name})"])
 
 
 def stage_text(results: Path) -> str:
@@ -230,19 +217,21 @@ def all_text(results: Path) -> str:
     return "\n\n".join(parts)
 
 
-def accuracy_text(results: Path) -> str:
-    """The README's table of what every model's weights reach."""
+def models_text(results: Path) -> str:
+    """The README's table of what every model's weights reach and how fast they are, and the plot of accuracy."""
+    run = next(iter(runs(results, "models")), {"models": []})
+    speeds = {of["model"]: f"{of['pictures_per_second']:.1f}" for of in run["models"]}
     rows = []
     for name, of in _figures(results).items():
         wider = _first(of.get("widerface", {}), *SUBSETS)
         precision = _first(of["sets"].get("val", {}), "AP@0.5", "AP@0.4")
         error = _first(of["sets"].get("bare", {}), "landmark_error")
         cells = [[f"{x:.3f}" for x in wider], [f"{x:.3f}" for x in precision], [f"{x:.1%}" for x in error]]
-        parameters = f"{of['parameters'] / 1e6:.2f} M"
-        rows.append([f"`{name}`", *(", ".join(cell) or "not measured" for cell in cells), parameters])
-    head = ["", "WIDER FACE val: easy, medium, hard", "faces/val: AP@0.5, AP@0.4", "landmark error", "parameters"]
+        rows.append([f"`{name}`", *(", ".join(cell) or "not measured" for cell in cells), speeds.get(name, "")])
+    head = ["", "WIDER FACE val: easy, medium, hard", "faces/val: AP@0.5, AP@0.4", "landmark error", "images/s"]
+    speed = f"Images per second: {_settings(run)} {about(run)}\n\n" if speeds else ""
     plot = f"![Average precision against the time of the network]({ACCURACY_PLOT.as_posix()})"
-    return f"{table(head, rows)}\n\n{plot}"
+    return f"{table(head, rows)}\n\n{speed}{plot}"
 
 
 def _figures(results: Path) -> dict[str, Any]:
@@ -259,7 +248,8 @@ def _first(sizes: dict[str, Any], *keys: str) -> list[float]:
 
 
 TEXTS = {
-    README: {"accuracy": accuracy_text, "kernels": kernel_text, "speed": speed_text},
+    README: {"models": models_text},
+    KERNELS: {"kernels": kernel_text},
     PERFORMANCE: {"stages": stage_text, "all": all_text},
 }
 
