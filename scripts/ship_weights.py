@@ -47,7 +47,7 @@ SETS = {
     "bare": "held out of part3, bare faces",
 }
 DATA = (
-    "13,647 photos with 79,000 faces and 1,016 without: parts of WIDER FACE's training set, Caltech 10,000 Web Faces, "
+    "14,330 photos with 83,000 faces and 1,016 without: parts of WIDER FACE's training set, Caltech 10,000 Web Faces, "
     "Face Counting Challenge, ShanghaiTech A, Flickr8k, YouTube Faces frames, Kaggle 'Face Mask Detection' (CC0), mask "
     "photos from the web; some boxes and most landmarks are pseudo labels"
 )
