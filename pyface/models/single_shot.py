@@ -50,7 +50,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """Options for image scale and tiling of a single-shot detector.
+    """Options of a single-shot detector: image scale, tiling, merging of views and numbers of boxes.
 
     Attributes:
         size: Size of the image that the network runs on: "native" (unscaled), the longer side in pixels, or (shorter
