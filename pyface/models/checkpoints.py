@@ -266,7 +266,7 @@ def tupled(value: Any) -> Any:
 
 
 def is_of_kind(value: Any, kind: Any, default: Any) -> bool:
-    """Whether a value fits a field's annotation; tuples must also be as long as the default.
+    """Whether a value fits a field's annotation; a tuple must also be as long as the default, if that is a tuple.
 
     Args:
         value: The value from a file.
@@ -502,7 +502,7 @@ def ssh_from_caffe(state: State) -> State:
     """Renames Caffe's layers: m1@ssh_3x3 -> m1.conv3x3, and so on.
 
     Drops the kernel of the fixed upsampling if it is the expected one. Drops the `_ohem` layers too, which the author's
-    training adds for hard-example mining: they share the weights of the layers without `_ohem`.
+    training adds for hard-example mining: they are copies, with the same weights as the layers without `_ohem`.
     """
     state = {key: value for key, value in state.items() if not key.rpartition(".")[0].endswith("_ohem")}
     names = dict(VGG_NAMES)

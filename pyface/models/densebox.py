@@ -50,7 +50,8 @@ class DenseBoxConfig:
         ignore_band: Other faces within this range are ignored; beyond it they are background, as in the author's
             code (1.2).
         landmarks: Number of heat maps, one per landmark; 0 for none, 72 in the paper. The default, 5, fits annotations
-            of WIDER FACE. `Faces.landmarks` holds five points, so other numbers only affect training.
+            of WIDER FACE. `Faces.landmarks` holds five points; with another number, landmarks are trained but not
+            returned.
         landmark_radius: Radius of a landmark's disc, in cells (1.2).
         refine: Whether there is a refine branch; its scores then replace the first ones (1.1).
         negative_ratio: Number of negative cells sampled per positive cell (1.3).

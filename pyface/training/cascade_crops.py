@@ -1,8 +1,8 @@
 """The training crops of MTCNN's networks (docs/detectors.md 3.3), and batches of them.
 
-A crop is stored as an image's number, a box, its kind and the face it shows: about twenty bytes. Pixels are cut when a
-batch is made. P-Net's crops are drawn at random, around faces and anywhere; R-Net and O-Net train mostly on proposals
-of the networks before them. One function, `match`, decides the kind of every crop.
+A crop is stored as an image's index, a box, its kind and the face it shows: about twenty bytes. Pixels are cut when a
+batch is made. P-Net's crops are drawn at random, around faces and anywhere. R-Net and O-Net train on proposals of the
+networks before them, and on some random crops. One function, `match`, decides the kind of every crop.
 
 Random choices in batch k of a network depend only on the run's seed, the network and k. So a resumed run continues with
 the same batches as an uninterrupted one.
@@ -105,7 +105,7 @@ class Batch(NamedTuple):
     pixels: list[Tensor] | None
 
 
-# --- what a crop shows -----------------------------------------------------------------------------------------------
+# --- kinds and ground truth of crops ---------------------------------------------------------------------------------
 
 
 def match(boxes: NDArray[np.float32], picture: Picture, smallest: float) -> Matches:

@@ -141,7 +141,7 @@ class Training(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, GroundTruth], batch_idx: int) -> Tensor:
         """Returns the sum of the loss terms and logs each of them."""
         images, truth = batch
-        # DenseBox's loss samples pixels at random, different ones in each step.
+        # DenseBox's loss samples cells at random, different ones in each step.
         seed = {"seed": self.global_step} if isinstance(self.model, DenseBox) else {}
         terms = self.model.loss(self.model(images), truth, **seed)
         loss = torch.stack(list(terms.values())).sum()
@@ -186,7 +186,7 @@ class Average(L.Callback):
         self.model: SingleShot | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Copies the untrained model; a checkpoint's state is loaded into the copy."""
+        """Copies the model before training; a checkpoint's state is loaded into the copy."""
         if self.model is None:
             self.model = copy.deepcopy(pl_module.model).eval().requires_grad_(False)
 
@@ -255,7 +255,7 @@ class Measuring(L.Callback):
         assert self.average.model is not None
         check_finite(pl_module)
         progress = pl_module.progress()
-        if trainer.world_size > 1:  # batch statistics differ between ranks
+        if trainer.world_size > 1:  # running statistics of normalization differ between ranks
             for value in self.average.model.state_dict().values():
                 torch.distributed.broadcast(value, src=0)
         detector = FaceDetector(

@@ -145,7 +145,7 @@ def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = F
 def starting_model(run: Run, album: Album) -> SingleShot:
     """Builds a run's model as it is before training.
 
-    It has a landmark head only if some faces of the album have landmarks, or if the run starts from weights.
+    It predicts landmarks only if some faces of the album have landmarks, or if the initial weights include them.
 
     Raises:
         TrainingError: The model does not run on whole images.

@@ -1,4 +1,4 @@
-"""ImageNet weights as initial weights of the papers' trunks, and layers frozen at them."""
+"""Initial ImageNet weights for the papers' trunks, and freezing of layers."""
 
 from __future__ import annotations
 
