@@ -1,7 +1,7 @@
-"""How fast a detector is on this machine, end to end and by stage: what `pyface benchmark` prints.
+"""Speed of a detector on this machine, end to end and by stage, for `pyface benchmark`.
 
-Speed is measured as users meet it: encoded pictures in, faces out, decoding in threads ahead of the detection. The
-stages are then timed one after the other, so that their sum is what a picture costs and not how long it takes.
+Speed is measured as in use: encoded images in, faces out, with decoding in threads ahead of the detection. The stages
+are then timed one after the other. So their sum is the work per image, not the time between images.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from pyface.models.single_shot import SingleShot
 from pyface.sources import find_sources
 
 STAGES = ("decode", "letterbox", "network", "post-processing")
-MOST_PICTURES = 64  # of a folder; a pass over them should be short, so that there are several
-CANDIDATES = 300  # a picture that shows a dozen faces brings about so many above a usual threshold
+MOST_PICTURES = 64  # from a folder; passes must be short enough for several of them
+CANDIDATES = 300  # typical number above a usual threshold for an image with a dozen faces
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of one detector.
+    """The measurements of one detector.
 
     Attributes:
-        pictures_per_second: End to end; median over passes.
-        stages: Milliseconds a picture of each of `STAGES`, median over passes, each stage waited for. "letterbox" is
-            all resampling (MTCNN's pyramid and crops too) and the way to the device.
-        faces: Found in a picture, on average.
-        repeats: Passes that the first figure is the median of.
-        pictures: Pictures of a pass.
-        peak_rss: Bytes of main memory that the process held at most, torch itself among them.
-        peak_cuda: Bytes of the GPU's memory that tensors held at most; None on the CPU.
+        pictures_per_second: Images per second, end to end; median over passes.
+        stages: Milliseconds per image for each of `STAGES`, median over passes, with synchronization after each stage.
+            "letterbox" is all resampling (including MTCNN's pyramid and crops) and the transfer to the device.
+        faces: Mean number of faces found per image.
+        repeats: Number of passes behind `pictures_per_second`.
+        pictures: Number of images per pass.
+        peak_rss: Peak main memory of the process in bytes, including torch itself.
+        peak_cuda: Peak GPU memory of tensors in bytes; None on the CPU.
     """
 
     pictures_per_second: float
@@ -58,16 +58,17 @@ class Timing:
 
 
 def measure(detector: FaceDetector, sources: Sequence[bytes], seconds: float = 5.0) -> Timing:
-    """Times a detector on encoded pictures.
+    """Times a detector on encoded images.
 
     Args:
-        detector: Whose batches are looked at.
-        sources: Pictures as their files hold them; repeated until they fill two batches.
-        seconds: How long to measure; at least one pass is made, and three if a pass takes no longer than this.
+        detector: The detector.
+        sources: Contents of image files; repeated to fill at least two batches.
+        seconds: How long to measure; there is at least one pass, and at least three if a pass takes no longer than
+            its share of this time.
 
     Raises:
-        ValueError: There are no pictures, or seconds is not > 0.
-        ImageError, MemoryError: As the detector raises them.
+        ValueError: There are no images, or seconds is not > 0.
+        ImageError, MemoryError: Raised by the detector.
 
     Example:
         >>> detector = FaceDetector("mtcnn", device="cpu", batch_size=1)
@@ -96,7 +97,7 @@ def measure(detector: FaceDetector, sources: Sequence[bytes], seconds: float = 5
 
 
 def _repeat(call: Callable[[], Any], seconds: float) -> list[float]:
-    """The seconds of each call. The first one, which the caller made, warmed up."""
+    """Times repeated calls, in seconds each. The caller has made the warm-up call already."""
     times: list[float] = []
     while not times or sum(times) < seconds or (len(times) < 3 and times[0] <= seconds):
         start = time.perf_counter()
@@ -123,13 +124,14 @@ def _stages(detector: FaceDetector, sources: Sequence[bytes], seconds: float) ->
 
 
 class StageClock:
-    """Tells apart what the calls of a detector spend their time on, while it is entered.
+    """A context manager that splits the time of a detector's calls into stages.
 
-    Every moment belongs to one stage: to "letterbox" from the call of a resampling op on, to "network" while one runs,
-    and to "post-processing" after it. On CUDA each stage is waited for, which costs some time of its own.
+    Every moment belongs to one stage: "letterbox" begins when a resampling op is called, "network" when a network
+    starts, and "post-processing" when it ends. On CUDA each stage ends with a synchronization, which takes some time
+    itself.
 
     Attributes:
-        seconds: By stage.
+        seconds: Seconds by stage.
     """
 
     def __init__(self, detector: FaceDetector) -> None:
@@ -141,7 +143,7 @@ class StageClock:
         self._undo = contextlib.ExitStack()
 
     def enter(self, stage: str | None) -> None:
-        """Ends the present stage and begins another one; None: begins none."""
+        """Ends the current stage and begins `stage`, if that is not None."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
@@ -166,7 +168,7 @@ class StageClock:
 
 @contextlib.contextmanager
 def _announced(name: str, announce: Callable[[], None]) -> Iterator[None]:
-    """Has an op of `pyface.ops` say when it is called."""
+    """Calls `announce` before each call of an op of `pyface.ops`."""
     op = getattr(ops, name)
 
     def announced(*arguments: Any, **options: Any) -> Any:
@@ -181,19 +183,19 @@ def _announced(name: str, announce: Callable[[], None]) -> Iterator[None]:
 
 
 def _networks(model: FaceModel) -> list[nn.Module]:
-    return [model] if isinstance(model, SingleShot) else list(model.children())  # a cascade has several
+    return [model] if isinstance(model, SingleShot) else list(model.children())  # a cascade has several networks
 
 
 def stand_in_threshold(detector: FaceDetector, sources: Sequence[bytes], candidates: int = CANDIDATES) -> float:
-    """A score threshold that so many candidates a picture pass, on average, whatever the weights.
+    """Finds the score threshold that a given number of candidates per image exceed on average, whatever the weights.
 
-    With random weights all scores are much alike, so that a usual threshold lets none of the candidates pass or all
-    of them, and neither costs what post-processing costs.
+    With random weights all scores are similar, so a usual threshold is exceeded by none of the candidates or by all.
+    Neither gives a realistic cost of post-processing.
 
     Args:
-        detector: With a single-shot model.
-        sources: Pictures.
-        candidates: How many before suppression, in all views of a picture together.
+        detector: A detector with a single-shot model.
+        sources: Contents of image files.
+        candidates: Number of candidates before suppression, over all views of an image.
     """
     scores: list[Tensor] = []
     images = list(sources)[: detector.batch_size]
@@ -212,15 +214,15 @@ def stand_in_threshold(detector: FaceDetector, sources: Sequence[bytes], candida
 
 
 def find_pictures(folder: Path | None) -> list[bytes]:
-    """The pictures to look at, as their files hold them.
+    """Returns the contents of the image files to measure on, after checking that they can be decoded.
 
     Args:
-        folder: Where they are, at most 64 are taken, evenly spread; None: pyface's examples, or, where these are not
-            installed, the one picture in the package.
+        folder: A folder of images, of which at most 64 are used, evenly spread. None: pyface's examples, or if these
+            are not installed, the one image in the package.
 
     Raises:
-        SourceError: There is no such folder, or no picture in it.
-        ImageError: A picture cannot be read.
+        SourceError: The folder does not exist, or has no images.
+        ImageError: An image cannot be read.
     """
     if folder is None:
         examples = Path(__file__).parents[1] / "examples"
@@ -228,12 +230,12 @@ def find_pictures(folder: Path | None) -> list[bytes]:
     paths = find_sources([str(folder)])
     paths = paths[:: -(-len(paths) // MOST_PICTURES)]
     for path in paths:
-        read_image(path)  # whose errors name the file
+        read_image(path)  # only to check it: its errors name the file
     return [Path(path).read_bytes() for path in paths]
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
-    """Names what figures depend on: the machine, its threads, and versions."""
+    """Returns what figures depend on: the machine, the number of threads, and versions."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -254,7 +256,7 @@ def _cpu_name() -> str:
 
 
 def _reset_peaks(device: torch.device) -> None:
-    with contextlib.suppress(OSError):  # Linux only; elsewhere the peak is that of the whole process so far
+    with contextlib.suppress(OSError):  # Linux only; elsewhere the peak covers the process from its start
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

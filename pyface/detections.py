@@ -1,4 +1,4 @@
-"""What a detector found in one picture, and the ways onwards: JSON, crops, aligned faces, other libraries."""
+"""The faces found in one image, and their conversion to JSON, crops, aligned faces and other libraries' formats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyface.images import Pixels, read_image
 if TYPE_CHECKING:
     import supervision
 
-# Where ArcFace-style recognition networks expect the eyes, the nose and the mouth corners in a 112 x 112 picture.
+# Where ArcFace-style recognition networks expect the eyes, the nose and the mouth corners in a 112 x 112 image.
 ARCFACE_SIZE = 112
 ARCFACE_LANDMARKS = (
     (38.2946, 51.6963),
@@ -38,23 +38,23 @@ class Face(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """The faces of one picture, in the pixels of that picture when upright.
+    """The faces of one image, in pixels of the upright image.
 
-    A `FaceDetector` returns them with the best score first; a picture without faces has an empty one. The number of
-    faces is `len(detections)`, iterating gives `Face` after `Face`, `detections[0]` is one `Face`, and
-    `detections[:3]`, `detections[mask]` and `detections[indices]` are `Detections` again.
+    A `FaceDetector` returns them best score first; for an image without faces they are empty. `len(detections)` is the
+    number of faces, and iterating yields one `Face` each. `detections[0]` is a `Face`; `detections[:3]`,
+    `detections[mask]` and `detections[indices]` are `Detections` again.
 
     Attributes:
-        boxes: float32 [N, 4] on the CPU, (x1, y1, x2, y2) in continuous pixels; a box may reach beyond the picture.
+        boxes: float32 [N, 4] on the CPU, (x1, y1, x2, y2) in continuous pixels; a box may reach beyond the image.
         scores: float32 [N] on the CPU.
         landmarks: float32 [N, 5, 2] on the CPU, (x, y) of image-left eye, image-right eye, nose, image-left and
-            image-right mouth corner; None for detectors that have none.
-        width: Columns of the picture.
-        height: Rows of the picture.
-        source: The path of the picture, or None where there was none.
+            image-right mouth corner; None for detectors without landmarks.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        source: The path of the image; None if the image was not passed as a path.
 
     Raises:
-        ValueError: The shapes do not fit together, a number is not finite, or the size is not positive.
+        ValueError: The shapes do not match, a number is not finite, or the size is not positive.
 
     Example:
         >>> detections = Detections([[10, 20, 50, 70]], [0.9], None, width=100, height=100)
@@ -82,9 +82,9 @@ class Detections:
                 raise ValueError(f"{name} should be a positive number of pixels, got {value!r}")
 
     def _take(self, name: str, values: Any, *sizes: int) -> None:
-        """Checks a field of [N, *sizes] and replaces it by a float32 tensor on the CPU."""
+        """Checks that a field is [N, *sizes], and converts it to a float32 tensor on the CPU."""
         tensor = torch.as_tensor(values, dtype=torch.float32, device="cpu").detach()
-        if tensor.shape == (0,):  # an empty list cannot tell its other sizes
+        if tensor.shape == (0,):  # an empty list does not have the other dimensions
             tensor = tensor.reshape(0, *sizes)
         if tensor.dim() == 0 or tensor.shape[1:] != sizes:
             raise ValueError(f"{name} should be [{', '.join(map(str, ('N', *sizes)))}], got {list(tensor.shape)}")
@@ -132,13 +132,13 @@ class Detections:
         return [self.boxes, self.scores] + ([] if self.landmarks is None else [self.landmarks])
 
     def above(self, score: float) -> Detections:
-        """Returns the faces whose score is > `score`, in their order."""
+        """Returns the faces with a score > `score`, in the same order."""
         return self[self.scores > score]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain numbers and lists: the line that `pyface detect` writes for the picture.
+        """Returns plain numbers and lists, as in the line that `pyface detect` writes for the image.
 
-        Coordinates and scores are the shortest decimal numbers that give back the same float32, so that
+        Coordinates and scores are the shortest decimal numbers that convert back to the same float32. So
         `Detections.from_dict(detections.to_dict()) == detections`.
         """
         faces = [
@@ -154,12 +154,12 @@ class Detections:
 
     @classmethod
     def from_dict(cls, line: dict[str, Any]) -> Detections:
-        """Makes detections of one line of `pyface detect`, once `json.loads` has read it.
+        """Builds detections from one line of `pyface detect`, as read by `json.loads`.
 
-        A picture without faces comes back with `landmarks` None, whatever detector looked at it.
+        For an image without faces, `landmarks` is None, whatever the detector.
 
         Raises:
-            ValueError: The line reports a picture that could not be read, or is not such a line.
+            ValueError: The line reports an unreadable image, or is not a line of `pyface detect`.
         """
         if line.get("error") is not None:
             raise ValueError(f"the line of {line.get('source')} holds an error instead of faces: {line['error']}")
@@ -179,15 +179,15 @@ class Detections:
             raise ValueError(f"this is no line of pyface detect: {error!r}") from None
 
     def to_torchvision(self) -> dict[str, Tensor]:
-        """Returns what torchvision's detectors return: boxes [N, 4], scores [N], labels int64 [N], all of them 1.
+        """Returns the format of torchvision's detectors: boxes [N, 4], scores [N], labels int64 [N], all of them 1.
 
-        Label 0 means background there. Reference: torchvision's `fasterrcnn_resnet50_fpn`.
+        In torchvision, label 0 is background. Reference: torchvision's `fasterrcnn_resnet50_fpn`.
         """
         labels = torch.ones(len(self), dtype=torch.int64)
         return {"boxes": self.boxes, "scores": self.scores, "labels": labels}
 
     def to_supervision(self) -> supervision.Detections:
-        """Returns a `supervision.Detections` of class 0, "face", with the landmarks [N, 5, 2] in `data["landmarks"]`.
+        """Returns a `supervision.Detections` of class 0, "face", with landmarks [N, 5, 2] in `data["landmarks"]`.
 
         Raises:
             ImportError: The package supervision is not installed.
@@ -204,18 +204,18 @@ class Detections:
         )
 
     def crop(self, image: Any, margin: float = 0.0) -> list[Pixels]:
-        """Cuts the faces out of their picture.
+        """Crops the faces from their image.
 
         Args:
-            image: The picture the faces were found in, as anything that `FaceDetector` takes.
-            margin: How much to add on each side, as a fraction of the box's width and height.
+            image: The image the faces were found in, as anything that `FaceDetector` takes.
+            margin: Margin to add on each side, as a fraction of the box's width and height.
 
         Returns:
-            One uint8 [h, w, 3] copy a face, of whole pixels and within the picture; at least one pixel each.
-            RGB, or in the order of the channels that an array had.
+            One uint8 [h, w, 3] copy per face, clipped to the image, at least one pixel each. RGB, or the channel order
+            of the array passed.
 
         Raises:
-            ValueError: The picture has another size than the one the faces were found in, or margin is not a finite
+            ValueError: The image has another size than the one the faces were found in, or margin is not a finite
                 number >= 0.
         """
         if not 0 <= margin < float("inf"):
@@ -231,22 +231,22 @@ class Detections:
         return [pixels[y1:y2, x1:x2].copy() for x1, y1, x2, y2 in corners]
 
     def align(self, image: Any, size: int = ARCFACE_SIZE) -> Pixels:
-        """Turns, scales and moves every face so that its landmarks lie where recognition networks expect them.
+        """Aligns every face: its landmarks are moved to where recognition networks expect them.
 
-        The transform is the similarity (no reflection) with the least sum of squared distances to the five points of
-        the ArcFace template. Faces larger than the result are averaged down rather than sampled, and what lies beyond
-        the picture is black.
+        The transform is the similarity (rotation, scale and shift, no reflection) with the least sum of squared
+        distances to the five points of the ArcFace template. Larger faces are averaged down rather than sampled. Pixels
+        beyond the image are black.
 
         Args:
-            image: The picture the faces were found in, as anything that `FaceDetector` takes.
-            size: Side of the aligned faces in pixels; the template, made for 112, is scaled with it.
+            image: The image the faces were found in, as anything that `FaceDetector` takes.
+            size: Side of the aligned faces in pixels; the template, made for 112, is scaled to it.
 
         Returns:
-            uint8 [N, size, size, 3], RGB or in the order of the channels that an array had.
+            uint8 [N, size, size, 3], RGB, or the channel order of the array passed.
 
         Raises:
-            ValueError: There are no landmarks, those of a face coincide, the picture has another size than the one
-                the faces were found in, or size is not positive.
+            ValueError: There are no landmarks, all landmarks of a face coincide, the image has another size than the
+                one the faces were found in, or size is not positive.
         """
         if self.landmarks is None:
             raise ValueError("align needs landmarks and this detector gives none, use a detector like mtcnn, or crop")
@@ -258,7 +258,7 @@ class Detections:
         return np.stack(faces) if faces else np.zeros((0, size, size, 3), np.uint8)
 
     def _pixels_of(self, image: Any) -> Pixels:
-        # The detector has accepted the picture, so its size is no reason to refuse it here.
+        # The detector has accepted the image, so its size is no reason to refuse it here.
         pixels = read_image(image, max_pixels=self.width * self.height)
         height, width = pixels.shape[:2]
         if (width, height) != (self.width, self.height):
@@ -270,17 +270,17 @@ class Detections:
 
 
 def similarity(source: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:
-    """Finds the rotation, scale and shift that bring points nearest to others in the least-squares sense.
+    """Finds the rotation, scale and shift that map points to target points, by least squares.
 
-    As complex numbers the points obey target = a * source + b, where `a` holds rotation and scale and can express no
-    reflection; least squares then has a closed form.
+    With points as complex numbers this is target = a * source + b. `a` holds rotation and scale and cannot express a
+    reflection, and least squares has a closed form.
 
     Args:
         source: [N, 2] points (x, y).
-        target: [N, 2], where they should come to lie.
+        target: [N, 2] target points.
 
     Returns:
-        float64 [2, 3], the matrix that takes (x, y, 1) to the target, as `cv2.warpAffine` wants it.
+        float64 [2, 3], the matrix that maps (x, y, 1) to the target, as `cv2.warpAffine` takes it.
 
     Raises:
         ValueError: All points of the source coincide.
@@ -300,16 +300,16 @@ def similarity(source: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64
 
 
 def _warp(pixels: Pixels, matrix: NDArray[np.float64], size: int) -> Pixels:
-    """Warps into [size, size, 3], by way of a finer grid that is averaged where pixels would be skipped."""
+    """Warps to [size, size, 3]. If that would skip pixels, it warps to a finer grid first and averages."""
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     finer = int(np.clip(1 / max(scale, 1e-6), 1, 16))
     matrix = matrix * finer
-    matrix[:, 2] += (finer - 1) / 2  # a coordinate is the centre of its pixel
+    matrix[:, 2] += (finer - 1) / 2  # integer coordinates are pixel centers
     face = cv2.warpAffine(pixels, matrix, (size * finer, size * finer), flags=cv2.INTER_LINEAR)
     return np.asarray(cv2.resize(face, (size, size), interpolation=cv2.INTER_AREA) if finer > 1 else face)
 
 
 def _decimals(values: Tensor) -> Any:
-    """Returns nested lists of the shortest decimal numbers that stand for these float32."""
+    """Returns nested lists of the shortest decimal numbers that convert back to the same float32."""
     flat = np.array([float(str(value)) for value in values.numpy().ravel()], np.float64)
     return flat.reshape(values.shape).tolist()

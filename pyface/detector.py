@@ -1,4 +1,4 @@
-"""FaceDetector: pictures of any kind in, faces out."""
+"""FaceDetector: images of any kind in, faces out."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from pyface.ops import _extension
 from pyface.pipeline import ordered_map
 
 Source: TypeAlias = Any
-"""A path, bytes, a PIL image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]; `read_image` tells the details."""
+"""A path, bytes, a PIL image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]; see `read_image` for details."""
 
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_BATCH_PIXELS = 2**25  # a batch closes at 34 million pixels, since activations grow with them
-_AHEAD_PIXELS = 2**26  # decoded pictures that may wait for the detector
+_BATCH_PIXELS = 2**25  # a batch has at most 34 million pixels, since the memory of activations grows with them
+_AHEAD_PIXELS = 2**26  # pixels of decoded images that may wait for the detector
 
 
 class Outcome(NamedTuple):
-    """What became of one source in `FaceDetector.stream`.
+    """The result for one source of `FaceDetector.stream`.
 
     Attributes:
-        source: The source, as it was passed.
-        image: The picture, uint8 RGB [H, W, 3]: a tensor where a tensor was passed, else an array. None if unreadable.
-        detections: Its faces; None where there is an error.
-        error: Why there are no detections: an `ImageError`, or a `MemoryError` for a picture too large for the model.
+        source: The source, as passed.
+        image: The image, uint8 RGB [H, W, 3]: a tensor if a tensor was passed, else an array. None if unreadable.
+        detections: The faces; None if there was an error.
+        error: Why there are no detections: an `ImageError`, or a `MemoryError` for an image too large for the model.
     """
 
     source: Source
@@ -50,37 +50,37 @@ class Outcome(NamedTuple):
 
 
 class FaceDetector:
-    """Finds the faces in pictures.
+    """A face detector: finds the faces in images.
 
-    A detector may be used by several threads at once, and can be pickled: it then carries its weights along, and looks
-    for its device anew where it is unpickled.
+    Several threads may use a detector at once. A pickled detector includes its weights; it chooses its device again
+    where it is unpickled.
 
     Args:
-        model: A name from `list_models()`, or a model of your own: a `FaceModel`, which is put into evaluation mode
-            and moved to the device.
-        weights: "default" for the weights that pyface brings, the path of a .safetensors file, or None for random ones.
-        device: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA where both the machine and this build of pyface have
-            it, else the CPU.
-        score_threshold: Faces have a score > this, from 0 to 1; None means the model's own.
-        min_face: Longer side in pixels of the smallest face; pictures are seen as large as that takes. None: the
-            model's own way of looking, and all that it finds.
-        batch_size: Pictures that go through the model together, at most. Large pictures go in smaller batches, and a
-            batch that does not fit into memory is halved until it does.
-        max_pixels: Refuse pictures with more pixels than this, before they are decoded.
-        size, multiscale, limits, tile, drop_singletons: How a single-shot detector (any but mtcnn, which has a pyramid
-            of its own) looks at pictures; see `InferenceOptions`.
-        precision: "fp32", "fp16" or "bf16": what a single-shot detector computes in; half precision is for GPUs.
-        channels_last: Keep a single-shot detector's maps in that memory format, which suits GPUs in half precision;
-            None: whichever is faster on a CPU.
-        cuda_graph: Start a single-shot detector as one CUDA graph, captured once for each shape of batch; the last
-            eight shapes are kept.
+        model: A name from `list_models()`, or your own `FaceModel`, which is put into evaluation mode and moved to the
+            device.
+        weights: "default" for the bundled weights, the path of a weights file, or None for random weights.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if both the machine and this build of pyface support it,
+            else the CPU.
+        score_threshold: Faces have a score > this, from 0 to 1; None: the model's default.
+        min_face: Longer side in pixels of the smallest faces to return; images are scaled so that faces of this size
+            can be found. None: the model's default scale, and all faces that it finds.
+        batch_size: Largest number of images per batch. Large images go in smaller batches, and a batch that does not
+            fit into memory is halved until it does.
+        max_pixels: Refuse images with more pixels than this, before decoding them.
+        size, multiscale, limits, tile, drop_singletons: Options of single-shot detectors for image scale, tiling and
+            numbers of boxes; see `InferenceOptions`. mtcnn, which has its own pyramid, does not support them.
+        precision: Numeric precision of a single-shot detector: "fp32", "fp16" or "bf16"; half precision is for GPUs.
+        channels_last: Whether a single-shot detector uses the channels_last memory format, which suits GPUs in half
+            precision; None: whichever is faster on a CPU.
+        cuda_graph: Run a single-shot detector as one CUDA graph, captured once per batch shape; the last eight shapes
+            are kept.
 
     Raises:
-        TypeError: The model is neither a name nor a model, or an option is no number.
-        ValueError: An option is out of its range or not one of this model, there is no such model or device, or it has
-            no such weights.
-        FileNotFoundError: There is no such file of weights.
-        RuntimeError: The file of weights belongs to another model.
+        TypeError: The model is neither a name nor a model, or an option is not a number.
+        ValueError: An option is out of range or not supported by this model, the model or device does not exist, or
+            the model has no default weights.
+        FileNotFoundError: The weights file does not exist.
+        RuntimeError: The weights file cannot be read, or is for another model.
 
     Example:
         >>> detector = FaceDetector("mtcnn", device="cpu")
@@ -166,20 +166,20 @@ class FaceDetector:
     def __call__(self, images: Source, *, bgr: bool = False) -> Detections: ...
 
     def __call__(self, images: Source, *, bgr: bool = False) -> Detections | list[Detections]:
-        """Finds the faces in one picture, or in each of a list of pictures of any kinds and sizes.
+        """Finds the faces in one image, or in each of a list of images of any kinds and sizes.
 
         Args:
-            images: One picture or a list or tuple of them: paths, bytes, PIL images, uint8 arrays [H, W, 3] or uint8
-                tensors [3, H, W]; grey and transparent ones too, see `read_image`.
-            bgr: Numpy arrays are BGR, as OpenCV reads them.
+            images: One image, or a list or tuple of them: paths, bytes, PIL images, uint8 arrays [H, W, 3] or uint8
+                tensors [3, H, W]. Grayscale and transparent images are accepted too, see `read_image`.
+            bgr: Whether numpy arrays are BGR, as OpenCV reads them.
 
         Returns:
-            For one picture its `Detections`, for a list a list of them in the same order; best score first. A picture
-            without faces has empty ones.
+            The `Detections` of the image, best score first, or for a list a list of them in the same order. They are
+            empty for an image without faces.
 
         Raises:
-            ImageError: A picture cannot be read; `stream` goes on after such a picture.
-            MemoryError: A picture is too large for the model even when alone.
+            ImageError: An image cannot be read; `stream` goes on after such an image.
+            MemoryError: An image is too large for the model, even on its own.
         """
         several = isinstance(images, list | tuple)
         found = []
@@ -191,17 +191,16 @@ class FaceDetector:
         return found if several else found[0]
 
     def stream(self, sources: Iterable[Source], *, bgr: bool = False) -> Iterator[Outcome]:
-        """Finds the faces in any number of pictures, one after the other, in bounded memory.
+        """Finds the faces in any number of images, in bounded memory.
 
-        Reading and decoding run in threads ahead of the detection. A picture that cannot be read does not end the
-        stream.
+        Images are read and decoded in threads, ahead of the detection. An unreadable image does not end the stream.
 
         Args:
-            sources: Pictures of the kinds that a call takes; taken one by one, some batches ahead.
-            bgr: Numpy arrays are BGR, as OpenCV reads them.
+            sources: Images of the kinds that a call takes. They are consumed one by one, a few batches ahead.
+            bgr: Whether numpy arrays are BGR, as OpenCV reads them.
 
         Yields:
-            One `Outcome` a source, in order.
+            One `Outcome` per source, in order.
 
         Example:
             >>> detector = FaceDetector("mtcnn", device="cpu")
@@ -230,7 +229,7 @@ class FaceDetector:
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        if self.device.type != "cpu":  # whoever unpickles it may have no such device
+        if self.device.type != "cpu":  # the device may not exist where it is unpickled
             state["model"] = copy.deepcopy(self.model).cpu()
         return state
 
@@ -261,7 +260,7 @@ class FaceDetector:
                 yield Outcome(source, image, result, None)
 
     def _run(self, batch: Sequence[_Item], limits: _Limits) -> list[Detections | MemoryError]:
-        """Detects in one batch; halves it when memory runs out, and keeps later batches of the stream as small."""
+        """Detects in one batch; halves it if memory runs out, and limits later batches of the stream to that size."""
         if not batch:
             return []
         try:
@@ -269,7 +268,7 @@ class FaceDetector:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Out of the except block, since there the traceback would still hold the tensors that must go.
+        # Outside of the except block, where the traceback would keep the tensors alive.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(batch) == 1:
@@ -297,13 +296,13 @@ class FaceDetector:
             order = faces.scores.argsort(descending=True, stable=True)
             height, width = image.shape[:2]
             landmarks = None if faces.landmarks is None else faces.landmarks[order]
-            # Detections outlive the inference mode, so their tensors are made outside of it.
+            # Detections outlive inference mode, so their tensors are made outside of it.
             with torch.inference_mode(False):
                 yield Detections(faces.boxes[order], faces.scores[order], landmarks, width, height, item.path)
 
 
 class _Item(NamedTuple):
-    """A source on its way: opened, then decoded, or failed."""
+    """A source in the pipeline: opened, then decoded, or failed."""
 
     source: Source
     image: Any  # EncodedImage, then Pixels or Tensor; or ImageError
@@ -314,13 +313,13 @@ class _Item(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """What it will weigh once decoded; a picture that the caller holds anyway weighs nothing."""
+        """Number of pixels that decoding will add to memory; 0 for an image that the caller already holds."""
         return self.image.pixels if isinstance(self.image, EncodedImage) else 0
 
 
 @dataclass
 class _Limits:
-    """How many pictures a batch may hold; shrinks when memory has run out."""
+    """The largest number of images per batch; it shrinks when memory runs out."""
 
     images: int
 
@@ -342,7 +341,7 @@ def _out_of_memory(source: Source) -> ImageError:
 
 
 def _batches(items: Iterable[_Item], limits: _Limits) -> Iterator[list[_Item]]:
-    """Groups pictures in order until a batch is full by number or by pixels."""
+    """Groups images, in order, into batches limited by number and by pixels."""
     batch: list[_Item] = []
     pixels = 0
     for item in items:
@@ -357,7 +356,7 @@ def _batches(items: Iterable[_Item], limits: _Limits) -> Iterator[list[_Item]]:
 
 
 def _to_cpu(found: Sequence[Faces]) -> list[Faces]:
-    """Brings the faces of a batch to the CPU in one transfer, which matters on a GPU."""
+    """Copies the faces of a batch from a GPU to the CPU in one transfer instead of many."""
     if not found or found[0].boxes.device.type == "cpu":
         return list(found)
     columns = [_as_rows(faces) for faces in found]
@@ -374,7 +373,7 @@ def _as_rows(faces: Faces) -> Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tells whether an error means that memory ran out; torch has a class for CUDA's, but only words for the CPU's."""
+    """Whether an error means that memory ran out; torch has a class for this on CUDA, but only a message on CPUs."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = ("out of memory", "can't allocate memory", "not enough memory")
@@ -382,10 +381,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """Chooses the device, and refuses one that cannot be used.
+    """Chooses the device, and checks that it can be used.
 
     Raises:
-        ValueError: The name is no device, or the device is not there, or pyface was built without it.
+        ValueError: The name is not a device, the device does not exist, or pyface was built without CUDA.
     """
     if device == "auto":
         device = "cpu" if _cuda_problem(torch.device("cuda")) else "cuda"
@@ -400,7 +399,7 @@ def find_device(device: str | torch.device) -> torch.device:
     problem = _cuda_problem(found)
     if problem:
         raise ValueError(f"device {str(device)!r} cannot be used: {problem}, use device 'cpu' or 'auto'")
-    # A number, since plain "cuda" means whichever device is the current one at that moment and in that thread.
+    # With an index, since plain "cuda" means the current device, which differs by thread and may change.
     return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 
 

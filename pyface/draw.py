@@ -1,4 +1,4 @@
-"""Pictures of results: boxes, scores and landmarks drawn on a picture."""
+"""Drawing boxes, scores and landmarks on an image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,23 +10,23 @@ from pyface.detections import Detections
 from pyface.images import Pixels
 
 _GREEN = (60, 220, 60)
-_LANDMARK = (255, 0, 200)  # far from the colours of skin, also where channels are in BGR order
+_LANDMARK = (255, 0, 200)  # unlike any skin color, in RGB and in BGR order
 _DARK = (0, 0, 0)
 
 
 def draw(image: Any, detections: Detections, colour: tuple[int, int, int] = _GREEN) -> Pixels:
-    """Draws the faces on a copy of their picture, with lines and letters that fit its size.
+    """Draws the faces on a copy of their image; lines and text are scaled to the image.
 
     Args:
-        image: The picture the faces were found in, as anything that `FaceDetector` takes.
-        detections: The faces of that picture.
-        colour: Of the boxes, from 0 to 255, in the order of the picture's channels.
+        image: The image the faces were found in, as anything that `FaceDetector` takes.
+        detections: The faces of that image.
+        colour: Color of the boxes, from 0 to 255, in the channel order of the image.
 
     Returns:
-        uint8 [H, W, 3], RGB, or in the order of the channels that an array had.
+        uint8 [H, W, 3], RGB, or the channel order of the array passed.
 
     Raises:
-        ValueError: The picture has another size than the one the faces were found in.
+        ValueError: The image has another size than the one the faces were found in.
 
     Example:
         >>> faces = Detections([[10, 10, 50, 60]], [0.98], None, width=80, height=80)
@@ -47,14 +47,14 @@ def draw(image: Any, detections: Detections, colour: tuple[int, int, int] = _GRE
 
 
 def frame(canvas: Pixels, box: Sequence[float], colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
-    """Draws a box (x1, y1, x2, y2) on a picture uint8 [H, W, 3], with a line that fits its size.
+    """Draws a box (x1, y1, x2, y2) on an image, uint8 [H, W, 3]; the line width is scaled to the image.
 
     Returns:
         The box in whole pixels.
     """
     x1, y1, x2, y2 = (round(min(max(value, -_FAR), _FAR)) for value in box)
     width = _line_width(canvas)
-    if max(canvas.shape[:2]) > 300:  # a rim keeps the line visible on its own colour; small pictures have no room
+    if max(canvas.shape[:2]) > 300:  # a dark rim keeps the line visible on its own color; small images have no room
         cv2.rectangle(canvas, (x1, y1), (x2, y2), _DARK, width + 2, cv2.LINE_AA)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, width, cv2.LINE_AA)
     return x1, y1, x2, y2
@@ -64,19 +64,19 @@ def _line_width(canvas: Pixels) -> int:
     return max(1, round(max(canvas.shape[:2]) / 500))
 
 
-_FAR = 1e6  # OpenCV draws with fixed-point numbers, which overflow far outside
+_FAR = 1e6  # OpenCV's fixed-point coordinates overflow far outside the image
 
 
 def _label(canvas: Pixels, text: str, box: tuple[int, int, int, int], colour: tuple[int, int, int]) -> None:
-    """Writes above the box, or inside its top edge where there is no room above."""
+    """Writes text above the box, or inside its top edge if there is no room above."""
     width = _line_width(canvas)
     font, scale, pad = cv2.FONT_HERSHEY_SIMPLEX, max(0.4, width * 0.3), 1 + width
     (text_width, text_height), _ = cv2.getTextSize(text, font, scale, width)
     rows, columns = canvas.shape[:2]
     if text_width + 2 * pad > columns or text_height + 2 * pad > rows:
-        return  # a picture smaller than the number would be covered by it
+        return  # the text would cover the whole image
     if text_width > 2 * (box[2] - box[0]):
-        return  # in a crowd of small faces the numbers would cover the neighbours
+        return  # in a crowd of small faces, text would cover neighboring faces
     left = int(np.clip(box[0], 0, columns - text_width - 2 * pad))
     bottom = box[1] if box[1] >= text_height + 2 * pad else box[1] + text_height + 2 * pad
     bottom = int(np.clip(bottom, text_height + 2 * pad, rows))

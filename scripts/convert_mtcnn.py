@@ -3,8 +3,8 @@
     pip download --no-deps mtcnn==1.0.0 facenet-pytorch==2.6.0
     python scripts/convert_mtcnn.py mtcnn-1.0.0-py3-none-any.whl --check facenet_pytorch-2.6.0-py3-none-any.whl
 
-Needs lz4. `pyface.models.checkpoints` knows both layouts (docs/detectors.md 3.2) and reads them without running what
-they hold; the wheels' SHA-256 is checked all the same.
+Needs lz4. `pyface.models.checkpoints` supports both layouts (docs/detectors.md 3.2) and reads them without running any
+code in them. The wheels' SHA-256 is checked nevertheless.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyface.models.checkpoints import read_checkpoint
 
-# The one release of each project that this script knows: its SHA-256, and where the three networks lie.
+# The supported release of each project: its SHA-256, and the paths of the three networks.
 WHEELS = {
     "mtcnn": ("0a96b4868e56db9ae984449519642be6dba03240e608a67e928ebb47833e9144", "mtcnn/assets/weights/{}.lz4"),
     "facenet_pytorch": (
@@ -33,10 +33,10 @@ OUTPUT = Path(__file__).parents[1] / "pyface" / "weights" / "mtcnn.safetensors"
 
 
 def read_wheel(path: Path, project: str) -> dict[str, Tensor]:
-    """The state of `pyface.models.MTCNN` from the networks in a wheel.
+    """Reads the state of `pyface.models.MTCNN` from the networks in a wheel.
 
     Raises:
-        ValueError: It is another file.
+        ValueError: The file's SHA-256 differs.
     """
     expected, member = WHEELS[project]
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -50,7 +50,7 @@ def read_wheel(path: Path, project: str) -> dict[str, Tensor]:
 
 
 def compare(state: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """Raises ValueError unless both hold the same keys with the same bits."""
+    """Raises ValueError unless both states have the same keys and equal float32 tensors."""
     if state.keys() != other.keys():
         raise ValueError(f"keys differ: {sorted(state.keys() ^ other.keys())}")
     for key, value in state.items():

@@ -1,4 +1,4 @@
-"""Draws docs/detections.jpg, which README shows: what each detector with weights in the box finds in one picture.
+"""Draws docs/detections.jpg for README.md: the faces that each detector with bundled weights finds in one image.
 
 python scripts/draw_detections.py
 """
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def panel(picture: Pixels, caption: str) -> Pixels:
-    """A smaller picture with a line of text above and white around."""
+    """A reduced image with a caption above and a white border."""
     height = round(picture.shape[0] * WIDTH / picture.shape[1])
     small = cv2.resize(picture, (WIDTH, height), interpolation=cv2.INTER_AREA)
     framed = cv2.copyMakeBorder(small, CAPTION, GAP, GAP, GAP, cv2.BORDER_CONSTANT, value=(255, 255, 255))

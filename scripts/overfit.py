@@ -1,10 +1,10 @@
-"""Trains a detector on four pictures until it finds their faces: the smallest proof that a loss teaches.
+"""Trains a detector on four images until it finds their faces: a minimal check that a loss works.
 
     python scripts/overfit.py s3fd_vgg16 --data faces/train --device cuda
 
-The pictures are a few of a folder `images/` with `bbx_gt.txt` beside it, in WIDER FACE's format. What is learned is
-thrown away. tests/models/test_overfit.py does the same with the lite detectors. At --size, faces should have the sizes
-that the network looks for: 40 px and more for densebox_vgg19, which never enlarges a picture here.
+The images are taken from a data folder: `images/`, with `bbx_gt.txt` beside it in WIDER FACE's format. The weights are
+discarded. tests/models/test_overfit.py does the same with the lite detectors. At --size, faces should have sizes that
+the network can find: 40 px and more for densebox_vgg19, which never enlarges an image here.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
 
 
 def read(folder: Path, files: tuple[str, ...]) -> tuple[list[Tensor], list[Tensor]]:
-    """Pictures, uint8 RGB [H, W, 3], and their faces, float32 [N, 4] as (x1, y1, x2, y2)."""
+    """Reads images, uint8 RGB [H, W, 3], and their faces, float32 [N, 4] as (x1, y1, x2, y2)."""
     known = {picture.path.name: picture for picture in read_folder(folder)}
     missing = [name for name in files if name not in known]
     if missing:
@@ -93,10 +93,11 @@ def train(
     rate: float,
     bf16: bool = False,
 ):
-    """Yields the terms of the loss, before each step. All pictures at once, the same every time."""
+    """Trains on the same batch of all images in every step, and yields the loss terms of each step."""
     batches = views_of(model, images, boxes, size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
-    # Up over a tenth of the steps, down to nothing over the rest, when normalisation's averages catch up.
+    # The rate rises over a tenth of the steps and falls to 0 over the rest, so that the running averages of
+    # normalization catch up.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     model.train()
     for step in range(steps):
@@ -119,7 +120,7 @@ def train(
 
 
 def freeze_statistics(model: SingleShot) -> None:
-    """From now on layers normalise by their running averages, as in use, where views of all sizes share them."""
+    """Makes layers normalize by their running averages, as in detection, where views of all sizes share them."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -128,7 +129,7 @@ def freeze_statistics(model: SingleShot) -> None:
 def views_of(
     model: SingleShot, images: list[Tensor], boxes: list[Tensor], size: int
 ) -> list[tuple[Tensor, GroundTruth]]:
-    """All pictures in one batch, for each look that the detector takes at a picture (DenseBox has a pyramid)."""
+    """One batch of all images for each view that the detector runs on (DenseBox has a pyramid of views)."""
     plans = []
     for k, image in enumerate(images):
         view = whole(k, *image.shape[:2], scale_for(size, *image.shape[:2]))
@@ -139,7 +140,7 @@ def views_of(
 def batch_of(
     model: SingleShot, views: tuple[View, ...], images: list[Tensor], boxes: list[Tensor]
 ) -> tuple[Tensor, GroundTruth]:
-    """Preprocessed pictures [B, 3, H, W] and their faces, where the network sees them."""
+    """Preprocessed images [B, 3, H, W], and their faces in input pixels."""
     height, width = (math.ceil(max(sides) / 32) * 32 for sides in zip(*(view.content for view in views), strict=True))
     means, stds = model.preprocessing.mean, model.preprocessing.std
     batch, _ = ops.letterbox(images, (height, width), scales=[view.scale for view in views], mean=means, std=stds)
@@ -150,7 +151,7 @@ def batch_of(
 
 
 def count_found(model: SingleShot, images: list[Tensor], boxes: list[Tensor], size: int) -> tuple[int, int]:
-    """How many faces a detection overlaps with an IoU >= 0.5, and how many detections overlap none; scores > 0.5."""
+    """Counts the faces found (IoU >= 0.5) and the detections that match no face, among scores > 0.5."""
     detector = FaceDetector(model, device=model.device, size=size, score_threshold=0.5)
     found = wrong = 0
     for image, faces in zip(images, boxes, strict=True):

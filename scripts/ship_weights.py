@@ -1,12 +1,12 @@
 """Puts the weights of a training run into the package, with their configuration, figures and model card.
 
     python scripts/ship_weights.py runs/s3fd_lite --val faces/val --widerface ground_truth --images wider_val/images
-    python scripts/ship_weights.py --measure mtcnn --val faces/val ...    # weights that the package has already
+    python scripts/ship_weights.py --measure mtcnn --val faces/val ...    # measures weights that are bundled already
 
 Writes `pyface/weights/NAME.safetensors` (half precision), `NAME.json` (the run's configuration), `NAME.md` (the card)
 and the model's part of `figures.json`. Cards, `pyface models` and, through benchmarks/report.py, README.md take their
-figures from there. Prints the SHA-256 for the registry in `pyface/models/zoo.py`. The score threshold of the best F1 on
-the first set, of what the run held out or else of --val, becomes the model's own.
+figures from there. Prints the SHA-256 for the registry in `pyface/models/zoo.py`. The score threshold with the best F1
+on the first set (the run's held-out images, or else the first --val) becomes the model's default.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main() -> None:
     if arguments.widerface:
         figures["widerface"] = {str(size or "own"): widerface(name, size, arguments) for size in sizes_of(model)}
     everything = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
-    kept = everything.get(name, {}) if run is None else {}  # what was not measured anew stays, unless weights are new
+    kept = everything.get(name, {}) if run is None else {}  # older figures stay, unless the weights are new
     everything[name] = kept | figures | {"sets": kept.get("sets", {}) | figures["sets"]}
     FIGURES.write_text(json.dumps(dict(sorted(everything.items())), indent=1) + "\n", encoding="utf-8")
     if run is not None:
@@ -109,7 +109,7 @@ def parse() -> argparse.Namespace:
 
 
 def held_out(run: Run) -> dict[str, list[Picture]]:
-    """The pictures that a run held out; those of part3, faces without masks, are a set of their own as well."""
+    """The images that a run held out; those of part3, faces without masks, are an additional set."""
     if not run.held_out:
         return {}
     pictures = split(run.data, run.held_out)[1]
@@ -122,7 +122,7 @@ def sizes_of(model: FaceModel) -> tuple[int | None, ...]:
 
 
 def rounded_model(run: Run, path: Path) -> SingleShot:
-    """The model with numbers that half precision has, which is how it is shipped and thus measured."""
+    """The model with weights rounded to half precision, as it is shipped and therefore measured."""
     model = create_model(run.model, path).half().float()
     assert isinstance(model, SingleShot)
     if not all(value.isfinite().all() for value in model.state_dict().values()):
@@ -140,13 +140,13 @@ def ship(run: Run, model: SingleShot, threshold: float) -> None:
 
 
 def folders(run: Run, paths: tuple[str, ...]) -> tuple[str, ...]:
-    """Folders by their names in the one that holds all of the run's, and its own: faces/train."""
+    """Folders relative to the parent of their common folder, such as faces/train."""
     above = Path(os.path.commonpath([os.path.abspath(path) for path in (*run.data, *run.val)])).parent
     return tuple(os.path.relpath(path, above) for path in paths)
 
 
 def widerface(name: str, size: int | None, arguments: argparse.Namespace) -> dict[str, float]:
-    """WIDER FACE's AP by subset, as `pyface evaluate widerface` prints it for the package's weights."""
+    """WIDER FACE's average precision by subset, as `pyface evaluate widerface` prints it for the bundled weights."""
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.json"
         command = [sys.executable, "-m", "pyface", "evaluate", "widerface", "--model", name]
@@ -159,7 +159,7 @@ def widerface(name: str, size: int | None, arguments: argparse.Namespace) -> dic
 
 
 def latency(model: FaceModel, pictures: list[Picture], count: int = 40) -> float:
-    """Milliseconds from a decoded picture of 640 px to faces, one at a time on two threads: the median."""
+    """Median milliseconds from a decoded image to faces at 640 px, one image at a time on two threads."""
     torch.set_num_threads(2)
     detector = FaceDetector(model, device="cpu", size=sizes_of(model)[0])
     times = []

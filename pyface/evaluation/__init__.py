@@ -1,1 +1,1 @@
-"""How good detections are, by the protocols that others report: WIDER FACE, FDDB, plain average precision."""
+"""Evaluation of detections by the usual protocols: WIDER FACE, FDDB, plain average precision."""

@@ -1,8 +1,9 @@
-"""Average precision on data folders, with ignore boxes, by size of face.
+"""Average precision on data folders, with ignore boxes, by face size.
 
-Detections of all pictures are taken in score order. Each takes the box of highest IoU among its picture's faces and
-ignore boxes. With an IoU >= the threshold, an ignore box drops it and a face not found before makes it a hit; anything
-else is a miss. The figure is the area under the curve's monotone envelope.
+The detections of all images are processed in score order. Each is compared with the box of highest IoU among its
+image's faces and ignore boxes. If that IoU is >= the threshold, the detection is dropped if the box is an ignore box,
+and is a hit if it is a face not found before. All others are misses. Average precision is the area under the curve's
+monotone envelope.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SIZES = {
     "64-128": (64.0, 128.0),
     ">128": (128.0, math.inf),
 }
-"""Buckets of the square root of a face's area in pixels, from (inclusive) and to (exclusive)."""
+"""Buckets of face size, the square root of the area in pixels: from (inclusive), to (exclusive)."""
 
 Boxes = NDArray[np.floating]
 
@@ -35,21 +36,21 @@ def precision_recall(
     iou_threshold: float = 0.5,
     size: tuple[float, float] = (0.0, math.inf),
 ) -> Curve:
-    """The curve of a set of detections, one threshold a distinct score.
+    """Computes the curve of a set of detections, with one threshold per distinct score.
 
     Args:
-        pictures: The truth.
-        boxes: Per picture [N, 4], (x1, y1, x2, y2) in its pixels.
-        scores: Per picture [N].
+        pictures: The ground truth.
+        boxes: Per image [N, 4], (x1, y1, x2, y2) in its pixels.
+        scores: Per image [N].
         iou_threshold: A match has an IoU >= this.
-        size: Faces count whose size is in [from, to); others are ignored, and so are detections of other sizes that
+        size: Only faces with a size in [from, to) count. Others are ignored, and so are detections of other sizes that
             match nothing.
 
     Returns:
-        The curve; where no face counts, precision and recall are 0.
+        The curve; if no face counts, precision and recall are 0.
 
     Raises:
-        ValueError: The numbers of pictures, boxes and scores differ, or a score is no number.
+        ValueError: The numbers of images, boxes and scores differ, or a score is NaN.
 
     Example:
         >>> from pathlib import Path
@@ -85,7 +86,7 @@ def precision_recall(
 def outcomes(
     picture: Picture, detected: Boxes, iou_threshold: float, size: tuple[float, float] = (0.0, math.inf)
 ) -> tuple[NDArray[np.int64], int]:
-    """Per detection, in score order: 1 a hit, 0 a miss, -1 dropped; and how many faces count."""
+    """Returns, per detection in score order, 1 for a hit, 0 for a miss, -1 if dropped; and how many faces count."""
     truth = np.concatenate([picture.faces, picture.ignore]).astype(np.float64)
     counts = np.zeros(len(truth), bool)
     counts[: len(picture.faces)] = _in_range(truth[: len(picture.faces)], size)
@@ -96,7 +97,7 @@ def outcomes(
     is_matched = overlap[np.arange(len(detected)), best] >= iou_threshold
     outcome = np.where(_in_range(detected, size), 0, -1)
     outcome[is_matched] = np.where(counts[best[is_matched]], 0, -1)
-    # The first detection of each face that counts.
+    # The first detection of each face that counts is a hit.
     places = np.flatnonzero(is_matched & counts[best])
     outcome[places[np.unique(best[places], return_index=True)[1]]] = 1
     return outcome, int(counts.sum())
@@ -108,7 +109,7 @@ def _in_range(boxes: Boxes, size: tuple[float, float]) -> NDArray[np.bool_]:
 
 
 def _curve(scores: NDArray[np.float64], hits: NDArray[np.int64], faces: int) -> Curve:
-    # Detections of equal scores pass a threshold together, or the order of pictures would decide.
+    # Detections of equal scores pass a threshold together, so that the order of images does not matter.
     thresholds = np.unique(scores)[::-1]
     order = np.argsort(-scores, kind="stable")
     counts = np.searchsorted(-scores[order], -thresholds, side="right")
@@ -117,7 +118,7 @@ def _curve(scores: NDArray[np.float64], hits: NDArray[np.int64], faces: int) -> 
 
 
 def box_iou(a: Boxes, b: Boxes) -> Boxes:
-    """IoU of boxes [A, 4] and [B, 4] (x1, y1, x2, y2): [A, B]; 0 for boxes of no size."""
+    """IoU of boxes [A, 4] and [B, 4] (x1, y1, x2, y2): [A, B]; 0 for empty boxes."""
     sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
     inter = sides.clip(0).prod(2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1) for boxes in (a, b)]
@@ -126,7 +127,7 @@ def box_iou(a: Boxes, b: Boxes) -> Boxes:
 
 
 def best_f1(curve: Curve) -> tuple[float, float]:
-    """The threshold (a score is >= it) with the best F1, and that F1; (1, 0) where nothing is found."""
+    """The threshold (scores are >= it) with the best F1, and that F1; (1, 0) if nothing is found."""
     total = curve.precision + curve.recall
     if not len(total) or total.max() == 0:
         return 1.0, 0.0

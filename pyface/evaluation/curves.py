@@ -12,9 +12,9 @@ class Curve(NamedTuple):
     """A precision-recall curve, from the highest threshold to the lowest.
 
     Attributes:
-        thresholds: float64 [N], scores from which on a detection counts.
-        precision: float64 [N], 0 where nothing is detected yet.
-        recall: float64 [N], never falling.
+        thresholds: float64 [N]; detections with a score >= this count.
+        precision: float64 [N], 0 if nothing is detected.
+        recall: float64 [N], never decreasing.
     """
 
     thresholds: NDArray[np.float64]
@@ -23,7 +23,7 @@ class Curve(NamedTuple):
 
     @property
     def average_precision(self) -> float:
-        """The area under the monotone envelope: the precision at a recall is the best at this or a higher one.
+        """The area under the monotone envelope: at each recall, the best precision at this or any higher recall.
 
         Example:
             >>> Curve(np.array([0.9, 0.5]), np.array([1.0, 0.5]), np.array([0.5, 1.0])).average_precision

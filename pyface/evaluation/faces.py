@@ -1,4 +1,4 @@
-"""A detector on a data folder: average precision, speed, and the pictures worth looking at."""
+"""Evaluation of a detector on data folders: average precision, speed, and the images with the most mistakes."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from pyface.detector import FaceDetector
 
 
-WORST = 20  # pictures that `save_worst` saves at most
+WORST = 20  # largest number of images that `save_worst` saves
 _MISSED, _FALSE, _IGNORED = (255, 220, 0), (230, 40, 40), (128, 128, 128)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a detector reaches on a set of pictures.
+    """The results of a detector on a set of images.
 
     Attributes:
-        pictures, faces: How many there are.
+        pictures, faces: Number of images and of faces.
         average_precision: By IoU threshold.
-        by_size: By bucket of `SIZES`: how many faces, and AP by IoU threshold.
+        by_size: By bucket of `SIZES`: number of faces, and average precision by IoU threshold.
         best_threshold, best_f1: The score threshold with the best F1 at the first IoU threshold, and that F1.
-        pictures_per_second: Decoding included; None where nobody looked at the clock.
+        pictures_per_second: Images per second, including decoding; None if not measured.
         landmark_error: Mean distance of the five points from the truth, as a share of the square root of the face's
-            area, over the faces whose points are known and that are found at `best_threshold`; None where there are
-            none, or the detector has no landmarks.
+            area. It covers faces with known landmarks that are found at `best_threshold`; None if there are none, or
+            the detector has no landmarks.
     """
 
     pictures: int
@@ -51,7 +51,7 @@ class Report:
 
     @property
     def score_threshold(self) -> float:
-        """For detectors, which keep scores > this: just below `best_threshold`, to three digits."""
+        """A threshold for detectors, which keep scores > this: just below `best_threshold`, with three decimals."""
         return max(0, math.ceil((self.best_threshold - 1e-6) * 1000) - 1) / 1000
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,10 +60,10 @@ class Report:
 
 
 def detect_all(detector: FaceDetector, pictures: Sequence[Picture]) -> Iterator[Detections]:
-    """Yields the faces of every picture, in order.
+    """Yields the faces of every image, in order.
 
     Raises:
-        DatasetError: A picture cannot be read.
+        DatasetError: An image cannot be read.
     """
     for outcome in detector.stream([picture.path for picture in pictures]):
         if outcome.detections is None:
@@ -78,24 +78,24 @@ def evaluate(
     *,
     track: Callable[[Iterator[Detections]], Iterable[Detections]] = iter,
 ) -> tuple[Report, list[Detections]]:
-    """Runs a detector over pictures and scores it.
+    """Runs a detector on images and scores it.
 
     Args:
-        detector: With a low score threshold, or the curve ends early.
-        pictures: Of `read_folder`, from one folder or several.
+        detector: A detector with a low score threshold; otherwise the curve ends early.
+        pictures: Images from `read_folder`, of one folder or several.
         iou_thresholds: A match has an IoU >= these.
-        track: Passes results on, for example to a progress bar.
+        track: Wraps the iterator of results, for example in a progress bar.
 
     Returns:
-        The report, and the detections of every picture.
+        The report, and the detections of every image.
 
     Raises:
-        ValueError: There are no pictures.
-        DatasetError: A picture cannot be read.
+        ValueError: There are no images.
+        DatasetError: An image cannot be read.
     """
     if not pictures:
         raise ValueError("there are no pictures to evaluate on")
-    for _ in detect_all(detector, pictures[:1]):  # memory, threads and CUDA start with the first picture
+    for _ in detect_all(detector, pictures[:1]):  # warm up: memory, threads and CUDA
         pass
     start = time.perf_counter()
     found = list(track(detect_all(detector, pictures)))
@@ -109,7 +109,7 @@ def score(
     iou_thresholds: Sequence[float],
     pictures_per_second: float | None = None,
 ) -> Report:
-    """Scores detections that are there already."""
+    """Scores existing detections."""
     boxes, scores = [of.boxes.numpy() for of in found], [of.scores.numpy() for of in found]
 
     def by_iou(size: tuple[float, float]) -> dict[float, float]:
@@ -135,7 +135,7 @@ def score(
 def landmark_error(
     pictures: Sequence[Picture], found: Sequence[Detections], threshold: float, iou_threshold: float
 ) -> float | None:
-    """See `Report.landmark_error`; a face's detection is the best one whose IoU with it reaches the threshold."""
+    """Computes `Report.landmark_error`; a face's detection is the best-scoring one with an IoU >= the threshold."""
     errors = []
     for picture, of in zip(pictures, found, strict=True):
         of = of[of.scores >= threshold]
@@ -154,11 +154,11 @@ def landmark_error(
 def mistakes(
     picture: Picture, found: Detections, threshold: float, iou_threshold: float = 0.5
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which faces of a picture are missed, and which detections with a score >= threshold are none.
+    """Finds the missed faces of an image, and the false detections among those with a score >= threshold.
 
     Returns:
-        bool, one for each face of the picture and one for each detection. A second detection of a face is a mistake;
-        one of an ignore box, or below the threshold, is not.
+        Two bool arrays: one entry per face of the image, and one per detection. A second detection of a face is a
+        mistake. A detection of an ignore box, or one below the threshold, is not.
     """
     is_false = found.scores.numpy() >= threshold
     boxes = found.boxes.numpy().astype(np.float64)[is_false]
@@ -173,13 +173,13 @@ def mistakes(
 def save_worst(
     folder: Path, pictures: Sequence[Picture], found: Sequence[Detections], threshold: float, iou_threshold: float = 0.5
 ) -> tuple[list[Path], int]:
-    """Saves the `WORST` pictures with the most mistakes: missed faces yellow, false red, found green, ignored grey.
+    """Saves the `WORST` images with the most mistakes: missed faces yellow, false red, found green, ignored gray.
 
-    Detections count with a score >= threshold, and match with an IoU >= iou_threshold. Files that an earlier call left
-    in the folder go.
+    Detections count if their score is >= threshold, and match if their IoU is >= iou_threshold. Files of earlier calls
+    in the folder are deleted.
 
     Returns:
-        The files, the worst first, and how many pictures have mistakes.
+        The files, worst first, and the number of images with mistakes.
     """
     import cv2
 

@@ -1,8 +1,8 @@
-"""The FDDB protocol, as its authors' C++ program has it (docs/detectors.md 6.2).
+"""The FDDB protocol, as implemented in its authors' C++ program (docs/detectors.md 6.2).
 
-A detection and a face are matched one to one so that the sum of their IoUs is the largest, anew at every score. The
-discrete score counts the matches with an IoU > 0.5, the continuous score sums the IoUs of all matches; both are divided
-by the number of faces. What is not a match of the discrete score is a false positive, in both.
+At every score, detections and faces are matched one to one so that the sum of IoUs is largest. The discrete score
+counts matches with an IoU > 0.5; the continuous score sums the IoUs of all matches. Both are divided by the number of
+faces. For both, detections without a match in the discrete score are false positives.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from pyface.evaluation.files import EvaluationError, text_files
 from pyface.evaluation.regions import Regions, Size, box_to_ellipse, ellipses, pixel_overlap
 
 FALSE_POSITIVES = (100, 500, 1000, 2000)
-"""Where papers read the curves."""
+"""Numbers of false positives at which papers report the curves."""
 
 PICTURES = 2845
-"""In all ten folds."""
+"""Number of images in all ten folds."""
 
-_LARGEST = 1e4  # pixels; FDDB's pictures have at most 450
+_LARGEST = 1e4  # pixels; the longest side of FDDB's images is 450
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 Overlap = Callable[[Regions, Regions, Size | None], NDArray[np.float64]]
 
 
 class Truth(NamedTuple):
-    """Faces by picture ("2002/08/11/big/img_591"), and the pictures of each fold."""
+    """The ground truth: faces by image ("2002/08/11/big/img_591"), and the images of each fold."""
 
     faces: dict[str, Regions]
     folds: list[list[str]]
 
 
 class Detected(NamedTuple):
-    """What was found in one picture: N regions, and their scores, float64 [N]."""
+    """The detections of one image: N regions, and their scores, float64 [N]."""
 
     regions: Regions
     scores: NDArray[np.float64]
@@ -49,7 +49,7 @@ class Roc(NamedTuple):
     """The curves of true positive rates, from the highest score to the lowest.
 
     Attributes:
-        thresholds: float64 [N], scores from which on (>=) a detection counts.
+        thresholds: float64 [N]; detections with a score >= this count.
         discrete, continuous: float64 [N], true positive rates.
         false_positives: int64 [N].
     """
@@ -60,7 +60,7 @@ class Roc(NamedTuple):
     false_positives: NDArray[np.int64]
 
     def at(self, false_positives: float) -> tuple[float, float]:
-        """The best discrete and continuous rates with at most so many false positives; 0 where there are none.
+        """The best discrete and continuous rates with at most `false_positives` false positives; 0 if there are none.
 
         Example:
             >>> Roc(np.array([0.9, 0.5]), np.array([0.5, 1.0]), np.array([0.4, 0.8]), np.array([0, 3])).at(2)
@@ -72,13 +72,13 @@ class Roc(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        roc: Over all folds.
-        faces: How many there are.
-        missing: Pictures without a block of detections; they count as pictures without any.
-        unknown: Detections of pictures that the annotations do not know; they count for nothing.
+        roc: The curves over all folds.
+        faces: Number of faces.
+        missing: Images without a block of detections; they count as images without detections.
+        unknown: Images with detections but without annotations; these detections are ignored.
     """
 
     roc: Roc
@@ -96,13 +96,14 @@ def evaluate(
     """Scores detections.
 
     Args:
-        detected: By picture, in any order.
+        detected: Detections by image, in any order.
         truth: The annotations.
-        sizes: Of the pictures, at whose borders the authors' program cuts regions; a picture without one is not cut.
+        sizes: Sizes of the images. The authors' program clips regions to the image; in images without a size they are
+            not clipped.
         overlap: `pixel_overlap` as in the authors' program, or `exact_overlap`.
 
     Raises:
-        EvaluationError: There are no faces, or there is no detection in any of the pictures.
+        EvaluationError: There are no faces, or none of the images has detections.
         ImportError: scipy is not installed.
     """
     faces = sum(len(regions.rows) for regions in truth.faces.values())
@@ -124,7 +125,7 @@ def evaluate(
 
 
 def gains(overlap: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What each score of a picture adds, float64 [4, N]: score, hits, sum of IoUs, false positives.
+    """The increments at each score of an image, float64 [4, N]: score, hits, sum of IoUs, false positives.
 
     Args:
         overlap: IoU of faces and detections, [F, D].
@@ -137,7 +138,7 @@ def gains(overlap: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[
     assign = load_solver()
     order = np.argsort(-scores, kind="stable")
     scores, overlap = scores[order], overlap[:, order]
-    overlap = overlap[overlap.max(axis=1, initial=0) > 0]  # the program leaves out what meets nothing, too
+    overlap = overlap[overlap.max(axis=1, initial=0) > 0]  # the authors' program also drops faces that overlap nothing
     meets_face = overlap.max(axis=0, initial=0) > 0
     ends = np.append(np.flatnonzero(np.diff(scores)) + 1, len(scores))  # detections of equal scores count together
     totals = np.zeros((3, len(ends) + 1))
@@ -154,7 +155,7 @@ def gains(overlap: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[
 
 
 def load_solver() -> Callable[..., Any]:
-    """scipy's linear_sum_assignment.
+    """Imports scipy's linear_sum_assignment.
 
     Raises:
         ImportError: scipy is not installed.
@@ -179,10 +180,11 @@ def _sum(steps: NDArray[np.float64], faces: int) -> Roc:
 def read_annotations(source: Path) -> Truth:
     """Reads the ellipse lists of a folder, FDDB-fold-XX-ellipseList.txt, or one such file.
 
-    A list holds for every picture its name, the number of faces, and rows of `major minor angle cx cy 1`.
+    For every image, a list holds its name, the number of faces, and rows of `major minor angle cx cy 1`.
 
     Raises:
-        EvaluationError: There are no lists, a row is malformed (file and line are named), or a picture stands in two.
+        EvaluationError: There are no lists, a row is malformed (the message names file and line), or an image occurs
+            twice.
     """
     if source.is_dir():
         paths = sorted(path for path in source.rglob("*.txt") if _is_annotation(path.name))
@@ -204,17 +206,19 @@ def read_annotations(source: Path) -> Truth:
 
 
 def read_detections(source: Path, *, fit_ellipses: bool = False) -> dict[str, Detected]:
-    """Reads detections from text files: one for everything, or a folder or tar archive of several, such as one a fold.
+    """Reads detections from one text file, or from a folder or tar archive of several, such as one per fold.
 
-    A file holds for every picture its name, the number of detections, and a row for each: `x y w h score` for a
-    rectangle, `major minor angle cx cy score` for an ellipse. Any order, blank lines and Windows' line ends are taken.
+    For every image, a file holds its name, the number of detections, and one row per detection: `x y w h score` for a
+    rectangle, `major minor angle cx cy score` for an ellipse. Any order, blank lines and Windows line endings are
+    accepted.
 
     Args:
         source: The file, folder or archive.
-        fit_ellipses: Turn rectangles into ellipses, see `box_to_ellipse`.
+        fit_ellipses: Convert rectangles to ellipses, see `box_to_ellipse`.
 
     Raises:
-        EvaluationError: There are no files, a row is malformed (file and line are named), or a picture comes twice.
+        EvaluationError: There are no files, a row is malformed (the message names file and line), or an image occurs
+            twice.
     """
     meanings = {5: "a rectangle: x y w h score", 6: "an ellipse: major minor angle cx cy score"}
     detected: dict[str, Detected] = {}
@@ -237,7 +241,10 @@ def _is_annotation(name: str) -> bool:
 
 
 def _blocks(text: str, name: str, meanings: dict[int, str]) -> Iterator[tuple[int, str, list[list[float]]]]:
-    """Yields line, picture and rows; a row has as many numbers as `meanings` has keys, and is called what they say."""
+    """Yields line, image and rows of each block.
+
+    `meanings` maps the allowed numbers of values in a row to their descriptions, for messages.
+    """
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     k = 0
     while k < len(lines):
@@ -259,7 +266,7 @@ def _blocks(text: str, name: str, meanings: dict[int, str]) -> Iterator[tuple[in
 
 
 def _key(name: str) -> str:
-    """A picture's name as the lists have it: some detection files add a suffix."""
+    """An image's name as in the lists; some detection files add a suffix."""
     key = name.replace("\\", "/")
     return key[: key.rfind(".")] if key.lower().endswith(_SUFFIXES) else key
 
@@ -283,10 +290,10 @@ def _numbers(line: str) -> list[float] | None:
 
 
 def find_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
-    """The files of pictures, folder/2002/08/11/big/img_591.jpg; those that are not there are left out.
+    """Finds the files of images, such as folder/2002/08/11/big/img_591.jpg; missing ones are left out.
 
     Raises:
-        EvaluationError: None is there.
+        EvaluationError: All files are missing.
     """
     found = {}
     for key in keys:
@@ -299,11 +306,11 @@ def find_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
 
 
 def write_detections(path: Path, rows: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """Writes a file of detections, of one fold for example.
+    """Writes a file of detections, for example of one fold.
 
     Args:
         path: The file.
-        rows: By picture, rows (x, y, w, h, score).
+        rows: By image, rows (x, y, w, h, score).
     """
     lines = []
     for key, found in rows.items():

@@ -1,4 +1,4 @@
-"""Text files of predictions, from folders and tar archives."""
+"""Reading text files of predictions from folders and tar archives."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 
 class EvaluationError(ValueError):
-    """Predictions or ground truth cannot be read; the text says which file and why."""
+    """Predictions or ground truth cannot be read; the message names the file and the reason."""
 
 
 def text_files(source: Path, suffix: str = ".txt") -> Iterator[tuple[str, str]]:
-    """Yields name and content of the text files below a folder, within a tar archive, or of one file.
+    """Yields name and content of all text files in a folder or tar archive, or of a single file.
 
-    Hidden files are left out: archives made on a Mac hold one, `._name.txt`, beside each file.
+    Hidden files are skipped: archives made on a Mac hold a `._name.txt` for each file.
 
     Raises:
-        EvaluationError: The source is none of these, or a file is no UTF-8 text.
+        EvaluationError: The source is none of these, or a file is not UTF-8 text.
     """
     if source.is_dir():
         for path in sorted(source.rglob(f"*{suffix}")):
@@ -38,7 +38,7 @@ def text_files(source: Path, suffix: str = ".txt") -> Iterator[tuple[str, str]]:
                 if file is not None:
                     yield f"{source}/{member.name}", _decode(file.read(), f"{source}/{member.name}")
     except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        # tarfile's own reason is a line for each compression that it tried.
+        # tarfile's own message has a line for each compression that it tried.
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else "it is not, or is damaged"
         raise EvaluationError(f"{source} should be a folder or a tar archive of {suffix} files: {reason}") from error
 
@@ -52,7 +52,7 @@ def _read(path: Path) -> str:
 
 def _decode(content: bytes, name: str) -> str:
     try:
-        return content.decode("utf-8-sig")  # editors on Windows put a mark in front
+        return content.decode("utf-8-sig")  # editors on Windows add a byte order mark
     except UnicodeDecodeError as error:
         raise EvaluationError(
             f"{name} should be UTF-8 text, it is not ({error.reason} at byte {error.start})"

@@ -1,4 +1,4 @@
-"""Pictures of curves."""
+"""Plots of curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_plot(path: Path) -> None:
-    """Tells before a long run that a picture of curves could not be drawn after it.
+    """Checks, before a long run, that its curves can be plotted afterwards.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -26,11 +26,11 @@ def check_plot(path: Path) -> None:
 
 
 def plot_curves(path: Path, curves: Mapping[str, Curve]) -> None:
-    """Draws precision-recall curves into one picture, with their average precision in the legend.
+    """Plots precision-recall curves, with their average precision in the legend.
 
     Args:
-        path: The file; its suffix says which kind (.png, .svg, .pdf).
-        curves: By name.
+        path: The file; its suffix decides the format (.png, .svg, .pdf).
+        curves: The curves by name.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -45,7 +45,7 @@ def plot_curves(path: Path, curves: Mapping[str, Curve]) -> None:
 
 
 def plot_roc(path: Path, roc: Roc, farthest: int = 2000) -> None:
-    """Draws FDDB's discrete and continuous curves into one picture, up to a number of false positives.
+    """Plots FDDB's discrete and continuous curves up to `farthest` false positives.
 
     Raises:
         ImportError, OSError, ValueError: As in `plot_curves`.

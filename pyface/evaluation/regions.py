@@ -1,7 +1,7 @@
-"""Ellipses and rectangles, and how much they overlap (FDDB).
+"""Ellipses and rectangles, and their overlap (FDDB).
 
-Two ways to measure: `pixel_overlap` counts the pixels that FDDB's own program paints, which is what published figures
-rest on, and `exact_overlap` integrates the continuous shapes.
+There are two measures: `pixel_overlap` counts the pixels that FDDB's own program paints, as published figures do, and
+`exact_overlap` integrates the continuous shapes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Size = tuple[int, int]
-"""Width and height of a picture."""
+"""Width and height of an image."""
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(128)
 
@@ -24,7 +24,7 @@ class Regions(NamedTuple):
 
     Attributes:
         rows: float64 [N, 5] in continuous pixels. An ellipse is (radius, radius, angle, cx, cy), where the first
-            radius lies along the angle, in radians from the x axis towards y (downwards), as in FDDB's files; a
+            radius lies along the angle, in radians from the x axis towards y (downwards), as in FDDB's files. A
             rectangle is (x, y, w, h, NaN).
     """
 
@@ -32,11 +32,11 @@ class Regions(NamedTuple):
 
     @property
     def is_ellipse(self) -> NDArray[np.bool_]:
-        """Which are ellipses, bool [N]."""
+        """Which regions are ellipses, bool [N]."""
         return ~np.isnan(self.rows[:, 4])
 
     def bounds(self) -> Array:
-        """The boxes around them: [N, 4], (x1, y1, x2, y2)."""
+        """Bounding boxes of the regions: [N, 4], (x1, y1, x2, y2)."""
         first, second, angle, cx, cy = self.rows.T
         sin, cos = np.sin(angle), np.cos(angle)
         half = np.hypot(first * cos, second * sin), np.hypot(first * sin, second * cos)
@@ -46,12 +46,12 @@ class Regions(NamedTuple):
 
 
 def ellipses(rows: object) -> Regions:
-    """Regions of rows (radius, radius, angle, cx, cy)."""
+    """Makes regions of rows (radius, radius, angle, cx, cy)."""
     return Regions(np.asarray(rows, np.float64).reshape(-1, 5))
 
 
 def rectangles(rows: object) -> Regions:
-    """Regions of rows (x, y, w, h)."""
+    """Makes regions of rows (x, y, w, h)."""
     boxes = np.asarray(rows, np.float64).reshape(-1, 4)
     return Regions(np.concatenate([boxes, np.full((len(boxes), 1), np.nan)], axis=1))
 
@@ -60,7 +60,7 @@ def rectangles(rows: object) -> Regions:
 
 
 class _Mask(NamedTuple):
-    """The painted pixels of one region: those of `pixels` that are not 0, the first of them at column x, row y."""
+    """The painted pixels of one region: the nonzero ones of `pixels`, an array that begins at column x, row y."""
 
     x: int
     y: int
@@ -69,15 +69,15 @@ class _Mask(NamedTuple):
 
 
 def pixel_overlap(faces: Regions, found: Regions, size: Size | None = None) -> Array:
-    """IoU of all pairs as FDDB's own program counts it: [F, D].
+    """IoU of all pairs, as counted by FDDB's own program: [F, D].
 
-    That program paints each region into a mask of the picture's size with OpenCV, which rounds: an ellipse's centre
-    and angle (to a degree) are rounded, its radii are cut to whole pixels, and it is a polygon of at most 72 sides; a
-    rectangle is painted from the rounded corner to the rounded other corner, both included.
+    That program paints each region into a mask of the image's size with OpenCV, which rounds. An ellipse's center is
+    rounded, its angle is rounded to a degree, and its radii are truncated to whole pixels; it is painted as a polygon
+    of at most 72 sides. A rectangle is painted between its rounded corners, both included.
 
     Args:
         faces, found: The regions.
-        size: Of the picture, at whose borders regions end; None: nowhere.
+        size: Size of the image, to which regions are clipped; None: they are not clipped.
 
     Example:
         >>> pixel_overlap(rectangles([[0, 0, 9, 9]]), rectangles([[0, 0, 9, 4]])).item()
@@ -93,11 +93,11 @@ def pixel_overlap(faces: Regions, found: Regions, size: Size | None = None) -> A
 
 def _masks(regions: Regions, size: Size | None) -> list[_Mask]:
     width, height = size or (None, None)
-    # OpenCV's points are rounded from float32, halves to the even neighbour.
+    # OpenCV's points are rounded from float32, halves to even.
     corners = np.rint(regions.bounds().astype(np.float32)).astype(np.int64)
     masks = []
     for row, (x1, y1, x2, y2), is_ellipse in zip(regions.rows, corners.tolist(), regions.is_ellipse, strict=True):
-        margin = 2 if is_ellipse else 0  # rounding moves an ellipse within this
+        margin = 2 if is_ellipse else 0  # rounding moves an ellipse by at most this
         left, top = x1 - margin, y1 - margin
         right, bottom = x2 + margin + 1, y2 + margin + 1
         if width is not None and height is not None:
@@ -142,14 +142,15 @@ def _touching(a: Array, b: Array) -> NDArray[np.bool_]:
 
 
 def exact_overlap(faces: Regions, found: Regions, size: Size | None = None) -> Array:
-    """IoU of all pairs as continuous shapes: [F, D], to 2e-4.
+    """IoU of all pairs as continuous shapes: [F, D], accurate to 2e-4.
 
-    Both shapes are convex, so a line meets each in one interval; the lengths that two intervals share are integrated
-    over y by Gauss's rule, after a substitution that takes the roots out of an ellipse's ends.
+    Both shapes are convex, so a horizontal line intersects each in one interval. The common length of the two intervals
+    is integrated over y by Gaussian quadrature, after a substitution that removes the square roots at an ellipse's
+    ends.
 
     Args:
         faces, found: The regions.
-        size: Of the picture, at whose borders regions end; None: nowhere.
+        size: Size of the image, to which regions are clipped; None: they are not clipped.
 
     Example:
         >>> exact_overlap(ellipses([[20, 10, 0, 50, 50]]), rectangles([[30, 40, 40, 20]])).round(6).item()
@@ -165,7 +166,7 @@ def exact_overlap(faces: Regions, found: Regions, size: Size | None = None) -> A
 
 
 def _area(shapes: list[Array], size: Size | None) -> Array:
-    """Area that the shapes of a row have in common: each [P, 5], the result [P]."""
+    """The area that the shapes of each row have in common: shapes are [P, 5], the result is [P]."""
     if size is not None:
         border = [0.0, 0.0, *map(float, size), np.nan]
         shapes = [*shapes, np.tile(border, (len(shapes[0]), 1))]
@@ -180,10 +181,10 @@ def _area(shapes: list[Array], size: Size | None) -> Array:
 
 
 def _interval(rows: Array, y: Array) -> tuple[Array, Array]:
-    """Where lines at y [P, K] enter and leave shapes [P, 5]; of a line that misses, any interval of no length."""
+    """Where lines at y [P, K] enter and leave shapes [P, 5]; for lines that miss, an arbitrary empty interval."""
     first, second, angle, cx, cy = (column[:, None] for column in rows.T)
     sin, cos = np.sin(angle), np.cos(angle)
-    squared = np.maximum((first * sin) ** 2 + (second * cos) ** 2, 1e-30)  # of half the height
+    squared = np.maximum((first * sin) ** 2 + (second * cos) ** 2, 1e-30)  # the square of half the height
     dy = y - cy
     centre = cx + dy * sin * cos * (first**2 - second**2) / squared
     half = first * second * np.sqrt((1 - dy**2 / squared).clip(0) / squared)
@@ -195,7 +196,7 @@ def _interval(rows: Array, y: Array) -> tuple[Array, Array]:
 # --- boxes to ellipses -----------------------------------------------------------------------------------------------
 
 # S3FD's linear regression from its boxes to FDDB's ellipses (docs/detectors.md 6.2): means and deviations of the boxes
-# (x, y, w, h) and of the ellipses (major, minor, angle, cx, cy), and the weights between them.
+# (x, y, w, h) and of the ellipses (major, minor, angle, cx, cy), and the weights.
 _BOX_MEAN = np.array([156.1395, 78.3978, 84.9308, 116.1129])
 _BOX_DEVIATION = np.array([100.3134, 59.3096, 44.3353, 62.0197])
 _ELLIPSE_MEAN = np.array([70.9118, 46.7305, -0.01539, 198.4824, 127.6634])
@@ -212,9 +213,9 @@ _FIT = np.array(
 
 
 def box_to_ellipse(regions: Regions) -> Regions:
-    """S3FD's map from boxes to ellipses like FDDB's (docs/detectors.md 6.2); ellipses stay as they are.
+    """Converts boxes to ellipses like FDDB's, by S3FD's regression (docs/detectors.md 6.2); ellipses stay as they are.
 
-    It was fitted to one detector's boxes on FDDB, so it helps boxes of that kind: around the face without the forehead.
+    It was fitted to one detector's boxes on FDDB, so it only suits similar boxes: around the face without the forehead.
 
     Example:
         >>> box_to_ellipse(rectangles([[100, 80, 80, 100]])).rows.round(1).tolist()
@@ -222,6 +223,6 @@ def box_to_ellipse(regions: Regions) -> Regions:
     """
     boxes = regions.rows[:, :4]
     fitted = ((boxes - _BOX_MEAN) / _BOX_DEVIATION) @ _FIT.T * _ELLIPSE_DEVIATION + _ELLIPSE_MEAN
-    fitted[:, :2] = fitted[:, :2].clip(0)  # of the smallest boxes
+    fitted[:, :2] = fitted[:, :2].clip(0)  # negative for the smallest boxes
     fitted[:, 2] += np.where(fitted[:, 2] >= 0, -np.pi / 2, np.pi / 2)
     return Regions(np.where(regions.is_ellipse[:, None], regions.rows, fitted))

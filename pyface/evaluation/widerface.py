@@ -1,4 +1,4 @@
-"""The WIDER FACE protocol, as its authors' MATLAB code has it (docs/detectors.md 6.1)."""
+"""The WIDER FACE protocol, as implemented in its authors' MATLAB code (docs/detectors.md 6.1)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SUBSETS = ("easy", "medium", "hard")
 THRESHOLDS = 1 - np.arange(1, 1001) / 1000
 
 ImageKey = tuple[str, str]
-"""Event and image, without suffix: ("0--Parade", "0_Parade_marchingband_1_465")."""
+"""Event and image without its suffix: ("0--Parade", "0_Parade_marchingband_1_465")."""
 
 
 class Image(NamedTuple):
-    """One image's truth: boxes float64 [G, 4] (x, y, w, h), and per subset which of them count, bool [G]."""
+    """One image's ground truth: boxes float64 [G, 4] (x, y, w, h), and per subset which of them count, bool [G]."""
 
     boxes: NDArray[np.float64]
     counted: dict[str, NDArray[np.bool_]]
@@ -31,12 +31,12 @@ class Image(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        curves: Per subset.
+        curves: The curve of each subset.
         missing: Images without a prediction file; they count as images without detections.
-        unknown: Prediction files of images that the ground truth does not know; they count for nothing.
+        unknown: Images with a prediction file but without ground truth; their predictions are ignored.
     """
 
     curves: dict[str, Curve]
@@ -44,7 +44,7 @@ class Result:
     unknown: list[ImageKey]
 
     def average_precision(self) -> dict[str, float]:
-        """AP per subset."""
+        """Average precision per subset."""
         return {name: curve.average_precision for name, curve in self.curves.items()}
 
 
@@ -55,8 +55,8 @@ def evaluate(
 
     Args:
         predictions: Per image float64 [N, 5]: x, y, w, h, score, in any order.
-        truth: Per image.
-        iou_threshold: A prediction is matched when its best IoU (+1 in widths, as in the authors' code) is >= this.
+        truth: The ground truth per image.
+        iou_threshold: A prediction is a match if its best IoU (+1 in widths, as in the authors' code) is >= this.
 
     Raises:
         EvaluationError: There are no predictions at all.
@@ -71,7 +71,7 @@ def evaluate(
         if not len(rows) or not len(truth[key].boxes):
             continue
         rows = rows[np.argsort(-rows[:, 4], kind="stable")]
-        # Where all scores are equal there is nothing to normalise by: all count from the first threshold on.
+        # If all scores are equal, they cannot be normalized: all predictions count from the first threshold on.
         normal = (rows[:, 4] - low) / span if span > 0 else np.ones(len(rows))
         best, is_matched = best_boxes(rows[:, :4], truth[key].boxes, iou_threshold)
         for name in SUBSETS:
@@ -87,13 +87,13 @@ def evaluate(
 def best_boxes(
     rows: NDArray[np.float64], boxes: NDArray[np.float64], iou_threshold: float
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """For each prediction [N, 4] the box of highest IoU (ties: the first), and whether that reaches the threshold."""
+    """For each prediction [N, 4]: the box of highest IoU (ties: the first), and whether that is >= the threshold."""
     sides = np.minimum(rows[:, None, :2] + rows[:, None, 2:], boxes[None, :, :2] + boxes[None, :, 2:])
     sides = sides - np.maximum(rows[:, None, :2], boxes[None, :, :2]) + 1
     inter = np.where((sides > 0).all(2), sides.prod(2), 0.0)
     areas = (rows[:, 2:] + 1).prod(1)[:, None] + (boxes[:, 2:] + 1).prod(1)[None]
     union = areas - inter
-    overlap = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)  # boxes of no size overlap nothing
+    overlap = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)  # empty boxes overlap nothing
     best = overlap.argmax(1)
     return best, overlap[np.arange(len(rows)), best] >= iou_threshold
 
@@ -101,7 +101,7 @@ def best_boxes(
 def outcomes(
     best: NDArray[np.int64], is_matched: NDArray[np.bool_], counted: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which predictions, in score order, are proposals, and which of these find a face for the first time."""
+    """Which predictions, in score order, are proposals, and which of these are the first to find a face."""
     hits = is_matched & counted[best]
     first = np.zeros(len(best), dtype=bool)
     first[np.unique(np.where(hits, best, -1), return_index=True)[1]] = True
@@ -109,7 +109,7 @@ def outcomes(
 
 
 def curve_of(columns: list[NDArray[np.float64]], faces: int) -> Curve:
-    """Sums proposals and finds over all images, from each threshold on."""
+    """Sums proposals and found faces over all images, for each threshold."""
     scores, proposals, finds = np.concatenate(columns, axis=1) if columns else np.zeros((3, 0))
     order = np.argsort(-scores, kind="stable")
     counts = np.searchsorted(-scores[order], -THRESHOLDS, side="right")  # score >= threshold
@@ -124,7 +124,7 @@ def read_ground_truth(folder: Path) -> dict[ImageKey, Image]:
     """Reads the official wider_face_val.mat and wider_{easy,medium,hard}_val.mat.
 
     Raises:
-        EvaluationError: A file is missing or not what it should be.
+        EvaluationError: A file is missing or malformed.
         ImportError: scipy is not installed.
     """
     try:
@@ -138,7 +138,7 @@ def read_ground_truth(folder: Path) -> dict[ImageKey, Image]:
             raise EvaluationError(f"{folder} should hold {', '.join(names.values())}, there is no {file}")
         try:
             files[name] = loadmat(folder / file)
-        except Exception as error:  # damaged files raise anything
+        except Exception as error:  # damaged files raise all kinds of errors
             raise EvaluationError(f"{folder / file} cannot be read as a MATLAB file: {error}") from error
     try:
         return dict(_images(files))
@@ -162,14 +162,14 @@ def _images(files: Mapping[str, Any]) -> Iterator[tuple[ImageKey, Image]]:
 
 
 def read_predictions(source: Path) -> dict[ImageKey, NDArray[np.float64]]:
-    """Reads the official text files, event/image.txt, from a folder or a tar archive.
+    """Reads text files in the official format, event/image.txt, from a folder or a tar archive.
 
-    A file holds the image's name, the number of detections, and rows of `x y w h score`. Blank lines, Windows' line
-    ends and any order are taken.
+    A file holds the image's name, the number of detections, and rows of `x y w h score`. Blank lines, Windows line
+    endings and any order are accepted.
 
     Raises:
-        EvaluationError: A row is malformed or a score is no number (file and line are named), there are no files, or
-            two for the same image.
+        EvaluationError: A row is malformed or not finite (the message names file and line), there are no files, or two
+            files are for the same image.
     """
     predictions: dict[ImageKey, NDArray[np.float64]] = {}
     for name, text in text_files(source):
@@ -184,7 +184,7 @@ def read_predictions(source: Path) -> dict[ImageKey, NDArray[np.float64]]:
 
 
 def parse_predictions(text: str, name: str) -> NDArray[np.float64]:
-    """The rows of one file, float64 [N, 5]; `name` is for messages."""
+    """Parses the rows of one file, float64 [N, 5]; `name` is for messages."""
     lines = text.splitlines()
     rows = [row.split() for row in lines[2:] if row.strip()]
     table = None
@@ -200,7 +200,7 @@ def parse_predictions(text: str, name: str) -> NDArray[np.float64]:
 
 
 def _refuse_row(lines: list[str], name: str) -> NoReturn:
-    """Names the first malformed line."""
+    """Raises an error that names the first malformed line."""
     for number, line in enumerate(lines[2:], 3):
         try:
             is_row = len(line.split()) == 5 and all(math.isfinite(float(value)) for value in line.split())
@@ -212,13 +212,13 @@ def _refuse_row(lines: list[str], name: str) -> NoReturn:
 
 
 def write_predictions(folder: Path, key: ImageKey, boxes: Iterable[Iterable[float]], scores: Iterable[float]) -> None:
-    """Writes one official text file, best score first.
+    """Writes one text file in the official format, best score first.
 
     Args:
-        folder: Of all predictions; the event's folder is made within it.
+        folder: The folder of all predictions; the event's folder is created inside.
         key: Event and image.
         boxes: (x1, y1, x2, y2) in continuous pixels.
-        scores: As many.
+        scores: One per box.
     """
     rows = sorted(zip(scores, boxes, strict=True), key=lambda row: -row[0])
     lines = [f"{x1:.2f} {y1:.2f} {x2 - x1:.2f} {y2 - y1:.2f} {score:.6g}" for score, (x1, y1, x2, y2) in rows]

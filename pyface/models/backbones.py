@@ -1,4 +1,4 @@
-"""The trunks that the detectors stand on. Each maps images [B, 3, H, W] to feature maps of growing stride."""
+"""The detectors' trunks. Each maps images [B, 3, H, W] to feature maps of increasing stride."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class VGG(nn.Module):
     Pooling rounds up, as Caffe's does: a map of 5 becomes 3. Layers have Caffe's names, conv1_1, conv1_2, ...
 
     Returns:
-        The last map of each block from the third on, behind its ReLU.
+        The last map of each block from the third on, after its ReLU.
     """
 
     BLOCKS: ClassVar[tuple[tuple[int, int], ...]]  # channels, convolutions
@@ -58,14 +58,14 @@ class VGG19(VGG):
 
 
 def pool(x: Tensor) -> Tensor:
-    """Caffe's 2 x 2 maximum at stride 2: a last odd row or column has a cell of its own."""
+    """Caffe's 2 x 2 max pooling at stride 2: an odd last row or column gets its own cell."""
     return F.max_pool2d(x, 2, 2, ceil_mode=True)
 
 
 class ResNet50(nn.Module):
     """ResNet-50 (He et al., arXiv 1512.03385) in torchvision's form: strides in the 3 x 3 convolutions.
 
-    Keys are torchvision's (conv1, bn1, layer1 ... layer4), so that its ImageNet weights load once `fc` is left out.
+    Keys are torchvision's (conv1, bn1, layer1 ... layer4). Its ImageNet weights load once `fc` is removed.
 
     Returns:
         c2 (256 channels, stride 4), c3 (512, 8), c4 (1024, 16), c5 (2048, 32).
@@ -92,7 +92,7 @@ class ResNet50(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 x 1 down, 3 x 3, 1 x 1 up to four times the width, beside a shortcut."""
+    """A bottleneck block: 1 x 1 down, 3 x 3, 1 x 1 up to four times the width, plus a shortcut."""
 
     EXPANSION = 4
 
@@ -119,7 +119,7 @@ class Bottleneck(nn.Module):
 
 
 def stage(channels: int, width: int, depth: int, stride: int) -> nn.Sequential:
-    """`depth` bottlenecks, of which the first has the stride."""
+    """A stage of `depth` bottlenecks; the first one has the stride."""
     wide = width * Bottleneck.EXPANSION
     rest = [Bottleneck(wide, width, 1) for _ in range(depth - 1)]
     return nn.Sequential(Bottleneck(channels, width, stride), *rest)
@@ -128,16 +128,16 @@ def stage(channels: int, width: int, depth: int, stride: int) -> nn.Sequential:
 class CompactResNet(nn.Module):
     """The trunk of the lite detectors: plain residual blocks of 3 x 3 convolutions, narrow where maps are large.
 
-    Maps of strides 2 and 4 are 16 and 32 channels wide, since they cost the most per channel; most convolutions lie at
-    stride 8, where faces of 16 ... 64 px are decided. Milliseconds of three candidates at 640 x 640, fused
-    (`fold_batch_norms`) and channels_last, on two threads of an AMD EPYC (Zen 4) in torch 2.13, the best of 25 runs in
-    turn, of the trunk alone and with S3FD's pyramid and heads:
+    Maps of strides 2 and 4 have only 16 and 32 channels, since they cost the most per channel. Most convolutions are at
+    stride 8, which decides about faces of 16 ... 64 px. Three candidates were timed at 640 x 640, fused
+    (`fold_batch_norms`) and channels_last, on two threads of an AMD EPYC (Zen 4) with torch 2.13. Milliseconds of the
+    trunk alone, and with S3FD's pyramid and heads, best of 25 interleaved runs:
 
     - MobileNetV2 up to stride 32 (ImageNet weights exist): 1.84 G multiply-adds, 0.70 M parameters: 58.7, 65.0;
     - split blocks as in YOLOv8 (32, 96, 128, 160 channels): 1.87 G, 0.83 M: 22.9, 34.2;
-    - this one: 2.28 G, 0.94 M: 23.5, 33.9.
+    - this trunk: 2.28 G, 0.94 M: 23.5, 33.9.
 
-    So this one computes most per millisecond, with the fewest and largest kernels, which a GPU likes as well. Depthwise
+    So this trunk computes most per millisecond. It has the fewest and largest kernels, which suits GPUs too. Depthwise
     convolutions on wide maps (MobileNetV2's 96 ... 144 channels at strides 2 and 4) move bytes and compute little.
 
     Returns:
@@ -165,7 +165,7 @@ class CompactResNet(nn.Module):
 
 
 class SlimResNet(CompactResNet):
-    """`CompactResNet` with fewer channels and blocks behind stride 4; at stride 4 the smallest faces are decided.
+    """`CompactResNet` with fewer channels and blocks after stride 4, the stride that decides about the smallest faces.
 
     A detector on it takes 0.72 of the time; docs/training.md compares it with other trunks.
 
@@ -178,7 +178,7 @@ class SlimResNet(CompactResNet):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut."""
+    """A residual block: two 3 x 3 convolutions plus a shortcut."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -190,10 +190,10 @@ class BasicBlock(nn.Module):
 
 
 class TopDown(nn.Module):
-    """One step down a feature pyramid: what a coarse map means is added to a fine one.
+    """One top-down step of a feature pyramid: a coarse map is upsampled and added to a finer one.
 
-    A fine [B, fine, H, W] and a coarse [B, coarse, h, w] -> [B, channels, H, W]. The coarse map is thinned before it
-    grows, and grows by repeating its cells, which costs a third of interpolating them.
+    Maps [B, fine, H, W] and [B, coarse, h, w] -> [B, channels, H, W]. The coarse map's channels are reduced before
+    upsampling. Upsampling repeats cells, which costs a third of interpolation.
     """
 
     def __init__(self, fine: int, coarse: int, channels: int) -> None:
@@ -207,19 +207,19 @@ class TopDown(nn.Module):
 
 
 def residual_blocks(channels: int, depth: int) -> nn.Sequential:
-    """`depth` blocks of one width."""
+    """`depth` residual blocks of one width."""
     return nn.Sequential(*(BasicBlock(channels) for _ in range(depth)))
 
 
 def extra_level(channels: int, width: int) -> nn.Sequential:
-    """The next coarser level behind a trunk: 1 x 1 down to half of `width`, 3 x 3 at stride 2 up to `width`."""
+    """The next coarser level after a trunk: 1 x 1 down to half of `width`, 3 x 3 at stride 2 up to `width`."""
     return nn.Sequential(convolution(channels, width // 2, 1), convolution(width // 2, width, stride=2))
 
 
 def convolution(
     channels: int, width: int, kernel: int = 3, *, stride: int = 1, rectified: bool = True
 ) -> nn.Sequential:
-    """Convolution, batch normalisation and, unless told otherwise, a rectifier; starts as He et al. do (Kaiming)."""
+    """Convolution, batch normalization and, by default, a ReLU; weights are initialized as by He et al. (Kaiming)."""
     layer = nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     rectifier = [nn.ReLU(inplace=True)] if rectified else []

@@ -1,4 +1,4 @@
-"""What every detector of the zoo has in common: how it answers, and how it is asked."""
+"""The interface of all detectors: what they take and what they return."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Faces(NamedTuple):
             may reach beyond it.
         scores: float32 [N], face probability in [0, 1].
         landmarks: float32 [N, 5, 2], (x, y) in the same pixels: image-left eye, image-right eye, nose, image-left and
-            image-right mouth corner; None for detectors that have none.
+            image-right mouth corner; None for detectors without landmarks.
     """
 
     boxes: Tensor
@@ -26,23 +26,23 @@ class Faces(NamedTuple):
     landmarks: Tensor | None
 
     def select(self, index: Tensor | slice) -> Faces:
-        """Some of them."""
+        """Selects faces by index."""
         landmarks = None if self.landmarks is None else self.landmarks[index]
         return Faces(self.boxes[index], self.scores[index], landmarks)
 
     def at_least(self, min_face: float) -> Faces:
-        """Those whose longer side has so many pixels."""
+        """Selects the faces with a longer side of at least `min_face` pixels."""
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
         return self.select((sides.amax(1) >= min_face).nonzero().squeeze(1))
 
 
 class GroundTruth(NamedTuple):
-    """The faces of a batch of training images, those of all images one after the other.
+    """The annotated faces of a batch of training images, concatenated image by image.
 
     Attributes:
         boxes: float32 [G, 4], (x1, y1, x2, y2) in continuous pixels of the network's input.
         splits: int64 [B + 1]; image b has the boxes splits[b] ... splits[b + 1] - 1.
-        ignore: bool [G]: neither faces nor background; None: all are faces.
+        ignore: bool [G], boxes that count neither as faces nor as background; None: all are faces.
         landmarks: float32 [G, 5, 2], NaN where unknown; None: unknown everywhere.
     """
 
@@ -53,7 +53,7 @@ class GroundTruth(NamedTuple):
 
 
 class FaceModel(nn.Module, ABC):
-    """A network that finds faces in pictures of any sizes."""
+    """A network that finds faces in images of any size."""
 
     @abstractmethod
     def detect(
@@ -63,8 +63,8 @@ class FaceModel(nn.Module, ABC):
 
         Args:
             images: uint8 [H, W, 3] RGB tensors of any sizes, on the model's device.
-            score_threshold: Faces have a score > this; None means the model's own.
-            min_face: Side in pixels of the smallest face looked for; None means the model's own.
+            score_threshold: Faces have a score > this; None: the model's default.
+            min_face: Side in pixels of the smallest faces to find; None: the model's default.
 
         Returns:
             One `Faces` per image, in the order of the images.
@@ -72,16 +72,16 @@ class FaceModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and where images are taken."""
+        """The device of the weights, where images must be too."""
         return next(self.parameters()).device
 
 
 def check_images(images: Sequence[Tensor], device: torch.device) -> None:
-    """Refuses what `FaceModel.detect` does not take.
+    """Checks the images given to `FaceModel.detect`.
 
     Raises:
-        TypeError: An image is no tensor, or not uint8.
-        ValueError: An image is not [H, W, 3], or lies on another device than the model.
+        TypeError: An image is not a tensor, or not uint8.
+        ValueError: An image is not [H, W, 3], or is on another device than the model.
     """
     for k, image in enumerate(images):
         if not isinstance(image, Tensor):

@@ -1,24 +1,24 @@
-"""Reading weights: pyface's own files, and those that circulate for the papers' networks.
+"""Reading weights: pyface's own files and popular public checkpoints of the papers' networks.
 
-A file is recognised by its keys (docs/detectors.md 2.2, 3.2, 4.1, 5.1):
+The layout of a file is detected by its keys (docs/detectors.md 2.2, 3.2, 4.1, 5.1):
 
-- pyface's own: a model's state_dict as .safetensors, with the settings that the model needs in its metadata (or by
-  torch.save, without);
+- pyface: a model's state_dict as .safetensors, with the settings that the model needs in its metadata (or written by
+  torch.save, without settings);
 - S3FD of yxlijun: `vgg.N`, `L2Norm3_3`, `extras.N`, `loc.N`, `conf.N`. Its fc6 has padding 6 and dilation 6, and it
   takes RGB;
 - S3FD with Caffe's names (SFD.caffemodel, clcarwin, face-alignment): `conv1_1` ... `conv7_2_mbox_conf`. fc6 has
   padding 3;
-- SRN of its author: torchvision's names and `c2_conv` ... `box_subnet_pred`;
+- SRN by its author: torchvision's names and `c2_conv` ... `box_subnet_pred`;
 - SSH with Caffe's names: `conv1_1` ... `m3@ssh_bbox_pred`;
 - MTCNN of facenet-pytorch: a folder with pnet.pt, rnet.pt and onet.pt, or one file with keys `pnet.` ... `onet.`;
-- MTCNN of ipazc: a folder with pnet.lz4, rnet.lz4 and onet.lz4, for which the package lz4 is needed.
+- MTCNN of ipazc: a folder with pnet.lz4, rnet.lz4 and onet.lz4, which need the package lz4.
 
-The state may lie under "state_dict", "weight" or "model", and keys may begin with `module.`. Files are .safetensors,
-.npz, or what torch.save writes, in its old form as well. Caffe's own .caffemodel is not read: export its layers as
-`name.weight` and `name.bias`, or in a torch file as `name` -> [weight, bias].
+The state may be stored under "state_dict", "weight" or "model", and keys may begin with `module.`. Files are
+.safetensors, .npz, or written by torch.save, including its old format. Caffe's .caffemodel is not supported: export its
+layers as `name.weight` and `name.bias`, or in a torch file as `name` -> [weight, bias].
 
 No file can run code: torch files are read with `weights_only=True`, .npz without pickles, and ipazc's pickles by a
-reader that knows arrays only.
+reader that supports only arrays.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ Config = TypeVar("Config")
 
 
 class CheckpointError(RuntimeError):
-    """A file of weights cannot be read, or does not fit the model."""
+    """A weights file cannot be read, or does not fit the model."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights in pyface's keys, and what a model must be like to take them.
+    """Weights under pyface's keys, and the settings that a model needs to load them.
 
     Attributes:
-        path: Where they came from.
-        layout: How the file was laid out.
-        model: Whose weights they are, a name of the registry; None where the file does not say.
+        path: The file.
+        layout: The name of the file's layout.
+        model: The model's name in the registry; None if the file does not say.
         state: The weights.
         settings: Fields of the model's configuration that differ from its defaults.
-        lenient: Keys that the model does not have are left aside, with a warning.
+        lenient: Whether keys that the model does not have are skipped with a warning.
     """
 
     path: str
@@ -78,15 +78,15 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Layout:
-    """One circulating form of one model's weights.
+    """A public layout of a model's weights.
 
     Attributes:
-        name: For messages.
-        model: Its name in the registry.
-        marks: A file with any of these keys is of this layout.
-        translate: Foreign state -> ours; what it does not know keeps its key.
-        settings: What the model's configuration must be.
-        lenient: Its files carry keys that inference has no use for.
+        name: The name used in messages.
+        model: The model's name in the registry.
+        marks: A file with any of these keys has this layout.
+        translate: Converts a foreign state to pyface's keys; unknown keys stay as they are.
+        settings: Fields that the model's configuration must have.
+        lenient: Whether files may hold keys that inference does not use.
     """
 
     name: str
@@ -104,15 +104,15 @@ OWN = "pyface"
 
 
 def read_checkpoint(path: str | os.PathLike[str], model: str | None = None) -> Checkpoint:
-    """Reads a file (or MTCNN's folder of three) of any known layout.
+    """Reads a file (or MTCNN's folder of three files) in any known layout.
 
     Args:
         path: The file.
-        model: Whose weights are wanted, a name of the registry; None takes any.
+        model: The name of the model that the weights must be for; None: any.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        CheckpointError: It cannot be read, or holds weights of another model.
+        FileNotFoundError: The file does not exist.
+        CheckpointError: The file cannot be read, or holds weights of another model.
     """
     path = Path(path)
     raw, metadata = read_any(path)
@@ -127,7 +127,7 @@ def read_checkpoint(path: str | os.PathLike[str], model: str | None = None) -> C
 
 
 def recognise(path: str, state: State, metadata: Mapping[str, str]) -> Checkpoint:
-    """Finds the layout of a state by its keys and translates it; what no layout claims counts as pyface's own."""
+    """Detects the layout of a state by its keys and translates it; a state of no known layout counts as pyface's."""
     if "model" in metadata:
         settings = settings_in(metadata, path)
         return Checkpoint(path, OWN, metadata["model"], state, settings)
@@ -144,7 +144,7 @@ def recognise(path: str, state: State, metadata: Mapping[str, str]) -> Checkpoin
 
 
 def settings_in(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
-    """The settings that one of our files brings."""
+    """The settings in the metadata of a pyface file."""
     text = metadata.get("settings", "{}")
     try:
         settings = json.loads(text)
@@ -156,15 +156,15 @@ def settings_in(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
 
 
 def configured(config: Config, settings: Mapping[str, Any], path: str = "the checkpoint") -> Config:
-    """A configuration with a checkpoint's settings.
+    """Applies a checkpoint's settings to a configuration.
 
     Args:
         config: A model's configuration, a dataclass.
         settings: `Checkpoint.settings`; lists stand for tuples.
-        path: For messages.
+        path: The file, for messages.
 
     Raises:
-        CheckpointError: There is no such field, or the value is not of its kind or out of its range.
+        CheckpointError: A field does not exist, or its value has the wrong type or is out of range.
     """
     values = {}
     kinds = get_type_hints(type(config))
@@ -175,19 +175,19 @@ def configured(config: Config, settings: Mapping[str, Any], path: str = "the che
         values[name] = value
     try:
         return dataclasses.replace(config, **values)  # type: ignore[type-var]
-    except ValueError as error:  # the configuration's own words about its ranges
+    except ValueError as error:  # a value out of range; the configuration's message names it
         raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Puts a checkpoint's weights into a model that was built with its settings.
+    """Loads a checkpoint's weights into a model that was built with its settings.
 
     Raises:
-        CheckpointError: Keys are missing, left over, of another shape or no plain numbers: the first ten of each are
-            named.
+        CheckpointError: Keys are missing or left over, or their tensors have another shape or are not dense and real.
+            The message names the first ten of each.
     """
     expected, state = model.state_dict(), checkpoint.state
-    # Old files of torch do not count batches, and inference does not ask.
+    # Old torch files lack num_batches_tracked, which inference does not need.
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in expected]
     misshapen = [
@@ -202,7 +202,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
             f"its keys are {few(state)}"
         )
     if checkpoint.lenient and extra:
-        # A classifier of 1,000 classes is what every ResNet begins with: not worth a word.
+        # `fc`, the ImageNet classifier of every ResNet, is not worth a warning.
         unknown = [key for key in extra if not key.startswith("fc.")]
         if unknown:
             warnings.warn(f"{checkpoint.path}: left aside {len(unknown)} unknown keys: {few(unknown)}", stacklevel=2)
@@ -217,19 +217,19 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
 def save_checkpoint(
     path: str | os.PathLike[str], model: nn.Module, name: str, settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes a model's weights as .safetensors, with what is needed to build it again.
+    """Writes a model's weights as .safetensors, with the name and settings needed to build it again.
 
     Args:
-        path: Where to; replaced at once when it is complete.
+        path: The file; replaced atomically once the new one is complete.
         model: The model.
         name: Its name in the registry.
-        settings: Fields of its configuration; what is not named will be the default of the version that reads it.
+        settings: Fields of its configuration; the version that reads the file fills in its own defaults for others.
     """
     path = Path(path)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     beside = path.with_name(f"{path.name}.part")
     try:
-        # safetensors' own `save_file` leaves files that only their owner may read.
+        # safetensors' `save_file` creates files that only their owner can read.
         metadata = {"model": name, "settings": json.dumps(dict(settings or {}))}
         beside.write_bytes(save(state, metadata))
         beside.replace(path)
@@ -238,10 +238,10 @@ def save_checkpoint(
 
 
 def foreign(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint itself, if it is of a foreign layout.
+    """Returns the checkpoint if it has a foreign layout.
 
     Raises:
-        CheckpointError: It is pyface's own already, or of no known layout.
+        CheckpointError: It already has pyface's layout, or no known one.
     """
     if checkpoint.layout == OWN and checkpoint.model is not None:
         raise CheckpointError(f"{checkpoint.path} is in pyface's layout already: weights of {checkpoint.model}")
@@ -254,24 +254,24 @@ def foreign(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def few(keys: Iterable[str], count: int = 10) -> str:
-    """The first ten of a list of keys."""
+    """Lists the first `count` keys, and how many more there are."""
     keys = list(keys)
     rest = [f"... ({len(keys) - count} more)"] if len(keys) > count else []
     return ", ".join([*keys[:count], *rest]) or "none"
 
 
 def tupled(value: Any) -> Any:
-    """JSON's lists as tuples."""
+    """Converts JSON's lists to tuples."""
     return tuple(tupled(part) for part in value) if isinstance(value, list | tuple) else value
 
 
 def is_of_kind(value: Any, kind: Any, default: Any) -> bool:
-    """Whether a value fits a field's annotation and, where both are tuples, is as long as the default.
+    """Whether a value fits a field's annotation; a tuple must also be as long as the default, if that is a tuple.
 
     Args:
-        value: What a file has.
+        value: The value from a file.
         kind: A type, a union, a `Literal`, or a tuple of these.
-        default: What the field has otherwise.
+        default: The field's default.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
@@ -293,11 +293,11 @@ def is_of_kind(value: Any, kind: Any, default: Any) -> bool:
 
 
 def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
-    """The content of a file, and its metadata.
+    """Reads a file's content and its metadata.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        CheckpointError: It cannot be read.
+        FileNotFoundError: The file does not exist.
+        CheckpointError: The file cannot be read.
     """
     if path.is_dir():
         if (best := path / "best.safetensors").is_file():
@@ -319,11 +319,11 @@ def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except (OSError, CheckpointError):
         raise
-    except pickle.UnpicklingError as error:  # torch's own words advise to load such a file all the same
+    except pickle.UnpicklingError as error:  # torch's message suggests loading the file anyway
         raise CheckpointError(
             f"{path} should hold tensors only, and does not: it is no file of weights, or one that could run code"
         ) from error
-    except Exception as error:  # damaged files raise anything
+    except Exception as error:  # damaged files raise all kinds of errors
         raise CheckpointError(f"{path} cannot be read as weights: {first_line(error)}") from error
 
 
@@ -354,9 +354,9 @@ def unwrapped(raw: Any) -> Any:
 
 
 def flatten(raw: Any, prefix: str = "") -> State:
-    """Nested dicts, and [weight, bias] lists, as one flat state; what is no tensor is left out.
+    """Flattens nested dicts and [weight, bias] lists to one state; values that are not tensors are dropped.
 
-    The third tensor of such a list and all behind it are numbered, so that they show up as left over.
+    From the third tensor on, the entries of a list are numbered, so that they are reported as left over.
     """
     if isinstance(raw, Tensor):
         return {prefix: raw}
@@ -371,12 +371,12 @@ def flatten(raw: Any, prefix: str = "") -> State:
 
 
 def without_prefix(state: State, prefix: str) -> State:
-    """Keys without what torch.nn.DataParallel puts before them."""
+    """Removes a prefix, such as torch.nn.DataParallel's, from keys."""
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
 class _Dtype:
-    """Stands for numpy.dtype in a joblib file: its code, such as "f4"."""
+    """Stand-in for numpy.dtype in a joblib file: its code, such as "f4", and its byte order."""
 
     def __init__(self, code: str, *_: Any) -> None:
         self.code, self.order = code, "<"
@@ -386,7 +386,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for an array in a joblib file, whose bytes follow its description."""
+    """Stand-in for an array in a joblib file, where the array's bytes follow its description."""
 
     shape: tuple[int, ...]
     order: str
@@ -395,7 +395,7 @@ class _Array:
 
     def read(self, file: Any) -> np.ndarray:
         if self.numpy_array_alignment_bytes is not None:
-            file.read(file.read(1)[0])  # padding, behind its length
+            file.read(file.read(1)[0])  # padding, preceded by its length
         if (self.dtype.code, self.dtype.order, self.order) != ("f4", "<", "C"):
             raise pickle.UnpicklingError(f"arrays of {self.dtype.order}{self.dtype.code}, order {self.order}")
         data = file.read(4 * math.prod(self.shape))
@@ -403,7 +403,7 @@ class _Array:
 
 
 class _ArrayReader(pickle._Unpickler):
-    """Reads joblib's lists of arrays, and nothing else: no name in the file leads to code but the two above."""
+    """A reader of joblib's lists of arrays: names in the file can only resolve to the stand-ins in `NAMES`."""
 
     NAMES = {  # noqa: RUF012
         ("joblib.numpy_pickle", "NumpyArrayWrapper"): _Array,
@@ -431,7 +431,7 @@ class _ArrayReader(pickle._Unpickler):
 
 
 def read_arrays(path: Path) -> list[np.ndarray]:
-    """The arrays of a joblib file that lz4 compresses."""
+    """Reads the arrays of an lz4-compressed joblib file."""
     try:
         lz4 = importlib.import_module("lz4.frame")
     except ImportError:
@@ -447,7 +447,7 @@ def read_arrays(path: Path) -> list[np.ndarray]:
 
 
 def renamed(state: State, names: Mapping[str, str]) -> State:
-    """The same tensors, with the layer in "layer.weight" renamed; unknown layers keep their names."""
+    """Renames the layer in keys such as "layer.weight"; unknown layers keep their names."""
     result = {}
     for key, value in state.items():
         layer, dot, kind = key.rpartition(".")
@@ -466,7 +466,7 @@ YXLIJUN_EXTRAS = ("conv6_1", "conv6_2", "conv7_1", "conv7_2")
 
 
 def s3fd_from_yxlijun(state: State) -> State:
-    """Layers numbered as in torch's Sequential."""
+    """Renames yxlijun's layers, which are numbered as in torch's Sequential."""
     names = {f"vgg.{n}": name for n, name in zip(YXLIJUN_VGG, [*VGG_NAMES.values(), "fc6", "fc7"], strict=True)}
     names |= {f"L2Norm{k}_3": f"conv{k}_3_norm" for k in (3, 4, 5)}
     names |= {f"extras.{n}": name for n, name in enumerate(YXLIJUN_EXTRAS)}
@@ -476,13 +476,13 @@ def s3fd_from_yxlijun(state: State) -> State:
 
 
 def s3fd_from_caffe(state: State) -> State:
-    """Caffe's names are ours, but for the trunk's place; its scales may come as [1, C, 1, 1]."""
+    """Adds the prefix of the trunk to Caffe's names, and flattens its scales, which may be [1, C, 1, 1]."""
     state = renamed(state, VGG_NAMES)
     return {key: value.flatten() if key.endswith("_norm.weight") else value for key, value in state.items()}
 
 
 def srn_from_author(state: State) -> State:
-    """The author's names are ours, but for the trunk's place."""
+    """Adds the prefix of the trunk to the author's names."""
     trunk = re.compile(r"(conv1|bn1|layer[1-4])\.")
     return {f"backbone.{key}" if trunk.match(key) else key: value for key, value in state.items()}
 
@@ -499,10 +499,10 @@ SSH_LAYERS = {
 
 
 def ssh_from_caffe(state: State) -> State:
-    """m1@ssh_3x3 -> m1.conv3x3, and so on.
+    """Renames Caffe's layers: m1@ssh_3x3 -> m1.conv3x3, and so on.
 
-    The fixed up-sampling is no weight, as long as it is what is expected. Nor are the layers that the author's training
-    adds to look for hard examples: copies, whose weights are those of the layers without `_ohem`.
+    Drops the kernel of the fixed upsampling if it is the expected one. Drops the `_ohem` layers too, which the author's
+    training adds for hard-example mining: they are copies, with the same weights as the layers without `_ohem`.
     """
     state = {key: value for key, value in state.items() if not key.rpartition(".")[0].endswith("_ohem")}
     names = dict(VGG_NAMES)
@@ -515,7 +515,7 @@ def ssh_from_caffe(state: State) -> State:
     return state
 
 
-MTCNN_SIDE = 3  # of the map that R-Net and O-Net flatten
+MTCNN_SIDE = 3  # side of the map that R-Net and O-Net flatten
 FACENET_HEADS = {
     "pnet": ("conv4_1", "conv4_2"),
     "rnet": ("dense5_1", "dense5_2"),
@@ -525,7 +525,7 @@ FACENET_DENSE = {"rnet": "dense4", "onet": "dense5"}
 
 
 def mtcnn_from_facenet(state: State) -> State:
-    """Heads become one layer, and the columns of the first dense layer change their order."""
+    """Merges the heads into one layer, and reorders the columns of the first dense layer."""
     state = renamed(state, {f"{net}.{dense}": f"{net}.dense" for net, dense in FACENET_DENSE.items()})
     for net, names in FACENET_HEADS.items():
         for kind in ("weight", "bias"):
@@ -536,7 +536,7 @@ def mtcnn_from_facenet(state: State) -> State:
 
 
 def with_torch_columns(state: State) -> State:
-    """Columns (W, H, C) of R-Net's and O-Net's dense layer -> (C, H, W)."""
+    """Reorders the columns of R-Net's and O-Net's dense layers from (W, H, C) to (C, H, W)."""
     for key in ("rnet.dense.weight", "onet.dense.weight"):
         weight = state.get(key)
         if weight is not None and weight.dim() == 2 and weight.shape[1] % MTCNN_SIDE**2 == 0:
@@ -546,9 +546,10 @@ def with_torch_columns(state: State) -> State:
 
 
 def mtcnn_from_ipazc(state: State) -> State:
-    """Numbered arrays: convolutions and PReLUs, the dense layer and its own, the heads: box, [landmarks,] classes.
+    """Translates ipazc's numbered arrays.
 
-    Kernels are HWIO, dense layers (in, out).
+    They hold the convolutions and their PReLUs, the dense layer and its PReLU, then the heads: box, [landmarks,]
+    classes. Kernels are HWIO, dense layers (in, out).
     """
     names: dict[str, str] = {}
     for net, convolutions in (("pnet", 3), ("rnet", 3), ("onet", 4)):

@@ -1,17 +1,17 @@
-"""DenseBox: every cell of one map answers a box (Huang et al., "DenseBox: Unifying Landmark Localization with End to
+"""DenseBox: every cell of one map predicts a box (Huang et al., "DenseBox: Unifying Landmark Localization with End to
 End Object Detection", 2015, arXiv 1509.04874; docs/detectors.md 1).
 
-There are no anchors. The network is made for faces of one size; each cell near such a face's centre says how far away
-the face's edges are. Other sizes are found in smaller and larger copies of the picture, so that an image pyramid is
-part of the detector.
+There are no anchors. The network finds faces of one size: each cell near such a face's center predicts the distances to
+the face's edges. Other sizes are found in smaller and larger copies of the image, so an image pyramid is part of the
+detector.
 
-Where the paper's mechanisms live:
+Where to find the paper's mechanisms:
 
-- fusion of conv3_4 with conv4_4, bilinearly up-sampled: `fuse`, in `DenseBoxVGG19` and `DenseBoxLite`;
+- fusion of conv3_4 with conv4_4, upsampled bilinearly: `DenseBoxVGG19.forward`, `DenseBoxLite.forward`;
 - score and location branches of 1 x 1 convolutions, one more for landmarks: `branch`;
-- refine branch, which judges a face by the score and the landmarks around it: `Refine`;
-- score disc, gray zone, bands of sizes: `ops.densebox_targets`; boxes from distances: `ops.decode_densebox`;
-- balanced sampling, half of the hardest 1 %: `ops.balanced_sample`; the masked losses: `DenseBox.loss`;
+- refine branch, which scores a face again by the scores and landmarks around it: `Refine`;
+- score disc, gray zone, size bands: `ops.densebox_targets`; boxes from distances: `ops.decode_densebox`;
+- balanced sampling, half of it from the hardest 1%: `ops.balanced_sample`; the masked losses: `DenseBox.loss`;
 - image pyramid: `DenseBox.plan`, `views.pyramid`;
 - landmarks at the maxima of their heat maps: `peaks`;
 - the same mechanisms on a compact network: `DenseBoxLite`.
@@ -39,31 +39,33 @@ from pyface.models.views import Size, View, pyramid, scale_for
 
 @dataclass(frozen=True)
 class DenseBoxConfig:
-    """The numbers of the detector; the defaults are the paper's (docs/detectors.md 1).
+    """The settings of the detector; the defaults are the paper's (docs/detectors.md 1).
 
     Attributes:
         stride: Pixels between the cells of the map (1.2).
-        face: Height in pixels of the faces that the network is made for; also the unit of its distances (1.2).
-        radius: Of the disc of positive cells, relative to a face's height (1.2).
-        gray: Cells around a positive one that are ignored, by distance (1.2).
-        positive_band: Faces of such heights, relative to `face`, are positive (1.2).
-        ignore_band: Other faces within are ignored, and background beyond, as in the author's code (1.2).
-        landmarks: Heat maps, one a landmark; 0 for none, 72 in the paper. The default is what annotations of
-            WIDER FACE know. `Faces.landmarks` holds five points, so that other numbers serve training alone.
-        landmark_radius: Of a landmark's disc, in cells (1.2).
-        refine: Whether there is a refine branch, whose score then counts (1.1).
-        negative_ratio, hard_fraction: Negative cells that teach, for each positive one: half of them from the hardest
-            so large a part of the negatives, half at random (1.3).
-        box_weight, landmark_weight, refine_weight: Of the terms of the loss (1.3).
-        dropout: In the branches (1.1).
-        pyramid_step: How much smaller each view is than the one before (1.5).
-        pyramid_scales: How many views there are at most; None: down to where the whole picture is a face (1.5).
-        mean, std: Subtracted, divided by, in pixel values and RGB order. Training starts from ImageNet's VGG19, and
-            these are the numbers of torchvision's.
-        bgr: The network takes blue first.
+        face: Height in pixels of the faces that the network finds; also the unit of its distances (1.2).
+        radius: Radius of the disc of positive cells, relative to a face's height (1.2).
+        gray: Distance in cells around a positive cell within which cells are ignored (1.2).
+        positive_band: Range of face heights, relative to `face`, that are positive (1.2).
+        ignore_band: Other faces within this range are ignored; beyond it they are background, as in the author's
+            code (1.2).
+        landmarks: Number of heat maps, one per landmark; 0 for none, 72 in the paper. The default, 5, fits annotations
+            of WIDER FACE. `Faces.landmarks` holds five points; with another number, landmarks are trained but not
+            returned.
+        landmark_radius: Radius of a landmark's disc, in cells (1.2).
+        refine: Whether there is a refine branch; its scores then replace the first ones (1.1).
+        negative_ratio: Number of negative cells sampled per positive cell (1.3).
+        hard_fraction: Half of the sampled negatives come from this share of the hardest ones, half are random (1.3).
+        box_weight, landmark_weight, refine_weight: Weights of the loss terms (1.3).
+        dropout: Dropout rate in the branches (1.1).
+        pyramid_step: Ratio of the sizes of two successive views (1.5).
+        pyramid_scales: Largest number of views; None: go on until a face would fill the image (1.5).
+        mean, std: Subtracted from pixel values, and divided by, in RGB order. Training starts from ImageNet's VGG19;
+            the defaults are torchvision's.
+        bgr: Whether the network takes blue first.
         score_threshold: Faces have a score > this (1.5).
-        nms_threshold, nms_overlap: Those that overlap a better one > this are dropped; "union" in the paper, "min" in
-            the author's code (1.5).
+        nms_threshold: Faces are dropped if they overlap a better one by more than this (1.5).
+        nms_overlap: How overlap is measured: "union" in the paper, "min" in the author's code (1.5).
     """
 
     stride: int = 4
@@ -107,13 +109,13 @@ class DenseBoxConfig:
 
 
 class DenseBoxOutput(NamedTuple):
-    """What the network says about every cell; raw regressions, no probabilities.
+    """The network's output per cell: raw regressions, not probabilities.
 
     Attributes:
-        scores: [B, 1, H, W], near 1 where a face's centre is, near 0 elsewhere.
-        offsets: [B, 4, H, W], (x - x1, y - y1, x - x2, y - y2) in units of the face that the network is made for.
+        scores: [B, 1, H, W], near 1 at a face's center, near 0 elsewhere.
+        offsets: [B, 4, H, W], (x - x1, y - y1, x - x2, y - y2) in units of the configuration's `face`.
         landmarks: [B, N, H, W], near 1 at a landmark; None without that branch.
-        refined: [B, 1, H, W], the refine branch's scores, which then count; None without it.
+        refined: [B, 1, H, W], the refine branch's scores, which replace `scores`; None without that branch.
     """
 
     scores: Tensor
@@ -123,16 +125,16 @@ class DenseBoxOutput(NamedTuple):
 
 
 class DenseBox(SingleShot):
-    """What all DenseBox networks share: maps to candidates, the loss and the pyramid.
+    """Base class of the DenseBox networks: decoding, loss and image pyramid.
 
     Attributes:
-        config: The numbers.
-        unit: Cells that an offset of 1 means.
-        score, location, landmark, refine: The branches; None where the configuration has none.
+        config: The settings.
+        unit: Number of cells that an offset of 1 stands for.
+        score, location, landmark, refine: The branches; None if the configuration turns them off.
     """
 
-    limits: ClassVar[dict[str, Limits]] = {"ap": Limits(5000, 750), "fast": Limits(400, 200)}  # S3FD's
-    most_enlarged: ClassVar[float] = 4.0  # it has no other way to find small faces
+    limits: ClassVar[dict[str, Limits]] = {"ap": Limits(5000, 750), "fast": Limits(400, 200)}  # as for S3FD
+    most_enlarged: ClassVar[float] = 4.0  # the only way to find small faces
 
     score: nn.Module
     location: nn.Module
@@ -149,7 +151,7 @@ class DenseBox(SingleShot):
         self.unit = config.face / config.stride
 
     def answers(self, fused: Tensor) -> DenseBoxOutput:
-        """The branches' answers to the fused maps [B, channels, H / 4, W / 4]."""
+        """Runs the branches on the fused maps [B, channels, H / 4, W / 4]."""
         scores = self.score(fused)
         landmarks = None if self.landmark is None else self.landmark(fused)
         refined = None if self.refine is None else self.refine(scores, landmarks)
@@ -163,7 +165,7 @@ class DenseBox(SingleShot):
         max_candidates: int,
         sizes: Tensor | None = None,
     ) -> ops.Candidates:
-        """The output to boxes; see `SingleShot.candidates`."""
+        """Decodes the output to boxes; see `SingleShot.candidates`."""
         return ops.decode_densebox(
             maps.scores if maps.refined is None else maps.refined,
             maps.offsets,
@@ -175,15 +177,15 @@ class DenseBox(SingleShot):
         )
 
     def complete(self, found: ops.Candidates, maps: DenseBoxOutput) -> ops.Candidates:
-        """Adds the landmarks, where the network has five: the maxima of their heat maps within each box."""
+        """Adds landmarks, if the network has five: the maxima of their heat maps within each box."""
         if maps.landmarks is None or self.config.landmarks != 5:
             return found
-        # No face that is not ignored in training is wider in cells.
+        # The widest face, in cells, within `ignore_band`.
         most = math.ceil(self.config.ignore_band[1] * self.unit) + 1
         return found._replace(landmarks=peaks(maps.landmarks, found.boxes, self.config.stride, most))
 
     def check_options(self, options: InferenceOptions) -> None:
-        """Refuses the multi-scale tests of other detectors, and tiles whose common quarter may hold no whole face."""
+        """Refuses other detectors' multi-scale tests, and tiles whose overlap is too small for a whole face."""
         if options.multiscale is not None:
             raise ValueError(
                 f"{type(self).__name__} looks at a pyramid of its own, got multiscale={options.multiscale!r}, "
@@ -194,34 +196,33 @@ class DenseBox(SingleShot):
             raise ValueError(f"{type(self).__name__} takes tiles of {least} pixels or more, got {options.tile}")
 
     def plan(self, view: View, options: InferenceOptions) -> Iterable[View]:
-        """The image pyramid: the picture as it is asked for, or as the network's own size is, and smaller and smaller.
+        """The image pyramid: the given view, then smaller and smaller ones.
 
-        Every view shows faces within `positive_band`, so the step may be no larger than this band is wide (1.56).
+        Each view finds faces within `positive_band`, so steps must not be larger than the width of the band (1.56).
         """
         config = self.config
         return pyramid(view, config.pyramid_step, config.positive_band[1] * config.face, config.pyramid_scales)
 
     def loss(self, maps: DenseBoxOutput, truth: GroundTruth, *, seed: int = 0) -> dict[str, Tensor]:
-        """The terms of the loss; see `SingleShot.loss` (docs/detectors.md 1.3).
+        """Returns the loss terms; see `SingleShot.loss` (docs/detectors.md 1.3).
 
-        A cell teaches when it is positive or one of as many negative ones, chosen by `ops.balanced_sample` image by
-        image and map by map; of these, every map has at least as many as one face of the usual size has positive cells.
-        Every term is a sum over such cells of the batch, divided by their number.
+        Positive cells count, and as many negative ones, which `ops.balanced_sample` chooses per image and map. Every
+        map has at least as many negatives as a face of size `face` has positive cells. Each term is a sum over these
+        cells of the batch, divided by their number.
 
-        Only faces of about the size that the network is made for are positive. Whoever trains must show them at that
-        size.
+        Only faces of about the size `face` are positive, so training samples must show faces at that size.
 
         Args:
-            maps: What `forward` gave.
+            maps: The output of `forward`.
             truth: The faces.
-            seed: Of the random half of the negative cells; another one for every step.
+            seed: Random seed of the random half of the negative cells; use another one for every step.
 
         Returns:
             "classification": squared error of the scores.
             "box": squared error of the four offsets of positive cells, times `box_weight`.
-            "landmarks", with that branch: squared error of the heat maps, times `landmark_weight`; 0 where the truth
-            knows none.
-            "refine", with that branch: as "classification", of its scores, times `refine_weight`.
+            "landmarks", with that branch: squared error of the heat maps, times `landmark_weight`; 0 if no landmark in
+            the batch is known.
+            "refine", with that branch: as "classification", but of its scores, times `refine_weight`.
         """
         config = self.config
         losses.check_truth(truth, len(maps.scores))
@@ -251,7 +252,7 @@ class DenseBox(SingleShot):
         }
         if maps.landmarks is not None and landmarks is not None:
             error = self._map_error(maps.landmarks, targets.landmark_label, config.landmark_radius, seed)
-            # Who knows no landmark at all shall not learn that there are none.
+            # Without any known landmark, the network would learn that there are none.
             terms["landmarks"] = config.landmark_weight * torch.where(landmarks.isfinite().any(), error, 0)
         if maps.refined is not None:
             error = self._map_error(maps.refined, targets.label[:, None], disc, seed)
@@ -259,7 +260,7 @@ class DenseBox(SingleShot):
         return terms
 
     def _landmarks_of(self, truth: GroundTruth) -> Tensor:
-        """The truth's landmarks [G, N, 2], NaN where it knows none."""
+        """The truth's landmarks [G, N, 2], NaN where unknown."""
         number = self.config.landmarks
         if truth.landmarks is None:
             return truth.boxes.new_full((len(truth.boxes), number, 2), torch.nan)
@@ -273,7 +274,7 @@ class DenseBox(SingleShot):
         return truth.landmarks
 
     def _map_error(self, answers: Tensor, labels: Tensor, disc: float, seed: int) -> Tensor:
-        """Mean squared error of maps [B, N, H, W] over the cells that teach; `disc` is the usual radius in cells."""
+        """Mean squared error of maps [B, N, H, W] over sampled cells; `disc` is the radius of a disc in cells."""
         error = (answers.float() - (labels == 1).float()).square().flatten(0, 1).flatten(1)
         teaches = ops.balanced_sample(
             error,
@@ -287,19 +288,20 @@ class DenseBox(SingleShot):
 
 
 def peaks(heat: Tensor, boxes: Tensor, stride: int, most: int) -> Tensor:
-    """Where heat maps are largest within boxes.
+    """Finds the maxima of heat maps within boxes.
 
     Args:
         heat: [B, N, H, W].
         boxes: [B, M, 4] in pixels.
         stride: Pixels between cells.
-        most: Boxes up to so many cells wide and high are looked at cell by cell, larger ones at as many places an axis.
+        most: Boxes up to this many cells wide and high are searched cell by cell; larger boxes are sampled at this many
+            places per axis.
 
     Returns:
-        float32 [B, M, N, 2], the pixels (x, y) of these cells. A box that holds no cell has the nearest one.
+        float32 [B, M, N, 2], the pixels (x, y) of these cells. For a box without a cell it is the nearest one.
     """
     height, width = heat.shape[2:]
-    # The first and the last cell in each box. What lies beyond the count of candidates may be anything.
+    # The first and the last cell in each box. Padding behind the last candidate may hold any values.
     corners = (boxes.float().nan_to_num() - stride / 2) / stride
     first, last = corners[..., :2].ceil(), corners[..., 2:].floor()
     first = torch.where(last < first, ((corners[..., :2] + corners[..., 2:]) / 2).round(), first)
@@ -315,20 +317,20 @@ def peaks(heat: Tensor, boxes: Tensor, stride: int, most: int) -> Tensor:
 
 
 def upsample(x: Tensor, like: Tensor) -> Tensor:
-    """Twice the size, bilinear with pixels as areas (align_corners=False), cut to the size of `like`, which was halved.
+    """Upsamples by 2, bilinearly with pixels as areas (align_corners=False), and crops to the size of `like`.
 
-    The author's layer samples without the half-pixel shift (docs/detectors.md 1.1); no weights exist that would need
-    it.
+    The author's layer samples without the half-pixel shift (docs/detectors.md 1.1), but there are no weights that would
+    need it.
     """
-    # F.interpolate takes a size or a factor. Of 61 pixels grown from 31, a size alone would make each a little wider.
+    # F.interpolate takes a size or a factor, not both. From 31 to 61 pixels, a size alone would scale by less than 2.
     return torch.ops.aten.upsample_bilinear2d(x, like.shape[2:], False, 2.0, 2.0)
 
 
 class Refine(nn.Module):
-    """Judges each cell by the scores and landmarks around it: scores and heat maps -> new scores [B, 1, H, W].
+    """The refine branch: new scores [B, 1, H, W] from the scores and heat maps around each cell.
 
-    The last 1 x 1 convolution comes before the up-sampling, not behind it: the result is the same, and 64 times fewer
-    numbers are interpolated. Paddings of 1 and 2 return the map to its size.
+    The last 1 x 1 convolution comes before the upsampling instead of after it: the result is the same, and 64 times
+    fewer numbers are interpolated. Paddings of 1 and 2 keep the size of the map.
     """
 
     def __init__(self, landmarks: int, width: int) -> None:
@@ -346,7 +348,7 @@ class Refine(nn.Module):
 
 
 def branch(channels: int, width: int, outputs: int, dropout: float) -> nn.Sequential:
-    """Two 1 x 1 convolutions, with a rectifier and dropout between them as in the author's file for VOC."""
+    """A branch: two 1 x 1 convolutions with a ReLU and dropout between them, as in the author's file for VOC."""
     layers = nn.Sequential(
         nn.Conv2d(channels, width, 1), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Conv2d(width, outputs, 1)
     )
@@ -357,13 +359,13 @@ def branch(channels: int, width: int, outputs: int, dropout: float) -> nn.Sequen
 class DenseBoxVGG19(DenseBox):
     """The paper's network (docs/detectors.md 1.1).
 
-    Images [B, 3, H, W] of any size; the maps have stride 4 and round up. The pyramid begins at 2^1.2 of a picture, or
-    of one reduced to 800 pixels, and ends at 2^-3: 15 views for faces from 17 to 500 px.
+    Takes images [B, 3, H, W] of any size; the maps have stride 4, and their sizes are rounded up. The pyramid begins at
+    2^1.2 of the image, or of the image reduced to 800 pixels, and ends at 2^-3: 15 views for faces from 17 to 500 px.
     """
 
-    size: ClassVar[Size] = 800  # the longer side, if larger
+    size: ClassVar[Size] = 800  # images with a longer side above this are reduced
 
-    WIDTH = 512  # of the branches
+    WIDTH = 512  # channels of the branches
     REFINE_WIDTH = 64
 
     def __init__(self, config: DenseBoxConfig | None = None) -> None:
@@ -377,7 +379,7 @@ class DenseBoxVGG19(DenseBox):
         self.refine = Refine(config.landmarks, self.REFINE_WIDTH) if config.refine else None
 
     def own_scale(self, height: int, width: int) -> float:
-        """The pyramid's first scale: the paper's 2^1.2 of a picture whose longer side is 800 or less (1.5)."""
+        """The pyramid's first scale: the paper's 2^1.2 of an image reduced to a longer side of at most 800 (1.5)."""
         return 2**1.2 * min(1.0, scale_for(self.size, height, width))
 
     def forward(self, images: Tensor) -> DenseBoxOutput:
@@ -388,17 +390,16 @@ class DenseBoxVGG19(DenseBox):
 
 @dataclass(frozen=True)
 class DenseBoxLiteConfig(DenseBoxConfig):
-    """What the lite network changes.
+    """The settings of the lite network, where they differ from the paper's.
 
     Attributes:
-        face: Half the paper's, at the same stride. A network for faces of 50 px needs a picture of 1,280 px to find the
-            faces of 20 px that are in one of 640 px; this one sees them at the picture's own size, so that its whole
-            pyramid costs an eighth.
-        gray: Likewise.
-        pyramid_step: Faces that are positive in training may differ by 1.25 / 0.8 = 1.56; at steps of 2^0.5 = 1.41 each
-            face is within that band in one view or two, and all views together cost twice the first.
-        pyramid_scales: None: down to where the whole picture is a face.
-        dropout: None is needed beside batch normalisation.
+        face: Half the paper's, at the same stride. A network for faces of 50 px must enlarge a 640 px image to 1,280 px
+            to find faces of 20 px. This one finds them at the image's own size, so its whole pyramid costs an eighth.
+        gray: Half the paper's as well.
+        pyramid_step: Positive faces may differ in size by 1.25 / 0.8 = 1.56. At steps of 2^0.5 = 1.41 each face is
+            within that band in one or two views, and all views together cost twice the first.
+        pyramid_scales: None: go on until a face would fill the image.
+        dropout: 0, since batch normalization makes it unnecessary.
     """
 
     face: float = 25.0
@@ -411,16 +412,16 @@ class DenseBoxLiteConfig(DenseBoxConfig):
 class DenseBoxLite(DenseBox):
     """DenseBox on `backbones.CompactResNet`, fused at stride 4 with stride 8 as in the paper.
 
-    What stride 8 cannot see, it gets from strides 16 and 32 by a feature pyramid, as in `S3FDLite`.
+    A feature pyramid adds context from strides 16 and 32 to stride 8, as in `S3FDLite`.
 
-    Images [B, 3, H, W] of any size; the maps have stride 4 and round up.
+    Takes images [B, 3, H, W] of any size; the maps have stride 4, and their sizes are rounded up.
     """
 
     size: ClassVar[Size] = 640
     channels_last: ClassVar[bool] = True
 
     PYRAMID = (64, 64)  # channels at strides 8 and 16
-    WIDTH = 64  # of the branches
+    WIDTH = 64  # channels of the branches
     REFINE_WIDTH = 16
 
     def __init__(self, config: DenseBoxLiteConfig | None = None) -> None:
@@ -432,7 +433,7 @@ class DenseBoxLite(DenseBox):
         self.down4, self.smooth4 = TopDown(c4, c5, p4), convolution(p4, p4)
         self.down3, self.smooth3 = TopDown(c3, p4, p3), convolution(p3, p3)
         self.score = self._branch(c2 + p3, 1)
-        # A fresh network's boxes are faces of the right size about each cell.
+        # Initial boxes have size `face` and are centered on their cells.
         self.location = self._branch(c2 + p3, 4, bias=(0.5, 0.5, -0.5, -0.5))
         self.landmark = self._branch(c2 + p3, config.landmarks) if config.landmarks else None
         self.refine = Refine(config.landmarks, self.REFINE_WIDTH) if config.refine else None

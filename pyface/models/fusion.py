@@ -1,4 +1,4 @@
-"""Batch normalisation folded into convolutions: fewer passes over memory where nothing is trained any more."""
+"""Folding batch normalization into convolutions, which saves passes over memory at inference."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def fold_batch_norms(model: Model) -> Model:
-    """A copy of a model for inference, with each batch normalisation folded into the convolution before it.
+    """Copies a model for inference, with each batch normalization folded into the convolution before it.
 
-    A normalisation is folded where a module registers it right behind a convolution of as many channels, as all
-    networks here do. Layers with a method `folded` are replaced by what it returns. The copy gives the same maps up to
-    rounding (about 1e-6 of their size in float32), has other keys in its state where something was folded, and wants no
-    gradients. It is a copy even where there is nothing to fold, so that whoever casts it never casts the model.
+    A batch normalization is folded if a module registers it right after a convolution with as many channels, as all
+    networks here do. Layers with a method `folded` are replaced by what it returns. The copy returns the same maps up
+    to rounding (about 1e-6 of their size in float32). Folded layers have other state keys, and no parameter requires
+    gradients. The result is a copy even if there is nothing to fold, so casting it never affects the model.
 
-    Fold before casting: a model in half precision would round the folded weights a second time. A folded copy takes
+    Fold before casting: in half precision the folded weights would be rounded a second time. The copy supports
     `half()`, `to(memory_format=torch.channels_last)`, `torch.compile` and CUDA graphs like any other model.
 
     Args:
-        model: In evaluation mode; it is left as it is.
+        model: A model in evaluation mode; it is not modified.
 
     Raises:
-        ValueError: The model is in training mode, where normalisation depends on the batch.
+        ValueError: The model is in training mode, where normalization depends on the batch.
 
     Example:
         >>> layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
@@ -47,7 +47,7 @@ def fold_batch_norms(model: Model) -> Model:
 
 
 def _fold_children(parent: nn.Module) -> None:
-    """Folds what a module holds itself, in the order of registration."""
+    """Folds a module's direct children, in the order of registration."""
     before: tuple[str, nn.Conv2d] | None = None
     for name, child in list(parent.named_children()):
         if isinstance(child, nn.BatchNorm2d) and before is not None and _fits(before[1], child):
@@ -65,7 +65,7 @@ def _fits(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
 
 
 def _drop_identities(layers: nn.Sequential) -> None:
-    """Takes out what does nothing; the layers are numbered anew."""
+    """Removes identities and renumbers the layers."""
     kept = [layer for layer in layers if not isinstance(layer, nn.Identity)]
     if len(kept) < len(layers):
         while len(layers):

@@ -1,4 +1,4 @@
-"""CUDA graphs: a chain of kernels captured once a shape, then started by one call."""
+"""CUDA graphs: a chain of kernels is captured once per shape, then started by one call."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    free: torch.cuda.Event  # its outputs have been copied, whatever stream asked for them
+    free: torch.cuda.Event  # recorded once the outputs have been copied, on whatever stream
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
 
 class CudaGraphs:
-    """Replays functions of tensors; one graph for each function, shape and set of options.
+    """A cache of CUDA graphs: one per function, input shapes and options.
 
-    A graph keeps the memory of its intermediate results, so that only the last few are kept. Threads may share it, each
-    on a stream of its own if it likes.
+    A graph holds the memory of its intermediate results, so only the last few are kept. Threads may share the cache,
+    each on its own stream.
 
     Args:
-        limit: How many graphs are kept, the least recently used one goes first.
+        limit: Largest number of graphs; the least recently used one is dropped first.
     """
 
     def __init__(self, limit: int = 8) -> None:
@@ -36,11 +36,11 @@ class CudaGraphs:
     def __call__(
         self, function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], options: dict[str, Any]
     ) -> tuple[Tensor, ...]:
-        """Returns function(*inputs, **options), as copies; all inputs lie on one CUDA device.
+        """Returns copies of function(*inputs, **options); all inputs must be on one CUDA device.
 
         Args:
-            function: Launches kernels on the current stream and synchronises nothing; deterministic in its launches.
-            inputs: Tensors, copied into the graph's own.
+            function: Launches kernels on the current stream without synchronizing, the same ones in every call.
+            inputs: Tensors, which are copied into the graph's own.
             options: Hashable values.
         """
         key = (function, tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs), tuple(options.items()))
@@ -60,14 +60,14 @@ class CudaGraphs:
             return outputs
 
     def __reduce__(self) -> tuple[type[CudaGraphs], tuple[int]]:
-        return CudaGraphs, (self.limit,)  # graphs belong to their process
+        return CudaGraphs, (self.limit,)  # graphs cannot leave their process
 
 
 def _capture(
     function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], options: dict[str, Any]
 ) -> _Captured:
     own = tuple(given.clone() for given in inputs)
-    # On a stream of its own, several times: libraries choose algorithms and allocate workspace in their first calls.
+    # Warm up on a side stream: libraries choose algorithms and allocate workspace in their first calls.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -75,7 +75,7 @@ def _capture(
             function(*own, **options)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # What other threads do meanwhile, such as copying their pictures, neither matters nor may fail.
+    # Other threads may go on meanwhile, for instance copy images: only this thread's calls are restricted.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = tuple(function(*own, **options))
     return _Captured(graph, torch.cuda.Event(), own, outputs)

@@ -1,4 +1,4 @@
-"""The last layer of the lite detectors, which answers everything about a level at once."""
+"""The lite detectors' output layer, which predicts everything about a level at once."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ LANDMARKS = 10  # numbers per anchor: x and y of five points
 
 
 class Predictor(nn.Module):
-    """One convolution for the logits, the boxes and, where wanted, the landmarks of a level's anchors.
+    """One convolution for the logits, boxes and (optionally) landmarks of a level's anchors.
 
-    A convolution with few outputs costs nearly as much as one with sixteen, on a CPU and on a GPU; so there is one
-    instead of three, and its output is cut in parts, which `ops.decode_anchors` reads where they lie. Where that would
-    be just over sixteen, on the largest map, landmarks have a 1 x 1 convolution of their own (`own_points`), which
-    halves the time.
+    A convolution with few outputs costs nearly as much as one with sixteen, on CPUs and GPUs. So there is one instead
+    of three; its output is split into views, which `ops.decode_anchors` reads without a copy. On the largest map it
+    would have just over sixteen outputs. There, landmarks have their own 1 x 1 convolution (`own_points`), which halves
+    the time.
 
     Args:
-        channels: Of the map that comes in.
-        level: Its anchors.
+        channels: Channels of the input map.
+        level: The level's anchors.
         kernel: Side of the convolution, odd.
-        landmarks: Whether the level has them.
-        own_points: Whether these come from a convolution of their own.
-        prior: Face probability that a fresh layer answers everywhere. A low one keeps the many background anchors from
-            swamping the first steps of training.
+        landmarks: Whether the level predicts landmarks.
+        own_points: Whether landmarks have their own convolution.
+        prior: Face probability that the untrained layer returns everywhere. A low one keeps the many background anchors
+            from dominating the first steps of training.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Layers that several detectors share, and how fresh ones start."""
+"""Layers that several detectors share, and weight initialization."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class L2Norm(nn.Module):
-    """Every cell's vector at unit length, times a learned scale per channel (S3FD, docs/detectors.md 2.1).
+    """L2 normalization of every cell's vector, times a learned scale per channel (S3FD, docs/detectors.md 2.1).
 
-    Maps of different depths differ in magnitude by orders; this brings the shallow ones to one. [B, C, H, W] -> the
-    same, in the same dtype. The norm is summed in float32, since squares overflow float16.
+    The magnitudes of maps at different depths differ by orders; this layer brings the shallow ones to one magnitude.
+    [B, C, H, W] -> same shape and dtype. The norm is summed in float32, since squares overflow float16.
     """
 
-    EPSILON = 1e-10  # a cell of zeros, which a ReLU may leave, stays zero
+    EPSILON = 1e-10  # cells of zeros, which a ReLU may produce, stay zero
 
     def __init__(self, channels: int, scale: float) -> None:
         super().__init__()
@@ -30,9 +30,9 @@ class L2Norm(nn.Module):
 
 
 class _UnitCells(torch.autograd.Function):
-    """`L2Norm` in training: the same with its gradient written out.
+    """`L2Norm` in training, with an explicit gradient.
 
-    Autograd's own chain goes over float32 copies of the largest map a dozen times, which made training steps of
+    Autograd's version makes a dozen passes over float32 copies of the largest map, which made training steps of
     `s3fd_lite` on a CPU a fifth longer. Cells of zeros have no direction and get no gradient.
     """
 
@@ -49,15 +49,15 @@ class _UnitCells(torch.autograd.Function):
         unit, inverse, weight = ctx.saved_tensors
         of_weight = (gradient * unit).sum((0, 2, 3), dtype=weight.dtype)
         gradient = gradient * weight[:, None, None].to(gradient.dtype)
-        along = (gradient * unit).sum(1, keepdim=True)  # what would only lengthen a cell's vector
+        along = (gradient * unit).sum(1, keepdim=True)  # the component that would only change the vector's length
         return torch.addcmul(gradient, unit, along, value=-1).mul_(inverse), of_weight
 
 
 class BilinearUpsample(nn.Module):
-    """Twice the size, as a fixed transposed convolution per channel (SSH's `conv5_128_up`, docs/detectors.md 5.1).
+    """Upsampling by 2 as a fixed transposed convolution per channel (SSH's `conv5_128_up`, docs/detectors.md 5.1).
 
-    Zeros surround the map, so that the outermost rows and columns are darker than what `F.interpolate` gives: weights
-    that were trained with it expect that. [B, C, H, W] -> [B, C, 2 H, 2 W]; nothing is learned or stored.
+    The map is padded with zeros, so the outermost rows and columns get smaller values than with `F.interpolate`.
+    Weights trained with this layer expect that. [B, C, H, W] -> [B, C, 2 H, 2 W]; nothing is trained or saved.
     """
 
     kernel: Tensor
@@ -78,7 +78,7 @@ def bilinear_kernel(channels: int) -> Tensor:
 
 
 def xavier(module: nn.Module) -> None:
-    """Xavier's uniform weights and zero biases for every convolution in a module, as Caffe starts them."""
+    """Initializes every convolution in a module with Xavier's uniform weights and zero biases, as Caffe does."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.xavier_uniform_(layer.weight)
@@ -87,7 +87,7 @@ def xavier(module: nn.Module) -> None:
 
 
 def gaussian(module: nn.Module, deviation: float = 0.01, bias: float = 0.0) -> None:
-    """N(0, deviation) weights and equal biases for every convolution in a module."""
+    """Initializes every convolution in a module with N(0, deviation) weights and a constant bias."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=deviation)

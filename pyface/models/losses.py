@@ -1,9 +1,9 @@
-"""What the losses of the detectors share: answers anchor by anchor, targets, and the terms themselves.
+"""Parts that the detectors' losses share: predictions per anchor, targets, and the loss terms.
 
-The order of anchors is that of `ops.anchor_boxes`: level by level, cells by row, the K anchors of a cell side by side.
-Sums run over masks, never over selections whose size depends on the data: nothing here waits for the device. All terms
-are float32, whatever the maps' dtype. A mask shuts out targets that are not finite (of boxes without area, of unknown
-landmarks), in the gradient too.
+Anchors are in the order of `ops.anchor_boxes`: level by level, cells row by row, the K anchors of a cell side by side.
+Sums use masks instead of selections with data-dependent sizes, so nothing here waits for the device. All terms are
+float32, whatever the maps' dtype. Masks exclude targets that are not finite (of boxes without area, of unknown
+landmarks), from the gradient too.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pyface import ops
 from pyface.models.base import GroundTruth
 
 BoxLoss = Literal["smooth_l1", "diou"]
-"""How far a box is from its face: smooth L1 of the four encoded numbers, or the distance-IoU loss."""
+"""The loss of a box: smooth L1 of the four encoded numbers, or the distance-IoU loss."""
 
 
 def check_truth(truth: GroundTruth, images: int) -> None:
-    """Whether truth is that of so many images.
+    """Checks that the ground truth is for this number of images.
 
     Raises:
-        TypeError: Its boxes are no floats.
-        ValueError: It is of another number of images.
+        TypeError: Its boxes are not floating point.
+        ValueError: It is for another number of images.
     """
     if not truth.boxes.is_floating_point():
         raise TypeError(f"the truth's boxes should be float32, got {truth.boxes.dtype}")
@@ -40,10 +40,10 @@ def check_truth(truth: GroundTruth, images: int) -> None:
 
 
 def check_maps(maps: Sequence[ops.LevelMaps], levels: Sequence[ops.AnchorLevel], truth: GroundTruth) -> None:
-    """Whether maps are all of a network's, and truth that of their images.
+    """Checks that the maps of all levels are given, and that the ground truth is for their images.
 
     Raises:
-        TypeError, ValueError: They are not.
+        TypeError, ValueError: They do not match.
     """
     if len(maps) != len(levels):
         raise ValueError(f"a loss takes the maps of all {len(levels)} levels, got {len(maps)}")
@@ -51,24 +51,24 @@ def check_maps(maps: Sequence[ops.LevelMaps], levels: Sequence[ops.AnchorLevel],
 
 
 def anchors_on(levels: Sequence[ops.AnchorLevel], maps: Sequence[ops.LevelMaps]) -> Tensor:
-    """The anchors of the maps, float32 [A, 4]; made once for each size, since making them copies to the device."""
+    """The anchors of the maps, float32 [A, 4]; cached by size, since making them copies to the device."""
     sizes = tuple((level.logits.shape[2], level.logits.shape[3]) for level in maps)
-    # What is made while a network is traced on tensors without numbers must not be kept.
+    # Anchors made while a network is traced with fake tensors must not be cached.
     make = _anchors if type(maps[0].logits) is Tensor else _anchors.__wrapped__
     return make(tuple(levels[: len(maps)]), sizes, maps[0].logits.device)
 
 
 @lru_cache(maxsize=64)
 def _anchors(levels: tuple[ops.AnchorLevel, ...], sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # who asks first may validate, who asks next may train
+    with torch.inference_mode(False):  # the first caller may be validating, the next one training
         return ops.anchor_boxes(levels, sizes, device)
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------
+# --- predictions -----------------------------------------------------------------------------------------------------
 
 
 def by_anchor(maps: Sequence[Tensor], levels: Sequence[ops.AnchorLevel]) -> Tensor:
-    """The maps of all levels, [B, K * n, H, W] with the n numbers of an anchor side by side -> float32 [B, A, n]."""
+    """The maps of all levels, [B, K * n, H, W] with the n values of an anchor side by side -> float32 [B, A, n]."""
     return torch.cat([_by_anchor(x, len(level.anchors)) for x, level in zip(maps, levels, strict=True)], dim=1)
 
 
@@ -78,7 +78,7 @@ def _by_anchor(x: Tensor, num_anchors: int) -> Tensor:
 
 
 def face_evidence(maps: Sequence[Tensor], levels: Sequence[ops.AnchorLevel]) -> Tensor:
-    """Logits of all levels -> float32 [B, A]: face minus largest background, whose sigmoid is the face probability."""
+    """Logits of all levels -> float32 [B, A]: face minus largest background. Its sigmoid is the face probability."""
     return torch.cat([_face_evidence(x, level) for x, level in zip(maps, levels, strict=True)], dim=1)
 
 
@@ -94,26 +94,26 @@ def _face_evidence(logits: Tensor, level: ops.AnchorLevel) -> Tensor:
 
 
 def matched(values: Tensor, splits: Tensor, index: Tensor) -> Tensor:
-    """What each anchor's face has, without a gradient: values [G, ...] of all images' faces -> float32 [B, A, ...].
+    """Looks up the values of each anchor's face, detached: [G, ...] of all images' faces -> float32 [B, A, ...].
 
     Args:
-        values: Of the faces of a batch, `GroundTruth.boxes` or `GroundTruth.landmarks`.
+        values: `GroundTruth.boxes` or `GroundTruth.landmarks` of a batch.
         splits: `GroundTruth.splits`, int64 [B + 1].
-        index: int32 [B, A], the face within the image, as from `ops.assign_anchors`. Where it is negative, any face's
-            values come back.
+        index: int32 [B, A], the face within the image, as from `ops.assign_anchors`. Negative entries get the values of
+            an arbitrary face.
     """
     values = values.detach().float()
     if len(values) == 0:
         return values.new_zeros(*index.shape, *values.shape[1:])
-    # An image without faces begins where the next one does, or at the end.
+    # The split of an image without faces points at the next image's faces, or past the end: hence the clamp.
     return values[(splits[:-1, None] + index.clamp(min=0)).clamp(max=len(values) - 1)]
 
 
 def encode_boxes(anchors: Tensor, boxes: Tensor, variances: tuple[float, float]) -> Tensor:
-    """The deltas (dx, dy, dw, dh) that turn anchors [..., 4] into boxes [..., 4]; `decode_boxes` reverses it.
+    """The deltas (dx, dy, dw, dh) that turn anchors [..., 4] into boxes [..., 4]; `decode_boxes` is the inverse.
 
-    The centre's distance in anchor sides / variances[0], and log(side / anchor side) / variances[1]. Not finite where a
-    side is 0.
+    dx and dy are the center's offset in anchor sides / variances[0]; dw and dh are log(side / anchor side) /
+    variances[1]. Not finite where a side is 0.
     """
     sides, box_sides = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     distance = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
@@ -121,7 +121,7 @@ def encode_boxes(anchors: Tensor, boxes: Tensor, variances: tuple[float, float])
 
 
 def decode_boxes(anchors: Tensor, deltas: Tensor, variances: tuple[float, float]) -> Tensor:
-    """Anchors [..., 4] moved and stretched by deltas [..., 4], as `ops.decode_anchors` does it."""
+    """Moves and scales anchors [..., 4] by deltas [..., 4], like `ops.decode_anchors`."""
     sides = anchors[..., 2:] - anchors[..., :2]
     centre = anchors[..., :2] + sides / 2 + deltas[..., :2] * variances[0] * sides
     half = sides * (deltas[..., 2:] * variances[1]).exp() / 2
@@ -129,7 +129,7 @@ def decode_boxes(anchors: Tensor, deltas: Tensor, variances: tuple[float, float]
 
 
 def encode_landmarks(anchors: Tensor, landmarks: Tensor, variance: float) -> Tensor:
-    """Points [..., 5, 2] as seen from anchors [..., 4], (x - centre) / side / variance: [..., 10], x1, y1, x2 ..."""
+    """Points [..., 5, 2] relative to anchors [..., 4]: [..., 10], x1, y1, x2 ..., as (x - center) / side / variance."""
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2
     sides = anchors[..., 2:] - anchors[..., :2]
     return ((landmarks - centre[..., None, :]) / sides[..., None, :] / variance).flatten(-2)
@@ -139,22 +139,27 @@ def encode_landmarks(anchors: Tensor, landmarks: Tensor, variance: float) -> Ten
 
 
 def cross_entropy(evidence: Tensor, is_face: Tensor) -> Tensor:
-    """-log of the probability of what each anchor is, of the softmax of two or the sigmoid of one: [B, A]."""
+    """-log of the probability of each anchor's true class, by the softmax of two or the sigmoid of one: [B, A]."""
     return F.softplus(torch.where(is_face, -evidence, evidence))
 
 
 def focal(evidence: Tensor, is_face: Tensor, *, gamma: float, alpha: float) -> Tensor:
-    """`cross_entropy` times (1 - p)^gamma, p the probability of what the anchor is, and alpha for faces, 1 - alpha for
-    background (Lin et al., arXiv 1708.02002): [B, A]."""
+    """The focal loss (Lin et al., arXiv 1708.02002): [B, A].
+
+    It is `cross_entropy` times (1 - p)^gamma, where p is the probability of the true class, times alpha for faces and
+    1 - alpha for background.
+    """
     doubt = torch.where(is_face, -evidence, evidence).sigmoid()
     weight = torch.where(is_face, alpha, 1 - alpha)
     return weight * doubt.pow(gamma) * cross_entropy(evidence, is_face)
 
 
 def smooth_l1(answers: Tensor, targets: Tensor, where: Tensor, sigma: float = 1.0) -> Tensor:
-    """Sum of (sigma x)^2 / 2 for |x| < 1 / sigma^2, else |x| - 1 / (2 sigma^2), of x = answers - targets [B, A, n]
-    where [B, A] is true."""
-    # Masked before anything is multiplied: there are targets that are not finite.
+    """The sum of the smooth L1 loss of x = answers - targets [B, A, n] where `where` [B, A] is true.
+
+    The loss is (sigma x)^2 / 2 for |x| < 1 / sigma^2, else |x| - 1 / (2 sigma^2).
+    """
+    # Masked before any arithmetic on the difference, since some targets are not finite.
     difference = torch.where(where[..., None], answers - targets, 0)
     return F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=1 / sigma**2, reduction="sum")
 
@@ -170,27 +175,29 @@ def box_term(
     """The loss of the boxes of matched anchors, summed over them.
 
     Args:
-        answers: [B, A, 4], encoded as `encode_boxes` does.
+        answers: [B, A, 4], encoded as by `encode_boxes`.
         anchors: [A, 4] or [B, A, 4].
         truth: The faces.
         index: int32 [B, A], as from `ops.assign_anchors`.
-        variances: Units of the answers.
-        kind: "smooth_l1" of the encoded numbers, or "diou" of the boxes.
+        variances: Units of the encoding.
+        kind: "smooth_l1" of the encoded numbers, or "diou" of the decoded boxes.
     """
     is_face = index >= 0
     faces = matched(truth.boxes, truth.splits, index)
     if kind == "smooth_l1":
         return smooth_l1(answers, encode_boxes(anchors, faces, variances), is_face)
     boxes = decode_boxes(anchors, answers, variances)
-    # Masked before anything is divided: elsewhere both are the same square.
+    # Masked before any division: where there is no face, both boxes become the same square.
     square = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     boxes, faces = (torch.where(is_face[..., None], x, square) for x in (boxes, faces))
     return diou(boxes, faces).sum()
 
 
 def diou(boxes: Tensor, faces: Tensor) -> Tensor:
-    """1 - IoU + the squared distance of the centres over that of the enclosing box's corners (Zheng et al., arXiv
-    1911.08287), pair by pair: [..., 4] and [..., 4] -> [...], from 0 to 2."""
+    """The distance-IoU loss (Zheng et al., arXiv 1911.08287), pair by pair: [..., 4] and [..., 4] -> [...], 0 to 2.
+
+    It is 1 - IoU, plus the squared distance of the centers over the squared diagonal of the enclosing box.
+    """
     shared = torch.minimum(boxes[..., 2:], faces[..., 2:]) - torch.maximum(boxes[..., :2], faces[..., :2])
     around = torch.maximum(boxes[..., 2:], faces[..., 2:]) - torch.minimum(boxes[..., :2], faces[..., :2])
     intersection = shared.clamp(min=0).prod(-1)
@@ -201,13 +208,15 @@ def diou(boxes: Tensor, faces: Tensor) -> Tensor:
 
 
 def total(values: Tensor, where: Tensor) -> Tensor:
-    """The sum of values where a mask of the same shape is true, or where they are not finite: mining passes these over,
-    and a network that answers NaN shall not look perfect."""
+    """The sum of values where a mask of the same shape is true, or where they are not finite.
+
+    Mining skips values that are not finite. Without them, the loss of a network that returns NaN would be 0.
+    """
     return torch.where(where | ~values.isfinite(), values, 0).sum()
 
 
 def count(mask: Tensor) -> Tensor:
-    """How many are true, at least 1: what a sum is divided by."""
+    """The number of true entries, at least 1: the divisor of a sum."""
     return mask.sum().clamp(min=1)
 
 
@@ -220,18 +229,18 @@ def landmark_term(
     weight: float,
     divisor: Tensor | None = None,
 ) -> Tensor:
-    """Smooth L1 of the landmarks of matched anchors, over those whose face's five points are all known.
+    """Smooth L1 loss of the landmarks of matched anchors.
 
-    0 where there are none.
+    Only anchors of faces with all five points known count; without any, the term is 0.
 
     Args:
         answers: [B, A, 10].
         anchors: [A, 4] or [B, A, 4].
         truth: The faces.
         index: int32 [B, A], as from `ops.assign_anchors`.
-        variance: Unit of the answers, in anchor sides.
-        weight: Of the term.
-        divisor: What the sum is divided by; None: the number of those anchors.
+        variance: Unit of the encoding, in anchor sides.
+        weight: Weight of the term.
+        divisor: Divisor of the sum; None: the number of anchors that count.
 
     Raises:
         ValueError: The truth's landmarks are not [G, 5, 2].
@@ -247,13 +256,13 @@ def landmark_term(
 
 
 def hardest(losses: Tensor, where: Tensor, most: int, wanted: Tensor | None = None) -> Tensor:
-    """The entries of largest loss, image by image: bool [B, A]. NaN is larger than all.
+    """Selects each image's entries with the largest loss: bool [B, A]. NaN counts as largest.
 
     Args:
         losses: [B, A].
         where: bool [B, A], which entries may be chosen.
-        most: How many of an image, fewer where there are fewer.
-        wanted: int64 [B], how many of each image where that differs; at most `most`.
+        most: Number of entries per image, or fewer if there are fewer.
+        wanted: int64 [B], number of entries of each image, if that differs; at most `most`.
     """
     losses = losses.detach().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     losses = losses.masked_fill(~where, -torch.inf)

@@ -1,17 +1,16 @@
 """MTCNN: three small networks in a cascade (Zhang et al., "Joint Face Detection and Alignment using Multitask
 Cascaded Convolutional Networks", 2016; docs/detectors.md 3).
 
-P-Net slides over an image pyramid and proposes; R-Net looks at each proposal at 24 x 24 and refuses most; O-Net looks
-at the rest at 48 x 48 and adds five landmarks. The whole batch goes through each stage together.
+P-Net slides over an image pyramid and proposes boxes. R-Net runs on each proposal at 24 x 24 and rejects most. O-Net
+runs on the rest at 48 x 48 and adds five landmarks. The whole batch goes through each stage together.
 
 **Coordinates.** The author counts pixels from 1 and includes both ends: his box (x1, y1, x2, y2) covers the pixels
 x1 ... x2. Here the same box is (x1 - 1, y1 - 1, x2, y2) in continuous pixels (pixel k, counted from 0, covers
-[k, k + 1)). His "+ 1" in widths and areas is thereby built in: a continuous width *is* x2 - x1 + 1. Only two places
-still show the difference: the first calibration, where he left the + 1 out, and rounding, which he does on his own
-numbers.
+[k, k + 1)). That includes his "+ 1" in widths and areas: a continuous width *is* x2 - x1 + 1. Only two places still
+show the difference: the first calibration, where he left the + 1 out, and rounding, which applies to his numbers.
 
-**Training.** The networks train one by one, on crops whose kinds say which of the three losses count: `MTCNN.loss`. The
-paper trains P-Net and R-Net with landmarks as well, though neither answers them when it detects: `WithLandmarks`.
+**Training.** The networks train one by one, on crops whose kinds decide which of the three losses count: `MTCNN.loss`.
+The paper also trains P-Net and R-Net on landmarks, though neither returns them in detection: `WithLandmarks`.
 """
 
 from __future__ import annotations
@@ -30,36 +29,36 @@ from pyface import ops
 from pyface.models import losses
 from pyface.models.base import FaceModel, Faces, check_images
 
-STRIDE, CELL = 2, 12  # P-Net looks at 12 x 12 pixels, every second pixel
+STRIDE, CELL = 2, 12  # P-Net's window is 12 x 12 pixels, at every second pixel
 
 
 @dataclass(frozen=True)
 class MTCNNConfig:
-    """The numbers of the cascade; the defaults are the author's (docs/detectors.md 3.4).
+    """The settings of the cascade; the defaults are the author's (docs/detectors.md 3.4).
 
     Attributes:
-        min_face: Side in pixels of the smallest face looked for: the pyramid starts at scale 12 / min_face.
+        min_face: Side in pixels of the smallest faces to find: the pyramid starts at scale 12 / min_face.
         factor: Ratio of the scales of two pyramid levels; the last one still has a short side >= 12.
         thresholds: Face probability that passes P-Net (>=), R-Net (>) and O-Net (>).
-        level_nms: P-Net suppression (union) within a level.
-        pyramid_nms: P-Net suppression (union) over all levels of an image.
-        rnet_nms: R-Net suppression (union).
-        onet_nms: O-Net suppression (intersection over the smaller area).
-        interpolation: How levels and crops are resized. "area", because the author's resampling (Dollar's imResample),
-            though its argument says "bilinear", averages the footprint of an output pixel where it reduces and
-            interpolates only where it enlarges. Skipping source pixels ("bilinear") also costs accuracy.
-        clip_crops: Crop boxes end at the image border, which changes their aspect (facenet-pytorch); otherwise the
-            part outside is black.
-        plus_one: Union suppression counts widths as x2 - x1 + 1 of the author's numbers; False is x2 - x1
+        level_nms: IoU threshold of P-Net suppression (union) within a level.
+        pyramid_nms: IoU threshold of P-Net suppression (union) over all levels of an image.
+        rnet_nms: IoU threshold of R-Net suppression (union).
+        onet_nms: Threshold of O-Net suppression (intersection over the smaller area).
+        interpolation: How levels and crops are resized. The default is "area", since the author's resampling (Dollar's
+            imResample), though its argument says "bilinear", averages the footprint of an output pixel when it reduces
+            and interpolates only when it enlarges. Skipping source pixels ("bilinear") also costs accuracy.
+        clip_crops: Clip crop boxes to the image, which changes their aspect (facenet-pytorch); otherwise the part
+            outside is black.
+        plus_one: Union suppression measures widths as x2 - x1 + 1 in the author's numbers; False: as x2 - x1
             (facenet-pytorch).
-        output_shift: Pixels added to the boxes that come out. Read as above, the author's numbers lie one pixel up and
-            left of the faces: all four edges are off by -1.1 px on average, whatever the size of the face, over 3,400
-            faces of three annotated sets. It looks like annotations counted from 0 and cut from pictures counted from
-            1 in training. Landmarks are not off.
-        mirror_landmarks: Landmarks are the mean of the crop's and of its mirror image's (the author's first release).
-        hard_fraction: Of a batch of crops, those with the largest loss, that teach (3.3).
-        hard_mining: Which losses look for them, each for itself: the classification's, as ports have it, or "all",
-            as the paper may be read (8, row 14). The others take all crops.
+        output_shift: Pixels added to the resulting boxes. In the above coordinates the author's boxes lie one pixel up
+            and left of the faces: all four edges are off by -1.1 px on average, whatever the size of the face, over
+            3,400 faces of three annotated sets. Probably the training crops were cut with 0-based annotations from
+            1-based images. Landmarks are not off.
+        mirror_landmarks: Average the landmarks of the crop and of its mirror image (the author's first release).
+        hard_fraction: Share of the crops in a batch, those with the largest loss, that count in training (3.3).
+        hard_mining: Which losses use that share: "classification", as in ports, or "all", each with its own hardest
+            crops, which is another reading of the paper (8, row 14). Other losses use all crops.
     """
 
     min_face: float = 20.0
@@ -89,27 +88,27 @@ class MTCNNConfig:
 
     @classmethod
     def wider(cls) -> MTCNNConfig:
-        """The author's setting for WIDER FACE: smaller faces, more levels, lower thresholds (docs/detectors.md 3.4)."""
+        """The author's WIDER FACE settings: smaller faces, more levels, lower thresholds (docs/detectors.md 3.4)."""
         return cls(min_face=10.0, factor=0.79, thresholds=(0.5, 0.5, 0.3))
 
     @classmethod
     def facenet(cls) -> MTCNNConfig:
-        """facenet-pytorch's arithmetic, as far as options reach: it also resizes over whole source pixels only."""
+        """facenet-pytorch's arithmetic, except for resizing: facenet-pytorch averages whole source pixels only."""
         return cls(clip_crops=True, plus_one=False, output_shift=0.0)
 
 
 def runs_on_our_kernels(x: Tensor) -> bool:
-    """Whether a network's convolutions go through our kernels: on the CPU, where no gradient is wanted."""
+    """Whether a network uses pyface's convolution kernels: for float32 on the CPU, if no gradient is needed."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
 
 
 def parameters_of(*layers: nn.Module) -> list[Tensor]:
-    """The layers' parameters in order: weight and bias of convolutions, slopes of PReLUs."""
+    """The layers' parameters in order: weights and biases of convolutions, slopes of PReLUs."""
     return [parameter for layer in layers for parameter in layer.parameters()]
 
 
 class PNet(nn.Module):
-    """Proposals: [B, 3, H, W] -> [B, 6, h, w], one cell per 12 x 12 window at stride 2.
+    """The proposal network: [B, 3, H, W] -> [B, 6, h, w], one cell per 12 x 12 window at stride 2.
 
     Channels: logits of background and face, offsets (dx1, dy1, dx2, dy2) in units of the window
     (docs/detectors.md 3.1).
@@ -127,12 +126,12 @@ class PNet(nn.Module):
         self.heads = nn.Conv2d(32, 2 + 4, 1)
 
     def weights(self) -> list[Tensor]:
-        """What `ops.pnet` takes: of each layer its weight and bias, and the PReLU's slopes."""
+        """The weights, biases and PReLU slopes of all layers, as `ops.pnet` takes them."""
         convolutions = (self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3)
         return parameters_of(*convolutions, self.heads)
 
     def hidden(self, x: Tensor) -> Tensor:
-        """What the heads see, [B, 32, h, w]."""
+        """The input of the heads, [B, 32, h, w]."""
         x = self.pool1(self.prelu1(self.conv1(x)))
         x = self.prelu2(self.conv2(x))
         return self.prelu3(self.conv3(x))
@@ -142,7 +141,7 @@ class PNet(nn.Module):
 
 
 class RNet(nn.Module):
-    """Refinement: [N, 3, 24, 24] -> [N, 6], channels as in `PNet` (docs/detectors.md 3.1)."""
+    """The refinement network: [N, 3, 24, 24] -> [N, 6], channels as in `PNet` (docs/detectors.md 3.1)."""
 
     POOLS = (3, 3, 0)
 
@@ -161,7 +160,7 @@ class RNet(nn.Module):
         self.heads = nn.Linear(128, 2 + 4)
 
     def weights(self) -> list[Tensor]:
-        """What `ops.convnet` takes."""
+        """The weights, biases and PReLU slopes of the convolutions, as `ops.convnet` takes them."""
         return parameters_of(self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3)
 
     def features(self, x: Tensor) -> Tensor:
@@ -173,7 +172,7 @@ class RNet(nn.Module):
         return self.prelu3(self.conv3(x))
 
     def hidden(self, x: Tensor) -> Tensor:
-        """What the heads see, [N, 128]."""
+        """The input of the heads, [N, 128]."""
         return self.prelu4(self.dense(self.features(x).flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,7 +180,10 @@ class RNet(nn.Module):
 
 
 class ONet(nn.Module):
-    """Output: [N, 3, 48, 48] -> [N, 16]: as `PNet`, then landmarks x1 ... x5, y1 ... y5 in units of the crop."""
+    """The output network: [N, 3, 48, 48] -> [N, 16], channels as in `PNet`, then landmarks.
+
+    These are x1 ... x5, y1 ... y5 in units of the crop.
+    """
 
     POOLS = (3, 3, 2, 0)
 
@@ -204,7 +206,7 @@ class ONet(nn.Module):
         self.heads = nn.Linear(256, 2 + 4 + 10)
 
     def weights(self) -> list[Tensor]:
-        """What `ops.convnet` takes."""
+        """The weights, biases and PReLU slopes of the convolutions, as `ops.convnet` takes them."""
         convolutions = (self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3)
         return parameters_of(*convolutions, self.conv4, self.prelu4)
 
@@ -222,9 +224,9 @@ class ONet(nn.Module):
 
 
 class WithLandmarks(nn.Module):
-    """P-Net or R-Net as the paper trains them, with landmarks (docs/detectors.md 8, row 15); channels as in `ONet`.
+    """P-Net or R-Net with landmarks, as the paper trains them (docs/detectors.md 8, row 15); channels as in `ONet`.
 
-    The layer for the landmarks is this wrapper's, so that the network's own weights stay as they are released.
+    The landmark layer belongs to this wrapper, so the network keeps the parameters of the released weights.
     """
 
     def __init__(self, net: PNet | RNet) -> None:
@@ -238,7 +240,7 @@ class WithLandmarks(nn.Module):
 
 
 class CropKind(IntEnum):
-    """What a crop shows, by its IoU with a face, and thus which losses it counts for (docs/detectors.md 3.3)."""
+    """The kind of a crop, by its IoU with a face; decides which losses it counts for (docs/detectors.md 3.3)."""
 
     NEGATIVE = 0  # IoU < 0.3: classification
     POSITIVE = 1  # IoU > 0.65: classification and box
@@ -247,13 +249,12 @@ class CropKind(IntEnum):
 
 
 class CropTruth(NamedTuple):
-    """What the crops of a batch show, in units of the crop: (0, 0) is its top left, (1, 1) its bottom right.
+    """The ground truth of a batch of crops, in units of the crop: (0, 0) is its top left, (1, 1) its bottom right.
 
     Attributes:
-        kind: int64 [N], of `CropKind`.
-        boxes: float32 [N, 4], (x1, y1, x2, y2) of the face less those of the crop; means something for POSITIVE and
-            PART.
-        landmarks: float32 [N, 5, 2], (x, y); means something for LANDMARK.
+        kind: int64 [N], values of `CropKind`.
+        boxes: float32 [N, 4], (x1, y1, x2, y2) of the face minus those of the crop; used for POSITIVE and PART.
+        landmarks: float32 [N, 5, 2], (x, y); used for LANDMARK.
     """
 
     kind: Tensor
@@ -269,16 +270,16 @@ class Proposals(NamedTuple):
     image: Tensor
 
     def take(self, index: Tensor) -> Proposals:
-        """Those of an index, in its order."""
+        """Selects proposals by index, in its order."""
         return Proposals(self.boxes[index], self.scores[index], self.image[index])
 
 
 class MTCNN(FaceModel):
     """The cascade (docs/detectors.md 3). Runs in float32."""
 
-    # How much goes through a network in one call: few calls, bounded memory.
+    # Largest input of one call of a network: few calls, bounded memory.
     PNET_PIXELS, CROPS = 1 << 22, 1024
-    # How classification, box and landmarks weigh in each network's loss, the paper's alpha (docs/detectors.md 3.3).
+    # Weights of classification, box and landmarks in each network's loss, the paper's alpha (docs/detectors.md 3.3).
     ALPHA: ClassVar[dict[str, tuple[float, float, float]]] = {
         "pnet": (1.0, 0.5, 0.5),
         "rnet": (1.0, 0.5, 0.5),
@@ -295,19 +296,19 @@ class MTCNN(FaceModel):
     ) -> list[Faces]:
         """Finds the faces of every image; see `FaceModel.detect`.
 
-        Images whose short side shows no face of `min_face` (any below 12 pixels among them) have none.
+        Images with a short side below `min_face` have no faces.
 
         Args:
             images: uint8 [H, W, 3] RGB tensors of any sizes, on the model's device.
-            score_threshold: O-Net's: faces have a score > this. None: `config.thresholds[2]`.
-            min_face: Longer side in pixels of the smallest face. None: `config.min_face`, with the few smaller ones
-                that the networks then make of it.
+            score_threshold: O-Net's threshold: faces have a score > this. None: `config.thresholds[2]`.
+            min_face: Longer side in pixels of the smallest faces to return. None: `config.min_face`; calibration then
+                leaves a few smaller faces in the results.
 
         Returns:
-            One `Faces` per image: boxes as O-Net calibrated them (not square), scores, landmarks [N, 5, 2].
+            One `Faces` per image: boxes calibrated by O-Net (not square), scores, landmarks [N, 5, 2].
 
         Raises:
-            TypeError, ValueError: What came is not as above.
+            TypeError, ValueError: The images are not as described.
         """
         check_images(images, self.device)
         images = [image if image.numel() else image.new_zeros(1, 1, 3) for image in images]
@@ -326,7 +327,7 @@ class MTCNN(FaceModel):
         if not levels:
             empty = torch.zeros(0, device=self.device)
             return Proposals(empty.reshape(0, 4), empty, empty.long())
-        # The cells of all levels are counted through, row by row; those of level m begin at `starts[m]`.
+        # Cells are numbered row by row through all levels; those of level m begin at `starts[m]`.
         shapes = torch.tensor([cells_of(level) for level in levels], device=self.device)
         areas, widths = shapes.prod(1), shapes[:, 1]
         starts = areas.cumsum(0) - areas
@@ -369,7 +370,7 @@ class MTCNN(FaceModel):
     def _output(
         self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig, threshold: float
     ) -> list[Faces]:
-        """O-Net on 48 x 48 crops, landmarks on the square box, calibration, "min" suppression, one answer per image."""
+        """O-Net on 48 x 48 crops, landmarks in the square box, calibration, "min" suppression; a `Faces` per image."""
         out = self._look(self.onet, images, proposals, 48, config)
         proposals = proposals._replace(scores=face_probability(out))
         passed = (proposals.scores > threshold).nonzero().squeeze(1)
@@ -395,7 +396,7 @@ class MTCNN(FaceModel):
         config: MTCNNConfig,
         mirror: bool = False,
     ) -> Tensor:
-        """The answers of R-Net or O-Net to the crops of all proposals, float32 [K, channels]."""
+        """Runs R-Net or O-Net on the crops of all proposals: float32 [K, channels]."""
         boxes = clip_to_image(proposals, images) if config.clip_crops else proposals.boxes
         answers = []
         for part, index in zip(boxes.split(self.CROPS), proposals.image.split(self.CROPS), strict=True):
@@ -404,24 +405,24 @@ class MTCNN(FaceModel):
         return torch.cat(answers)
 
     def loss(self, net: Literal["pnet", "rnet", "onet"], answers: Tensor, truth: CropTruth) -> dict[str, Tensor]:
-        """The terms of one network's loss by name: float32 scalars with their weights, whose sum is to be minimised.
+        """Returns the loss terms of one network by name: weighted float32 scalars; minimize their sum.
 
         A crop counts for the losses of its kind (the paper's beta). Each term is the mean over the crops that count,
-        0 where there are none. All on the device, without a host synchronisation.
+        or 0 if there are none. Everything runs on the device, without host synchronization.
 
         Args:
-            net: Which network; it decides the weights.
-            answers: What it gave for N crops of its own size, [N, 6 or 16] (P-Net: [N, 6 or 16, 1, 1]).
-            truth: What the crops show.
+            net: The network; it decides the weights.
+            answers: The network's output for N crops of its input size, [N, 6 or 16] (P-Net: [N, 6 or 16, 1, 1]).
+            truth: The ground truth of the crops.
 
         Returns:
-            "classification": cross-entropy of the `hard_fraction` of the negatives and positives that are hardest.
+            "classification": cross-entropy of the hardest `hard_fraction` of the negatives and positives.
             "box": squared distance of the four offsets of positives and parts.
-            "landmarks", where the network answers them: squared distance of the ten coordinates of landmark crops
-            whose points are all known.
+            "landmarks", if the network has them: squared distance of the ten coordinates, over landmark crops with all
+            points known.
 
         Raises:
-            ValueError: There is no such network, or answers or truth are of another shape, for another number of crops.
+            ValueError: The network does not exist, or answers or truth have another shape or number of crops.
         """
         if net not in self.ALPHA:
             raise ValueError(f"net should be one of {', '.join(self.ALPHA)}, got {net!r}")
@@ -467,12 +468,12 @@ class Level(NamedTuple):
 
 
 def pyramid_levels(sizes: Sequence[tuple[int, int]], min_face: float, factor: float) -> list[Level]:
-    """The pyramid levels of all images, those of equal size side by side.
+    """The pyramid levels of all images, with levels of equal size side by side.
 
     Args:
         sizes: (height, width) of each image.
         min_face: The first scale is 12 / min_face.
-        factor: Each scale is the last one times this, as long as the short side is >= 12 pixels
+        factor: Each scale is the previous one times this, as long as the short side is >= 12 pixels
             (docs/detectors.md 3.4).
     """
     by_size: dict[tuple[int, int], list[Level]] = defaultdict(list)
@@ -488,7 +489,7 @@ def pyramid_levels(sizes: Sequence[tuple[int, int]], min_face: float, factor: fl
 
 
 def same_size_runs(levels: Sequence[Level], pixels: int) -> list[slice]:
-    """Runs of neighbours of equal size, each of at most `pixels` pixels (or one level)."""
+    """Groups neighboring levels of equal size into runs of at most `pixels` pixels (or one level)."""
     runs: list[slice] = []
     for k, level in enumerate(levels):
         same = k > 0 and (level.height, level.width) == (levels[k - 1].height, levels[k - 1].width)
@@ -500,7 +501,7 @@ def same_size_runs(levels: Sequence[Level], pixels: int) -> list[slice]:
 
 
 def cells_of(level: Level) -> tuple[int, int]:
-    """Rows and columns of P-Net's map: its pooling rounds up, so that odd sizes keep their last pixel."""
+    """Rows and columns of P-Net's map; its pooling rounds up, so odd sizes keep their last pixel."""
     return (level.height - CELL + 1) // STRIDE + 1, (level.width - CELL + 1) // STRIDE + 1
 
 
@@ -508,7 +509,7 @@ def cell_boxes(rows: Tensor, columns: Tensor, scales: Tensor) -> Tensor:
     """The image boxes of P-Net cells: float32 [K, 4].
 
     In the author's pixels, counted from 1, cell i (counted from 0) is x1 = fix((2i + 1) / s), x2 = fix((2i + 12) / s),
-    in double precision (docs/detectors.md 3.4); see the head of this file for the shift.
+    in double precision (docs/detectors.md 3.4). The top of this file explains the shift to continuous pixels.
 
     Args:
         rows, columns: int64 [K].
@@ -533,13 +534,13 @@ def suppress(proposals: Proposals, segments: Tensor, threshold: float, config: M
 
 
 def calibrate(boxes: Tensor, offsets: Tensor, *, plus_one: bool = True) -> Tensor:
-    """Moves each corner by offset times side. `plus_one=False`: the side is one pixel short, as after P-Net."""
+    """Moves each edge by offset times side. `plus_one=False`: sides are taken one pixel short, as after P-Net."""
     sides = boxes[:, 2:] - boxes[:, :2] - (0.0 if plus_one else 1.0)
     return boxes + offsets * sides.repeat(1, 2)
 
 
 def whole_squares(boxes: Tensor) -> Tensor:
-    """Squares about the same centre with the longer side, rounded towards zero in the author's pixels."""
+    """Squares with the same center and the longer side, rounded towards zero in the author's pixels."""
     sides = boxes[:, 2:] - boxes[:, :2]
     side = sides.amax(1, keepdim=True)
     corner = boxes[:, :2] + sides * 0.5 - side * 0.5
@@ -549,20 +550,20 @@ def whole_squares(boxes: Tensor) -> Tensor:
 def place_landmarks(squares: Tensor, points: Tensor) -> Tensor:
     """[K, 10] in units of the crop -> [K, 5, 2] in the image's pixels.
 
-    The author's x1 + w * p - 1, in his x1, is the same number as x1 + w * p in ours.
+    The author's x1 + w * p - 1, with his x1, is the same as x1 + w * p with ours.
     """
     corner, sides = squares[:, None, :2], (squares[:, 2:] - squares[:, :2])[:, None]
     return corner + sides * points.reshape(-1, 2, 5).transpose(1, 2)
 
 
 def mirror_points(points: Tensor) -> Tensor:
-    """Landmarks [K, 10] of mirrored crops, mirrored back: left and right change places."""
+    """Mirrors the landmarks [K, 10] of mirrored crops back: left and right swap."""
     x, y = points[:, [1, 0, 2, 4, 3]], points[:, [6, 5, 7, 9, 8]]
     return torch.cat([1 - x, y], 1)
 
 
 def clip_to_image(proposals: Proposals, images: Sequence[Tensor]) -> Tensor:
-    """Boxes cut at the border of their images, at least one pixel wide."""
+    """Clips boxes to their images; they stay at least one pixel wide and high."""
     limits = torch.tensor([[image.shape[1], image.shape[0]] for image in images], dtype=torch.float32)
     limits = limits.to(proposals.boxes.device)[proposals.image]
     corner = proposals.boxes[:, :2].clamp(min=0).minimum(limits - 1)
@@ -572,7 +573,7 @@ def clip_to_image(proposals: Proposals, images: Sequence[Tensor]) -> Tensor:
 def normalised_crops(
     images: Sequence[Tensor], boxes: Tensor, image: Tensor, size: tuple[int, int], config: MTCNNConfig
 ) -> Tensor:
-    """Boxes cut out and resized, (x - 127.5) / 128: float32 [N, 3, h, w]; black outside the image."""
+    """Crops boxes from images, resized and normalized to (x - 127.5) / 128: float32 [N, 3, h, w]; black outside."""
     return ops.crop_resize(
         images, boxes, image, size, interpolation=config.interpolation, mean=(127.5,) * 3, std=(128.0,) * 3
     )

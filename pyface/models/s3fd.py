@@ -1,16 +1,16 @@
 """S3FD: anchors for small faces (Zhang et al., "S3FD: Single Shot Scale-invariant Face Detector", 2017, arXiv
 1708.05237; docs/detectors.md 2).
 
-Six maps with strides from 4 to 128 px each carry square anchors of four times their stride, so that faces of all sizes
-meet equally dense anchors. Three quarters of these lie on the first map and see little of the picture; there, the
-background has three logits, of which the largest counts ("max-out").
+Six maps with strides from 4 to 128 px have square anchors of four times their stride, so anchors are equally dense for
+faces of all sizes. Three quarters of the anchors are on the first map, which has little context. There, background has
+three logits, and the largest counts ("max-out").
 
-Where the paper's mechanisms live:
+Where to find the paper's mechanisms:
 
 - scale-equitable anchors: `S3FDConfig.strides`, `anchor_scale`, and `S3FD.levels`;
 - max-out background label: `S3FDConfig.num_background` -> `AnchorLevel.num_background` of level 0 -> `decode_anchors`;
-- matching that leaves no face out, and hard negatives: `S3FD.loss`;
-- L2 normalisation of the first three maps: `layers.L2Norm` in `S3FDVGG16` and `S3FDLite`;
+- matching that gives every face anchors, and hard negatives: `S3FD.loss`;
+- L2 normalization of the first three maps: `layers.L2Norm` in `S3FDVGG16` and `S3FDLite`;
 - VGG16 with convolutional fc6 and fc7, and the extra layers: `backbones.VGG16` and `S3FDVGG16`;
 - the same mechanisms on a compact network, with landmarks: `S3FDLite`.
 """
@@ -37,25 +37,25 @@ from pyface.models.views import Size
 
 @dataclass(frozen=True)
 class S3FDConfig:
-    """The numbers of the detector; the defaults are the paper's (docs/detectors.md 2).
+    """The settings of the detector; the defaults are the paper's (docs/detectors.md 2).
 
     Attributes:
         strides: Pixels between the cells of each map (2.1).
         anchor_scale: Side of an anchor in strides (2.1).
-        num_background: Background logits of the first map; the others have one (2.1).
-        variances: Units of the box offsets, of centres and of sizes (2.1).
-        mean, std: Subtracted, divided by, in pixel values and RGB order (2.6).
-        bgr: The network takes blue first (2.6).
-        score_threshold, nms_threshold: Faces have a score > the first; those that overlap a better one > the second
-            are dropped (2.6).
-        match_iou: An anchor is a face's from this IoU on, and background below (2.3).
-        compensate: A face with fewer anchors gets its next best ones above an IoU of 0.1, up to this many: a number (6
-            in the author's code), or "mean", the mean of the image's faces (2.3). None: it gets none.
-        negative_ratio: Background anchors that teach, the hardest of an image, for each of its faces' anchors (2.4).
-        min_negatives: But at least so many, so that pictures without faces teach too.
+        num_background: Number of background logits of the first map; the others have one (2.1).
+        variances: Units of the box offsets: of centers and of sizes (2.1).
+        mean, std: Subtracted from pixel values, and divided by, in RGB order (2.6).
+        bgr: Whether the network takes blue first (2.6).
+        score_threshold: Faces have a score > this (2.6).
+        nms_threshold: Faces are dropped if their IoU with a better one is > this (2.6).
+        match_iou: An anchor is assigned to a face if their IoU is >= this; otherwise it is background (2.3).
+        compensate: A face with fewer anchors than this gets its next best ones with an IoU above 0.1, up to this many:
+            a number (6 in the author's code), or "mean", the mean of the image's faces (2.3). None: no compensation.
+        negative_ratio: Number of background anchors, the hardest of an image, per face anchor in training (2.4).
+        min_negatives: Smallest number of background anchors per image, so that images without faces count too.
         box_loss: "smooth_l1" as in the paper (2.4), or "diou", the distance-IoU loss.
-        box_weight: Of the boxes' term.
-        landmark_weight: Of the landmarks' term, where a network has it.
+        box_weight: Weight of the box loss.
+        landmark_weight: Weight of the landmark loss, if the network has landmarks.
     """
 
     strides: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
@@ -78,12 +78,13 @@ class S3FDConfig:
 
 @dataclass(frozen=True)
 class S3FDVGG16Config(S3FDConfig):
-    """What the VGG16 network adds.
+    """Additional settings of the VGG16 network.
 
     Attributes:
-        norm_scales: How the scales of the three `L2Norm`s start (2.1).
-        fc6_padding, fc6_dilation: Of the 3 x 3 convolution fc6. Checkpoints differ: 1 and 1 in the author's training
-            files, 3 and 1 in what was released (its maps are larger by 2 ... 4 cells), 6 and 6 in yxlijun's (2.7).
+        norm_scales: Initial scales of the three `L2Norm`s (2.1).
+        fc6_padding, fc6_dilation: Padding and dilation of the 3 x 3 convolution fc6. Checkpoints differ: 1 and 1 in the
+            author's training files, 3 and 1 in the released weights (whose maps are larger by 2 ... 4 cells), 6 and 6
+            in yxlijun's (2.7).
     """
 
     norm_scales: tuple[float, float, float] = (10.0, 8.0, 5.0)
@@ -92,14 +93,14 @@ class S3FDVGG16Config(S3FDConfig):
 
 
 class S3FD(AnchorDetector):
-    """What all S3FD networks share: their anchors, and how maps become candidates.
+    """Base class of the S3FD networks: anchors and loss.
 
     Attributes:
-        config: The numbers.
+        config: The settings.
         levels: The anchors of each map.
     """
 
-    # The deploy file's, and the speed setting (docs/detectors.md 2.6).
+    # The limits of the deploy file, and of the speed measurement (docs/detectors.md 2.6).
     limits: ClassVar[dict[str, Limits]] = {"ap": Limits(5000, 750), "fast": Limits(400, 200)}
 
     def __init__(self, config: S3FDConfig) -> None:
@@ -111,7 +112,7 @@ class S3FD(AnchorDetector):
         self.levels = tuple(
             ops.AnchorLevel(
                 stride=stride,
-                # Cell i lies about (i + 0.5) * stride, whatever the map's size.
+                # Cell i is centered at (i + 0.5) * stride, whatever the map's size.
                 anchors=anchors_around(stride / 2, [(config.anchor_scale * stride,) * 2]),
                 num_background=config.num_background if level == 0 else 1,
             )
@@ -119,20 +120,20 @@ class S3FD(AnchorDetector):
         )
 
     def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth) -> dict[str, Tensor]:
-        """The terms of the loss; see `SingleShot.loss`.
+        """Returns the loss terms; see `SingleShot.loss`.
 
-        Every term is divided by the number of the faces' anchors in the batch, as in the author's code: with its
-        weights of 1 this is the paper's formula with its lambda of 4, since a quarter of the anchors that teach are
-        faces' (docs/detectors.md 2.4).
+        Each term is divided by the number of face anchors in the batch, as in the author's code. With its weights of 1
+        this equals the paper's formula with lambda = 4, since a quarter of the anchors that count are face anchors
+        (docs/detectors.md 2.4).
 
         Args:
-            maps: What `forward` gave, all of it.
+            maps: The complete output of `forward`.
             truth: The faces.
 
         Returns:
-            "classification": softmax cross-entropy of the faces' anchors and the hardest of the others.
-            "box": smooth L1 or distance-IoU loss of the faces' anchors, times `box_weight`.
-            "landmarks", where the maps have them: smooth L1, divided by the number of anchors whose face's are known.
+            "classification": softmax cross-entropy of face anchors and the hardest background anchors.
+            "box": smooth L1 or distance-IoU loss of face anchors, times `box_weight`.
+            "landmarks", if the maps have them: smooth L1, divided by the number of anchors with known landmarks.
         """
         config = self.config
         losses.check_maps(maps, self.levels, truth)
@@ -150,7 +151,7 @@ class S3FD(AnchorDetector):
         is_face = index >= 0
         faces = losses.count(is_face)
         evidence = losses.face_evidence([level.logits for level in maps], self.levels)
-        # A background's loss rises with its evidence.
+        # The loss of a background anchor rises with its evidence, so mining can use the evidence.
         negatives = ops.hard_negatives(evidence, index, ratio=config.negative_ratio, minimum=config.min_negatives)
         entropy = losses.cross_entropy(evidence, is_face)
         answers = losses.by_anchor([level.boxes for level in maps], self.levels)
@@ -170,11 +171,11 @@ class S3FD(AnchorDetector):
 class S3FDVGG16(S3FD):
     """The paper's network (docs/detectors.md 2.1). Layers have the author's names.
 
-    Images [B, 3, H, W] of any size; the maps have strides 4, 8, 16, 32, 64, 128 and round up. At 640 x 640 there are
-    34,125 anchors (34,356 with fc6_padding=3).
+    Takes images [B, 3, H, W] of any size; the maps have strides 4, 8, 16, 32, 64, 128, and their sizes are rounded up.
+    At 640 x 640 there are 34,125 anchors (34,356 with fc6_padding=3).
     """
 
-    # The maps that carry heads, and their channels.
+    # The maps that have heads, and their channels.
     SOURCES = (
         ("conv3_3_norm", 256),
         ("conv4_3_norm", 512),
@@ -203,7 +204,7 @@ class S3FDVGG16(S3FD):
         xavier(self)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The six maps that carry heads, in the order of `SOURCES`."""
+        """The six maps that have heads, in the order of `SOURCES`."""
         conv3_3, conv4_3, conv5_3 = self.backbone(images)
         fc6 = F.relu(self.fc6(pool(conv5_3)), inplace=True)
         fc7 = F.relu(self.fc7(fc6), inplace=True)
@@ -222,15 +223,16 @@ class S3FDVGG16(S3FD):
 
 @dataclass(frozen=True)
 class S3FDLiteConfig(S3FDConfig):
-    """What the lite network changes: its input is RGB with ImageNet's mean and deviation, and it knows landmarks.
+    """The settings of the lite network, where they differ: RGB input with ImageNet's mean and deviation, and landmarks.
 
     Attributes:
         nms_threshold: More than the paper's 0.3: best for average precision at IoU 0.4 and F1 on faces/val, measured
-            with weights of an earlier step; that at IoU 0.5 would rise further (0.863, 0.868, 0.873 at 0.3, 0.4, 0.5).
-        negative_ratio: More than the paper's 3, measured to be better, as is the distance-IoU loss (docs/training.md).
-        norm_scales: How the scales of the three `L2Norm`s start (2.1).
-        landmarks: Every anchor also answers five landmarks; the paper's network has none.
-        prior: Face probability that a fresh network answers everywhere.
+            with earlier weights. At IoU 0.5, average precision would rise further (0.863, 0.868, 0.873 with thresholds
+            of 0.3, 0.4, 0.5).
+        negative_ratio: More than the paper's 3, which measured better, as did the distance-IoU loss (docs/training.md).
+        norm_scales: Initial scales of the three `L2Norm`s.
+        landmarks: Whether every anchor also predicts five landmarks; the paper's network has none.
+        prior: Face probability that the untrained network returns everywhere.
     """
 
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -248,15 +250,15 @@ class S3FDLiteConfig(S3FDConfig):
 class S3FDLite(S3FD):
     """S3FD on `backbones.SlimResNet`: the same six levels and anchors, `L2Norm` and max-out.
 
-    The paper's shallow maps are 256 and 512 channels wide, ours 32 and 48. What they cannot know for themselves comes
-    down a feature pyramid, which the paper does not have and which costs less than widening them.
+    The paper's shallow maps have 256 and 512 channels, these 32 and 48. A feature pyramid, which the paper does not
+    have, gives them context from deeper maps. That costs less than widening them.
 
-    Images [B, 3, H, W] of any size; maps round up. At 640 x 640 there are 34,125 anchors.
+    Takes images [B, 3, H, W] of any size; the sizes of maps are rounded up. At 640 x 640 there are 34,125 anchors.
     """
 
     size: ClassVar[Size] = 640
     channels_last: ClassVar[bool] = True
-    smallest_face = 24.0  # measured: at 10 px an eighth to a third of all faces of 40 px were lost
+    smallest_face = 24.0  # measured: when scaled to 10 px, an eighth to a third of all 40 px faces were missed
 
     PYRAMID = (32, 48, 64)  # channels at strides 4, 8, 16
     EXTRA = 96  # channels at strides 64 and 128
@@ -271,7 +273,7 @@ class S3FDLite(S3FD):
         self.level7 = extra_level(self.EXTRA, self.EXTRA)
         self.down4, self.smooth4 = TopDown(c4, c5, p4), convolution(p4, p4)
         self.down3, self.smooth3 = TopDown(c3, p4, p3), convolution(p3, p3)
-        self.down2 = TopDown(c2, p3, p2)  # its map is so large that the predictor alone looks at it
+        self.down2 = TopDown(c2, p3, p2)  # no smoothing: at this map's size, a second convolution costs too much
         self.norms = nn.ModuleList(
             L2Norm(channels, scale) for channels, scale in zip(self.PYRAMID, config.norm_scales, strict=True)
         )
@@ -283,7 +285,7 @@ class S3FDLite(S3FD):
         )
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The six maps that carry heads."""
+        """The six maps that have heads."""
         c2, c3, c4, c5 = self.backbone(images)
         p4 = self.down4(c4, c5)
         p3 = self.down3(c3, p4)

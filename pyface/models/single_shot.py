@@ -1,4 +1,4 @@
-"""Detectors that look once: a network gives maps, one fused op turns them into candidates, suppression leaves faces."""
+"""Single-shot detectors: a network returns maps, one fused op decodes candidates, suppression leaves the faces."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pyface.models.base import FaceModel, Faces, GroundTruth, check_images
 from pyface.models.graphs import CudaGraphs
 from pyface.models.views import MULTISCALE, Size, View, halvings, scale_for, tiles, whole
 
-CANVAS = 32  # canvases are multiples of it, so that pictures of nearly equal sizes share a batch
-BATCH_PIXELS = 1 << 22  # of the canvases that go through a network together
+CANVAS = 32  # canvas sizes are multiples of this, so that images of nearly equal sizes share a batch
+BATCH_PIXELS = 1 << 22  # largest number of canvas pixels per batch
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pixels become a network's input: (pixel - mean) / std per channel, in the network's order of channels.
+    """Normalization of a network's input: (pixel - mean) / std per channel, in the network's channel order.
 
     Attributes:
-        mean: In units of pixel values, 0 to 255, in RGB order whatever the network's order.
-        std: Likewise.
-        bgr: The network takes blue first.
+        mean: In pixel values, 0 to 255, in RGB order whatever the network's order.
+        std: As `mean`.
+        bgr: Whether the network takes blue first.
     """
 
     mean: tuple[float, float, float]
@@ -37,11 +37,11 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Limits:
-    """How many boxes live how long.
+    """The largest numbers of boxes per image.
 
     Attributes:
         candidates: Before suppression, best first, over all levels.
-        detections: After it.
+        detections: After suppression.
     """
 
     candidates: int
@@ -50,17 +50,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How a single-shot detector looks at pictures.
+    """Options of a single-shot detector: image scale, tiling, merging of views and numbers of boxes.
 
     Attributes:
-        size: How large the network sees a picture: "native", its longer side in pixels, or (shorter side, longer side
-            at most); None: the model's own.
-        multiscale: Look at many scales and the mirror image and merge, as the authors of "s3fd", "srn" or "ssh" test;
-            None: one scale.
+        size: Size of the image that the network runs on: "native" (unscaled), the longer side in pixels, or (shorter
+            side, longer side at most); None: the model's default.
+        multiscale: Detect at many scales and in the mirror image, and merge the results, as the authors of "s3fd",
+            "srn" or "ssh" test; None: one scale.
         limits: "ap": the paper's limits for average precision; "fast": fewer boxes.
-        tile: Cut what is longer than so many network pixels into overlapping tiles; None: never.
-        drop_singletons: Where boxes vote (multiscale "s3fd" and "srn"), a box that no other confirms is dropped, as the
-            authors do; it costs faces that only one scale finds.
+        tile: Cut images longer than this many network pixels into overlapping tiles; None: never.
+        drop_singletons: When boxes vote (multiscale "s3fd" and "srn"), drop boxes that no other confirms, as the
+            authors do. That loses faces found at only one scale.
     """
 
     size: Size | None = None
@@ -94,7 +94,7 @@ def _is_size(size: object) -> bool:
     return size is None or size == "native" or is_side(size)
 
 
-# How the faces of several views become one set: by votes at this IoU, or else by suppression.
+# Multi-scale tests that merge the faces of their views by box voting, at this IoU; others use suppression.
 _VOTING = {"s3fd": 0.3, "srn": 0.5}
 
 
@@ -102,16 +102,16 @@ class SingleShot(FaceModel):
     """A fully convolutional detector.
 
     Attributes:
-        preprocessing: How pixels become its input.
-        limits: The paper's, for "ap" and for "fast".
-        size: How large it sees a picture unless told otherwise.
-        channels_last: Whether it is faster in that memory format.
-        most_enlarged: The largest scale at which it looks for small faces; beyond it there is only blur to be seen.
-        smallest_face: Side in network pixels of the smallest face that it finds about as surely as larger ones.
-        score_threshold: A candidate's score is > this.
-        nms_threshold: A candidate is dropped when its IoU with a better one is > this.
-        nms_overlap: What that IoU divides by: "union", or "min", the smaller of the two areas.
-        nms_plus_one: Suppression counts sides as x2 - x1 + 1, as released weights were tested.
+        preprocessing: Normalization of the input.
+        limits: The limits of boxes for "ap" and for "fast".
+        size: Default size of the image that the network runs on.
+        channels_last: Whether the network is faster in that memory format.
+        most_enlarged: Largest scale used to find small faces; enlarging more only blurs.
+        smallest_face: Side in network pixels of the smallest faces that are found about as reliably as larger ones.
+        score_threshold: Candidates have a score > this.
+        nms_threshold: Candidates are dropped if their IoU with a better one is > this.
+        nms_overlap: The divisor of that IoU: "union", or "min", the smaller of the two areas.
+        nms_plus_one: Whether suppression measures sides as x2 - x1 + 1, as released weights were tested.
     """
 
     preprocessing: Preprocessing
@@ -125,13 +125,14 @@ class SingleShot(FaceModel):
     nms_overlap: Literal["union", "min"] = "union"
     nms_plus_one: bool = False
 
-    graphs: CudaGraphs | None = None  # set by whoever wants `find` replayed as CUDA graphs
+    graphs: CudaGraphs | None = None  # set this to replay `find` as CUDA graphs
 
     @abstractmethod
     def forward(self, images: Tensor) -> Any:
-        """Preprocessed images [B, 3, H, W] -> the head maps, and nothing else: exportable, compilable.
+        """Preprocessed images [B, 3, H, W] -> the head maps. Contains nothing but the network, so it can be exported
+        and compiled.
 
-        Anchor detectors give a list of `ops.LevelMaps`, one a level.
+        Anchor detectors return a list of `ops.LevelMaps`, one per level.
         """
 
     @abstractmethod
@@ -143,29 +144,29 @@ class SingleShot(FaceModel):
         max_candidates: int,
         sizes: Tensor | None = None,
     ) -> ops.Candidates:
-        """Head maps -> boxes in the pixels of the network's input, by `ops.decode_anchors` or `ops.decode_densebox`.
+        """Decodes head maps to boxes in input pixels, by `ops.decode_anchors` or `ops.decode_densebox`.
 
         Args:
-            maps: What `forward` gave, or its first levels.
+            maps: The output of `forward`, or its first levels.
             score_threshold: Candidates have a score > this.
-            max_candidates: The best so many are kept.
-            sizes: float32 [B, 2], height and width of each picture's part of the canvas; boxes are clipped to it.
+            max_candidates: Number of candidates to keep, best first.
+            sizes: float32 [B, 2], height and width of each image's part of the canvas; boxes are clipped to it.
         """
 
     @abstractmethod
     def loss(self, maps: Any, truth: GroundTruth) -> dict[str, Tensor]:
-        """The terms of the paper's loss by name: float32 scalars with their weights, whose sum is to be minimised.
+        """Returns the terms of the paper's loss by name: weighted float32 scalars; minimize their sum.
 
-        All on the device, without a host synchronisation. A batch without any face has finite terms as well, and those
-        of classification still teach what background is. Maps of half precision are computed in float32.
+        Everything runs on the device, without host synchronization. In a batch without faces all terms are finite, and
+        classification still trains on background. Half-precision maps are converted to float32.
 
         Args:
-            maps: What `forward` gave in training, all of it.
+            maps: The complete output of `forward` in training.
             truth: The faces, on the maps' device.
         """
 
     def complete(self, found: ops.Candidates, maps: Any) -> ops.Candidates:
-        """Adds to what suppression left what need not be known of all candidates."""
+        """Adds outputs that are only needed for candidates left by suppression, such as DenseBox's landmarks."""
         return found
 
     def find(
@@ -178,18 +179,20 @@ class SingleShot(FaceModel):
         levels: int | None = None,
         suppress: bool = True,
     ) -> ops.Candidates:
-        """The whole chain with static shapes and without host synchronisation: for torch.compile and CUDA graphs.
+        """Runs network, decoding and suppression with static shapes and no host synchronization.
+
+        Suits torch.compile and CUDA graphs.
 
         Args:
-            images: Preprocessed, [B, 3, H, W] of the model's dtype.
+            images: Preprocessed images [B, 3, H, W] in the model's dtype.
             sizes: As in `candidates`.
-            score_threshold: None: the model's own.
+            score_threshold: None: the model's default.
             limits: "ap" or "fast".
-            levels: How many of the maps count, as the end of a slice; None: all.
-            suppress: Without it all candidates come back.
+            levels: Number of maps to use, as the end of a slice; None: all.
+            suppress: Whether to apply suppression; without it all candidates are returned.
 
         Returns:
-            `ops.Candidates`, M = the limit's detections (without suppression its candidates).
+            `ops.Candidates`, where M is the limit of detections (without suppression, of candidates).
         """
         most = self.limits[limits]
         threshold = self.score_threshold if score_threshold is None else score_threshold
@@ -204,7 +207,7 @@ class SingleShot(FaceModel):
             found.count,
             self.nms_threshold,
             max_detections=min(most.detections, found.scores.shape[1]),
-            score_threshold=score_threshold,  # what a caller asks for holds, also where the model's own has exceptions
+            score_threshold=score_threshold,  # a caller's threshold has no exceptions, unlike the model's default
             overlap=self.nms_overlap,
         )
         return self.complete(_take(found, keep, count), maps)
@@ -221,16 +224,16 @@ class SingleShot(FaceModel):
 
         Args:
             images: uint8 [H, W, 3] RGB tensors of any sizes, on the model's device.
-            score_threshold: Faces have a score > this. None: the model's own.
-            min_face: Longer side in pixels of the smallest face that is returned; unless the options give a size,
-                pictures are seen as large as that takes, up to `most_enlarged`.
-            options: How to look; None: once, at the model's own size.
+            score_threshold: Faces have a score > this. None: the model's default.
+            min_face: Longer side in pixels of the smallest faces to return. Unless the options give a size, images are
+                scaled so that faces of this size can be found, enlarged at most by `most_enlarged`.
+            options: Options for scale and tiling; None: one view, at the model's default size.
 
         Returns:
             One `Faces` per image.
 
         Raises:
-            TypeError, ValueError: What came is not as above.
+            TypeError, ValueError: The images are not as described, or the detector does not support the options.
         """
         check_images(images, self.device)
         options = options or InferenceOptions()
@@ -250,18 +253,18 @@ class SingleShot(FaceModel):
             return [self._merged(parts, options, min_face) for parts in found]
 
     def own_scale(self, height: int, width: int) -> float:
-        """The scale at which it sees a picture unless told otherwise."""
+        """The default scale for an image."""
         return scale_for(self.size, height, width)
 
     def check_options(self, options: InferenceOptions) -> None:
-        """Raises ValueError when options ask for what this detector does not do."""
+        """Raises ValueError if this detector does not support the options."""
 
     def plan(self, view: View, options: InferenceOptions) -> Iterable[View]:
-        """The looks that it takes at a picture, before they are cut into tiles.
+        """The views of an image to run on, before they are cut into tiles.
 
         Args:
-            view: The whole picture, at the scale that was asked for, or its own.
-            options: How to look.
+            view: The whole image, at the requested or the default scale.
+            options: Options for scale and tiling.
         """
         if options.multiscale is not None:
             return MULTISCALE[options.multiscale](replace(view, scale=1.0))
@@ -285,7 +288,7 @@ class SingleShot(FaceModel):
     def _look(
         self, images: Sequence[Tensor], views: list[View], score_threshold: float | None, options: InferenceOptions
     ) -> tuple[list[View], ops.Candidates]:
-        """Shows views of one canvas size to the network."""
+        """Runs the detector on views of one canvas size."""
         canvas, contents = _canvas(views[0]), [view.content for view in views]
         pixels = [view.pixels(images[view.image]) for view in views]
         batch, _ = ops.letterbox(
@@ -303,7 +306,7 @@ class SingleShot(FaceModel):
             "score_threshold": score_threshold,
             "limits": options.limits,
             "levels": views[0].levels,
-            "suppress": options.multiscale != "ssh",  # whose scales compete as one (docs/detectors.md 5.4)
+            "suppress": options.multiscale != "ssh",  # SSH suppresses over all scales at once (docs/detectors.md 5.4)
         }
         if self.graphs is None or batch.device.type != "cuda":
             return views, self.find(batch, sizes, **arguments)
@@ -334,17 +337,17 @@ class SingleShot(FaceModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in, and takes."""
+        """The dtype of the network and of its input."""
         return next(self.parameters()).dtype
 
 
 class AnchorDetector(SingleShot):
-    """A single-shot detector whose boxes are anchors, moved and stretched: S3FD, SSH and SRN.
+    """A single-shot detector that predicts boxes relative to anchors: S3FD, SSH and SRN.
 
     Attributes:
         levels: The anchors of each map.
-        variances: Units of the box offsets, of centres and of sizes.
-        gate_threshold: Where a map has a gate, what it must be more than as well (SRN).
+        variances: Units of the box offsets: of centers and of sizes.
+        gate_threshold: On maps with a gate (SRN), the gate's score must also be > this.
     """
 
     levels: tuple[ops.AnchorLevel, ...]
@@ -359,7 +362,7 @@ class AnchorDetector(SingleShot):
         max_candidates: int,
         sizes: Tensor | None = None,
     ) -> ops.Candidates:
-        """Head maps to boxes; see `SingleShot.candidates`. The threshold may be one for each map."""
+        """Decodes head maps to boxes; see `SingleShot.candidates`. There may be one threshold per map."""
         return ops.decode_anchors(
             maps,
             self.levels[: len(maps)],
@@ -374,7 +377,7 @@ class AnchorDetector(SingleShot):
 def vote(faces: Faces, iou_threshold: float, *, drop_singletons: bool, plus_one: bool = False) -> Faces:
     """Box voting (docs/detectors.md 2.6 d); a voted face has the landmarks of the best face that voted for it.
 
-    `plus_one`: sides count as x2 - x1 + 1, as S3FD's authors have it; SRN's boxes come with that pixel.
+    `plus_one`: measure sides as x2 - x1 + 1, as S3FD's authors do; SRN's boxes already include that pixel.
     """
     if plus_one:
         wider = vote(faces._replace(boxes=widened(faces.boxes, 1.0)), iou_threshold, drop_singletons=drop_singletons)
@@ -382,7 +385,7 @@ def vote(faces: Faces, iou_threshold: float, *, drop_singletons: bool, plus_one:
     boxes, scores = ops.box_voting(faces.boxes, faces.scores, iou_threshold, drop_singletons=drop_singletons)
     if faces.landmarks is None:
         return Faces(boxes, scores, None)
-    # The best faces of the clusters, in their order, are what suppression leaves; it takes >, voting takes >=.
+    # Suppression leaves the best face of each cluster, in their order. It compares by >, voting by >=.
     best = ops.nms(faces.boxes, faces.scores, math.nextafter(iou_threshold, 0.0))
     if drop_singletons and len(boxes):
         same_score = scores[:, None] == faces.scores[best][None]
@@ -392,13 +395,13 @@ def vote(faces: Faces, iou_threshold: float, *, drop_singletons: bool, plus_one:
 
 
 def widened(boxes: Tensor, pixels: float) -> Tensor:
-    """Boxes [..., 4] whose right and bottom edges lie further out."""
-    # Not by a constant tensor: copying one to a GPU would synchronise.
+    """Moves the right and bottom edges of boxes [..., 4] outwards."""
+    # No constant tensor: copying one to a GPU would synchronize.
     return torch.cat([boxes[..., :2], boxes[..., 2:] + pixels], dim=-1)
 
 
 def _groups(views: list[View]) -> Iterator[list[View]]:
-    """Views that can go through the network together, at most BATCH_PIXELS at a time."""
+    """Groups views that can share a batch of at most BATCH_PIXELS pixels (or one view)."""
     by_shape: dict[tuple[object, ...], list[View]] = {}
     for view in views:
         by_shape.setdefault((_canvas(view), view.levels), []).append(view)
@@ -414,7 +417,7 @@ def _canvas(view: View) -> tuple[int, int]:
 
 
 def _take(found: ops.Candidates, keep: Tensor, count: Tensor) -> ops.Candidates:
-    """The candidates of an index padded with -1; what lies beyond the count is any candidate."""
+    """Selects candidates by an index padded with -1; entries beyond the count are arbitrary candidates."""
     index = keep.clamp(min=0)
     return ops.Candidates(
         found.boxes.take_along_dim(index[..., None], 1),
@@ -426,7 +429,7 @@ def _take(found: ops.Candidates, keep: Tensor, count: Tensor) -> ops.Candidates:
 
 
 def _unpad(seen: list[tuple[list[View], ops.Candidates]]) -> Iterator[tuple[View, Faces]]:
-    """The faces of every view in its picture's pixels. The one place that waits for the device."""
+    """Yields each view with its faces in image pixels. The only place that waits for the device."""
     if not seen:
         return
     counts = iter(torch.cat([found.count for _, found in seen]).tolist())
@@ -439,7 +442,7 @@ def _in_picture(view: View, found: ops.Candidates, row: int, count: int) -> Face
     boxes = view.to_picture(found.boxes[row, :count].reshape(-1, 2, 2)).flatten(1)
     scores = found.scores[row, :count]
     landmarks = view.to_picture(found.landmarks[row, :count]) if found.landmarks.shape[2] else None
-    if view.mirror:  # left and right change places
+    if view.mirror:  # left and right swap
         boxes = boxes[:, [2, 1, 0, 3]]
         landmarks = None if landmarks is None else landmarks[:, [1, 0, 2, 4, 3]]
     faces = Faces(boxes, scores, landmarks)

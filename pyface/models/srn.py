@@ -1,25 +1,26 @@
-"""SRN: a face is looked at twice (Chi et al., "Selective Refinement Network for High Performance Face Detection", 2018,
+"""SRN: detection in two steps (Chi et al., "Selective Refinement Network for High Performance Face Detection", 2018,
 arXiv 1809.02693; docs/detectors.md 4).
 
-A first step looks at the trunk's maps, a second at a feature pyramid. On the three low levels, which hold nearly all
-anchors, the first step drops what is surely background; on the three high ones, it moves the anchors before the second
-step does so again.
+The first step runs on the trunk's maps, the second on a feature pyramid. On the three low levels, which have nearly all
+anchors, the first step filters out obvious background. On the three high levels, it moves the anchors, and the second
+step moves them again.
 
-Where the paper's mechanisms live:
+Where to find the paper's mechanisms:
 
 - selective two-step classification (STC): `LevelMaps.gate` of the low levels, `SRNConfig.gate_threshold`;
 - selective two-step regression (STR): `LevelMaps.offsets` of the high levels;
 - receptive field enhancement (RFE): `RFE` in `subnet`;
-- what each step learns from: `SRN.loss`;
-- what the two steps share: `SRN.forward`, `SRNConfig.separate_prediction`;
+- the training targets of each step: `SRN.loss`;
+- the layers that the two steps share: `SRN.forward`, `SRNConfig.separate_prediction`;
 - the pyramid: `SRNResNet50.pyramid`, on `backbones.ResNet50`;
 - the same mechanisms on a compact network, with landmarks: `SRNLite`.
 
 Every image of a batch keeps its own moved anchors (the released code overwrites them from image to image).
 
-**Coordinates.** The author's anchors include both end pixels, x2 - x1 = w - 1, but his decoding takes x2 - x1 for their
-width: his anchors are decoded here as they stand. His results are written with w = x2 - x1 + 1, so `SRN.candidates`
-adds the pixel on the right and the bottom and thereby returns continuous pixels; `SRN.loss` takes it off the faces.
+**Coordinates.** The author's anchors include both end pixels, x2 - x1 = w - 1, but his decoding takes x2 - x1 as their
+width. Here his anchors are decoded in the same way. His results are written with w = x2 - x1 + 1, so
+`SRNResNet50.candidates` adds the pixel at the right and the bottom and returns continuous pixels; `SRN.loss` subtracts
+it from the faces.
 """
 
 from __future__ import annotations
@@ -47,30 +48,32 @@ from pyface.models.views import Size
 
 @dataclass(frozen=True)
 class SRNConfig:
-    """The numbers of the detector; the defaults are the author's code's (docs/detectors.md 4).
+    """The settings of the detector; the defaults are those of the author's code (docs/detectors.md 4).
 
     Attributes:
         strides: Pixels between the cells of each level (4.2).
-        anchor_scales: Sides of the anchors, in base boxes of about one stride (4.2).
+        anchor_scales: Sizes of the anchors, in base boxes of about one stride (4.2).
         anchor_ratio: Height over width (4.2).
-        low_levels: So many levels, from the finest, are filtered by the first step; it moves the others' anchors (4.5).
-        gate_threshold: First-step score that an anchor of a low level must have more than (4.5).
-        small_map: Cells; see `SRN.candidates` (4.5).
-        level_candidates: The best so many of each level go on; the paper has 2,000 (4.5).
-        separate_prediction: The first step has prediction layers of its own, as in the paper; else all is shared, as in
-            the released code (4.1).
-        prior: Face probability that a fresh network answers everywhere: its bias is -log 99 (4.1).
-        mean, std: Subtracted, divided by, in pixel values and RGB order (4.5).
-        bgr: The network takes blue first (4.5).
-        score_threshold, nms_threshold: Faces have a second-step score > the first; those that overlap a better one >
-            the second are dropped; the paper has 0.5 (4.5).
-        first_iou, second_iou: In each step of training, an anchor is a face's from the first number on, background
-            below the second, and does not count in between (4.3).
-        force_first: In the first step, a face's best anchor is its own whatever their IoU. Few faces meet one at 0.7,
-            and what the first step never calls a face, it closes to the second. The quotes do not say so, but the
-            paper's 22 anchors of faces in the first step for 69 in the second only fit with it (4.3).
-        focal_gamma, focal_alpha: Of the focal loss of both steps (4.3).
-        landmark_weight: Of the landmarks' term, where a network has it.
+        low_levels: Number of levels, from the finest, that the first step filters; on the others it moves the anchors
+            (4.5).
+        gate_threshold: Anchors of low levels must have a first-step score > this (4.5).
+        small_map: Number of cells; see `SRNResNet50.candidates` (4.5).
+        level_candidates: Number of candidates per level, best first; the paper has 2,000 (4.5).
+        separate_prediction: Whether the first step has its own prediction layers, as in the paper; otherwise all layers
+            are shared, as in the released code (4.1).
+        prior: Face probability that the untrained network returns everywhere; with 0.01 the bias is -log 99 (4.1).
+        mean, std: Subtracted from pixel values, and divided by, in RGB order (4.5).
+        bgr: Whether the network takes blue first (4.5).
+        score_threshold: Faces have a second-step score > this (4.5).
+        nms_threshold: Faces are dropped if their IoU with a better one is > this; the paper has 0.5 (4.5).
+        first_iou, second_iou: IoU limits of each step in training: an anchor is a face's if the IoU is >= the first
+            number, background if it is < the second, and ignored in between (4.3).
+        force_first: In the first step, assign a face's best anchor to it, whatever their IoU. Few faces have an anchor
+            with an IoU of 0.7, and anchors that the first step never accepts are lost to the second. The quoted
+            sources do not mention this, but the paper's 22 face anchors in the first step for 69 in the second are only
+            possible with it (4.3).
+        focal_gamma, focal_alpha: Parameters of the focal loss of both steps (4.3).
+        landmark_weight: Weight of the landmark loss, if the network has landmarks.
     """
 
     strides: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
@@ -100,18 +103,18 @@ class SRNConfig:
 
 
 class SRN(AnchorDetector):
-    """What all SRN networks share: both steps' heads, their anchors, and how maps become candidates.
+    """Base class of the SRN networks: the heads of both steps, anchors and loss.
 
     Args:
-        config: The numbers.
+        config: The settings.
 
     Attributes:
-        config: The numbers.
+        config: The settings.
         levels: The anchors of each level.
-        variances: Units of the box offsets, of centres and of sizes.
+        variances: Units of the box offsets: of centers and of sizes.
     """
 
-    # Both steps' survivors, at most 6 x 6,000 (docs/detectors.md 4.5); "fast" is S3FD's (2.6).
+    # The candidates of all levels, at most 6 x 6,000 (docs/detectors.md 4.5); "fast" is as for S3FD (2.6).
     limits: ClassVar[dict[str, Limits]] = {"ap": Limits(36000, 750), "fast": Limits(400, 200)}
 
     def __init__(self, config: SRNConfig) -> None:
@@ -131,7 +134,7 @@ class SRN(AnchorDetector):
         )
 
     def add_heads(self, channels: int) -> None:
-        """Gives both steps the paper's heads, on maps of so many channels, a multiple of 4."""
+        """Adds the paper's heads of both steps, for maps with `channels` channels, a multiple of 4."""
         config = self.config
         num_anchors = len(config.anchor_scales)
         self.cls_subnet, self.box_subnet = subnet(channels), subnet(channels)
@@ -144,7 +147,7 @@ class SRN(AnchorDetector):
 
     @abstractmethod
     def pyramid(self, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Images -> the maps that the first step looks at, and those of the second, all [B, channels, h, w]."""
+        """Images -> the maps of the first step, and those of the second, all [B, channels, h, w]."""
 
     def forward(self, images: Tensor) -> list[ops.LevelMaps]:
         """Preprocessed images [B, 3, H, W] -> second-step logits (2 channels) and boxes (8) of six levels, with
@@ -173,22 +176,22 @@ class SRN(AnchorDetector):
         return layer(self.box_subnet(x))
 
     def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth) -> dict[str, Tensor]:
-        """The terms of the loss; see `SingleShot.loss`.
+        """Returns the loss terms; see `SingleShot.loss`.
 
-        The first step classifies on the low levels only, and regresses on the high ones only. Anchors of low levels
-        that it calls background (gate score not above `config.gate_threshold`, the paper's theta) teach the second step
-        nothing; anchors of high levels are moved by it, image by image, before they are matched again. No gradient
-        flows back through the moved anchors. Every term is divided by the number of the faces' anchors that it saw.
+        The first step only classifies on the low levels, and only regresses on the high ones. Anchors of low levels
+        that it takes for background (gate score <= `config.gate_threshold`, the paper's theta) do not count in the
+        second step. Anchors of high levels are moved by it, image by image, before they are matched again. No gradient
+        flows through the moved anchors. Each term is divided by the number of its face anchors.
 
         Args:
-            maps: What `forward` gave, all of it.
+            maps: The complete output of `forward`.
             truth: The faces.
 
         Returns:
-            "first_classification", "classification": focal loss of either step (L_STC).
-            "first_box", "box": smooth L1 of either step (L_STR).
-            "landmarks", where the maps have them: smooth L1 of the second step, divided by the number of anchors whose
-                face's are known.
+            "first_classification", "classification": focal loss of each step (L_STC).
+            "first_box", "box": smooth L1 of each step (L_STR).
+            "landmarks", if the maps have them: smooth L1 of the second step, divided by the number of anchors with
+                known landmarks.
         """
         losses.check_maps(maps, self.levels, truth)
         truth = truth._replace(boxes=self.in_anchor_pixels(truth.boxes))
@@ -230,7 +233,7 @@ class SRN(AnchorDetector):
         return losses.box_term(answers, anchors, truth, index, self.variances) / losses.count(index >= 0)
 
     def in_anchor_pixels(self, boxes: Tensor) -> Tensor:
-        """Boxes [G, 4] in continuous pixels as seen by the anchors: the same, but for the paper's network."""
+        """Converts boxes [G, 4] from continuous pixels to those of the anchors; only the paper's network differs."""
         return boxes
 
 
@@ -242,7 +245,7 @@ def assign(
     force_best: bool = False,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """The face of every anchor, by two limits of IoU: int32 [B, A], see `ops.assign_anchors`."""
+    """Assigns faces to anchors by two IoU limits: int32 [B, A], see `ops.assign_anchors`."""
     positive, negative = iou
     index, _ = ops.assign_anchors(
         anchors,
@@ -260,7 +263,7 @@ def assign(
 def anchors_of(stride: int, scales: Sequence[float], ratio: float) -> tuple[tuple[float, float, float, float], ...]:
     """The anchors of cell (0, 0), in the author's pixels: x2 - x1 = width - 1, about (stride - 1) / 2.
 
-    Sides of the base box are rounded, halves to even, before they are scaled: 4 x 5, 7 x 9, 14 x 18, 29 x 36, 57 x 71,
+    The sides of the base box are rounded, halves to even, before scaling: 4 x 5, 7 x 9, 14 x 18, 29 x 36, 57 x 71,
     114 x 142.
     """
     width = round(math.sqrt(stride * stride / ratio))
@@ -269,9 +272,10 @@ def anchors_of(stride: int, scales: Sequence[float], ratio: float) -> tuple[tupl
 
 
 class RFE(nn.Module):
-    """Receptive field enhancement: views of 1 x 5, 5 x 1, 1 x 3 and 3 x 1 cells, added to what came in.
+    """Receptive field enhancement: branches with 1 x 5, 5 x 1, 1 x 3 and 3 x 1 kernels, added to the input.
 
-    Faces are not square windows: oblong views fit poses and occlusions. [B, C, H, W] -> the same; C a multiple of 4.
+    Oblong receptive fields fit poses and occlusions better than square ones. [B, C, H, W] -> the same shape; C is a
+    multiple of 4.
     """
 
     KERNELS = ((1, 5), (5, 1), (1, 3), (3, 1))
@@ -288,7 +292,7 @@ class RFE(nn.Module):
 
 
 def branch(channels: int, width: int, kernel: tuple[int, int]) -> nn.Sequential:
-    """One of RFE's views: 1 x 1 down to `width`, the oblong kernel, 1 x 1."""
+    """One of RFE's branches: 1 x 1 down to `width`, the oblong kernel, 1 x 1."""
     return nn.Sequential(
         fresh(channels, width, 1),
         nn.ReLU(inplace=True),
@@ -300,7 +304,7 @@ def branch(channels: int, width: int, kernel: tuple[int, int]) -> nn.Sequential:
 
 
 def subnet(channels: int) -> nn.Sequential:
-    """What lies before a prediction layer: 3 x 3, RFE, 3 x 3."""
+    """The layers before a prediction layer: 3 x 3, RFE, 3 x 3."""
     return nn.Sequential(
         fresh(channels, channels, 3),
         nn.ReLU(inplace=True),
@@ -311,9 +315,9 @@ def subnet(channels: int) -> nn.Sequential:
 
 
 def fresh(channels: int, width: int, kernel: int | tuple[int, int], *, stride: int = 1, bias: float = 0.0) -> nn.Conv2d:
-    """A convolution of odd kernel that keeps the map's size (or divides it by `stride`, rounding up).
+    """A convolution with an odd kernel that keeps the map's size (or divides it by `stride`, rounding up).
 
-    Its weights start at N(0, 0.01).
+    Its weights are initialized with N(0, 0.01).
     """
     height, breadth = (kernel, kernel) if isinstance(kernel, int) else kernel
     layer = nn.Conv2d(channels, width, (height, breadth), stride=stride, padding=(height // 2, breadth // 2))
@@ -324,25 +328,25 @@ def fresh(channels: int, width: int, kernel: int | tuple[int, int], *, stride: i
 class SRNResNet50(SRN):
     """The paper's network (docs/detectors.md 4.1). Layers have the author's names.
 
-    Images [B, 3, H, W] of any size; the levels have strides 4, 8, 16, 32, 64, 128 and round up. At 640 x 640 there are
-    68,250 anchors.
+    Takes images [B, 3, H, W] of any size; the levels have strides 4, 8, 16, 32, 64, 128, and their sizes are rounded
+    up. At 640 x 640 there are 68,250 anchors.
     """
 
     def __init__(self, config: SRNConfig | None = None) -> None:
         super().__init__(config or SRNConfig())
         self.add_heads(256)
         self.backbone = ResNet50()
-        # c6 and c7, neither normalised nor rectified.
+        # c6 and c7, without normalization or ReLU.
         self.layer5 = fresh(2048, 1024, 3, stride=2)
         self.layer6 = fresh(1024, 256, 3, stride=2)
-        # What the first step looks at.
+        # The maps of the first step.
         self.c2_conv = fresh(256, 256, 1)
         self.c3_conv = fresh(512, 256, 1)
         self.c4_conv = fresh(1024, 256, 1)
         self.c5_conv = fresh(2048, 256, 1)
         self.c6_conv = fresh(1024, 256, 1)
         self.c7_conv = fresh(256, 256, 1)
-        # The way down of the pyramid, and what the second step looks at.
+        # The pyramid's lateral connections, and the maps of the second step.
         self.c2_lateral = fresh(256, 256, 1)
         self.c3_lateral = fresh(512, 256, 1)
         self.c4_lateral = fresh(1024, 256, 1)
@@ -362,28 +366,28 @@ class SRNResNet50(SRN):
         max_candidates: int,
         sizes: Tensor | None = None,
     ) -> ops.Candidates:
-        """Head maps to boxes; see `SingleShot.candidates`.
+        """Decodes head maps to boxes; see `SingleShot.candidates`.
 
-        Maps of fewer cells than `config.small_map` have no threshold in the author's code. This holds here as long as
-        `score_threshold` is the model's own or less; whoever asks for more gets it from all maps. Faces of `detect` and
-        `find` have more than what a caller asks for in any case.
+        In the author's code, maps with fewer cells than `config.small_map` have no threshold. Here that is so only if
+        `score_threshold` is not higher than the model's default; a higher one applies to all maps. A threshold passed
+        to `detect` or `find` always applies to all faces.
         """
         small = [level.logits.shape[2] * level.logits.shape[3] < self.config.small_map for level in maps]
         lenient = score_threshold <= self.score_threshold
         thresholds = [0.0 if lenient and few else score_threshold for few in small]
         found = super().candidates(maps, score_threshold=thresholds, max_candidates=max_candidates, sizes=sizes)
-        # From the author's pixels to continuous ones; see above.
+        # From the author's pixels to continuous ones; see the top of this file.
         last = found.boxes[..., 2:] + 1
         if sizes is not None:
             last = torch.minimum(last, sizes.to(last.dtype).flip(1)[:, None])
         return found._replace(boxes=torch.cat([found.boxes[..., :2], last], dim=-1))
 
     def in_anchor_pixels(self, boxes: Tensor) -> Tensor:
-        """Boxes [G, 4] in continuous pixels as the author's anchors have them: without the last pixel; see above."""
+        """Converts boxes [G, 4] from continuous pixels to the author's, without the last pixel (top of this file)."""
         return torch.cat([boxes[:, :2], boxes[:, 2:] - 1], dim=1)
 
     def pyramid(self, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """First-step maps from c2 ... c7, second-step maps p2 ... p7."""
+        """Images -> first-step maps from c2 ... c7, and second-step maps p2 ... p7."""
         c2, c3, c4, c5 = self.backbone(images)
         c6 = self.layer5(c5)
         c7 = self.layer6(c6)
@@ -399,28 +403,28 @@ class SRNResNet50(SRN):
         top4 = add_upsampled(top5, self.c4_lateral(c4))
         top3 = add_upsampled(top4, self.c3_lateral(c3))
         top2 = add_upsampled(top3, self.c2_lateral(c2))
-        p6 = self.p6_conv(top5)  # stands on the lateral's output, not on p5
+        p6 = self.p6_conv(top5)  # takes the lateral's output, not p5
         second = (self.p2_conv(top2), self.p3_conv(top3), self.p4_conv(top4), self.p5_conv(top5), p6, self.p7_conv(p6))
         return first, second
 
 
 def add_upsampled(coarse: Tensor, fine: Tensor) -> Tensor:
-    """fine + coarse at fine's size; corners meet corners, as in the torch that the author trained with."""
+    """Adds `coarse`, upsampled, to `fine`; corners are aligned, as in the torch version that the author used."""
     return fine + F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=True)
 
 
 @dataclass(frozen=True)
 class SRNLiteConfig(SRNConfig):
-    """What the lite network changes: plain anchors, and landmarks.
+    """The settings of the lite network, where they differ: plain anchors, and landmarks.
 
     Attributes:
-        separate_prediction: As in the paper: the steps look at different maps, and their own layers cost nothing.
-        second_iou: As in S3FD. Of anchors two strides wide, those around a face between cells stay below 0.5, and low
-            levels' anchors are not moved.
-        variances: Units of the box offsets, of centres and of sizes, in both steps; twice S3FD's, lest boxes outweigh
-            the small values of the focal loss.
+        separate_prediction: As in the paper. The steps run on different maps, and separate layers cost nothing.
+        second_iou: As in S3FD. With anchors two strides wide, a face between cells has no IoU of 0.5 with any of them,
+            and anchors of low levels are not moved.
+        variances: Units of the box offsets: of centers and of sizes, in both steps. They are twice S3FD's, since boxes
+            would otherwise outweigh the small values of the focal loss.
         landmark_weight: Less than elsewhere, for the same reason.
-        landmarks: Every anchor's second step also answers five landmarks; the paper's network has none.
+        landmarks: Whether the second step also predicts five landmarks per anchor; the paper's network has none.
     """
 
     separate_prediction: bool = True
@@ -433,18 +437,18 @@ class SRNLiteConfig(SRNConfig):
 class SRNLite(SRN):
     """SRN on `backbones.CompactResNet`: both steps, STC on the three low levels, STR on the three high ones, RFE.
 
-    Three quarters of all cells lie at stride 4 and look for faces of 8 ... 11 px: this level has narrow heads of its
-    own; the other five share theirs. Anchors are plain: in continuous pixels, not rounded, about the middles of cells.
+    Three quarters of all cells are at stride 4, for faces of 8 ... 11 px. So this level has its own narrow heads; the
+    other five levels share theirs. Anchors are plain: in continuous pixels, not rounded, centered on their cells.
 
-    Images [B, 3, H, W] of any size; maps round up. At 640 x 640 there are 68,250 anchors.
+    Takes images [B, 3, H, W] of any size; the sizes of maps are rounded up. At 640 x 640 there are 68,250 anchors.
     """
 
     config: SRNLiteConfig
     size: ClassVar[Size] = 640
     channels_last: ClassVar[bool] = True
-    smallest_face = 24.0  # measured: at 10 px an eighth to a third of all faces of 40 px were lost
+    smallest_face = 24.0  # measured: when scaled to 10 px, an eighth to a third of all 40 px faces were missed
 
-    FINE, WIDTH = 16, 32  # channels that the heads see at stride 4, and elsewhere
+    FINE, WIDTH = 16, 32  # input channels of the heads at stride 4, and elsewhere
     EXTRA = 128  # channels of the trunk at strides 64 and 128
 
     def __init__(self, config: SRNLiteConfig | None = None) -> None:
@@ -481,7 +485,7 @@ class SRNLite(SRN):
         top5 = self.top5(c5)
         top4 = self.top4(c4, top5)
         top3 = self.top3(c3, top4)
-        p6 = self.p6(top5)  # stands on the lateral's output, not on p5
+        p6 = self.p6(top5)  # takes the lateral's output, not p5
         second = [self.p2(self.top2(c2, top3)), self.p3(top3), self.p4(top4), self.p5(top5), p6, self.p7(p6)]
         return first, second
 
@@ -500,12 +504,13 @@ class SRNLite(SRN):
 
 
 class LiteHeads(nn.Module):
-    """Both steps' heads for maps of one width: [B, channels, H, W] -> the second step's `LevelMaps`.
+    """The heads of both steps for maps of one width: [B, channels, H, W] -> the second step's `LevelMaps`.
 
     Args:
         channels: The width, a multiple of 4.
-        config: The numbers.
-        levels: Those that share these heads: low ones need the first step's classification, high ones its regression.
+        config: The settings.
+        levels: The levels that share these heads. Low ones need the first step's classification, high ones its
+            regression.
     """
 
     def __init__(self, channels: int, config: SRNLiteConfig, levels: Sequence[int]) -> None:
@@ -538,8 +543,8 @@ class LiteHeads(nn.Module):
 class OblongConv2d(nn.Conv2d):
     """RFE's four oblong kernels as one depthwise 5 x 5 convolution.
 
-    A quarter of the channels each looks at 1 x 5, 5 x 1, 1 x 3 and 3 x 1 cells; the other weights are masked. One
-    kernel instead of four, and no map is cut or joined.
+    A quarter of the channels each uses 1 x 5, 5 x 1, 1 x 3 and 3 x 1 weights; the other weights are masked. This runs
+    one kernel instead of four, and does not split or concatenate maps.
     """
 
     mask: Tensor
@@ -557,14 +562,14 @@ class OblongConv2d(nn.Conv2d):
         return F.conv2d(x, self.weight * self.mask, self.bias, padding=2, groups=self.groups)
 
     def folded(self) -> nn.Conv2d:
-        """The same as a plain convolution, for `fold_batch_norms`."""
+        """An equivalent plain convolution, for `fold_batch_norms`."""
         plain = nn.Conv2d(self.in_channels, self.in_channels, 5, padding=2, groups=self.groups).to(self.weight)
         plain.load_state_dict({"weight": self.weight * self.mask, "bias": self.bias})
         return plain.train(self.training)
 
 
 def oblong_mask(channels: int) -> Tensor:
-    """Which weights of a [channels, 1, 5, 5] kernel a channel uses: 1 or 0."""
+    """The mask of a [channels, 1, 5, 5] kernel: 1 for weights that the channel uses, else 0."""
     mask = torch.zeros(channels, 1, 5, 5)
     for part, (height, width) in zip(mask.chunk(len(RFE.KERNELS)), RFE.KERNELS, strict=True):
         top, left = 2 - height // 2, 2 - width // 2
@@ -573,7 +578,7 @@ def oblong_mask(channels: int) -> Tensor:
 
 
 class LiteRFE(nn.Module):
-    """`RFE` in three convolutions: 1 x 1, the oblong ones, 1 x 1; added to what came in. [B, C, H, W] -> the same."""
+    """`RFE` in three convolutions: 1 x 1, the oblong ones, 1 x 1, added to the input. [B, C, H, W] -> same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -591,12 +596,12 @@ class LiteRFE(nn.Module):
 
 
 def lite_subnet(channels: int) -> nn.Sequential:
-    """What lies before a prediction layer: 3 x 3, RFE. Not normalised, since levels and steps share it."""
+    """The layers before a prediction layer: 3 x 3, RFE. No normalization, since levels and steps share them."""
     return nn.Sequential(kaiming(channels, 3), nn.ReLU(inplace=True), LiteRFE(channels))
 
 
 def kaiming(channels: int, kernel: int) -> nn.Conv2d:
-    """A convolution that starts as He et al. do: narrow layers would fade from N(0, 0.01)."""
+    """A convolution initialized as by He et al.: with N(0, 0.01), the activations of narrow layers would vanish."""
     layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -604,6 +609,6 @@ def kaiming(channels: int, kernel: int) -> nn.Conv2d:
 
 
 def plain_anchors(stride: int, scales: Sequence[float], ratio: float) -> tuple[tuple[float, float, float, float], ...]:
-    """The anchors of cell (0, 0): areas (stride * scale) ** 2, height / width = ratio, about the cell's middle."""
+    """The anchors of cell (0, 0): areas (stride * scale) ** 2, height / width = ratio, centered on the cell."""
     slim = math.sqrt(ratio)
     return anchors_around(stride / 2, [(stride * scale / slim, stride * scale * slim) for scale in scales])

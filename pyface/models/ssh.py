@@ -1,24 +1,24 @@
 """SSH: three detection modules on one trunk (Najibi et al., "SSH: Single Stage Headless Face Detector", 2017, arXiv
 1708.03979; docs/detectors.md 5).
 
-Each module looks at its own range of face sizes on a map of its own stride, and widens its view by a context module:
-stacked 3 x 3 convolutions that see 5 x 5 and 7 x 7 cells.
+Each module detects its own range of face sizes on a map of its own stride. A context module widens its receptive field:
+stacked 3 x 3 convolutions that cover 5 x 5 and 7 x 7 cells.
 
-Where the paper's mechanisms live:
+Where to find the paper's mechanisms:
 
-- the modules M1, M2, M3 and what they stand on: `SSHVGG16.forward`;
+- the modules M1, M2, M3 and their input maps: `SSHVGG16.forward`;
 - fusion of conv4_3 and conv5_3 for M1: `SSHVGG16.fuse`, with `layers.BilinearUpsample`;
 - context: `DetectionModule`;
-- what each module learns from, and hard mining by score: `SSH.loss`;
+- the training targets of each module, and hard mining by score: `SSH.loss`;
 - anchors per module: `SSHConfig.sides` and `SSH.levels`; the best 1,000 of each: `AnchorLevel.max_candidates`;
 - the same mechanisms on a compact network, with landmarks: `SSHLite`.
 
-**Coordinates.** The author's boxes include both end pixels: the base anchor [0, 0, 15, 15] has its centre at 7.5 and is
-16 wide, since widths are x2 - x1 + 1. In continuous pixels (pixel k covers [k, k + 1)) this is [0, 0, 16, 16] about 8.
-His decoding starts from x1 + width / 2, which is the continuous centre, and ends with centre -+ width / 2, without
-taking the 1 off again: what comes out is in continuous pixels already. So the usual decoding of these anchors, without
-any 1, gives his numbers. The centre is 8 in all modules, though the middle of M3's cells is 16: released weights expect
-that.
+**Coordinates.** The author's boxes include both end pixels: the base anchor [0, 0, 15, 15] has its center at 7.5 and is
+16 wide, since widths are x2 - x1 + 1. In continuous pixels (pixel k covers [k, k + 1)) it is [0, 0, 16, 16] with center
+8. His decoding starts from x1 + width / 2, which is the continuous center, and ends with center -+ width / 2 without
+subtracting the 1 again. So his results already are in continuous pixels, and the usual decoding of these anchors,
+without any 1, gives the same numbers. The center is 8 in all modules, though the middle of M3's cells is 16: released
+weights expect that.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ from pyface.models.views import Size
 
 @dataclass(frozen=True)
 class SSHConfig:
-    """The numbers of the detector; the defaults are the author's (docs/detectors.md 5).
+    """The settings of the detector; the defaults are the author's (docs/detectors.md 5).
 
     Attributes:
         strides: Pixels between the cells of each module's map (5.1).
-        sides: Of the square anchors of each module, in pixels (5.2).
-        anchor_centre: Of the anchors of cell (0, 0), in continuous pixels: 7.5 of the author's is 8 (5.2).
+        sides: Sides of the square anchors of each module, in pixels (5.2).
+        anchor_centre: Center of the anchors of cell (0, 0), in continuous pixels: the author's 7.5 is 8 (5.2).
             None: the middle of the cell, stride / 2.
-        variances: Units of the box offsets, of centres and of sizes; the author has none (5.2).
-        module_candidates: The best so many of each module go on (5.4).
-        mean, std: Subtracted, divided by, in pixel values and RGB order (5.3).
-        bgr: The network takes blue first (5.3).
-        score_threshold, nms_threshold: Faces have a score > the first; those that overlap a better one > the second
-            are dropped (5.4).
-        positive_iou, negative_iou: An anchor is a face's from the first IoU on, background below the second, and does
-            not count in between (5.2).
-        borders: Pixels by which each module's anchors may leave the picture and still count in training (5.2).
-        module_samples: Anchors of each module and image that teach, at most (5.2).
-        positive_fraction: Of them, at most, are faces' (5.2).
-        box_sigma: Of the boxes' smooth L1: quadratic where an offset is off by less than 1 / sigma^2 (5.3).
-        landmark_weight: Of the landmarks' term, where a network has it.
+        variances: Units of the box offsets: of centers and of sizes; the author has none (5.2).
+        module_candidates: Number of candidates per module, best first (5.4).
+        mean, std: Subtracted from pixel values, and divided by, in RGB order (5.3).
+        bgr: Whether the network takes blue first (5.3).
+        score_threshold: Faces have a score > this (5.4).
+        nms_threshold: Faces are dropped if their IoU with a better one is > this (5.4).
+        positive_iou, negative_iou: An anchor is a face's if their IoU is >= the first, background if it is < the
+            second, and ignored in between (5.2).
+        borders: Pixels by which each module's anchors may reach beyond the image and still count in training (5.2).
+        module_samples: Largest number of anchors per module and image that count in training (5.2).
+        positive_fraction: Largest share of face anchors among them (5.2).
+        box_sigma: Sigma of the boxes' smooth L1, which is quadratic for errors below 1 / sigma^2 (5.3).
+        landmark_weight: Weight of the landmark loss, if the network has landmarks.
     """
 
     strides: tuple[int, ...] = (8, 16, 32)
@@ -86,15 +86,16 @@ class SSHConfig:
 
 
 class SSH(AnchorDetector):
-    """What all SSH networks share: their anchors, and how maps become candidates.
+    """Base class of the SSH networks: anchors and loss.
 
     Attributes:
-        config: The numbers.
+        config: The settings.
         levels: The anchors of each module.
-        nms_plus_one: Suppression counts widths as x2 - x1 + 1, as the author's does.
+        nms_plus_one: Whether suppression measures widths as x2 - x1 + 1, as the author's does.
     """
 
-    # The author keeps all that suppression leaves of 3 x 1,000; "fast" is S3FD's (docs/detectors.md 5.4, 2.6).
+    # The author keeps all that suppression leaves of 3 x 1,000 boxes; "fast" is as for S3FD (docs/detectors.md 5.4,
+    # 2.6).
     limits: ClassVar[dict[str, Limits]] = {"ap": Limits(3000, 3000), "fast": Limits(400, 200)}
     nms_plus_one = True
 
@@ -117,23 +118,23 @@ class SSH(AnchorDetector):
         )
 
     def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth) -> dict[str, Tensor]:
-        """The terms of the loss, each summed over the modules; see `SingleShot.loss`.
+        """Returns the loss terms, each summed over the modules; see `SingleShot.loss`.
 
-        A module knows nothing of the others: it learns from the faces that its own anchors meet, and from the
-        background among these, 256 anchors an image. Faces that meet no anchor of a module are not forced upon it.
+        Modules train independently: each on the faces that match its own anchors and on background anchors, at most
+        256 anchors per image. Faces that match no anchor of a module are not assigned to it.
 
-        The paper divides the boxes' term by the number of faces' anchors; the author's code, followed here, by the
-        number of all anchors that teach. As at most a quarter of these are faces', a box weighs a quarter of the
-        paper's at most, and less where faces are few (docs/detectors.md 8, row 7).
+        The paper divides the box loss by the number of face anchors. The author's code, followed here, divides it by
+        the number of all sampled anchors. At most a quarter of these are face anchors, so a box has at most a quarter
+        of the weight in the paper, and less if there are few faces (docs/detectors.md 8, row 7).
 
         Args:
-            maps: What `forward` gave, all of it. The picture is taken to be as large as the first map: H x stride.
+            maps: The complete output of `forward`. The image is assumed to be as large as the first map: H x stride.
             truth: The faces.
 
         Returns:
-            "classification": softmax cross-entropy, the mean over the anchors that teach.
-            "box": smooth L1 of the faces' anchors, divided by the number of anchors that teach.
-            "landmarks", where the maps have them: smooth L1 of the anchors whose face's are known, divided as "box".
+            "classification": softmax cross-entropy, the mean over sampled anchors.
+            "box": smooth L1 of face anchors, divided by the number of sampled anchors.
+            "landmarks", if the maps have them: smooth L1 of anchors with known landmarks, divided as "box".
         """
         losses.check_maps(maps, self.levels, truth)
         modules = zip(maps, self.levels, self.config.borders, strict=True)
@@ -157,7 +158,7 @@ class SSH(AnchorDetector):
         )
         evidence = losses.face_evidence([maps.logits], [level])
         most = config.module_samples
-        # Faces with the lowest score, background with the highest.
+        # The face anchors with the lowest scores, the background anchors with the highest.
         faces = losses.hardest(-evidence, index >= 0, int(most * config.positive_fraction))
         background = losses.hardest(evidence, index == -1, most, most - faces.sum(1))
         samples = losses.count(faces | background)
@@ -176,7 +177,7 @@ class SSH(AnchorDetector):
 
 
 def inside(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
-    """Which anchors [A, 4] leave a picture of size (height, width) by at most `border` pixels: bool [A]."""
+    """Which anchors [A, 4] reach beyond an image of size (height, width) by at most `border` pixels: bool [A]."""
     x1, y1, x2, y2 = anchors.unbind(-1)
     height, width = size
     return (x1 >= -border) & (y1 >= -border) & (x2 <= width + border) & (y2 <= height + border)
@@ -185,8 +186,8 @@ def inside(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
 class DetectionModule(nn.Module):
     """Context and heads of one module (docs/detectors.md 5.1): [B, channels, H, W] -> its `LevelMaps`.
 
-    A 3 x 3 convolution gives `width` channels, the context module as many again: `width / 2` that see 5 x 5 cells and
-    `width / 2` that see 7 x 7. The rectifier comes behind the concatenation.
+    A 3 x 3 convolution gives `width` channels, and the context module as many again: `width / 2` that cover 5 x 5 cells
+    and `width / 2` that cover 7 x 7. The ReLU comes after the concatenation.
     """
 
     def __init__(self, channels: int, width: int, num_anchors: int) -> None:
@@ -197,7 +198,7 @@ class DetectionModule(nn.Module):
         self.conv5x5 = nn.Conv2d(half, half, 3, padding=1)
         self.conv7x7_1 = nn.Conv2d(half, half, 3, padding=1)
         self.conv7x7 = nn.Conv2d(half, half, 3, padding=1)
-        # Channels: the backgrounds of all anchors, then their faces, as `LevelMaps` has it.
+        # Channels: the background logits of all anchors, then their face logits, as in `LevelMaps`.
         self.cls_score = nn.Conv2d(2 * width, 2 * num_anchors, 1)
         self.bbox_pred = nn.Conv2d(2 * width, 4 * num_anchors, 1)
 
@@ -215,8 +216,8 @@ class DetectionModule(nn.Module):
 class SSHVGG16(SSH):
     """The paper's network (docs/detectors.md 5.1).
 
-    Images [B, 3, H, W] of any size; the maps have strides 8, 16, 32 and round up. At 640 x 640 there are 16,800
-    anchors.
+    Takes images [B, 3, H, W] of any size; the maps have strides 8, 16, 32, and their sizes are rounded up. At 640 x 640
+    there are 16,800 anchors.
     """
 
     size: ClassVar[Size] = (1200, 1600)  # docs/detectors.md 5.4
@@ -232,13 +233,13 @@ class SSHVGG16(SSH):
         self.m2 = DetectionModule(512, 256, two)
         self.m3 = DetectionModule(512, 256, three)
         gaussian(self)
-        self.backbone = VGG16()  # after the line above, which is for the new layers
+        self.backbone = VGG16()  # after `gaussian`, which must initialize the other layers only
 
     def fuse(self, conv4_3: Tensor, conv5_3: Tensor) -> Tensor:
-        """conv5_3's meaning at conv4_3's resolution, [B, 128, H / 8, W / 8]."""
+        """Fuses conv5_3, upsampled, with conv4_3: [B, 128, H / 8, W / 8]."""
         fine = F.relu(self.conv4_128(conv4_3), inplace=True)
         coarse = self.conv5_128_up(F.relu(self.conv5_128(conv5_3), inplace=True))
-        # An odd map was rounded up on its way down, and comes back larger by one.
+        # Pooling rounds odd sizes up, so the upsampled map may be larger by one.
         cropped = coarse[:, :, : fine.shape[2], : fine.shape[3]]
         return F.relu(self.conv4_fuse_final(fine + cropped), inplace=True)
 
@@ -250,17 +251,18 @@ class SSHVGG16(SSH):
 
 @dataclass(frozen=True)
 class SSHLiteConfig(SSHConfig):
-    """What the lite network changes: its input is RGB with ImageNet's mean and deviation, and it knows landmarks.
+    """The settings of the lite network, where they differ: RGB input with ImageNet's mean and deviation, and landmarks.
 
     Attributes:
-        anchor_centre: None: the middle of a cell, stride / 2. The author's 8 for all modules serves released weights
-            only; it leaves M3's anchors a quarter of a cell up and left, so that mirrored pictures differ.
-        variances: Units of the box offsets, of centres and of sizes, as in S3FD.
-        positive_iou: As in S3FD. At 0.5 many a face between the sides of two anchors teaches nothing.
+        anchor_centre: None: the middle of a cell, stride / 2. The author's 8 for all modules is only needed for
+            released weights. It puts M3's anchors a quarter of a cell up and left, so mirrored images give different
+            results.
+        variances: Units of the box offsets: of centers and of sizes, as in S3FD.
+        positive_iou: As in S3FD. At 0.5, many faces between the sizes of two anchors would match neither.
         nms_threshold: As in `S3FDLiteConfig`.
-        borders: By a whole anchor: none is left out. In samples of some hundred pixels most anchors of M2 would be.
-        landmarks: Every anchor also answers five landmarks; the paper's network has none.
-        prior: Face probability that a fresh network answers everywhere.
+        borders: A whole anchor, so none is excluded. In samples of a few hundred pixels, most anchors of M2 would be.
+        landmarks: Whether every anchor also predicts five landmarks; the paper's network has none.
+        prior: Face probability that the untrained network returns everywhere.
     """
 
     anchor_centre: float | None = None
@@ -278,15 +280,15 @@ class SSHLiteConfig(SSHConfig):
 class SSHLite(SSH):
     """SSH on `backbones.CompactResNet`: three modules with context, on strides 8, 16 and 32.
 
-    M1 stands on stride 8 fused with stride 16, as in the paper; M2 likewise on 16 fused with 32, and M3 on 32, which
-    here is a stage of its own and not a pooled map. All modules are equally wide: most faces are M1's.
+    M1 runs on stride 8 fused with stride 16, as in the paper. M2 runs on stride 16 fused with 32, and M3 on stride 32,
+    which here is a stage of the trunk and not a pooled map. All modules have the same width, since most faces are M1's.
 
-    Images [B, 3, H, W] of any size; maps round up. At 640 x 640 there are 16,800 anchors.
+    Takes images [B, 3, H, W] of any size; the sizes of maps are rounded up. At 640 x 640 there are 16,800 anchors.
     """
 
     size: ClassVar[Size] = 640
     channels_last: ClassVar[bool] = True
-    smallest_face = 24.0  # measured: at 10 px an eighth to a third of all faces of 40 px were lost
+    smallest_face = 24.0  # measured: when scaled to 10 px, an eighth to a third of all 40 px faces were missed
     nms_plus_one = False
 
     WIDTH = 64
@@ -314,7 +316,7 @@ class SSHLite(SSH):
 
 
 class LiteDetectionModule(nn.Module):
-    """`DetectionModule` with batch normalisation and one predictor: [B, channels, H, W] -> its `LevelMaps`."""
+    """`DetectionModule` with batch normalization and one predictor: [B, channels, H, W] -> its `LevelMaps`."""
 
     def __init__(self, channels: int, width: int, level: ops.AnchorLevel, config: SSHLiteConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What of a picture a network looks at: its scales, its mirror image and its tiles.
+"""Views of an image that a network runs on: scales, the mirror image and tiles.
 
 The papers' scales: docs/detectors.md 2.6, 4.5, 5.4.
 """
@@ -14,24 +14,24 @@ import torch
 from torch import Tensor
 
 Size = Literal["native"] | int | tuple[int, int]
-"""How large a network sees a picture: "native", the longer side in pixels, or (shorter side, longer side at most)."""
+"""Size of the image that a network runs on: "native", the longer side, or (shorter side, longer side at most)."""
 
-S3FD_PIXELS = 0x7FFFFFFF / 577  # Caffe's largest blob set the authors' limit
+S3FD_PIXELS = 0x7FFFFFFF / 577  # the authors' limit, due to Caffe's largest blob
 
 
 @dataclass(frozen=True)
 class View:
-    """One look at a picture.
+    """A part of an image at one scale, as given to a network.
 
     Attributes:
-        image: Which picture of the batch.
-        region: (left, top, right, bottom) in whole pixels: the part of the picture that is seen.
-        scale: Network pixels a picture's pixel.
-        mirror: Seen in a mirror, left to right.
-        levels: How many of the network's maps count, as the end of a slice; None: all.
-        longer_above: Faces count whose longer side, in the picture's pixels, is > this.
-        shorter_below: Faces count whose shorter side, in the picture's pixels, is < this.
-        cut: (left, top, right, bottom): which edges of the region are no edges of the picture.
+        image: Index of the image in the batch.
+        region: The part of the image: (left, top, right, bottom) in whole pixels.
+        scale: Network pixels per image pixel.
+        mirror: Whether the part is mirrored, left to right.
+        levels: Number of the network's maps to use, as the end of a slice; None: all.
+        longer_above: Only faces with a longer side > this, in image pixels, count.
+        shorter_below: Only faces with a shorter side < this, in image pixels, count.
+        cut: (left, top, right, bottom): which edges of the region lie inside the image.
     """
 
     image: int
@@ -45,25 +45,25 @@ class View:
 
     @property
     def content(self) -> tuple[int, int]:
-        """Height and width in network pixels, at least 1; letterbox rounds alike."""
+        """Height and width in network pixels, at least 1; `ops.letterbox` rounds in the same way."""
         left, top, right, bottom = self.region
         height, width = (max(1, math.floor(side * self.scale + 0.5)) for side in (bottom - top, right - left))
         return height, width
 
     def pixels(self, image: Tensor) -> Tensor:
-        """The part of the picture uint8 [H, W, 3] that is seen."""
+        """Cuts the view's part from the image, uint8 [H, W, 3]."""
         left, top, right, bottom = self.region
         part = image[top:bottom, left:right]
         return part.flip(1) if self.mirror else part
 
     def to_picture(self, points: Tensor) -> Tensor:
-        """Moves points [..., 2] (x, y) from network pixels to the picture's."""
+        """Converts points [..., 2] (x, y) from network pixels to image pixels."""
         left, top, right, _ = self.region
         x, y = (points / self.scale).unbind(-1)
         return torch.stack([right - x if self.mirror else left + x, top + y], dim=-1)
 
     def counts(self, boxes: Tensor) -> Tensor:
-        """Which boxes [N, 4], in the picture's pixels, count: bool [N]."""
+        """Which boxes [N, 4], in image pixels, count: bool [N]."""
         sides = boxes[:, 2:] - boxes[:, :2]
         keep = (sides.amax(1) > self.longer_above) & (sides.amin(1) < self.shorter_below)
         # A face that a tile cuts is whole in the next tile or at the next scale.
@@ -80,7 +80,7 @@ class View:
 
 
 def scale_for(size: Size, height: int, width: int) -> float:
-    """The scale at which a picture has a size.
+    """The scale that gives an image the requested size.
 
     Example:
         >>> scale_for(640, 480, 1280), scale_for((1200, 1600), 600, 600), scale_for((1200, 1600), 600, 1600)
@@ -95,7 +95,7 @@ def scale_for(size: Size, height: int, width: int) -> float:
 
 
 def whole(image: int, height: int, width: int, scale: float) -> View:
-    """A view of the whole picture."""
+    """A view of the whole image."""
     return View(image, (0, 0, width, height), scale)
 
 
@@ -117,7 +117,7 @@ def s3fd_views(view: View) -> list[View]:
 
 
 def srn_views(view: View, max_side: int = 1400) -> list[View]:
-    """SRN's scales for WIDER FACE, for pictures of up to `max_side` squared pixels (docs/detectors.md 4.5)."""
+    """SRN's scales for WIDER FACE, with at most `max_side` squared pixels per view (docs/detectors.md 4.5)."""
     height, width = _size(view)
     limit = max_side**2 / (height * width)
     if limit < 1:
@@ -131,7 +131,7 @@ def srn_views(view: View, max_side: int = 1400) -> list[View]:
 
 
 def ssh_views(view: View) -> list[View]:
-    """SSH's pyramid; its last module does not look at the largest scale (docs/detectors.md 5.4)."""
+    """SSH's pyramid; the last module does not run on the largest scale (docs/detectors.md 5.4)."""
     base = scale_for((800, 1200), *_size(view)) / 800
     views = [replace(view, scale=base * shorter) for shorter in (500, 800, 1200)]
     return [*views, replace(view, scale=base * 1600, levels=-1)]
@@ -141,13 +141,13 @@ MULTISCALE: dict[str, Callable[[View], list[View]]] = {"s3fd": s3fd_views, "srn"
 
 
 def pyramid(view: View, step: float, largest: float, most: int | None = None) -> Iterator[View]:
-    """The view, then views that are smaller by `step` each, until no face is too large.
+    """Yields the view, then smaller and smaller ones, until even a face that fills the image can be found.
 
     Args:
-        view: The largest.
-        step: How much smaller each view is than the one before, > 1.
-        largest: Side in network pixels of the largest face that the network finds; the last view is no longer.
-        most: How many views there are at most; None: as many as it takes.
+        view: The largest view.
+        step: Ratio of the sizes of two successive views, > 1.
+        largest: Side in network pixels of the largest face that the network finds; the last view is not longer.
+        most: Largest number of views; None: no limit.
     """
     yield view
     seen = 1
@@ -157,7 +157,7 @@ def pyramid(view: View, step: float, largest: float, most: int | None = None) ->
 
 
 def halvings(view: View, longest: int) -> Iterator[View]:
-    """The view, then at half its scale, and so on until it is at most `longest` network pixels long."""
+    """Yields the view, then views at half the previous scale, until one is at most `longest` network pixels long."""
     yield view
     while max(view.content) > longest:
         view = replace(view, scale=view.scale / 2)
@@ -165,9 +165,9 @@ def halvings(view: View, longest: int) -> Iterator[View]:
 
 
 def tiles(view: View, side: int) -> Iterator[View]:
-    """Cuts a view into overlapping parts of at most `side` network pixels, a quarter of which they share.
+    """Cuts a view into tiles of at most `side` network pixels that overlap by at least a quarter.
 
-    A face up to that quarter is whole in one of the parts; for larger ones look at a smaller scale as well.
+    A face of up to a quarter of the side is whole in some tile. Larger faces need views at smaller scales.
     """
     left, top, right, bottom = view.region
     length = side / view.scale
@@ -180,7 +180,7 @@ def tiles(view: View, side: int) -> Iterator[View]:
 
 
 def _starts(size: int, length: float) -> list[int]:
-    """Where the parts of one axis begin, evenly spread."""
+    """Where the tiles along one axis begin, evenly spread."""
     if size <= length:
         return [0]
     count = math.ceil((size - length) / (0.75 * length)) + 1

@@ -1,4 +1,4 @@
-"""The registry of models: what `create_model` can build, and what is known about its weights."""
+"""The registry of models: which models `create_model` can build, and facts about their weights."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Weights:
 
     Attributes:
         file: Its name in `pyface/weights`; the model card beside it has the same stem.
-        sha256: Of the file, checked whenever it is loaded.
-        licence: Of the weights, not of the code.
-        training_data: What they were trained on.
+        sha256: The file's SHA-256, checked on loading.
+        licence: The license of the weights, not of the code.
+        training_data: The training data.
     """
 
     file: str
@@ -49,14 +49,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class Row:
-    """One model.
+    """A model in the registry.
 
     Attributes:
-        name: What `create_model` takes.
-        build: Makes it, untrained, of its configuration.
-        config: Its configuration unless weights ask for another.
+        name: The name that `create_model` takes.
+        build: Builds the untrained model from a configuration.
+        config: The default configuration; weights may change its fields.
         description: One line.
-        weights: Its default weights; None: has none.
+        weights: The default weights; None: the model has none.
     """
 
     name: str
@@ -146,7 +146,7 @@ REGISTRY = {
 
 
 def figures(name: str) -> dict[str, Any]:
-    """What was measured of a model's default weights, from `pyface/weights/figures.json`; empty where nothing was.
+    """Measurements of a model's default weights, from `pyface/weights/figures.json`; empty if there are none.
 
     `scripts/ship_weights.py` writes the file.
     """
@@ -155,7 +155,7 @@ def figures(name: str) -> dict[str, Any]:
 
 
 def summary(name: str) -> str:
-    """A model's figures in one line: WIDER FACE's AP, and average precision on faces/val.
+    """A model's figures in one line: average precision on WIDER FACE and on faces/val.
 
     Example:
         >>> summary("s3fd_vgg16")
@@ -179,16 +179,16 @@ def list_models(pretrained: bool | None = None) -> list[str]:
     """The names that `create_model` takes, sorted.
 
     Args:
-        pretrained: True: only models that have default weights; False: only those that have none; None: all.
+        pretrained: True: only models with default weights; False: only models without; None: all.
     """
     return sorted(n for n, row in REGISTRY.items() if pretrained is None or (row.weights is not None) == pretrained)
 
 
 def model_info(name: str) -> Row:
-    """The registry's row of a model.
+    """Looks a model up in the registry.
 
     Raises:
-        ValueError: There is no such model.
+        ValueError: The model does not exist.
     """
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, n=1)
@@ -202,14 +202,14 @@ def create_model(name: str, weights: str | os.PathLike[str] | Literal["default"]
 
     Args:
         name: One of `list_models()`.
-        weights: "default" for the released weights, None for a random start, or the path of a file: pyface's own
-            (.safetensors), or a checkpoint of the usual ports, recognised by its keys (see
-            `pyface.models.checkpoints`); settings that its weights need, such as S3FD's padding of fc6, are taken over.
+        weights: "default" for the bundled weights, None for random initialization, or the path of a file. That is one
+            of pyface's (.safetensors) or a popular public checkpoint, which is detected by its keys (see
+            `pyface.models.checkpoints`). Settings that the weights need, such as S3FD's padding of fc6, are applied.
 
     Raises:
-        ValueError: There is no such model, it has no default weights, or their file is not what was released.
-        FileNotFoundError: There is no such weights file.
-        CheckpointError: The file cannot be read, or belongs to another model; a RuntimeError.
+        ValueError: The model does not exist, has no default weights, or their file differs from the released one.
+        FileNotFoundError: The weights file does not exist.
+        CheckpointError: The file cannot be read, or is for another model; a RuntimeError.
 
     Example:
         >>> sum(parameter.numel() for parameter in create_model("s3fd_lite", weights=None).parameters()) < 1_500_000
@@ -232,18 +232,19 @@ def _load(row: Row, path: str | os.PathLike[str]) -> FaceModel:
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Checkpoint:
-    """Rewrites a foreign checkpoint as pyface's own .safetensors.
+    """Converts a foreign checkpoint to pyface's .safetensors.
 
     Args:
-        source: A file (or MTCNN's folder of three) of a known foreign layout.
+        source: A file (or MTCNN's folder of three files) in a known foreign layout.
         target: The .safetensors file to write.
 
     Returns:
-        What was read.
+        The checkpoint that was read.
 
     Raises:
-        FileNotFoundError: There is no such file, or no folder for the target.
-        CheckpointError: It cannot be read, is of no foreign layout, or lacks keys.
+        FileNotFoundError: The source or the target's folder does not exist.
+        CheckpointError: The source cannot be read, has no foreign layout, or lacks keys, or the target does not end
+            with .safetensors.
     """
     target = Path(target)
     if target.suffix != ".safetensors":
@@ -259,7 +260,11 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> C
 
 
 def default_weights(row: Row) -> Traversable:
-    """The file of a model's default weights, its SHA-256 checked."""
+    """Returns the file of a model's default weights after checking its SHA-256.
+
+    Raises:
+        ValueError: The model has no default weights, or the SHA-256 differs.
+    """
     if row.weights is None:
         raise ValueError(
             f"{row.name} has no default weights; give the path of a file, or weights=None for random ones, which find "

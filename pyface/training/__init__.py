@@ -1,1 +1,1 @@
-"""Training of the detectors (`pyface train`): data, augmentation, recipes, the Lightning module and its callbacks."""
+"""Training (`pyface train`): data, augmentation, recipes, and the Lightning modules and callbacks."""

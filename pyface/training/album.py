@@ -1,4 +1,4 @@
-"""The pictures of a run: decoded once and kept in memory where they fit, decoded anew each time where they do not."""
+"""The images of a run: decoded once and kept in memory if they fit, otherwise decoded on each access."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from torch import Tensor
 from pyface.dataset import DatasetError, Picture, read_folder
 from pyface.images import EncodedImage, ImageError, open_image, read_image
 
-MEMORY_SHARE = 0.5  # of the free memory, that decoded pictures may take
+MEMORY_SHARE = 0.5  # share of the free memory that decoded images may take
 
 
 class Album:
-    """Pictures by number.
+    """The images of a run, by index.
 
     Args:
-        pictures: What is known about each.
-        keep: Whether all are decoded now and kept; None: if they fit into half of the free memory, the machine's and
-            the GPU's.
-        accelerator: "cpu", or what may be a GPU.
-        sharers: Processes on this machine that keep the same pictures, each for itself.
+        pictures: Path and annotations of each image.
+        keep: Whether to decode all images now and keep them. None: keep them if they fit into half of the free memory
+            of the machine and, if there is one, of the GPU.
+        accelerator: "cpu", or a name that may mean a GPU.
+        sharers: Number of processes on this machine that each keep their own copy of the images.
 
     Attributes:
-        pictures: As passed, without the boxes that lie outside the picture or have no size.
-        left_out: How many boxes that was.
-        sizes: Height and width of each.
-        images: uint8 [H, W, 3] each, or None where they are decoded anew each time.
+        pictures: As passed, without boxes that are empty or lie outside their image.
+        left_out: Number of boxes removed.
+        sizes: Height and width of each image.
+        images: One uint8 [H, W, 3] tensor per image, or None if images are decoded on each access.
 
     Raises:
-        DatasetError: A picture is missing, damaged or too large.
+        DatasetError: An image is missing, damaged or too large.
     """
 
     def __init__(
         self, pictures: Sequence[Picture], keep: bool | None = None, *, accelerator: str = "cpu", sharers: int = 1
     ) -> None:
-        paths = list(dict.fromkeys(picture.path for picture in pictures))  # a folder may be named twice
+        paths = list(dict.fromkeys(picture.path for picture in pictures))  # a folder may be given twice
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             sizes = dict(zip(paths, pool.map(size_of, paths), strict=True))
             if keep is None:
@@ -61,11 +61,11 @@ class Album:
 
     @property
     def known_landmarks(self) -> int:
-        """How many faces have their five landmarks."""
+        """Number of faces with all five landmarks."""
         return sum(int(np.isfinite(picture.landmarks).all((1, 2)).sum()) for picture in self.pictures)
 
     def facts(self) -> dict[str, Any]:
-        """What tells it from others, wherever its files are: how much it holds, and a digest of names and boxes."""
+        """Identifies the data, wherever the files are: counts, and a digest of names, sizes and annotations."""
         digest = hashlib.sha256()
         for picture, size in zip(self.pictures, self.sizes, strict=True):
             digest.update(f"{picture.path.name} {size}".encode())
@@ -80,7 +80,13 @@ class Album:
     def parts(
         self, numbers: NDArray[np.integer], boxes: NDArray[np.float32]
     ) -> tuple[list[Tensor], NDArray[np.float32]]:
-        """The parts of pictures that boxes [N, 4] show, and the boxes as seen from these; each is decoded once."""
+        """Cuts out what boxes [N, 4] cover.
+
+        Each image is decoded once.
+
+        Returns:
+            The parts of the images, and the boxes relative to these parts.
+        """
         images = {k: self[k] for k in np.unique(numbers).tolist()}
         limits = np.array([images[k].shape[1::-1] for k in numbers.tolist()])
         low = np.floor(boxes[:, :2]).clip(0, limits - 1).astype(int)
@@ -91,41 +97,41 @@ class Album:
 
 
 def read(path: Path) -> Tensor:
-    """A picture's pixels, uint8 RGB [H, W, 3].
+    """Reads an image's pixels, uint8 RGB [H, W, 3].
 
     Raises:
-        DatasetError: It cannot be read.
+        DatasetError: The image cannot be read.
     """
     try:
         return torch.from_numpy(read_image(path))
     except ImageError as error:
-        raise DatasetError(str(error)) from error  # which names the file
+        raise DatasetError(str(error)) from error  # its message names the file
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """A picture's height and width, without decoding it.
+    """Reads the height and width of an image without decoding it.
 
     Raises:
-        DatasetError: It is missing, cut short or too large.
+        DatasetError: The image is missing, truncated or too large.
     """
     try:
         opened = open_image(path)
     except ImageError as error:
-        raise DatasetError(str(error)) from error  # which names the file
+        raise DatasetError(str(error)) from error  # its message names the file
     assert isinstance(opened, EncodedImage)
     height, width = opened.header.height, opened.header.width
     return (width, height) if opened.header.orientation > 4 else (height, width)
 
 
 def split(folders: Sequence[str], held_out: Sequence[str]) -> tuple[list[Picture], list[Picture]]:
-    """The pictures of data folders, and of these the ones that are held out.
+    """Splits the images of data folders into those to train on and those that are held out.
 
     Args:
         folders: Data folders.
-        held_out: Names of pictures, with as many of their folders before them as it takes to tell them apart.
+        held_out: Names of images, with enough of their parent folders in front to make each name unique.
 
     Raises:
-        DatasetError: A folder is malformed, a name is of no picture or of several, or nothing is left to learn from.
+        DatasetError: A folder is malformed, a name matches no image or several, or no faces are left to train on.
     """
     meant: dict[str, set[Path]] = {name: set() for name in held_out}
     learned, held = [], {}
@@ -156,7 +162,7 @@ def _boxes(picture: Picture) -> int:
 
 
 def _with_boxes_inside(picture: Picture, height: int, width: int) -> Picture:
-    """Without boxes of no size in float32, and those that show nothing of the picture."""
+    """Removes boxes that are empty in float32 or lie outside the image."""
 
     def is_inside(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
         seen = boxes.clip(0, [width, height] * 2)
@@ -169,11 +175,11 @@ def _with_boxes_inside(picture: Picture, height: int, width: int) -> Picture:
 
 
 def _free_memory(accelerator: str, sharers: int) -> float:
-    """Bytes that each of so many processes can have, in main memory and, where there is one, on its GPU."""
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # where nobody says how much of it is free
+    """Bytes available to each of `sharers` processes: in main memory and, if there is a GPU, on it as well."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # fallback where free memory is unknown
     with contextlib.suppress(OSError):
         facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        free = 1024 * int(facts["MemAvailable"].split()[0])  # unlike free pages, with the caches that would give way
+        free = 1024 * int(facts["MemAvailable"].split()[0])  # counts reclaimable caches, unlike MemFree
     with contextlib.suppress(OSError, ValueError):  # a container's limit, if it has one
         free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     if accelerator != "cpu" and torch.cuda.is_available():

@@ -1,9 +1,9 @@
-"""MTCNN's training: its three networks one after another, each on crops that the ones before it leave to it
+"""Training of MTCNN: its three networks one after another, each on crops that the networks before it let through
 (docs/detectors.md 3.3).
 
-Each network has a folder in the run's: `crops.npz` (what it learns from), `last.ckpt` (what it needs to go on),
-`logs/`, and `weights.safetensors` when it is done, which is the whole cascade as far as it is trained. A run that was
-cut off looks how far these go.
+Each network has its own folder inside the run's: `crops.npz` (its training crops), `last.ckpt` (the state needed to
+resume), `logs/`, and `weights.safetensors` once it is done. The latter holds the whole cascade as far as it is
+trained. A resumed run finds out from these files where to continue.
 """
 
 from __future__ import annotations
@@ -58,21 +58,21 @@ from pyface.training.run import (
 
 CROPS, WEIGHTS, MINED = "crops.npz", "weights.safetensors", "mined.jsonl"
 
-EPOCHS: dict[Net, float] = {"pnet": 1.0, "rnet": 22 / 30, "onet": 22 / 30}  # of the recipe's: AITTSMD's 30, 22, 22
-TIME: dict[Net, float] = {"pnet": 0.25, "rnet": 0.3, "onet": 0.45}  # of the run's, where a time is given
-MINING_TIME = 0.5  # of a network's time, at most, is spent on looking for its crops
+EPOCHS: dict[Net, float] = {"pnet": 1.0, "rnet": 22 / 30, "onet": 22 / 30}  # of the recipe's; AITTSMD's are 30, 22, 22
+TIME: dict[Net, float] = {"pnet": 0.25, "rnet": 0.3, "onet": 0.45}  # share of the run's time, if it is limited by time
+MINING_TIME = 0.5  # largest share of a network's time that is spent on mining its crops
 
 
 class CropData(L.LightningDataModule):
     """Batches of crops, with their pixels made on the device.
 
     Args:
-        album: The pictures.
-        crops: Of them.
-        net: Which network sees them.
-        run: Whose seed, recipe and workers it has.
-        model: Which resizes crops as in use.
-        an_epoch: Batches of an epoch.
+        album: The images.
+        crops: Crops of these images.
+        net: The network to train.
+        run: Gives the seed, the recipe and the number of workers.
+        model: Gives the configuration, so that crops are resized as in detection.
+        an_epoch: Number of batches per epoch.
     """
 
     def __init__(self, album: Album, crops: Crops, net: Net, run: Run, model: MTCNN, an_epoch: int) -> None:
@@ -82,20 +82,20 @@ class CropData(L.LightningDataModule):
         self.on_device: list[Tensor] | None = None
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """An epoch's batches, or the rest of it: they go on where the trainer stands."""
+        """The batches of an epoch, or what is left of it: they start at the trainer's current step."""
         assert self.trainer is not None
         step = self.trainer.global_step
         batches = CropBatches(self.album, self.crops, self.net, self.run.recipe, self.run.seed, step, self.an_epoch)
         return DataLoader(batches, batch_size=None, num_workers=self.run.workers, pin_memory=torch.cuda.is_available())
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Moves what is wanted there; where crops are is asked by the host."""
+        """Moves the ground truth and pixels to the device; crop positions stay on the CPU, which reads them."""
         truth = CropTruth(*(x.to(device, non_blocking=True) for x in batch.truth))
         pixels = None if batch.pixels is None else [x.to(device, non_blocking=True) for x in batch.pixels]
         return batch._replace(truth=truth, pixels=pixels)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, CropTruth]:
-        """A batch -> what the network sees, and what that shows."""
+        """Turns a batch into the network's input and the ground truth."""
         if self.on_device is None and self.album.images is not None:
             self.on_device = [image.to(batch.truth.kind.device) for image in self.album.images]
         images = batch.pixels if self.on_device is None else self.on_device
@@ -103,15 +103,15 @@ class CropData(L.LightningDataModule):
 
 
 class NetTraining(Training):
-    """One network of the cascade, its loss and its optimiser.
+    """One network of the cascade, its loss and its optimizer.
 
     Args:
         model: The cascade.
-        net: Which network learns.
-        with_landmarks: Whether there are landmarks to learn. P-Net and R-Net learn them beside (the paper's way),
-            though they never answer them again.
-        recipe: The numbers.
-        steps: Of this network; None: a `Timer` says how far it is.
+        net: The network to train.
+        with_landmarks: Whether any crops have landmarks to train on. P-Net and R-Net train on them as an auxiliary
+            task, as in the paper, but do not return landmarks in detection.
+        recipe: Hyperparameters.
+        steps: Number of steps for this network. None: it trains for a fixed time, and a `Timer` gives its progress.
     """
 
     def __init__(self, model: MTCNN, net: Net, with_landmarks: bool, recipe: Recipe, steps: int | None) -> None:
@@ -119,11 +119,11 @@ class NetTraining(Training):
         self.cascade, self.name = model, net
         learner = getattr(model, net)
         model.train().requires_grad_(False)
-        learner.requires_grad_(True).to(memory_format=torch.channels_last)  # a third faster on a CPU
+        learner.requires_grad_(True).to(memory_format=torch.channels_last)  # a third faster on CPUs
         self.net = WithLandmarks(learner) if with_landmarks and net != "onet" else learner
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Those of the network, and the layer for landmarks that is not its own."""
+        """The network's optimizer, extended by the auxiliary landmark layer, which is not part of the cascade."""
         optimizer = super().configure_optimizers()
         if isinstance(self.net, WithLandmarks):
             decay = self.recipe.weight_decay
@@ -132,7 +132,7 @@ class NetTraining(Training):
         return optimizer
 
     def training_step(self, batch: tuple[Tensor, CropTruth], batch_idx: int) -> Tensor:  # type: ignore[override]
-        """The sum of the loss's terms, each of which is logged."""
+        """Returns the sum of the loss terms and logs each of them."""
         crops, truth = batch
         answers = self.net(crops.contiguous(memory_format=torch.channels_last))
         terms = self.cascade.loss(self.name, answers, truth)
@@ -143,19 +143,19 @@ class NetTraining(Training):
 
 
 class MeasuringCascade(Measuring):
-    """Likewise; the score threshold is O-Net's."""
+    """Measures the cascade during training; the chosen score threshold becomes O-Net's."""
 
     def with_threshold(self, config: MTCNNConfig, threshold: float) -> MTCNNConfig:
-        """A configuration with another threshold for O-Net."""
+        """The configuration with another threshold for O-Net."""
         return replace(config, thresholds=(*config.thresholds[:2], threshold))
 
 
 def train_cascade(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = False) -> None:
-    """Trains MTCNN; see `pyface.training.run.train`.
+    """Trains MTCNN; see `pyface.training.run.train` for the arguments.
 
     Raises:
-        TrainingError, DatasetError: The data or the folder are not as they should be, or something was asked for that
-            the cascade does not have.
+        TrainingError, DatasetError: The data or the folder are unusable, or the run sets an option that the cascade
+            does not support.
     """
     check_folder(folder, resume)
     check_device(run, accelerator)
@@ -168,7 +168,7 @@ def train_cascade(run: Run, folder: Path, *, accelerator: str = "auto", resume: 
     assert isinstance(model, MTCNN)
     if run.weights is None:
         initialise(model)
-    # The released weights answer a pixel off; what is trained here does not.
+    # Boxes of the released weights are off by one pixel; networks trained here have no such offset.
     model.config = replace(model.config, output_shift=0.0)
     learned, held = split(run.data, run.held_out)
     sets = measured_sets(run.val, held)
@@ -186,9 +186,9 @@ def train_cascade(run: Run, folder: Path, *, accelerator: str = "auto", resume: 
 
 
 def initialise(model: MTCNN) -> None:
-    """A random start at which signals keep their size through the layers (He et al., with PReLU's slope of 0.25).
+    """Initializes the weights so that activations keep their scale through the layers (He et al., PReLU slope 0.25).
 
-    With torch's own they fade, and O-Net takes longer until it tells faces from background.
+    With torch's default they shrink, and O-Net takes longer to tell faces from background.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not name.endswith("heads"):
@@ -198,10 +198,10 @@ def initialise(model: MTCNN) -> None:
 
 
 def check(run: Run) -> None:
-    """Whether a run asks for nothing that the cascade does not have.
+    """Checks that a run sets only options that the cascade supports.
 
     Raises:
-        TrainingError: It does.
+        TrainingError: It sets others.
     """
     if run.settings is not None:
         raise TrainingError(f"{run.model} trains with its usual settings, leave out those of the configuration")
@@ -229,16 +229,16 @@ def train_net(
     measuring: Measuring | None,
     accelerator: str,
 ) -> None:
-    """Trains one network, or the rest of it, and writes its weights.
+    """Trains one network, or resumes its training, and writes its weights.
 
     Args:
-        run: What to do.
-        model: With the networks before this one trained.
-        net: Which network.
-        album: The pictures.
-        folder: Of the run.
-        average: Takes the averaged weights.
-        measuring: Measures the cascade on the way; None: not yet.
+        run: The run's configuration.
+        model: The cascade, with the networks before this one trained.
+        net: The network to train.
+        album: The images.
+        folder: The run's folder.
+        average: Keeps the averaged weights.
+        measuring: Measures the cascade during training; None: no measurements, since the cascade is incomplete.
         accelerator: "auto", "cpu" or "gpu".
     """
     hours = None if run.max_hours is None else TIME[net] * run.max_hours
@@ -271,7 +271,7 @@ def train_net(
     data = CropData(album, crops, net, run, model, an_epoch)
     training = NetTraining(model, net, counts[CropKind.LANDMARK] > 0, run.recipe, steps)
     fit(trainer, training, data, checkpoint)
-    data.on_device = None  # the next network brings its own
+    data.on_device = None  # frees memory: the next network makes its own copy
     assert average.model is not None
     save(folder / net / WEIGHTS, average.model, run.model, model.config)
 
@@ -279,7 +279,7 @@ def train_net(
 def collect(
     run: Run, model: MTCNN, net: Net, album: Album, folder: Path, hours: float | None, accelerator: str
 ) -> Crops:
-    """The crops that a network learns from; how good the networks before it are goes to `mined.jsonl`."""
+    """Collects a network's training crops, and records the recall of the networks before it in `mined.jsonl`."""
     smallest = run.recipe.smallest_face
     drawn = draw(album, net, run.seed, smallest)
     if net == "pnet":
@@ -296,6 +296,6 @@ def collect(
 
 
 def describe(counts: dict[CropKind, int]) -> str:
-    """How many crops of each kind there are."""
+    """Describes how many crops of each kind there are."""
     names = {CropKind.NEGATIVE: "negatives", CropKind.POSITIVE: "positives", CropKind.PART: "parts"}
     return ", ".join(f"{n:,} {names.get(kind, 'with landmarks')}" for kind, n in counts.items())

@@ -1,11 +1,11 @@
-"""The crops that MTCNN's networks learn from (docs/detectors.md 3.3), and batches of them.
+"""The training crops of MTCNN's networks (docs/detectors.md 3.3), and batches of them.
 
-A crop is a picture's number, a box in it, what kind it is and which face it shows: some twenty bytes. Pixels are cut
-when a batch is made. P-Net's crops are drawn at random, around faces and anywhere; R-Net's and O-Net's are what the
-networks before them propose. Every kind is decided by one matching, `match`.
+A crop is stored as an image's index, a box, its kind and the face it shows: about twenty bytes. Pixels are cut when a
+batch is made. P-Net's crops are drawn at random, around faces and anywhere. R-Net and O-Net train on proposals of the
+networks before them, and on some random crops. One function, `match`, decides the kind of every crop.
 
-Everything random in batch k of a network depends on the run's seed, the network and k alone. A run that was cut off
-goes on with the batches that would have come.
+Random choices in batch k of a network depend only on the run's seed, the network and k. So a resumed run continues with
+the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ Net = Literal["pnet", "rnet", "onet"]
 NETS: tuple[Net, ...] = ("pnet", "rnet", "onet")
 SIDES: dict[Net, int] = {"pnet": 12, "rnet": 24, "onet": 48}
 
-# IoU with a face (the paper's bands); what lies between the first two is of no use.
+# IoU with a face (the paper's ranges); crops between the first two are not used.
 NEGATIVE_BELOW, PART_FROM, POSITIVE_ABOVE = 0.3, 0.4, 0.65
-SHARES = {CropKind.NEGATIVE: 3, CropKind.POSITIVE: 1, CropKind.PART: 1, CropKind.LANDMARK: 2}  # of a batch
+SHARES = {CropKind.NEGATIVE: 3, CropKind.POSITIVE: 1, CropKind.PART: 1, CropKind.LANDMARK: 2}  # parts of a batch
 
-# Crops drawn for P-Net (AITTSMD's numbers): anywhere in a picture, near a face, at a face, and for landmarks.
+# Crops drawn for P-Net (AITTSMD's numbers): per image anywhere, per face near it, at it, and for landmarks.
 ANYWHERE, NEAR, AT, LANDMARKS = 50, 5, 20, 10
-# For R-Net and O-Net, beside those that are proposed. A face that the networks before miss teaches as well, small data
-# give enough, and there are negatives even where nothing is proposed.
+# Crops drawn for R-Net and O-Net, in addition to proposals. They include faces that the networks before miss, give
+# enough crops on small data, and guarantee negatives even where nothing is proposed.
 ANYWHERE_LATER, AT_LATER = 5, 5
-# Negatives of a picture that R-Net and O-Net see: the highest scores, the ones that come through in use.
+# Most proposed negatives per image for R-Net and O-Net: those with the highest scores, which pass in detection too.
 NEGATIVES = 60
-# What passes P-Net and R-Net when crops are collected, instead of 0.6 and 0.7. In use a network lets few negatives
-# through, fewer still in the pictures that it learned from; and the next one must also know what to do where its
-# predecessor has a bad day.
+# Thresholds of P-Net and R-Net when crops are mined, instead of 0.6 and 0.7. In detection a network lets few negatives
+# through, and even fewer on its own training images. The next network must also cope with images on which its
+# predecessor does worse.
 MINING_THRESHOLDS = (0.3, 0.1)
 PICTURES_A_CALL = 8
 
-TINTS = 32  # different changes of colour in a batch
-_DRAWN, _BATCH, _ORDER = 0, 1, 2  # what a generator is for
+TINTS = 32  # different color changes per batch
+_DRAWN, _BATCH, _ORDER = 0, 1, 2  # last part of a generator's seed: its purpose
 
 
 class Crops(NamedTuple):
-    """Crops of an album's pictures.
+    """Crops of an album's images.
 
     Attributes:
-        pictures: int32 [N], number in the album.
-        boxes: float32 [N, 4], (x1, y1, x2, y2) in the picture's pixels; squares that may reach beyond it.
-        kinds: int8 [N], of `CropKind`.
-        faces: int32 [N], number among the picture's faces of the one that is shown; -1 for negatives.
+        pictures: int32 [N], the image's index in the album.
+        boxes: float32 [N, 4], (x1, y1, x2, y2) in the image's pixels; squares that may reach beyond it.
+        kinds: int8 [N], values of `CropKind`.
+        faces: int32 [N], index of the face shown, among the image's faces; -1 for negatives.
     """
 
     pictures: NDArray[np.int32]
@@ -72,11 +72,11 @@ class Crops(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """What crops of one picture show.
+    """Kinds and faces of the crops of one image.
 
     Attributes:
-        kinds: int8 [N], of `CropKind`; -1: of no use.
-        faces: int32 [N], number of the face of highest IoU if that is >= `PART_FROM`, else negative.
+        kinds: int8 [N], values of `CropKind`; -1: not used.
+        faces: int32 [N], index of the face with the highest IoU if that is >= `PART_FROM`, else negative.
         overlap: float32 [N], IoU with the best face.
     """
 
@@ -86,15 +86,15 @@ class Matches(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch before it has pixels.
+    """A batch before its pixels are made.
 
     Attributes:
-        pictures: int64 [N], number in the album of each crop's picture, or in `pixels` where there are any. On the CPU.
-        boxes: float32 [N, 4], in the picture's pixels.
-        mirrored: bool [N].
-        colours: float32 [N, 3, 4]: what RGB, 0 to 255, and a 1 are multiplied by.
-        truth: What the crops show, mirrored where they are.
-        pixels: Where pictures are not kept in memory: uint8 [H, W, 3] parts of them.
+        pictures: int64 [N], the index of each crop's image in the album, or in `pixels` if that is set. On the CPU.
+        boxes: float32 [N, 4], in the image's pixels.
+        mirrored: bool [N], whether to mirror the crop.
+        colours: float32 [N, 3, 4], color matrices for (R, G, B, 1) with RGB from 0 to 255.
+        truth: The ground truth, mirrored where the crop is.
+        pixels: uint8 [H, W, 3] parts of the images, if the album does not keep images in memory; else None.
     """
 
     pictures: Tensor
@@ -105,24 +105,24 @@ class Batch(NamedTuple):
     pixels: list[Tensor] | None
 
 
-# --- what a crop shows -----------------------------------------------------------------------------------------------
+# --- kinds and ground truth of crops ---------------------------------------------------------------------------------
 
 
 def match(boxes: NDArray[np.float32], picture: Picture, smallest: float) -> Matches:
-    """The kind and the face of each crop of a picture.
+    """Decides the kind and the face of each crop of an image.
 
-    Faces whose longer side is below `smallest` count as ignore boxes. A negative is none of: within an ignore box by
-    half of its area, or overlapping one by an IoU of `NEGATIVE_BELOW`, as if it were a face.
+    Faces with a longer side below `smallest` count as ignore boxes. A crop is not a negative if at least half of its
+    area lies within an ignore box, or if its IoU with one reaches `NEGATIVE_BELOW`.
 
     Args:
-        boxes: [N, 4].
-        picture: What is known about it.
-        smallest: In pixels.
+        boxes: [N, 4], the crops.
+        picture: The image's annotations.
+        smallest: Longer side in pixels of the smallest box that counts as a face.
     """
     known = np.concatenate([picture.faces, picture.ignore])
     is_small = (known[:, 2:] - known[:, :2]).max(1, initial=0) < smallest
     no_face = is_small | (np.arange(len(known)) >= len(picture.faces))
-    # The picture twice: with its ignore boxes, and as if they were faces.
+    # The image is matched twice: with its ignore boxes, and with these taken for faces.
     index, overlap = ops.assign_anchors(
         torch.from_numpy(boxes),
         torch.from_numpy(np.tile(known, (2, 1))),
@@ -147,17 +147,17 @@ def targets(
     landmarks: Tensor,
     mirrored: Tensor,
 ) -> CropTruth:
-    """What a network should answer to crops.
+    """Returns the ground truth for crops.
 
     Args:
-        net: Which one.
-        kinds: int64 [N], of `CropKind`.
+        net: The network that takes the crops.
+        kinds: int64 [N], values of `CropKind`.
         boxes: float32 [N, 4], the crops.
-        faces: float32 [N, 4], the face of each; any numbers for negatives.
-        landmarks: float32 [N, 5, 2], of that face, NaN where unknown.
-        mirrored: bool [N], whether the network sees the mirror image.
+        faces: float32 [N, 4], the face of each crop; any values for negatives.
+        landmarks: float32 [N, 5, 2], landmarks of that face, NaN where unknown.
+        mirrored: bool [N], whether the crop is mirrored.
     """
-    # A face mirrored about its crop's middle.
+    # Mirror each face about the middle of its crop.
     both = boxes[:, 0] + boxes[:, 2]
     turned = torch.stack([both - faces[:, 2], faces[:, 1], both - faces[:, 0], faces[:, 3]], 1)
     faces = torch.where(mirrored[:, None], turned, faces)
@@ -171,28 +171,28 @@ def targets(
 
 
 def read_cells(crops: Tensor) -> tuple[Tensor, Tensor]:
-    """The box that detection takes a P-Net window for, and the unit in which it reads the offsets.
+    """The box that detection assigns to a P-Net window, and the unit of its offsets.
 
-    P-Net sees [2i, 2i + 12) / s. The author's box for it is [fix((2i + 1) / s) - 1, fix((2i + 12) / s)], and the first
-    calibration takes a side for one pixel shorter (`cell_boxes`, `calibrate`). Rounding takes half a pixel on average.
-    So that detection comes out at the face, this is what the offsets are measured from.
+    P-Net's window covers [2i, 2i + 12) / s. The author's box for it is [fix((2i + 1) / s) - 1, fix((2i + 12) / s)], and
+    the first calibration takes sides to be one pixel shorter (`cell_boxes`, `calibrate`). Rounding subtracts half a
+    pixel on average. Training targets are measured from this box, so that detected boxes end up on the face.
     """
     sides = crops[:, 2:] - crops[:, :2]
     boxes = torch.cat([crops[:, :2] + sides / CELL - 1.5, crops[:, 2:] - 0.5], 1)
     return boxes, boxes[:, 2:] - boxes[:, :2] - 1
 
 
-# --- crops by chance -------------------------------------------------------------------------------------------------
+# --- random crops ----------------------------------------------------------------------------------------------------
 
 
 def draw(album: Album, net: Net, seed: int, smallest: float) -> Crops:
-    """Crops drawn from all pictures: all that P-Net learns from, and what R-Net and O-Net learn beside proposals.
+    """Draws crops from all images: all crops of P-Net, and those that R-Net and O-Net train on besides proposals.
 
     Args:
-        album: The pictures.
-        net: For which network.
-        seed: Of the run.
-        smallest: Longer side in pixels of the smallest face that is one.
+        album: The images.
+        net: The network to train.
+        seed: The run's seed.
+        smallest: Longer side in pixels of the smallest box that counts as a face.
     """
     parts = []
     for k, picture in enumerate(album.pictures):
@@ -213,7 +213,7 @@ def draw(album: Album, net: Net, seed: int, smallest: float) -> Crops:
 
 
 def anywhere(rng: np.random.Generator, height: int, width: int, count: int) -> NDArray[np.float32]:
-    """Squares within a picture, from 12 pixels to half its shorter side."""
+    """Random squares within an image, with sides from 12 pixels to half its shorter side."""
     side = _sides(rng, height, width, count)
     return _squares(rng.uniform(0, 1, count) * (width - side), rng.uniform(0, 1, count) * (height - side), side)
 
@@ -221,7 +221,7 @@ def anywhere(rng: np.random.Generator, height: int, width: int, count: int) -> N
 def near_faces(
     rng: np.random.Generator, faces: NDArray[np.float32], height: int, width: int, count: int
 ) -> NDArray[np.float32]:
-    """Squares of the same sizes that each touch a face, `count` for each."""
+    """Random squares of the same sizes that touch a face, `count` per face."""
     faces = faces.repeat(count, axis=0)
     side = _sides(rng, height, width, len(faces))
     left, top = (rng.uniform(faces[:, axis] - side, faces[:, axis + 2]) for axis in (0, 1))
@@ -229,8 +229,11 @@ def near_faces(
 
 
 def at_faces(rng: np.random.Generator, faces: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """Squares about faces, `count` for each: their sides from 0.8 of the shorter to 1.25 of the longer, their centres
-    off by up to 0.2 of the sides."""
+    """Random squares around faces, `count` per face.
+
+    Their sides range from 0.8 of a face's shorter side to 1.25 of its longer one. Their centers are off by up to 0.2 of
+    the face's sides.
+    """
     faces = faces.repeat(count, axis=0)
     extent = faces[:, 2:] - faces[:, :2]
     side = rng.uniform(0.8 * extent.min(1, initial=np.inf), 1.25 * extent.max(1, initial=0))
@@ -249,14 +252,14 @@ def _squares(left: NDArray[np.float64], top: NDArray[np.float64], side: NDArray[
 
 
 def matched(k: int, boxes: NDArray[np.float32], picture: Picture, smallest: float) -> Crops:
-    """The boxes of picture k that are of use."""
+    """The crops of image k that can be used, with their kinds and faces."""
     found = match(boxes, picture, smallest)
     use = found.kinds >= 0
     return Crops(np.full(use.sum(), k, np.int32), boxes[use], found.kinds[use], found.faces[use])
 
 
 def landmark_crops(k: int, boxes: NDArray[np.float32], picture: Picture, smallest: float) -> Crops:
-    """The boxes that show a face with all its landmarks well, to learn these from."""
+    """Landmark crops: the boxes that are positives and show a face with all five landmarks."""
     crops = matched(k, boxes, picture, smallest)
     show = crops.kinds == CropKind.POSITIVE
     show[show] = np.isfinite(picture.landmarks[crops.faces[show]]).all((1, 2))
@@ -265,21 +268,22 @@ def landmark_crops(k: int, boxes: NDArray[np.float32], picture: Picture, smalles
 
 
 def joined(parts: Sequence[Crops]) -> Crops:
-    """All crops of all parts."""
+    """Concatenates crops."""
     return Crops(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-# --- crops by the networks before -----------------------------------------------------------------------------------
+# --- crops proposed by the networks before ---------------------------------------------------------------------------
 
 
 class Mined(NamedTuple):
-    """What the networks before propose.
+    """Crops mined with the networks before, and counts.
 
     Attributes:
-        crops: Proposals that are of use.
-        pictures: How many were looked at.
-        proposals: How many there were, all in all.
-        faces, found: How many faces are large enough, and how many of these have a proposal with an IoU >= 0.5.
+        crops: Proposals that can be used.
+        pictures: Number of images searched.
+        proposals: Number of all proposals.
+        faces: Number of faces that are large enough.
+        found: Number of these that have a proposal with an IoU >= 0.5.
     """
 
     crops: Crops
@@ -305,16 +309,16 @@ def mine(
     seconds: float = math.inf,
     thresholds: tuple[float, float] = MINING_THRESHOLDS,
 ) -> Mined:
-    """Looks for R-Net's or O-Net's crops with the networks before it.
+    """Mines crops for R-Net or O-Net with the networks before it.
 
     Args:
-        model: With these networks trained, on any device.
-        net: For which network.
-        album: The pictures, which are looked at in an order that the seed gives.
-        seed: Of the run.
-        smallest: Longer side in pixels of the smallest face that is one.
-        seconds: After so long no more pictures are looked at.
-        thresholds: What passes P-Net and R-Net.
+        model: The cascade, with these networks trained, on any device.
+        net: The network to train.
+        album: The images. They are searched in an order that depends on the seed.
+        seed: The run's seed.
+        smallest: Longer side in pixels of the smallest box that counts as a face.
+        seconds: Time after which mining stops; at least one group of images is searched.
+        thresholds: Score thresholds of P-Net and R-Net.
     """
     config = replace(model.config, thresholds=(*thresholds, 1.0))
     order = np.random.default_rng((seed, NETS.index(net), 0, _ORDER)).permutation(len(album))
@@ -339,7 +343,7 @@ def mine(
 
 
 def propose(model: MTCNN, net: Net, images: Sequence[Tensor], config: MTCNNConfig) -> Iterator[NDArray[np.float32]]:
-    """The boxes of every image that come to a network, float32 [N, 4], best score first."""
+    """Yields, for each image, the boxes that a network is given, float32 [N, 4], best score first."""
     proposals = model._propose(images, config)
     if net == "onet":
         proposals = model._refine(images, proposals, config)
@@ -349,7 +353,7 @@ def propose(model: MTCNN, net: Net, images: Sequence[Tensor], config: MTCNNConfi
 
 
 def save_crops(path: Path, crops: Crops, seconds: float) -> None:
-    """One .npz, replaced when it is complete; with the time that it took to find them."""
+    """Writes crops and the time it took to collect them to an .npz file, which is replaced only when complete."""
     part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
         np.savez(file, **crops._asdict(), seconds=seconds)
@@ -357,7 +361,7 @@ def save_crops(path: Path, crops: Crops, seconds: float) -> None:
 
 
 def load_crops(path: Path) -> tuple[Crops, float]:
-    """What `save_crops` wrote."""
+    """Reads what `save_crops` wrote: the crops and the seconds it took to collect them."""
     with np.load(path) as file:
         return Crops(**{name: file[name] for name in Crops._fields}), float(file["seconds"])
 
@@ -366,16 +370,16 @@ def load_crops(path: Path) -> tuple[Crops, float]:
 
 
 class CropBatches(Dataset[Batch]):
-    """Batches by number.
+    """Batches of crops, by index.
 
     Args:
-        album: The pictures.
-        crops: What they are drawn from, with replacement.
-        net: Which network sees them.
-        recipe: The numbers.
-        seed: Of the run.
-        first: Number of the batch that is batch 0 here.
-        count: How many there are.
+        album: The images.
+        crops: Crops to draw from, with replacement.
+        net: The network to train.
+        recipe: Hyperparameters.
+        seed: The run's seed.
+        first: Number, within the run, of this dataset's batch 0.
+        count: Number of batches.
     """
 
     def __init__(self, album: Album, crops: Crops, net: Net, recipe: Recipe, seed: int, first: int, count: int) -> None:
@@ -383,7 +387,7 @@ class CropBatches(Dataset[Batch]):
         self.first, self.count = first, count
         self.pools = {kind: np.flatnonzero(crops.kinds == kind) for kind in CropKind}
         self.counts = share_out(recipe.batch_size, {kind: len(pool) for kind, pool in self.pools.items()})
-        # The faces of all pictures one after the other; those of picture k begin at starts[k].
+        # The faces of all images, concatenated; those of image k begin at starts[k].
         self.faces = np.concatenate([picture.faces for picture in album.pictures])
         self.landmarks = np.concatenate([picture.landmarks for picture in album.pictures])
         counts = np.array([len(picture.faces) for picture in album.pictures])
@@ -400,7 +404,7 @@ class CropBatches(Dataset[Batch]):
             [self.pools[kind][rng.integers(len(self.pools[kind]), size=n)] for kind, n in self.counts.items() if n]
         )
         pictures, boxes, kinds, faces = (column[chosen] for column in self.crops)
-        # A negative has no face: any will do.
+        # A negative has no face; index 0 stands in, since the loss ignores it.
         face = np.where(faces < 0, 0, self.starts[pictures] + faces)
         mirrored = torch.from_numpy(rng.random(len(chosen)) < 0.5)
         tints = np.stack([colours(rng, self.recipe.photometric) for _ in range(TINTS)])
@@ -427,7 +431,7 @@ class CropBatches(Dataset[Batch]):
 
 
 def share_out(batch_size: int, crops: dict[CropKind, int]) -> dict[CropKind, int]:
-    """How many crops of each kind are in a batch: `SHARES`, of the kinds that there are.
+    """The number of crops of each kind in a batch, by `SHARES`; kinds without crops are left out.
 
     Example:
         >>> list(share_out(384, dict.fromkeys(CropKind, 1000)).values())
@@ -443,13 +447,13 @@ def share_out(batch_size: int, crops: dict[CropKind, int]) -> dict[CropKind, int
 
 
 def render(batch: Batch, images: Sequence[Tensor], net: Net, config: MTCNNConfig) -> Tensor:
-    """What the network sees, float32 [N, 3, side, side], on the images' device.
+    """Makes the network's input, float32 [N, 3, side, side], on the images' device.
 
     Args:
-        batch: What to show.
-        images: The album's, or the batch's own.
-        net: Which network.
-        config: How crops are resized in use.
+        batch: The batch.
+        images: The album's images, or the batch's own parts of them.
+        net: The network to train.
+        config: How crops are resized in detection.
     """
     device = images[0].device
     used, index = batch.pictures.unique(return_inverse=True)
@@ -457,7 +461,7 @@ def render(batch: Batch, images: Sequence[Tensor], net: Net, config: MTCNNConfig
     crops = normalised_crops([images[k] for k in used.tolist()], boxes, index, (SIDES[net],) * 2, config)
     mirrored = batch.mirrored.to(device, non_blocking=True)
     crops = torch.where(mirrored[:, None, None, None], crops.flip(3), crops)
-    # y = M (128 x + 127.5) + b in the pixels' units is M x + (127.5 (M 1 - 1) + b) / 128 in the network's.
+    # The change y = M (128 x + 127.5) + b of pixel values is M x + (127.5 (M 1 - 1) + b) / 128 of normalized ones.
     tints = batch.colours.to(device, non_blocking=True)
     matrix, shift = tints[:, :, :3], (tints @ tints.new_tensor([127.5, 127.5, 127.5, 1.0]) - 127.5) / 128
     tinted = torch.baddbmm(shift[:, :, None], matrix, crops.flatten(2)).view_as(crops)

@@ -1,8 +1,7 @@
-"""What a sample shows of a picture: the crop rules of the papers, and one of our own for small data.
+"""Crop rules: which part of an image becomes a training sample. The papers' rules, and our own for small data.
 
-A rule takes a random generator, what is known about a picture, its size and the side of the sample, and answers a
-square in the picture's pixels, which may reach beyond it. Its mirror image is taken in half of all cases, whatever the
-rule.
+A rule takes a random generator, an image's annotations, its height and width, and the side of the sample. It returns a
+square in the image's pixels, which may reach beyond the image. Mirroring (half of all samples) is not part of a rule.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ Square = tuple[float, float, float]
 
 Rule = Callable[[np.random.Generator, Picture, int, int, int], Square]
 
-LONG_SIDE = 640  # of a picture as detectors see it, which scales are chosen around
-MOST_ENLARGED = 4.0  # more than that only blurs
+LONG_SIDE = 640  # longer side of an image in detection; scales are chosen around it
+MOST_ENLARGED = 4.0  # enlarging more only blurs
 
 
 def octaves(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
-    """Faces of all sizes equally often, or pictures from half to twice the size that a detector sees them at.
+    """Faces of all sizes equally often, or images at half to twice the size that they have in detection.
 
-    For three of five samples of pictures with faces, one face is to be some octave's size, from 8 px to 0.7 of the
-    sample.
+    Three in five samples of images with faces are scaled for one of their faces. Its target size is log-uniform between
+    8 px and 0.7 of the sample's side.
     """
     if len(picture.faces) and rng.random() < 0.6:
         face = picture.faces[rng.integers(len(picture.faces))]
@@ -41,7 +40,7 @@ def octaves(rng: np.random.Generator, picture: Picture, height: int, width: int,
 
 
 def s3fd(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
-    """The largest square of the picture, or (four times of five) one of 0.3 to 1 times its side.
+    """The largest square that fits the image, or (four times in five) one of 0.3 to 1 times its side.
 
     Source: docs/detectors.md 2.5.
     """
@@ -50,8 +49,10 @@ def s3fd(rng: np.random.Generator, picture: Picture, height: int, width: int, si
 
 
 def srn(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
-    """A square of the picture in up to twice its size of padding (docs/detectors.md 4.4): its shorter side, or 0.5 to
-    1 of it."""
+    """A square of the image, which half of the time is padded to up to twice its size (docs/detectors.md 4.4).
+
+    The square's side is the shorter side of the padded image, or (half of the time) 0.5 to 1 of it.
+    """
     grown = rng.uniform(1.0, 2.0) if rng.random() < 0.5 else 1.0
     left, top = -rng.uniform(0, (grown - 1) * width), -rng.uniform(0, (grown - 1) * height)
     side = grown * min(height, width) * (1.0 if rng.random() < 0.5 else rng.uniform(0.5, 1.0))
@@ -59,17 +60,18 @@ def srn(rng: np.random.Generator, picture: Picture, height: int, width: int, siz
 
 
 def ssh(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
-    """A part of the picture at the scale at which its shorter side is 1,200 px, its longer one at most 1,600
-    (docs/detectors.md 5.3). The authors show all of it, one picture a GPU."""
+    """A part of the image, scaled to a shorter side of 1,200 px and a longer side of at most 1,600 px
+    (docs/detectors.md 5.3). The authors train on whole images, one per GPU."""
     side = size / min(1200 / min(height, width), 1600 / max(height, width))
     return _within(rng, width, side), _within(rng, height, side), side
 
 
 def densebox(face: float, band: tuple[float, float] = (0.8, 1.25)) -> Rule:
-    """DenseBox's (docs/detectors.md 1.4), for a network that finds faces `face` pixels high, times a factor in a band.
+    """DenseBox's rule (docs/detectors.md 1.4), for a network that finds faces `face` pixels high, times a factor in
+    `band`.
 
-    In every second sample such a face is in the middle, give or take half of `face`. The others are random parts at
-    random scales.
+    Half of the samples of images with faces have such a face in the middle, give or take half of `face`. The others are
+    random parts at random scales.
     """
 
     def rule(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
@@ -93,11 +95,11 @@ def _side(box: NDArray[np.float32]) -> float:
 
 
 def _within(rng: np.random.Generator, length: float, side: float) -> float:
-    """Where a window begins that lies on an axis, or the axis in it."""
+    """A random start for a window of length `side` that lies within [0, length], or contains it if it is longer."""
     return rng.uniform(min(0.0, length - side), max(0.0, length - side))
 
 
 def _around(rng: np.random.Generator, low: float, high: float, length: float, side: float) -> float:
-    """Likewise, and it holds [low, high] as far as that goes."""
+    """A start like `_within`'s, of a window that also contains [low, high], or is centered on it if none can."""
     first, last = max(high - side, min(0.0, length - side)), min(low, max(0.0, length - side))
     return rng.uniform(first, last) if first <= last else (low + high - side) / 2

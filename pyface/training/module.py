@@ -1,4 +1,4 @@
-"""The Lightning side of training: data, one step, the moving average, and measuring on the way."""
+"""Training with Lightning: data, the training step, the moving average, measurements and checkpoints."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from pyface.training.crops import Rule
 from pyface.training.recipes import Recipe, TrainingError
 from pyface.training.samples import Batch, Samples, render
 
-LOWEST_SCORE = 0.02  # of detections that are measured
+LOWEST_SCORE = 0.02  # score threshold of the detections that are measured
 
 
 class Data(L.LightningDataModule):
     """Samples of an album, with their pixels made on the device.
 
     Args:
-        album: The pictures.
-        recipe: The numbers.
-        rule: How crops are cut.
-        model: Whose preprocessing the pixels get.
-        seed: Of the samples.
-        workers: Processes that prepare samples.
+        album: The images.
+        recipe: Hyperparameters.
+        rule: The crop rule.
+        model: The detector; its preprocessing is applied to the pixels.
+        seed: Random seed of the samples.
+        workers: Number of processes that prepare samples.
     """
 
     def __init__(self, album: Album, recipe: Recipe, rule: Rule, model: SingleShot, seed: int, workers: int) -> None:
@@ -57,7 +57,7 @@ class Data(L.LightningDataModule):
         self.on_device: list[Tensor] | None = None
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """An epoch's batches, or the rest of it: they go on where the trainer stands."""
+        """The batches of an epoch, or what is left of it: they start at the trainer's current step."""
         trainer = self.trainer
         assert trainer is not None
         world = trainer.world_size
@@ -68,13 +68,13 @@ class Data(L.LightningDataModule):
         return DataLoader(samples, batch_size=None, num_workers=self.workers, pin_memory=torch.cuda.is_available())
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Moves what is wanted there; where crops are is asked by the host."""
+        """Moves ground truth, pixels and colors to the device; crop positions stay on the CPU, which reads them."""
         truth = GroundTruth(*(None if x is None else x.to(device, non_blocking=True) for x in batch.truth))  # type: ignore[arg-type]
         pixels = None if batch.pixels is None else [x.to(device, non_blocking=True) for x in batch.pixels]
         return batch._replace(truth=truth, pixels=pixels, colours=batch.colours.to(device, non_blocking=True))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, GroundTruth]:
-        """A batch -> what the network sees, and the faces."""
+        """Turns a batch into the network's input and the ground truth."""
         device = batch.colours.device
         if self.on_device is None and self.album.images is not None:
             self.on_device = [image.to(device) for image in self.album.images]
@@ -87,21 +87,21 @@ class Data(L.LightningDataModule):
 
 
 class Training(L.LightningModule):
-    """A model, its loss and its optimiser.
+    """A model, its loss and its optimizer.
 
     Args:
         model: The detector.
-        recipe: The numbers.
-        steps: Of the whole run; None: a `Timer` says how far it is.
+        recipe: Hyperparameters.
+        steps: Number of steps of the whole run. None: it trains for a fixed time, and a `Timer` gives its progress.
     """
 
     def __init__(self, model: SingleShot, recipe: Recipe, steps: int | None) -> None:
         super().__init__()
         self.model, self.recipe, self.steps = model, recipe, steps
-        self.has_learned = False  # since this process began
+        self.has_learned = False  # whether this process has trained on a batch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Biases and normalisation do not decay."""
+        """Builds the optimizer; biases and normalization layers have no weight decay."""
         recipe = self.recipe
         groups: list[dict[str, Any]] = [
             {"params": [], "weight_decay": recipe.weight_decay, "scale": 1.0},
@@ -117,7 +117,7 @@ class Training(L.LightningModule):
         return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """The learning rate depends on how far the run is, in steps or in time, and on nothing else."""
+        """Sets the learning rate, which depends only on the run's progress, in steps or in time."""
         self.has_learned = True
         rate = self.recipe.rate * factor(self.recipe, self.progress())
         optimizer = self.optimizers()
@@ -126,19 +126,22 @@ class Training(L.LightningModule):
         self.log("rate", rate)
 
     def progress(self) -> float:
-        """What share of the run is done, from 0 to 1, in steps or in time; all ranks must ask, and hear the same."""
+        """The share of the run that is done, from 0 to 1, in steps or in time.
+
+        All ranks must call it together, and get the same value.
+        """
         if self.steps is not None:
             return min(1.0, self.trainer.global_step / self.steps)
         timer = next(callback for callback in self.trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
         spent, left = timer.time_elapsed(), timer.time_remaining()
         share = min(1.0, spent / (spent + left)) if left is not None and spent + left > 0 else 0.0
-        # Ranks have clocks of their own, and must not learn at rates of their own.
+        # Clocks differ between ranks, but the learning rate must not.
         return share if self.trainer.world_size == 1 else self.trainer.strategy.broadcast(share)
 
     def training_step(self, batch: tuple[Tensor, GroundTruth], batch_idx: int) -> Tensor:
-        """The sum of the loss's terms, each of which is logged."""
+        """Returns the sum of the loss terms and logs each of them."""
         images, truth = batch
-        # Samples of faces are drawn anew in each step.
+        # DenseBox's loss samples cells at random, different ones in each step.
         seed = {"seed": self.global_step} if isinstance(self.model, DenseBox) else {}
         terms = self.model.loss(self.model(images), truth, **seed)
         loss = torch.stack(list(terms.values())).sum()
@@ -149,12 +152,12 @@ class Training(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """By the norm of all gradients together."""
+        """Clips by the norm of all gradients together."""
         self.clip_gradients(optimizer, gradient_clip_val=self.recipe.clip, gradient_clip_algorithm="norm")
 
 
 def factor(recipe: Recipe, progress: float) -> float:
-    """What the learning rate is multiplied by when a share of the run is done.
+    """The factor of the learning rate when a share `progress` of the run is done.
 
     Example:
         >>> factor(Recipe(warm_up=0.1), 0.05), round(factor(Recipe(warm_up=0.0), 0.5), 3)
@@ -171,10 +174,10 @@ def factor(recipe: Recipe, progress: float) -> float:
 
 
 class Average(L.Callback):
-    """The moving average of a model's weights and statistics, in a copy of its own.
+    """The exponential moving average of a model's weights and statistics, kept in a copy of the model.
 
     Args:
-        decay: How much of it stays in a step, at most; (1 + n) / (10 + n) while that is less, in step n.
+        decay: Largest decay; step n uses (1 + n) / (10 + n) while that is smaller.
     """
 
     def __init__(self, decay: float) -> None:
@@ -183,17 +186,17 @@ class Average(L.Callback):
         self.model: SingleShot | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Copies the model as it is before training, which is where a checkpoint's state goes."""
+        """Copies the model before training; a checkpoint's state is loaded into the copy."""
         if self.model is None:
             self.model = copy.deepcopy(pl_module.model).eval().requires_grad_(False)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Goes where the model went."""
+        """Moves the copy to the model's device."""
         assert self.model is not None
         self.model.to(pl_module.device)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Takes a step towards the model."""
+        """Updates the average with the model's current weights."""
         assert self.model is not None
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
@@ -215,44 +218,44 @@ class Average(L.Callback):
 
 
 class Measuring(L.Callback):
-    """Measures the averaged model now and then, and keeps the best weights.
+    """Measures the averaged model at intervals during the run, and keeps the best weights.
 
     Args:
-        sets: Pictures by the name of their set; the first set decides what is best, by the mean of its average
+        sets: Images by the name of their set. The first set decides which weights are best, by the mean of its average
             precisions.
-        average: Whose model is measured.
-        times: How often in a run, evenly.
-        folder: Of the run: `best.safetensors`, `last.safetensors`, `measured.jsonl` and `pictures/` go there.
-        name: Of the model, in the registry.
+        average: Keeps the averaged model, which is measured.
+        times: Number of measurements, evenly spread over the run.
+        folder: The run's folder, for `best.safetensors`, `last.safetensors`, `measured.jsonl` and `pictures/`.
+        name: The model's name in the registry.
     """
 
-    PICTURES = 4  # drawn each time
+    PICTURES = 4  # images per set that are drawn at each measurement
 
     def __init__(
         self, sets: Mapping[str, Sequence[Picture]], average: Average, times: int, folder: Path, name: str
     ) -> None:
         self.sets, self.average, self.times, self.folder, self.name = dict(sets), average, times, folder, name
         self.done, self.best = 0, -1.0
-        self.figures: dict[str, float] = {}  # the newest
+        self.figures: dict[str, float] = {}  # of the newest measurement
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """When another part of the run is over."""
+        """Measures when another interval of the run is over."""
         due = math.floor(pl_module.progress() * self.times)
         if due > self.done:
             self.done = due
             self.measure(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """The last part is over."""
+        """Measures once more, if the last measurement is still due."""
         if self.done < self.times:
             self.measure(trainer, pl_module)
 
     def measure(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Detects in all pictures, the ranks sharing them; the first writes down what came out."""
+        """Detects faces in all images, shared out between the ranks, and writes the results on the first rank."""
         assert self.average.model is not None
         check_finite(pl_module)
         progress = pl_module.progress()
-        if trainer.world_size > 1:  # statistics of normalisation are each rank's own
+        if trainer.world_size > 1:  # running statistics of normalization differ between ranks
             for value in self.average.model.state_dict().values():
                 torch.distributed.broadcast(value, src=0)
         detector = FaceDetector(
@@ -303,7 +306,7 @@ class Measuring(L.Callback):
         print(f"step {trainer.global_step}, {progress:.0%} of the run: {text}", flush=True)
 
     def _save(self, file: str, reports: dict[str, Report]) -> None:
-        """The weights, with the score threshold of the best F1 on the first set as the model's own."""
+        """Saves the weights; the score threshold with the best F1 on the first set becomes the model's default."""
         assert self.average.model is not None
         config: Any = self.average.model.config
         first = next(iter(reports.values()), None)
@@ -312,7 +315,7 @@ class Measuring(L.Callback):
         save(self.folder / file, self.average.model, self.name, config)
 
     def with_threshold(self, config: Any, threshold: float) -> Any:
-        """A model's configuration with a score threshold."""
+        """A model's configuration with another score threshold."""
         return dataclasses.replace(config, score_threshold=threshold)
 
     def state_dict(self) -> dict[str, Any]:
@@ -325,12 +328,12 @@ class Measuring(L.Callback):
 
 
 def save(path: Path, model: nn.Module, name: str, config: Any) -> None:
-    """Writes weights with all of the model's numbers: what is usual may change."""
+    """Saves weights with the model's complete configuration, since defaults may change."""
     save_checkpoint(path, model, name, dataclasses.asdict(config))
 
 
 def _shared(trainer: L.Trainer, own: list[Detections]) -> list[Detections]:
-    """What all ranks found, in the order of the pictures, of which rank r had every world-th from r on."""
+    """Gathers the detections of all ranks in the order of the images; rank r had images r, r + world, ..."""
     if trainer.world_size == 1:
         return own
     parts: list[Any] = [None] * trainer.world_size
@@ -339,10 +342,10 @@ def _shared(trainer: L.Trainer, own: list[Detections]) -> list[Detections]:
 
 
 def check_finite(module: L.LightningModule) -> None:
-    """Stops a run that cannot recover, before it replaces anything by its weights.
+    """Stops a run with broken weights before it overwrites good ones.
 
     Raises:
-        TrainingError: There are weights that are no numbers.
+        TrainingError: Some weights are NaN or infinite.
     """
     if not all(value.isfinite().all() for value in module.state_dict().values()):
         raise TrainingError(
@@ -352,13 +355,15 @@ def check_finite(module: L.LightningModule) -> None:
 
 
 class Saving(L.Callback):
-    """Writes what a run needs to go on, a hundred times and at its end. A file is replaced when it is complete.
+    """Saves the state needed to resume, a hundred times during a run and at its end.
+
+    The file is replaced only when the new one is complete.
 
     Args:
         path: The file.
 
     Raises:
-        TrainingError: There are weights that are no numbers. The file then stays as it was.
+        TrainingError: Some weights are NaN or infinite. The file then stays as it was.
     """
 
     TIMES = 100
@@ -367,22 +372,22 @@ class Saving(L.Callback):
         self.path, self.done = path, 0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """When another hundredth is over."""
+        """Saves when another hundredth of the run is over."""
         due = math.floor(pl_module.progress() * self.TIMES)
         if due > self.done:
             self.done = due
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Once more."""
+        """Saves the final state."""
         self.save(trainer, pl_module)
 
     def save(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """All ranks call it; the first writes."""
+        """Saves a checkpoint; all ranks must call this, and the first one writes."""
         check_finite(pl_module)
         part = self.path.with_name(f"{self.path.name}.part")
         trainer.save_checkpoint(part, weights_only=False)
         if trainer.is_global_zero:
-            with part.open("rb") as file:  # or a power cut may leave a file of that name without its content
+            with part.open("rb") as file:  # otherwise a power cut may leave an empty file under the final name
                 os.fsync(file.fileno())
             part.replace(self.path)

@@ -1,4 +1,4 @@
-"""How each model is trained: a frozen set of numbers, written into every run and repeatable from it."""
+"""How each model is trained: frozen hyperparameters, which every run records and can be repeated from."""
 
 from __future__ import annotations
 
@@ -11,38 +11,37 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
 class TrainingError(ValueError):
-    """A run cannot be begun as it was asked for, or cannot go on."""
+    """A run cannot start as configured, or cannot continue."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training run.
+    """The hyperparameters of a training run.
 
     Attributes:
-        size: Side of the square that the network sees, in pixels.
-        batch_size: Samples a step and device.
-        epochs: Passes over the pictures, unless a time is given instead.
-        crops: How a sample is cut from a picture: one of `crops.RULES`.
-        large: Share of the steps whose samples have twice the side and are a quarter as many, for faces that fill more
-            than a sample.
-        mosaic: Share of the samples that are four crops of half the side, so that faces come small and many.
-        rotation: Share of the other samples that are rotated, by up to `most_rotated` degrees either way.
-        most_rotated: See there.
-        cut_out: Probability that a face loses a part to a rectangle of one colour.
+        size: Side of the square samples, in pixels.
+        batch_size: Samples per step and device.
+        epochs: Passes over the images, unless the run is limited by time.
+        crops: The crop rule, which cuts a sample from an image: one of `crops.RULES`, or "densebox".
+        large: Share of the steps that use a quarter as many samples of twice the side, for faces larger than a normal
+            sample.
+        mosaic: Share of the samples that are four crops of half the side, which gives many small faces.
+        rotation: Share of the other samples that are rotated.
+        most_rotated: Largest angle of that rotation, in degrees either way.
+        cut_out: Probability that a rectangle of one gray covers a part of a face.
         photometric: Probability of each change of brightness, contrast, saturation and hue.
-        smallest_face: Faces that are smaller in the sample (square root of the area, in pixels) are neither faces nor
-            background. In the cascade: faces whose longer side in the picture is shorter.
+        smallest_face: Faces that are smaller in the sample (square root of the area, in pixels) are ignored: they count
+            neither as faces nor as background. MTCNN applies it to the longer side in the image instead.
         optimizer: "adamw", or "sgd" with momentum 0.9.
         rate: Highest learning rate.
-        bias_rate: What biases' rate is multiplied by; they never decay.
-        schedule: "cosine", or the ends of the stretches, as shares of the run, after each of which the rate falls to a
-            tenth.
+        bias_rate: Factor of the learning rate for biases, which never decay.
+        schedule: "cosine", or the shares of the run after which the rate drops to a tenth.
         warm_up: Share of the run over which the rate rises from 0.
-        weight_decay: Of weights with two or more dimensions.
+        weight_decay: Weight decay of parameters with two or more dimensions.
         clip: Largest norm of all gradients together.
-        average: Largest decay of the moving average of the weights, which is what is measured and kept. After n steps
-            it is (1 + n) / (10 + n) at most, so that shorter runs average over their last tenth.
-        frozen: Layers of the trunk that keep ImageNet's weights, where a run starts from these.
+        average: Largest decay of the moving average of the weights, which is measured and saved. After n steps the
+            decay is at most (1 + n) / (10 + n), so that short runs average over their last tenth.
+        frozen: Layers of the trunk that stay fixed if the run starts from ImageNet weights.
     """
 
     size: int = 640
@@ -80,8 +79,8 @@ class Recipe:
             raise ValueError(f"size should be even, as mosaics are four samples of half of it, got {self.size}")
 
 
-# Small data: sizes of faces spread over octaves, small faces by mosaic. Cut-out and strong changes of colour cost
-# accuracy (docs/training.md).
+# For small data: face sizes are spread over octaves, and mosaics give small faces. Cut-out and strong color changes
+# cost accuracy (docs/training.md).
 _LITE = Recipe(
     size=384,
     batch_size=32,
@@ -99,7 +98,8 @@ RECIPES: dict[str, Recipe] = {
     "ssh_lite": _LITE,
     "srn_lite": _LITE,
     "densebox_lite": replace(_LITE, crops="densebox", mosaic=0.0),
-    # The papers' (docs/detectors.md 2.5, 4.4, 5.3, 1.4). Epochs are their iterations over WIDER FACE's 12,880 pictures.
+    # The papers' recipes (docs/detectors.md 2.5, 4.4, 5.3, 1.4). Epochs are their iterations, converted to passes over
+    # WIDER FACE's 12,880 images.
     "s3fd_vgg16": Recipe(
         size=640, batch_size=32, epochs=300, crops="s3fd", rate=1e-3, bias_rate=2.0, schedule=(80 / 120, 100 / 120)
     ),
@@ -128,8 +128,8 @@ RECIPES: dict[str, Recipe] = {
     "densebox_vgg19": Recipe(
         size=240, batch_size=10, epochs=100, crops="densebox", photometric=0.0, rate=1e-3, schedule=(1 / 3, 2 / 3)
     ),
-    # The cascade (3.3): its crops are mined, not cut by a rule. Epochs are P-Net's, over its positive crops; R-Net and
-    # O-Net take 22 for every 30 of them.
+    # The cascade (3.3): its crops are mined, not cut by a rule. Epochs are P-Net's passes over its positive crops;
+    # R-Net and O-Net train for 22 epochs per 30 of P-Net's.
     "mtcnn": Recipe(
         size=48,
         batch_size=384,
@@ -145,24 +145,24 @@ RECIPES: dict[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a run is made of; `config.json` in its folder.
+    """The complete configuration of a run; `config.json` in its folder.
 
     Attributes:
         model: A name from `pyface.list_models()`.
-        data: Data folders to learn from; one that is named twice is seen twice as often.
-        val: Data folders to measure on; average precision on the first decides which weights are the best.
-        held_out: Names of pictures in `data` that are measured on, as one more set, and not learned from.
-        weights: File of weights to start from; None: a random start.
-        backbone: File of torchvision's ImageNet weights of the trunk to start from, for the papers' networks.
-        seed: Of all that is random: the same seed gives the same stream of samples.
-        max_hours: Train for so long, in place of the recipe's epochs.
-        validations: How often the run is measured, evenly spread.
+        data: Data folders to train on; a folder given twice is sampled twice as often.
+        val: Data folders to measure on; average precision on the first decides which weights are best.
+        held_out: Names of images in `data` that are measured on, as one more set, instead of trained on.
+        weights: File of initial weights; None: random initialization.
+        backbone: File of torchvision's ImageNet weights to start the trunk from, for the papers' networks.
+        seed: Random seed; the same seed gives the same sequence of samples.
+        max_hours: Length of the run in hours, instead of the recipe's epochs.
+        validations: Number of measurements, evenly spread over the run.
         precision: As in Lightning: "32-true", "16-mixed" or "bf16-mixed".
-        workers: Processes that prepare samples; 0: the one that trains.
-        devices: Processes that train, each on a GPU of its own or all on the CPU; a batch of each makes a step.
-        recipe: The numbers.
-        settings: The model's own numbers, fields of its configuration; None: the registry's, or those that came with
-            the weights. A run writes down all of them.
+        workers: Number of processes that prepare samples; 0: the training process does.
+        devices: Number of training processes, each on its own GPU or all on the CPU. Each takes one batch per step.
+        recipe: Hyperparameters.
+        settings: Fields of the model's configuration; None: the registry's, or those stored with the weights. A run
+            records all of them.
     """
 
     model: str

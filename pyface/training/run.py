@@ -1,4 +1,4 @@
-"""A training run: from its configuration to a folder of weights, measurements and logs."""
+"""Training runs: a configuration in, a folder of weights, measurements and logs out."""
 
 from __future__ import annotations
 
@@ -39,22 +39,23 @@ Config = TypeVar("Config", Run, Recipe)
 
 
 def write_config(run: Run, path: Path) -> None:
-    """Everything a run is made of, as JSON."""
+    """Writes a run's configuration as JSON."""
     write_json(path, dataclasses.asdict(run))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replaces a file when its new content is complete; several processes may do so at once."""
+    """Writes a JSON file, replacing it only when complete; several processes may do so at once."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
 
 
 def read_config(path: Path) -> Run:
-    """What `write_config` wrote.
+    """Reads what `write_config` wrote.
 
     Raises:
-        TrainingError: The file is missing or another one, or a value is not of its kind or out of its range.
+        TrainingError: The file is missing or not a run's configuration, or a value has the wrong type or is out of
+            range.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -70,10 +71,10 @@ def read_config(path: Path) -> Run:
 
 
 def fields_of(kind: type[Config], content: dict[str, Any]) -> Config:
-    """A dataclass of what JSON holds.
+    """Builds a dataclass from decoded JSON.
 
     Raises:
-        TypeError, ValueError: A value is not of its field's kind, or a field is missing, unknown or out of its range.
+        TypeError, ValueError: A value has the wrong type, or a field is missing, unknown or out of range.
     """
     values = {name: tupled(value) for name, value in content.items()}
     for name, hint in get_type_hints(kind).items():
@@ -84,7 +85,7 @@ def fields_of(kind: type[Config], content: dict[str, Any]) -> Config:
 
 
 def started_by_torchrun() -> int | None:
-    """How many processes `torchrun` started; None where it did not."""
+    """Number of processes that `torchrun` started; None if this process was started otherwise."""
     return int(os.environ["WORLD_SIZE"]) if torch.distributed.is_torchelastic_launched() else None
 
 
@@ -92,19 +93,19 @@ def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = F
     """Trains a model; MTCNN's networks one after another (`pyface.training.cascade`).
 
     Args:
-        run: What to do; written to `config.json`.
-        folder: Where everything goes: `best.safetensors` and `last.safetensors` (averaged weights, which
+        run: The configuration; written to `config.json`.
+        folder: The run's folder. It gets `best.safetensors` and `last.safetensors` (averaged weights, which
             `FaceDetector(weights=...)` takes), `measured.jsonl`, `pictures/`, `metrics.csv` and TensorBoard's files in
-            `logs/`, and `last.ckpt`, which holds what a run needs to go on.
+            `logs/`, and `last.ckpt`, the state needed to resume.
         accelerator: "auto", "cpu" or "gpu".
-        resume: Go on from `last.ckpt`, or from the beginning where the run did not come so far.
+        resume: Continue from `last.ckpt`, or from the beginning if the run was interrupted before writing it.
 
     Raises:
-        TrainingError: The run cannot be begun as asked for, or its weights became NaN.
-        DatasetError: The data are not as they should be.
+        TrainingError: The run cannot start as configured, or its weights became NaN.
+        DatasetError: The data are malformed, unreadable or without faces.
     """
     if run.model == "mtcnn":
-        from pyface.training.cascade import train_cascade  # which needs what is here
+        from pyface.training.cascade import train_cascade  # here, as it imports this module
 
         train_cascade(run, folder, accelerator=accelerator, resume=resume)
         return
@@ -142,13 +143,13 @@ def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = F
 
 
 def starting_model(run: Run, album: Album) -> SingleShot:
-    """A run's model before training.
+    """Builds a run's model as it is before training.
 
-    It answers landmarks only where the album knows some or the weights that it starts from do.
+    It predicts landmarks only if some faces of the album have landmarks, or if the initial weights include them.
 
     Raises:
-        TrainingError: The model is none that looks at whole pictures.
-        CheckpointError: The run's settings are not the model's, or the weights do not fit.
+        TrainingError: The model does not run on whole images.
+        CheckpointError: The run's settings or the weights do not fit the model.
     """
     row = model_info(run.model)
     settings = run.settings
@@ -166,7 +167,7 @@ def starting_model(run: Run, album: Album) -> SingleShot:
 
 
 def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> None:
-    """Says what a run is about to do; once, whatever the number of processes."""
+    """Prints what a run is about to do; only one process per machine prints it."""
     if int(os.environ.get("LOCAL_RANK", 0)) != 0:
         return
     faces = sum(len(picture.faces) for picture in album.pictures)
@@ -191,7 +192,7 @@ def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> N
 
 
 def counted(number: int, noun: str, plural: str = "s") -> str:
-    """A number with its noun.
+    """A number and its noun, in the plural unless the number is 1.
 
     Example:
         >>> counted(1, "face"), counted(1200, "box", "es")
@@ -201,16 +202,16 @@ def counted(number: int, noun: str, plural: str = "s") -> str:
 
 
 def say_complete(run: Run, folder: Path, verb: str) -> None:
-    """Says where a finished run's weights are."""
+    """Prints how to use a finished run's weights."""
     print(f"the run in {folder} {verb} complete; to use its weights:", flush=True)
     print(f"  pyface detect PICTURES --model {run.model} --weights {folder / 'best.safetensors'}", flush=True)
 
 
 def check_device(run: Run, accelerator: str) -> None:
-    """Whether this machine has what a run asks for.
+    """Checks that this machine has the device that a run needs.
 
     Raises:
-        TrainingError: It has not.
+        TrainingError: It does not.
     """
     has_gpu = torch.cuda.is_available()
     if accelerator == "gpu" and not has_gpu:
@@ -220,10 +221,10 @@ def check_device(run: Run, accelerator: str) -> None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Whether a run's checkpoint, if it has come so far as to have one, can be read.
+    """Checks that a run's checkpoint can be read, if the run has written one.
 
     Raises:
-        TrainingError: It is damaged or lost.
+        TrainingError: The checkpoint is damaged or lost.
     """
     newest = path.with_name("last.safetensors")
     if newest.exists() and not path.exists():
@@ -240,7 +241,7 @@ def check_checkpoint(path: Path) -> None:
 
 
 def check_folder(folder: Path, resume: bool) -> None:
-    """Whether a run can begin in a folder, or go on.
+    """Checks that a run can start in a folder, or be resumed from it.
 
     Raises:
         TrainingError: It cannot.
@@ -254,11 +255,11 @@ def check_folder(folder: Path, resume: bool) -> None:
 
 
 def begin(run: Run, folder: Path, album: Album, resume: bool) -> None:
-    """Writes down what a new run is made of, or sees that an old one finds the pictures that it knows by number.
+    """Records a new run's configuration and data, or checks that a resumed run has the same data as before.
 
     Raises:
-        TrainingError: It does not.
-        DatasetError: No picture has a face in it.
+        TrainingError: The data have changed.
+        DatasetError: No image has a face inside it.
     """
     facts = album.facts()
     if not facts["faces"]:
@@ -274,20 +275,20 @@ def begin(run: Run, folder: Path, album: Album, resume: bool) -> None:
 
 
 def local_devices(run: Run) -> int:
-    """The run's processes on this machine; `torchrun` may have started others elsewhere."""
+    """Number of the run's processes on this machine; `torchrun` may have started others elsewhere."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if started_by_torchrun() else run.devices
 
 
 def fit(trainer: L.Trainer, training: L.LightningModule, data: L.LightningDataModule, checkpoint: Path) -> None:
-    """Trains, from the checkpoint on if there is one.
+    """Trains, starting from the checkpoint if there is one.
 
     Raises:
-        DatasetError: A picture cannot be read any more.
-        TrainingError: The memory does not suffice.
+        DatasetError: An image can no longer be read.
+        TrainingError: Memory ran out.
     """
     try:
         trainer.fit(training, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None)
-    except DatasetError as error:  # a worker's has its traceback in the text
+    except DatasetError as error:  # a worker's message includes its traceback
         reason = str(error).strip().splitlines()[-1]
         raise DatasetError(reason.rpartition(f"{DatasetError.__name__}: ")[2]) from error
     except (RuntimeError, MemoryError) as error:
@@ -304,18 +305,18 @@ def make_trainer(
     hours: float | None,
     accelerator: str,
 ) -> L.Trainer:
-    """Lightning's trainer for so many steps, or else for so many hours; its logs go to the folder."""
+    """Builds Lightning's trainer, limited by steps or else by hours, with logs in the run's folder."""
     quieten()
-    torch.set_float32_matmul_precision("high")  # TF32, where there is any
-    logs = str(len(list((folder / "logs").glob("*"))))  # one folder each time a run is begun or continued
-    # A row every so many steps, also in the logs of runs that are short or killed.
+    torch.set_float32_matmul_precision("high")  # TF32 where available
+    logs = str(len(list((folder / "logs").glob("*"))))  # a new folder each time the run is started or resumed
+    # Log often enough that short or killed runs have rows too.
     rows = 20 if steps is None else max(1, min(20, steps // 20))
     timer = [] if hours is None else [Timer(timedelta(hours=hours), verbose=False)]
     return L.Trainer(
         accelerator=accelerator,
         devices=local_devices(run),
         num_nodes=run.devices // local_devices(run),
-        use_distributed_sampler=False,  # samples are dealt out by number
+        use_distributed_sampler=False,  # `Samples` shares samples out by number
         precision=run.precision,
         max_steps=steps if steps is not None else -1,
         max_epochs=-1,
@@ -329,28 +330,28 @@ def make_trainer(
         enable_checkpointing=False,
         enable_progress_bar=sys.stdout.isatty(),
         enable_model_summary=False,
-        benchmark=True,  # all samples are of one size
+        benchmark=True,  # almost all batches have one shape
         default_root_dir=folder,
     )
 
 
 def quieten() -> None:
-    """Keeps what Lightning says about devices, itself and our ways from a run's output."""
+    """Keeps Lightning's notices and warnings out of a run's output."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*isinstance.treespec, LeafSpec",
         ".*does not have many workers",
         ".*smaller than the logging interval",
-        ".*your dataloader is not resumable",  # `Data` goes on where the trainer stands
+        ".*your dataloader is not resumable",  # `Data` starts at the trainer's current step
     ):
         warnings.filterwarnings("ignore", message)
 
 
 def measured_sets(folders: Sequence[str], held: list[Picture]) -> dict[str, list[Picture]]:
-    """What a run is measured on, by name: every folder's, and "held_out". Folders of one name get a number.
+    """The sets that a run is measured on, by name: one per folder, and "held_out". Repeated folder names get a number.
 
     Raises:
-        DatasetError: A set has no faces, which leaves nothing to measure, or a picture cannot be read.
+        DatasetError: A set has no faces to measure on, or an image cannot be read.
     """
     sets: dict[str, list[Picture]] = {}
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
@@ -376,11 +377,11 @@ def rule_of(recipe: Recipe, model: SingleShot) -> Rule:
 
 
 class Bar(RichProgressBar):
-    """Lightning's, with the newest average precision.
+    """A progress bar: Lightning's, with the newest average precision.
 
     Args:
-        measuring: Who knows it, if anybody measures.
-        epochs: Of the run, if it has so many.
+        measuring: Gives the average precision; None: nothing is measured.
+        epochs: Number of epochs; None: the run is limited by time.
     """
 
     def __init__(self, measuring: Measuring | None, epochs: int | None) -> None:
@@ -388,10 +389,10 @@ class Bar(RichProgressBar):
         self.measuring, self.epochs = measuring, epochs
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What stands beside the bar."""
+        """The values shown beside the bar."""
         items = super().get_metrics(trainer, pl_module) | (self.measuring.figures if self.measuring else {})
         items.pop("v_num", None)
         return items
 
-    def _get_train_description(self, current_epoch: int) -> str:  # Lightning's own counts to max_epochs, -1 here
+    def _get_train_description(self, current_epoch: int) -> str:  # Lightning's own shows max_epochs, -1 here
         return f"epoch {current_epoch + 1}" + (f" of {self.epochs}" if self.epochs else "")

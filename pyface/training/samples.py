@@ -1,7 +1,7 @@
-"""Samples: from a number to the crops it is made of, its faces and its colours; and a batch of them to pixels.
+"""Training samples: a number determines a sample's crops, faces and colors; `render` makes a batch's pixels.
 
-Everything random in sample k of a run depends on the run's seed and on k alone. A run that was cut off goes on with the
-samples that would have come, whatever the number of workers.
+Random choices in sample k of a run depend only on the run's seed and k. So a resumed run continues with the same
+samples as an uninterrupted one, whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pyface.training.album import Album
 from pyface.training.crops import Rule
 from pyface.training.recipes import Recipe
 
-MIRRORED = [1, 0, 2, 4, 3]  # left and right landmarks change places
+MIRRORED = [1, 0, 2, 4, 3]  # order of the landmarks in a mirrored face: left and right swap
 
 
 class Faces(NamedTuple):
-    """What is known about the faces of a sample, in its pixels.
+    """The ground truth of a sample, in its pixels.
 
     Attributes:
         boxes: float32 [G, 4].
-        ignore: bool [G].
+        ignore: bool [G], boxes that count neither as faces nor as background.
         landmarks: float32 [G, 5, 2], NaN where unknown.
     """
 
@@ -41,22 +41,22 @@ class Faces(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch before it has pixels.
+    """A batch before its pixels are made.
 
-    Samples that are one crop come first, then those of four (a mosaic).
+    Samples of one crop come first, then mosaics of four. All tensors but colors, ground truth and pixels stay on the
+    CPU.
 
     Attributes:
-        pictures: int64 [T], number in the album of each crop's picture, or in `pixels` where there are any. On the CPU,
-            as all but the colours and the faces.
-        crops: float32 [T, 4], (x1, y1, x2, y2) in the picture's pixels, squares that may reach beyond it.
-        mirrored: bool [T].
-        mosaics: How many samples are four crops.
+        pictures: int64 [T], the index of each crop's image in the album, or in `pixels` if that is set.
+        crops: float32 [T, 4], (x1, y1, x2, y2) in the image's pixels, squares that may reach beyond it.
+        mirrored: bool [T], whether to mirror the crop.
+        mosaics: Number of samples that are mosaics.
         size: Side of the samples in pixels.
         angles: float32 [B], degrees by which each sample is rotated, from the x axis towards the y axis.
-        colours: float32 [B, 3, 4]: what RGB, 0 to 255, and a 1 are multiplied by.
-        cuts: float32 [C, 6]: number of the sample, (x1, y1, x2, y2) and a grey.
-        truth: The faces.
-        pixels: Where pictures are not kept in memory: uint8 [H, W, 3] parts of them.
+        colours: float32 [B, 3, 4], color matrices for (R, G, B, 1) with RGB from 0 to 255.
+        cuts: float32 [C, 6], rectangles to fill: number of the sample, (x1, y1, x2, y2) and a gray.
+        truth: The ground truth.
+        pixels: uint8 [H, W, 3] parts of the images, if the album does not keep images in memory; else None.
     """
 
     pictures: Tensor
@@ -72,7 +72,7 @@ class Batch(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """One picture's part in a sample."""
+    """A square part of an image, as used in a sample."""
 
     picture: int
     left: float
@@ -82,14 +82,14 @@ class Crop(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What a sample is made of.
+    """A sample before its pixels are made.
 
     Attributes:
-        crops: One, or four by row.
-        angle: Degrees by which it is rotated about its centre.
-        faces: In it.
+        crops: One crop, or the four of a mosaic, row by row.
+        angle: Degrees by which the sample is rotated about its center.
+        faces: The ground truth.
         colours: float32 [3, 4], as in `Batch`.
-        cuts: Rectangles (x1, y1, x2, y2) with a grey.
+        cuts: Rectangles to fill: (x1, y1, x2, y2) and a gray.
     """
 
     crops: list[Crop]
@@ -100,16 +100,17 @@ class Sample(NamedTuple):
 
 
 class Samples(Dataset[Batch]):
-    """Batches by number.
+    """Batches of samples, by index.
 
     Args:
-        album: The pictures.
-        recipe: The numbers.
-        rule: How crops are cut.
-        seed: Of all that is random.
-        first: Number of the batch that is batch 0 here.
-        count: How many there are.
-        rank, world: This process and all of them: a batch's samples are dealt out.
+        album: The images.
+        recipe: Hyperparameters.
+        rule: The crop rule.
+        seed: Random seed.
+        first: Number, within the run, of this dataset's batch 0.
+        count: Number of batches.
+        rank: Index of this process; in each step, every process takes other samples.
+        world: Number of processes.
     """
 
     def __init__(
@@ -156,13 +157,13 @@ class Samples(Dataset[Batch]):
         )
 
     def _shape(self, batch: int) -> tuple[int, int]:
-        """The side of a batch's samples, and how many there are; all ranks have the same."""
+        """The side and the number of a batch's samples, the same on all ranks."""
         size, count = self.recipe.size, self.recipe.batch_size
         is_large = np.random.default_rng((self.seed, batch, 2)).random() < self.recipe.large
         return (2 * size, max(1, count // 4)) if is_large else (size, count)
 
     def sample(self, k: int, size: int) -> Sample:
-        """Sample k of the run, `size` pixels wide and high."""
+        """Draws sample k of the run, `size` pixels wide and high."""
         rng = np.random.default_rng((self.seed, k))
         epoch, place = divmod(k, len(self.album))
         picture = int(_order(self.seed, epoch, len(self.album))[place])
@@ -199,15 +200,16 @@ class Samples(Dataset[Batch]):
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """In which order an epoch goes through the pictures."""
+    """The random order of the images in an epoch."""
     return np.random.default_rng((seed, epoch, 1)).permutation(count)
 
 
 def in_crop(faces: Faces, crop: Crop, size: int, smallest: float) -> Faces:
-    """Faces of a picture as a sample of `size` pixels shows them.
+    """Converts an image's faces to the pixels of a sample of `size` pixels.
 
-    A face counts when its centre is in the crop, and is then clipped to it (docs/detectors.md 2.5). One whose centre is
-    outside, or that is smaller than `smallest`, is to be ignored. What is wholly outside is left out.
+    A face counts if its center is inside the crop (docs/detectors.md 2.5). Faces with their center outside, and faces
+    smaller than `smallest`, become ignore boxes. All boxes are clipped to the crop, and those wholly outside it are
+    removed.
     """
     scale = size / crop.side
     origin = np.array([crop.left, crop.top], np.float32)
@@ -222,10 +224,10 @@ def in_crop(faces: Faces, crop: Crop, size: int, smallest: float) -> Faces:
 
 
 def rotated(faces: Faces, degrees: float, size: int, smallest: float) -> Faces:
-    """Faces of a sample that is rotated about its centre.
+    """Rotates a sample's faces about its center.
 
-    The new box of a face holds the ellipse in its old one, which is closer to a head than what holds the old box's
-    corners. What counts and what is clipped is as in `in_crop`.
+    A face's new box encloses the ellipse inscribed in its old box. That fits a head better than a box around the old
+    corners. Boxes are ignored, clipped and removed as in `in_crop`.
     """
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     rotation = np.array([[cos, sin], [-sin, cos]])  # of row vectors, y downwards
@@ -239,7 +241,7 @@ def rotated(faces: Faces, degrees: float, size: int, smallest: float) -> Faces:
 
 
 def _clipped(faces: Faces, size: int, smallest: float) -> Faces:
-    """Faces at a sample's edges: clipped, left out when nothing of them is inside, to be ignored when too small."""
+    """Clips faces to a sample: removes those wholly outside, and marks those that are then too small as ignored."""
     boxes = faces.boxes.clip(0, size)
     sides = boxes[:, 2:] - boxes[:, :2]
     ignore = faces.ignore | (np.sqrt(sides.prod(1)) < smallest)
@@ -257,7 +259,7 @@ def _moved(faces: Faces, x: float, y: float) -> Faces:
 
 
 def cut_out(rng: np.random.Generator, box: NDArray[np.float32]) -> tuple[float, ...]:
-    """A rectangle over a part of a face, 0.3 to 0.6 of its sides, and its grey."""
+    """A random rectangle over a part of a face, 0.3 to 0.6 of its sides, and a gray: (x1, y1, x2, y2, gray)."""
     sides = box[2:] - box[:2]
     extent = sides * rng.uniform(0.3, 0.6, 2)
     x, y = box[:2] + rng.uniform(0, 1, 2) * (sides - extent)
@@ -265,8 +267,11 @@ def cut_out(rng: np.random.Generator, box: NDArray[np.float32]) -> tuple[float, 
 
 
 def colours(rng: np.random.Generator, probability: float) -> NDArray[np.float32]:
-    """Brightness +-32, contrast x 0.5 to 1.5, saturation x 0.5 to 1.5 and hue +-18 degrees (docs/detectors.md 2.5), as
-    one [3, 4] matrix: saturation and hue turn and stretch colours about grey, which the authors do in HSV."""
+    """Random color changes as one [3, 4] matrix: brightness +-32, contrast x 0.5 to 1.5, saturation x 0.5 to 1.5 and
+    hue +-18 degrees (docs/detectors.md 2.5).
+
+    Saturation and hue scale and rotate colors about the gray axis; the authors change them in HSV.
+    """
     grey = np.array([0.299, 0.587, 0.114])
     matrix, shift = np.eye(3), np.zeros(3)
     if rng.random() < probability:
@@ -283,7 +288,7 @@ def colours(rng: np.random.Generator, probability: float) -> NDArray[np.float32]
 
 
 def hue(degrees: float) -> NDArray[np.float64]:
-    """The turn about the axis of greys, [3, 3] (Rodrigues)."""
+    """The rotation about the gray axis, [3, 3] (Rodrigues' formula)."""
     angle = math.radians(degrees)
     axis = np.ones(3) / math.sqrt(3)
     cross = np.cross(np.eye(3), axis)
@@ -291,11 +296,11 @@ def hue(degrees: float) -> NDArray[np.float64]:
 
 
 def render(batch: Batch, images: list[Tensor]) -> Tensor:
-    """The pixels of a batch, float32 [B, 3, size, size], RGB from 0 to 255, on the images' device.
+    """Makes the pixels of a batch, float32 [B, 3, size, size], RGB from 0 to 255, on the images' device.
 
     Args:
-        batch: What to show, on the images' device.
-        images: The album's, or the batch's own.
+        batch: The batch, with its colors on the images' device.
+        images: The album's images, or the batch's own parts of them.
     """
     size, quarters = batch.size, 4 * batch.mosaics
     single = len(batch.crops) - quarters
@@ -314,13 +319,13 @@ def render(batch: Batch, images: list[Tensor]) -> Tensor:
 
 
 def _rotate(samples: Tensor, angles: Tensor) -> Tensor:
-    """Samples [B, 3, size, size] rotated about their centres by degrees [B], on the CPU; what comes in is black."""
+    """Rotates samples [B, 3, size, size] about their centers by degrees [B] on the CPU; uncovered corners are black."""
     numbers = angles.nonzero().squeeze(1)
     if len(numbers) == 0:
         return samples
     radians = torch.deg2rad(angles[numbers])
     cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
-    # From where in the sample each pixel comes: the inverse rotation.
+    # Where in the sample each pixel comes from: the inverse rotation.
     back = torch.stack([torch.stack([cos, sin, zero], 1), torch.stack([-sin, cos, zero], 1)], 1)
     back, numbers = back.to(samples.device, non_blocking=True), numbers.to(samples.device, non_blocking=True)
     chosen = samples[numbers]

@@ -1,4 +1,4 @@
-"""ImageNet's weights as a start for the papers' trunks, and layers that keep them."""
+"""Initial ImageNet weights for the papers' trunks, and freezing of layers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pyface.models.single_shot import SingleShot
 
 
 def load_backbone(model: SingleShot, path: str) -> None:
-    """Loads torchvision's weights of VGG16, VGG19 or ResNet-50 into a detector's trunk; other layers stay as they are.
+    """Loads torchvision's VGG16, VGG19 or ResNet-50 weights into a detector's trunk; other layers stay as they are.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        CheckpointError: The detector has another trunk, or the file is of another network.
+        FileNotFoundError: The file does not exist.
+        CheckpointError: The detector has another trunk, or the file is for another network.
     """
     backbone = model.get_submodule("backbone")
     state = without_prefix(flatten(read_any(Path(path))[0]), "module.")
@@ -38,12 +38,12 @@ def load_backbone(model: SingleShot, path: str) -> None:
 
 
 def freeze(model: SingleShot, layers: Sequence[str]) -> None:
-    """Layers of the trunk stop learning, and normalise by the statistics they came with."""
+    """Freezes layers of the trunk: their weights stay fixed, and normalization uses the loaded statistics."""
     for name in layers:
         model.get_submodule(f"backbone.{name}").eval().requires_grad_(False)
 
 
 def _convolutions(state: dict[str, Tensor]) -> list[str]:
-    """torchvision's names of VGG's convolutions, features.0, features.2, ..., in order."""
+    """torchvision's names of VGG's convolutions in order: features.0, features.2, ..."""
     names = [key.removesuffix(".weight") for key in state if key.startswith("features.") and key.endswith(".weight")]
     return sorted(names, key=lambda name: int(name.split(".")[1]))
