@@ -17,17 +17,17 @@ __all__ = ["Detections", "FaceDetector", "ImageError", "create_model", "draw", "
 _ROOMS = {
     "Detections": "pyface.detections",
     "FaceDetector": "pyface.detector",
-    "ImageError": "pyface.images",
+    "ImageError": "pyface.io.images",
     "create_model": "pyface.models.zoo",
     "list_models": "pyface.models.zoo",
-    "read_image": "pyface.images",
+    "read_image": "pyface.io.images",
 }
 
 if TYPE_CHECKING:
     from pyface import draw, ops
     from pyface.detections import Detections
     from pyface.detector import FaceDetector
-    from pyface.images import ImageError, read_image
+    from pyface.io.images import ImageError, read_image
     from pyface.models.zoo import create_model, list_models
 
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from pyface import __version__, ops
 from pyface.detector import FaceDetector
-from pyface.images import decode_image, open_image, read_image
+from pyface.io.images import decode_image, open_image, read_image
+from pyface.io.sources import find_sources
 from pyface.models.base import FaceModel
 from pyface.models.single_shot import SingleShot
-from pyface.sources import find_sources
 
 STAGES = ("decode", "letterbox", "network", "post-processing")
 MOST_PICTURES = 64  # from a folder; passes must be short enough for several of them

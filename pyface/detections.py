@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyface.images import Pixels, read_image
+from pyface.io.images import Pixels, read_image
 
 if TYPE_CHECKING:
     import supervision
@@ -220,7 +220,7 @@ class Detections:
         """
         if not 0 <= margin < float("inf"):
             raise ValueError(f"margin should be a fraction of the box >= 0, got {margin}")
-        pixels = self._pixels_of(image)
+        pixels = read_original(image, self.width, self.height)
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
         start = (self.boxes[:, :2] - margin * sizes).floor()
         end = (self.boxes[:, 2:] + margin * sizes).ceil()
@@ -252,21 +252,27 @@ class Detections:
             raise ValueError("align needs landmarks and this detector gives none, use a detector like mtcnn, or crop")
         if size < 1:
             raise ValueError(f"size should be a positive number of pixels, got {size}")
-        pixels = self._pixels_of(image)
+        pixels = read_original(image, self.width, self.height)
         template = np.array(ARCFACE_LANDMARKS) * (size / ARCFACE_SIZE)
         faces = [_warp(pixels, similarity(points, template), size) for points in self.landmarks.numpy()]
         return np.stack(faces) if faces else np.zeros((0, size, size, 3), np.uint8)
 
-    def _pixels_of(self, image: Any) -> Pixels:
-        # The detector has accepted the image, so its size is no reason to refuse it here.
-        pixels = read_image(image, max_pixels=self.width * self.height)
-        height, width = pixels.shape[:2]
-        if (width, height) != (self.width, self.height):
-            raise ValueError(
-                f"the faces were found in a picture of {self.width} x {self.height} pixels, got one of "
-                f"{width} x {height}, pass the same picture"
-            )
-        return pixels
+
+def read_original(image: Any, width: int, height: int) -> Pixels:
+    """Reads the image in which faces were found, and refuses one of another size.
+
+    Raises:
+        ValueError: The image is not width x height pixels.
+    """
+    # The detector has accepted the image, so its size is no reason to refuse it here.
+    pixels = read_image(image, max_pixels=width * height)
+    rows, columns = pixels.shape[:2]
+    if (columns, rows) != (width, height):
+        raise ValueError(
+            f"the faces were found in a picture of {width} x {height} pixels, got one of "
+            f"{columns} x {rows}, pass the same picture"
+        )
+    return pixels
 
 
 def similarity(source: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:

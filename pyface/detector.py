@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from pyface.detections import Detections
-from pyface.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, decode_image, open_image
+from pyface.io.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, decode_image, open_image
+from pyface.io.pipeline import ordered_map
 from pyface.models import zoo
 from pyface.models.base import FaceModel, Faces
 from pyface.models.fusion import fold_batch_norms
 from pyface.models.graphs import CudaGraphs
 from pyface.models.single_shot import InferenceOptions, SingleShot
 from pyface.models.views import Size
-from pyface.ops import _extension
-from pyface.pipeline import ordered_map
+from pyface.ops._extension import build_info
 
 Source: TypeAlias = Any
 """A path, bytes, a PIL image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]; see `read_image` for details."""
@@ -408,6 +408,6 @@ def _cuda_problem(device: torch.device) -> str | None:
         return "torch finds no CUDA device" if torch.version.cuda else "this build of torch has no CUDA"
     if device.index is not None and device.index >= torch.cuda.device_count():
         return f"this machine has {torch.cuda.device_count()} CUDA device(s), counted from 0"
-    if not _extension.build_info()["cuda"]:
+    if not build_info()["cuda"]:
         return "pyface was built without CUDA (build it again with PYFACE_CUDA=1)"
     return None

@@ -6,8 +6,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pyface.detections import Detections
-from pyface.images import Pixels
+from pyface.detections import Detections, read_original
+from pyface.io.images import Pixels
 
 _GREEN = (60, 220, 60)
 _LANDMARK = (255, 0, 200)  # unlike any skin color, in RGB and in BGR order
@@ -33,7 +33,7 @@ def draw(image: Any, detections: Detections, colour: tuple[int, int, int] = _GRE
         >>> draw(np.zeros((80, 80, 3), np.uint8), faces).shape
         (80, 80, 3)
     """
-    canvas = detections._pixels_of(image).copy()
+    canvas = read_original(image, detections.width, detections.height).copy()
     for box, score, landmarks in reversed(list(detections)):  # the best face last, on top
         x1, y1, x2, y2 = frame(canvas, box.tolist(), colour)
         if landmarks is not None:

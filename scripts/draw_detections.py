@@ -10,7 +10,7 @@ import numpy as np
 
 from pyface import FaceDetector
 from pyface.draw import draw
-from pyface.images import Pixels, read_image
+from pyface.io.images import Pixels, read_image
 from pyface.models.zoo import REGISTRY
 
 ROOT = Path(__file__).parents[1]

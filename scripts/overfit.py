@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from pyface import FaceDetector, ops
-from pyface.dataset import read_folder
+from pyface.data.wider import read_folder
 from pyface.evaluation.average_precision import box_iou
-from pyface.images import read_image
+from pyface.io.images import read_image
 from pyface.models import create_model
 from pyface.models.base import GroundTruth
 from pyface.models.densebox import DenseBox

@@ -26,9 +26,10 @@ from typing import Any
 import torch
 
 from pyface import FaceDetector
-from pyface.dataset import Picture, read_folder
+from pyface.data.wider import Picture, read_folder
+from pyface.evaluation import LOWEST_SCORE
 from pyface.evaluation.faces import Report, evaluate
-from pyface.images import read_image
+from pyface.io.images import read_image
 from pyface.models.base import FaceModel
 from pyface.models.checkpoints import save_checkpoint
 from pyface.models.single_shot import SingleShot
@@ -40,7 +41,6 @@ from pyface.training.run import CONFIG, read_config, write_config
 WEIGHTS = Path(__file__).parents[1] / "pyface" / "weights"
 FIGURES = WEIGHTS / "figures.json"
 SIZES = (640, 1024)
-LOWEST_SCORE = 0.02
 SETS = {
     "val": "faces/val, photos, many with medical masks",
     "held_out": "held out of the training data",

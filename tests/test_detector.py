@@ -3,7 +3,6 @@
 import io
 import pickle
 import threading
-import types
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -15,9 +14,9 @@ from PIL import Image
 from pyface import detector
 from pyface.detections import Detections
 from pyface.detector import FaceDetector, find_device, is_out_of_memory
-from pyface.images import ImageError
+from pyface.io.images import ImageError
+from pyface.io.pipeline import ordered_map
 from pyface.models.base import Faces
-from pyface.pipeline import ordered_map
 
 
 def grey(level, width=48, height=32):
@@ -287,7 +286,7 @@ def test_devices(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
     built = {"cuda": True}
-    monkeypatch.setattr("pyface.detector._extension", types.SimpleNamespace(build_info=lambda: built))
+    monkeypatch.setattr("pyface.detector.build_info", lambda: built)
     assert find_device("auto") == find_device("cuda") == torch.device("cuda:1")
     assert find_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(ValueError, match=r"'cuda:2' cannot be used: this machine has 2 CUDA device\(s\)"):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyface.dataset import DatasetError, Picture
+from pyface.data.wider import DatasetError, Picture
 from pyface.detections import Detections
 from pyface.evaluation.average_precision import SIZES, best_f1, box_iou, outcomes, precision_recall
 
@@ -184,7 +184,7 @@ def save_worst(
     import cv2
 
     from pyface.draw import draw, frame
-    from pyface.images import read_image
+    from pyface.io.images import read_image
 
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("[0-9][0-9]_*_mistakes_*.jpg"):

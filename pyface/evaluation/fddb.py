@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pyface.evaluation.files import EvaluationError, text_files
 from pyface.evaluation.regions import Regions, Size, box_to_ellipse, ellipses, pixel_overlap
+from pyface.io.sources import IMAGE_SUFFIXES
 
 FALSE_POSITIVES = (100, 500, 1000, 2000)
 """Numbers of false positives at which papers report the curves."""
@@ -26,7 +27,6 @@ PICTURES = 2845
 """Number of images in all ten folds."""
 
 _LARGEST = 1e4  # pixels; the longest side of FDDB's images is 450
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 Overlap = Callable[[Regions, Regions, Size | None], NDArray[np.float64]]
 
@@ -268,7 +268,7 @@ def _blocks(text: str, name: str, meanings: dict[int, str]) -> Iterator[tuple[in
 def _key(name: str) -> str:
     """An image's name as in the lists; some detection files add a suffix."""
     key = name.replace("\\", "/")
-    return key[: key.rfind(".")] if key.lower().endswith(_SUFFIXES) else key
+    return key[: key.rfind(".")] if key.lower().endswith(IMAGE_SUFFIXES) else key
 
 
 def _row(line: str, place: str, meanings: dict[int, str]) -> list[float]:
@@ -297,7 +297,7 @@ def find_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
     """
     found = {}
     for key in keys:
-        path = next((path for suffix in _SUFFIXES if (path := folder / f"{key}{suffix}").is_file()), None)
+        path = next((path for suffix in IMAGE_SUFFIXES if (path := folder / f"{key}{suffix}").is_file()), None)
         if path is not None:
             found[key] = path
     if not found:

@@ -13,6 +13,18 @@ class EvaluationError(ValueError):
     """Predictions or ground truth cannot be read; the message names the file and the reason."""
 
 
+def check_new_folder(folder: Path) -> None:
+    """Refuses a folder in which predictions would mix with other files.
+
+    Raises:
+        EvaluationError: It is a file, or holds something.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise EvaluationError(f"{folder} should be a folder to write predictions to, it is a file")
+    if folder.exists() and any(folder.iterdir()):
+        raise EvaluationError(f"{folder} holds something already, give an empty or new folder to write predictions to")
+
+
 def text_files(source: Path, suffix: str = ".txt") -> Iterator[tuple[str, str]]:
     """Yields name and content of all text files in a folder or tar archive, or of a single file.
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyface.evaluation.curves import Curve
 from pyface.evaluation.files import EvaluationError, text_files
+from pyface.io.sources import IMAGE_SUFFIXES
 
 SUBSETS = ("easy", "medium", "hard")
 THRESHOLDS = 1 - np.arange(1, 1001) / 1000
@@ -209,6 +210,23 @@ def _refuse_row(lines: list[str], name: str) -> NoReturn:
         if line.strip() and not is_row:
             raise EvaluationError(f"{name}, line {number}: should be five finite numbers x y w h score, got {line!r}")
     raise AssertionError("a table that could not be read has a malformed line")
+
+
+def find_pictures(folder: Path, truth: Iterable[ImageKey]) -> list[Path]:
+    """The images below a folder, event/image.jpg; those that the ground truth does not know are included.
+
+    Raises:
+        EvaluationError: The ground truth knows none of them, or two would share one prediction file.
+    """
+    paths: dict[ImageKey, Path] = {}
+    for path in sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES):
+        key = path.parent.name, path.stem
+        if key in paths:
+            raise EvaluationError(f"{path} and {paths[key]} would share one prediction file, give the folder of events")
+        paths[key] = path
+    if not paths.keys() & set(truth):
+        raise EvaluationError(f"{folder} should hold the ground truth's pictures, event/image.jpg, there is none")
+    return list(paths.values())
 
 
 def write_predictions(folder: Path, key: ImageKey, boxes: Iterable[Iterable[float]], scores: Iterable[float]) -> None:

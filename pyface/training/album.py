@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyface.dataset import DatasetError, Picture, read_folder
-from pyface.images import EncodedImage, ImageError, open_image, read_image
+from pyface.data.wider import DatasetError, Picture, read_folder
+from pyface.io.images import EncodedImage, ImageError, open_image, read_image
 
 MEMORY_SHARE = 0.5  # share of the free memory that decoded images may take
 

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from pyface.dataset import Picture
+from pyface.data.wider import Picture
 from pyface.detections import Detections
 from pyface.detector import FaceDetector
 from pyface.draw import draw
+from pyface.evaluation import LOWEST_SCORE
 from pyface.evaluation.faces import Report, detect_all, score
-from pyface.images import read_image
+from pyface.io.images import read_image
 from pyface.models.base import GroundTruth
 from pyface.models.checkpoints import save_checkpoint
 from pyface.models.densebox import DenseBox
@@ -34,8 +35,6 @@ from pyface.training.album import Album
 from pyface.training.crops import Rule
 from pyface.training.recipes import Recipe, TrainingError
 from pyface.training.samples import Batch, Samples, render
-
-LOWEST_SCORE = 0.02  # score threshold of the detections that are measured
 
 
 class Data(L.LightningDataModule):

@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch.callbacks import RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from pyface.dataset import DatasetError, Picture, read_folder, unlisted
+from pyface.data.wider import DatasetError, Picture, read_folder, unlisted
 from pyface.detector import is_out_of_memory
 from pyface.models.checkpoints import configured, is_of_kind, load_checkpoint, read_checkpoint, tupled
 from pyface.models.densebox import DenseBox

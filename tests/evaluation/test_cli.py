@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pyface.cli import app
-from pyface.dataset import read_folder
+from pyface.data.wider import read_folder
 from pyface.detections import Detections
 from pyface.evaluation import widerface
 from pyface.evaluation.faces import mistakes, score

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyface.dataset import Picture
+from pyface.data.wider import Picture
 from pyface.detections import Detections
 from pyface.evaluation.faces import landmark_error, score
 

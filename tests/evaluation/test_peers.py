@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyface.dataset import Picture
+from pyface.data.wider import Picture
 from pyface.evaluation.average_precision import SIZES, precision_recall
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pyface import FaceDetector
-from pyface.dataset import Picture, read_folder
+from pyface.data.wider import Picture, read_folder
 from pyface.evaluation.faces import Report
 from pyface.models.mtcnn import (
     MTCNN,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pyface import Detections, FaceDetector
-from pyface.cli_train import _hours
-from pyface.dataset import DatasetError, read_folder
+from pyface.cli.train import parse_hours
+from pyface.data.wider import DatasetError, read_folder
 from pyface.evaluation.faces import score
 from pyface.models import create_model
 from pyface.models.checkpoints import CheckpointError, configured
@@ -398,10 +398,10 @@ def test_configurations_of_before_are_read(tmp_path):
 
 @pytest.mark.parametrize(("text", "hours"), [("90m", 1.5), ("2h", 2), ("1h30m", 1.5), ("36s", 0.01)])
 def test_times(text, hours):
-    assert _hours(text) == pytest.approx(hours)
+    assert parse_hours(text) == pytest.approx(hours)
 
 
 @pytest.mark.parametrize("text", ["", "ten", "90", "m", "1.2.3h", ".h"])
 def test_no_times(text):
     with pytest.raises(ValueError, match="--max-time should be a time such as 45s"):
-        _hours(text)
+        parse_hours(text)

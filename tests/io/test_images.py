@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from pyface.image_headers import HeaderError, read_header
-from pyface.images import ImageError, read_image
+from pyface.io.headers import HeaderError, read_header
+from pyface.io.images import ImageError, read_image
 
 RNG = np.random.default_rng(0)
 SMOOTH = cv2.resize(RNG.integers(0, 256, (5, 6, 3), np.uint8), (90, 60), interpolation=cv2.INTER_CUBIC)  # RGB

@@ -1,4 +1,4 @@
-"""Files of results: one JSON line a picture, or CSV with one row a face, both of which an interrupted run can continue.
+"""Files of results: one JSON line per image, or CSV with one row per face. An interrupted run can continue both.
 
 A result is a dictionary as `Detections.to_dict` makes it; one that could not be read has an error instead of faces.
 """
@@ -35,7 +35,7 @@ def json_line(result: dict[str, Any]) -> bytes:
 
 
 def csv_rows(result: dict[str, Any]) -> bytes:
-    """Returns the result as rows of CSV: one a face, or one that says that there is none."""
+    """Returns the result as rows of CSV: one per face, or a single one for an image without faces."""
     picture = [result["source"], result["width"], result["height"], len(result["faces"])]
     rows = [
         [*picture, number, *face["box"], face["score"], *_flat_landmarks(face), None]

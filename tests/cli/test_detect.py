@@ -18,10 +18,9 @@ from typer.testing import CliRunner
 import pyface
 from pyface.cli import app
 from pyface.detections import Detections
-from pyface.output import CSV_COLUMNS, OutputError, ResultFile, failed
-from pyface.sources import SourceError, find_sources, plan_copies
+from pyface.io.results import CSV_COLUMNS
 
-FAKE_CLI = Path(__file__).with_name("fake_cli.py")
+FAKE_CLI = Path(__file__).parents[1] / "fake_cli.py"
 
 
 @pytest.fixture
@@ -522,71 +521,3 @@ def test_end_to_end(astronaut, gallery, tmp_path):
     assert [len(line["faces"]) for line in lines_of(result.stdout)] == [1, 9]
     for path in (astronaut, gallery):
         assert cv2.imread(str(tmp_path / path.name)).shape == cv2.imread(str(path)).shape
-
-
-# --- sources and files of results ------------------------------------------------------------------------------------
-
-
-def test_sources(write_grey, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("in/b.PNG", "in/a.jpg", "in/.hidden.jpg", "in/sub/c.png", "in/sub/deep/d.png", "photo [1].jpg"):
-        write_grey(name)
-    (tmp_path / "in/notes.txt").write_text("x")
-    (tmp_path / "in/.git").mkdir()
-    write_grey("in/.git/e.png")
-
-    def found(*arguments, **options):
-        return [path.replace(os.sep, "/") for path in find_sources(arguments, **options)]
-
-    assert found("in") == ["in/a.jpg", "in/b.PNG"]
-    assert found("in", recursive=True) == ["in/a.jpg", "in/b.PNG", "in/sub/c.png", "in/sub/deep/d.png"]
-    assert found("in", recursive=True, skip=Path("in/sub/deep"))[2:] == ["in/sub/c.png"]
-    assert found("in/*.jpg") == ["in/a.jpg"]
-    assert found("in/**/*.png") == ["in/sub/c.png", "in/sub/deep/d.png"]
-    assert found("in/su?") == ["in/sub/c.png"]
-    assert found("photo [1].jpg") == ["photo [1].jpg"]
-    assert found("in/notes.txt") == ["in/notes.txt"]  # named by the user
-    assert found("in/b.PNG", "in", "./in/a.jpg") == ["in/b.PNG", "in/a.jpg"]
-    with pytest.raises(SourceError, match="no such file"):
-        find_sources(["in/nothing"])
-    assert found("in/nothing", "in/a.jpg", "http://x/?y") == ["in/nothing", "in/a.jpg", "http://x/?y"]
-
-
-def test_copies():
-    def plan(*sources, folder="out"):
-        return [path.as_posix() for path in plan_copies(sources, Path(folder)).values()]
-
-    assert plan("a/b/x.jpg") == ["out/x.jpg"]
-    assert plan("a/x.jpg", "a/b/x.jpg") == ["out/x.jpg", "out/b/x.jpg"]
-    assert plan("a/x.jpg", "b/x.jpg") == ["out/a/x.jpg", "out/b/x.jpg"]
-    assert plan("../x.jpg", "x.JPEG")[1].endswith("/x.JPEG")
-    assert plan("x.tif", "x.tif.png", "X.TIF") == [
-        "out/x.tif.png",
-        "out/x.tif (2).png",
-        "out/X.TIF (3).png",
-    ]
-    with pytest.raises(SourceError, match="overwrite the picture"):
-        plan("out/x.jpg", "out/y.jpg")
-
-
-def test_result_file_survives_odd_names(tmp_path):
-    names = ["plain", "line\nbreak", "\r", "a\rb\r\n", "'\t\x85\u2028", 'quo"te', "com,ma", "\udcff", "ä写"]
-    for name in ("a.jsonl", "a.csv"):
-        with ResultFile(tmp_path / name) as file:
-            for source in names:
-                file.write(failed(source, "because"))
-        with ResultFile(tmp_path / name, resume=True) as file:
-            assert file.done == dict.fromkeys(names, True)
-    with pytest.raises(OutputError, match="cannot be written"):
-        ResultFile(tmp_path / "a.csv" / "b.csv")
-
-
-@pytest.mark.parametrize(
-    "module", ["cli", "detections", "detector", "draw", "image_headers", "images", "output", "pipeline", "sources"]
-)
-def test_examples_in_docstrings_run(module, monkeypatch):
-    import doctest
-    import importlib
-
-    monkeypatch.chdir(Path(__file__).parent.parent)  # they name examples/astronaut.jpg
-    assert doctest.testmod(importlib.import_module(f"pyface.{module}")).failed == 0

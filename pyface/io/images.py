@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyface.image_headers import Header, HeaderError, check_kind, read_header
-from pyface.sources import ADDRESS, is_address
+from pyface.io.headers import Header, HeaderError, check_kind, read_header
+from pyface.io.sources import ADDRESS, is_address
 
 Pixels: TypeAlias = NDArray[np.uint8]
 

@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-EXTENSIONS = (
+IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif"),
     *(".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pnm"),
 )
-"""What counts as a picture within a folder; a file that is named itself is read whatever its name."""
+"""Which files in a folder count as images. A file that is named itself is read whatever its suffix."""
 
 ADDRESS = "pyface reads files, not addresses: download it first"
 
@@ -83,7 +83,7 @@ def _pictures(folder: str, recursive: bool, skip: Path | None) -> Iterator[str]:
             if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) != skipped
         )
         for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
+            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
                 yield os.path.join(root, name)
 
 

@@ -14,7 +14,7 @@ from pyface.benchmark import MOST_PICTURES, STAGES, StageClock, find_pictures, m
 from pyface.cli import app
 from pyface.models import zoo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

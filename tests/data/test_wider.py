@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyface.dataset import DatasetError, read_folder
+from pyface.data.wider import DatasetError, read_folder
 
-VAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "faces" / "val"
+VAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "faces" / "val"
 PART = VAL.with_name("part3")
 
 

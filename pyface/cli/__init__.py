@@ -1,0 +1,9 @@
+"""The `pyface` command.
+
+In this package modules that take long to load (torch, OpenCV, rich) are imported inside functions: `pyface --help` and
+mistakes on the command line answer without them.
+"""
+
+from pyface.cli.app import app
+
+__all__ = ["app"]

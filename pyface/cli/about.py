@@ -1,0 +1,109 @@
+"""`pyface models`, `pyface info` and `pyface convert`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyface.cli.console import fail, print_status, table_width
+
+
+def models() -> None:
+    """Lists the available detectors and their weights."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pyface.models.zoo import REGISTRY, summary
+
+    table = Table("model", "description", "licence of the weights", "trained on", "measured")
+    for row in REGISTRY.values():
+        weights = row.weights
+        facts = (weights.licence, weights.training_data, summary(row.name)) if weights else ("none", "", "")
+        table.add_row(row.name, row.description, *facts)
+    Console(width=table_width(240)).print(table, markup=False, highlight=False)
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Public checkpoint, or a folder of MTCNN's three networks.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Converts a public checkpoint to pyface's own format.
+
+    Popular public checkpoints are detected automatically: of S3FD (yxlijun, clcarwin, face-alignment), SRN, SSH
+    (Caffe's names) and MTCNN (facenet-pytorch, ipazc). `pyface detect --weights` takes a file of either format.
+    """
+    if target.exists() and not overwrite:
+        fail(f"{target} exists already, add --overwrite to replace it")
+    try:
+        from pyface.models.zoo import CheckpointError
+        from pyface.models.zoo import convert as convert_checkpoint
+    except ImportError as error:
+        fail(error)
+    try:
+        checkpoint = convert_checkpoint(source, target)
+    except (CheckpointError, OSError) as error:
+        fail(error)
+    print_status(f"{target}: weights of {checkpoint.model}, read as {checkpoint.layout}")
+
+
+def info() -> None:
+    """Shows versions, devices and how the kernels were built, for bug reports."""
+    facts = [*_versions(), *_gpus(), *_kernels()]
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def _versions() -> list[tuple[str, str]]:
+    import platform
+
+    import cv2
+    import numpy as np
+    import torch
+
+    from pyface import __version__
+
+    return [
+        ("pyface", __version__),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("torch", torch.__version__),
+        ("opencv", cv2.__version__),
+        ("numpy", np.__version__),
+        ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in torch"),
+    ]
+
+
+def _gpus() -> list[tuple[str, str]]:
+    import torch
+
+    facts = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory = f"{device.total_memory / 2**30:.0f} GiB"
+        facts.append((f"cuda:{index}", f"{device.name}, {memory}, compute capability {device.major}.{device.minor}"))
+    if not torch.cuda.is_available():
+        facts.append(("cuda", "no device" if torch.version.cuda else "no device (this build of torch has no CUDA)"))
+    return facts
+
+
+def _kernels() -> list[tuple[str, str]]:
+    try:
+        from pyface.ops._extension import build_info
+
+        built = build_info()
+    except ImportError as error:
+        built = {"kernels": str(error)}
+    return [(f"kernels: {name.replace('_', ' ')}", _words(value)) for name, value in built.items()]
+
+
+def _words(value: object) -> str:
+    """Formats a fact for people: yes and no, a dash for none."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)

@@ -1,0 +1,68 @@
+"""The commands, in the order in which people need them."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pyface.cli import about, benchmark, detect, evaluate, train
+
+COMMANDS = ("detect", "models", "evaluate", "train", "benchmark", "convert", "info")
+
+
+class OrderedCommands(TyperGroup):
+    """Commands in the order of `COMMANDS`; typer would list groups such as `evaluate` last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=COMMANDS.index)
+
+
+app = typer.Typer(
+    cls=OrderedCommands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(detect.detect)
+app.command()(about.models)
+app.add_typer(evaluate.app, name="evaluate")
+app.command()(train.train)
+app.command()(benchmark.benchmark)
+app.command()(about.convert)
+app.command()(about.info)
+
+
+def show_version(wanted: bool) -> None:
+    """Answers `--version`."""
+    if wanted:
+        from pyface import __version__
+
+        typer.echo(f"pyface {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Finds faces in images.
+
+    Examples:
+
+    ```
+    pyface detect photos/ --save out/           # draw the faces into copies
+    pyface detect photos/ --output faces.jsonl  # one JSON line per image
+    pyface models                               # the available detectors
+    pyface detect --help                        # all options of a command
+    ```
+    """
+    # OpenMP's threads wait for work by spinning, which on a machine that has other things to do, such as reading and
+    # saving images, makes a run up to ten times as long. torch's OpenMP reads this when it is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

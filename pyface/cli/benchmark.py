@@ -1,0 +1,165 @@
+"""`pyface benchmark`: speed on the user's own machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pyface.cli.console import check_outputs, fail, print_status, table_width, write_json
+from pyface.cli.options import BatchSize, Device, JsonFile, Precision, Size, parse_size
+
+if TYPE_CHECKING:
+    from pyface.benchmark import Timing
+    from pyface.detector import FaceDetector
+
+DEFAULT_MODELS = ("mtcnn", "densebox_lite", "s3fd_lite", "srn_lite", "ssh_lite")  # the others take seconds per image
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call of `pyface benchmark` asks for; the attributes are its options."""
+
+    models: list[str]
+    images: Path | None
+    size: str | None
+    batch_size: int
+    device: str
+    precision: str
+    seconds: float
+    json_file: Path | None
+
+
+def benchmark(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Detector to time; `pyface models` lists them. May be repeated.",
+            show_default="mtcnn and the lite ones",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of images; up to 64 of them are used.", show_default="examples/"),
+    ] = None,
+    size: Size = None,
+    batch_size: BatchSize = 8,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure each detector.")] = 5.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Measures the speed of detectors on this machine, from image files to faces.
+
+    Prints images per second, milliseconds per image by stage, and peak memory. Detectors without weights are timed
+    with random ones, at a score threshold that about 300 candidates per image pass.
+    """
+    names = list(dict.fromkeys(model or DEFAULT_MODELS))
+    time_detectors(Request(names, images, size, batch_size, device, precision, seconds, json_file))
+
+
+def time_detectors(request: Request) -> None:
+    """Times the detectors that are asked for, prints the table and writes the file."""
+    try:
+        from rich.console import Console
+
+        from pyface.benchmark import find_pictures, machine_facts, measure
+        from pyface.io.sources import SourceError
+        from pyface.models.zoo import model_info
+    except ImportError as error:  # the kernels were not built; the text says how to
+        fail(error)
+    check_outputs(request.json_file)
+    _refuse_mtcnn_options(request)
+    timings: dict[str, Timing] = {}
+    console = Console(stderr=True)
+    try:
+        for name in request.models:
+            model_info(name)
+        sources = find_pictures(request.images)
+        for name in request.models:
+            with console.status(f"{name} ..."):
+                detector = _make_detector(name, request, sources)
+                timings[name] = measure(detector, sources, request.seconds)
+    except (SourceError, ValueError, MemoryError, OSError) as error:
+        fail(error)
+    facts = machine_facts(detector.device)
+    settings = {
+        "device": str(detector.device),
+        "batch_size": request.batch_size,
+        "size": request.size,
+        "precision": request.precision,
+    }
+    _print_table(timings, facts, settings)
+    if request.json_file is not None:
+        write_json(request.json_file, _content(timings, facts, settings))
+
+
+def _refuse_mtcnn_options(request: Request) -> None:
+    if "mtcnn" in request.models and (request.size is not None or request.precision != "fp32"):
+        if request.models == ["mtcnn"]:
+            fail("--size and --precision are not for mtcnn, leave them out")
+        print_status("pyface: --size and --precision are not for mtcnn, which is timed as it is")
+
+
+def _make_detector(name: str, request: Request, sources: list[bytes]) -> FaceDetector:
+    """Makes a detector that can be timed: with its weights, or with random ones and a threshold that suits them."""
+    import torch
+
+    from pyface.benchmark import stand_in_threshold
+    from pyface.detector import FaceDetector
+
+    options: dict[str, Any] = {"device": request.device, "batch_size": request.batch_size}
+    if name != "mtcnn":
+        options |= {"size": parse_size(request.size), "precision": request.precision}
+    torch.manual_seed(0)
+    detector = FaceDetector(name, weights=None if _is_random(name) else "default", **options)
+    if _is_random(name):
+        detector.score_threshold = stand_in_threshold(detector, sources)
+    return detector
+
+
+def _is_random(name: str) -> bool:
+    from pyface.models.zoo import model_info
+
+    return model_info(name).weights is None
+
+
+def _print_table(timings: dict[str, Timing], facts: dict[str, Any], settings: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pyface.benchmark import CANDIDATES, STAGES
+
+    on_gpu = facts["gpu"] is not None
+    table = Table("model", caption="ms a picture, one stage after the other; pictures/s with decoding in threads")
+    for title in ("pictures/s", *(f"{stage} ms" for stage in STAGES), "peak RSS", *(["peak GPU"] if on_gpu else [])):
+        table.add_column(title, justify="right")
+    for name, timing in timings.items():
+        row = [f"{timing.pictures_per_second:.1f}", *(f"{timing.stages[stage]:.1f}" for stage in STAGES)]
+        row += [_mebibytes(timing.peak_rss)] + ([_mebibytes(timing.peak_cuda)] if on_gpu else [])
+        table.add_row(f"{name} *" if _is_random(name) else name, *row)
+    Console(width=table_width(120)).print(table, markup=False, highlight=False)
+    if any(map(_is_random, timings)):
+        typer.echo(f"* random weights, with a threshold that about {CANDIDATES} candidates a picture pass")
+    machine = f"{facts['cpu']}, {facts['cores']} cores" + (f", {facts['gpu']}" if on_gpu else "")
+    typer.echo(
+        f"{machine}; {facts['threads']} threads, torch {facts['torch']}, pyface {facts['pyface']}; "
+        f"{settings['device']}, {settings['precision']}, batches of {settings['batch_size']}"
+    )
+
+
+def _mebibytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:,.0f} MiB"
+
+
+def _content(timings: dict[str, Timing], facts: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What the JSON file holds."""
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    models = [{"model": name, "random_weights": _is_random(name)} | asdict(of) for name, of in timings.items()]
+    date = datetime.now(UTC).date().isoformat()
+    return {"date": date, "machine": facts, "settings": settings, "models": models}

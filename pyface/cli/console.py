@@ -1,0 +1,92 @@
+"""How the commands talk to people and write files: failures, counts, progress, outputs that are checked beforehand."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+MISTAKE, FAILED, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141
+"""Exit statuses."""
+
+
+def fail(message: object, status: int = MISTAKE) -> NoReturn:
+    """Ends the command with one sentence on the standard error."""
+    print_status(f"pyface: {message}")
+    raise typer.Exit(status)
+
+
+def print_status(text: str) -> None:
+    """Prints a line about the run to the standard error, which keeps results in a pipe clean."""
+    typer.echo(text, err=True)
+
+
+def count(number: int, noun: str) -> str:
+    """Returns a number with its noun.
+
+    Example:
+        >>> count(1, "face"), count(1200, "face")
+        ('1 face', '1,200 faces')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def print_names(names: Sequence[str], what: str) -> None:
+    """Prints how many images are affected by something, and the names of the first ten."""
+    if names:
+        more = f", and {len(names) - 10:,} more" if len(names) > 10 else ""
+        print_status(f"{count(len(names), 'picture')} {what}: {', '.join(names[:10])}{more}")
+
+
+def table_width(width: int) -> int | None:
+    """Returns the width of a table where there is no terminal to give one, None where there is.
+
+    A pipe has no width, and rich would fold the table to 80 columns, which is hard to read and to search.
+    """
+    return None if sys.stdout and sys.stdout.isatty() else width
+
+
+def show_progress(items: Iterable[Any], length: int, label: str = "Detecting") -> Iterator[Any]:
+    """Passes items on, with a progress bar on a terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    with typer.progressbar(items, length=length, label=label, file=sys.stderr) as shown:
+        yield from shown
+
+
+def check_outputs(json_file: Path | None, plot: Path | None = None, folder: Path | None = None) -> None:
+    """Fails before a long run whose results could not be written; makes the folder."""
+    for path in (json_file, plot):
+        if path is None:
+            continue
+        if path.is_dir() or not path.parent.is_dir():
+            fail(f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no {path.parent}'}")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            fail(f"{path} cannot be written: permission denied")
+    try:
+        if plot is not None:
+            from pyface.evaluation.plot import check_plot
+
+            check_plot(plot)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"{folder} cannot be made: {error.strerror}")
+    except (ImportError, ValueError) as error:
+        fail(error)
+
+
+def write_json(path: Path | None, content: dict[str, Any]) -> None:
+    """Writes a file of figures, if one was asked for."""
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror}", FAILED)

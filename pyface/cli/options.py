@@ -1,0 +1,91 @@
+"""Options that several commands share, and what they become: sizes and detectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pyface.cli.console import fail, print_status
+
+if TYPE_CHECKING:
+    from pyface.detector import FaceDetector
+
+Model = Annotated[str, typer.Option(help="Detector to run; `pyface models` lists them.")]
+OptionalModel = Annotated[str | None, typer.Option(help="Detector to run; `pyface models` lists them.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE", help="Your own weights: .safetensors, or a popular public checkpoint.", show_default=False
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Size at which the network gets an image: native, the longer side (640), or the shorter side and the "
+        "largest longer side (1200x1600). Not for mtcnn.",
+        show_default="the model's own",
+    ),
+]
+Multiscale = Annotated[
+    str | None,
+    typer.Option(
+        metavar="s3fd|srn|ssh",
+        help="Run at several scales, as these papers do in their tests: slower, finds more faces. Not for mtcnn.",
+        show_default="one scale",
+    ),
+]
+Precision = Annotated[str, typer.Option(metavar="fp32|fp16|bf16", help="Numeric precision. Not for mtcnn.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
+LowestScore = Annotated[float, typer.Option(min=0, max=1, help="Measure detections with a score above this.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Plot the curves.")]
+
+
+def parse_size(text: str | None) -> Any:
+    """Reads a longer side or both sides; returns other words as they are, since the detector knows the valid names.
+
+    Example:
+        >>> parse_size("640"), parse_size("1200x1600"), parse_size("native")
+        (640, (1200, 1600), 'native')
+    """
+    sides = (text or "").lower().split("x")
+    if all(side.isdecimal() for side in sides):
+        return int(sides[0]) if len(sides) == 1 else tuple(map(int, sides))
+    return text
+
+
+@dataclass(frozen=True)
+class DetectorRequest:
+    """A detector that the command line asks for.
+
+    Attributes:
+        model: Its name.
+        weights: "default" or a file.
+        options: Of `FaceDetector`.
+    """
+
+    model: str
+    weights: str
+    options: dict[str, Any]
+
+    def make(self) -> FaceDetector:
+        """Makes the detector, or ends the command with the reason why not."""
+        try:
+            from pyface.detector import FaceDetector
+            from pyface.models.zoo import CheckpointError, model_info
+        except ImportError as error:  # the kernels were not built; the text says how to
+            fail(error)
+        try:
+            if self.weights == "default" and model_info(self.model).weights is None:
+                print_status(
+                    f"pyface: {self.model} is untrained: what it finds is noise, give it weights with --weights FILE"
+                )
+                return FaceDetector(self.model, weights=None, **self.options)
+            return FaceDetector(self.model, weights=self.weights, **self.options)
+        except (CheckpointError, OSError, ValueError) as error:
+            fail(error)

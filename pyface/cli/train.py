@@ -1,0 +1,282 @@
+"""`pyface train`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pyface.cli.console import INTERRUPTED, fail
+
+if TYPE_CHECKING:
+    from pyface.training.recipes import Precision, Run
+
+DEVICES = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}  # as Lightning calls them
+PRECISIONS: dict[str, Precision] = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call of `pyface train` asks for.
+
+    Attributes:
+        settings: Options that become fields of `Run`, by their names on the command line.
+        recipe: Options that replace values of the recipe.
+        given: Names of the options on the command line; the others have their defaults.
+    """
+
+    model: str | None
+    data: Sequence[Path]
+    out: Path | None
+    config: Path | None
+    resume: Path | None
+    device: str
+    settings: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    given: frozenset[str]
+
+
+def train(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(help="Detector to train; `pyface models` lists them.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="DIR",
+            help="Folder with images/ and bbx_gt.txt; without annotations, its images count as having no faces. May be "
+            "repeated; a folder given twice is used twice as often.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    val: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="DIR",
+            help="Folder to measure on; the first one decides which weights are best.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the run.", show_default=False)] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text file with names of images in --data, one per line: measure on these, do not train on them.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the data.", show_default="the recipe's")
+    ] = None,
+    max_time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Training time instead of epochs, such as 90m, 2h or 1h30m.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples per step and device.", show_default="the recipe's")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=64, help="Side of a sample in pixels.", show_default="the recipe's")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="the recipe's")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights to start from.", show_default="random ones")
+    ] = None,
+    backbone: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="torchvision's ImageNet weights for the backbone: vgg16 for s3fd_vgg16 and ssh_vgg16, vgg19 for "
+            "densebox_vgg19, resnet50 for srn_resnet50.",
+            show_default="random ones",
+        ),
+    ] = None,
+    precision: Annotated[str, typer.Option(metavar="fp32|fp16|bf16", help="Numeric precision.")] = "fp32",
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of GPUs or, on a CPU, of processes.", show_default="1, or as many as torchrun started"
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare samples.")] = 0,
+    validations: Annotated[int, typer.Option(min=1, help="Number of measurements during the run.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Repeat the run with this config.json; options given here replace its values."
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Resume the interrupted run in this folder.")
+    ] = None,
+) -> None:
+    """Trains a detector on your own images.
+
+    The run's folder gets best.safetensors (for `pyface detect --weights`), measurements, drawn images, logs, and
+    config.json, with which --config repeats the run, on other data too. --resume DIR resumes an interrupted run,
+    with the samples that would have followed.
+
+    Examples:
+
+    ```
+    pyface train s3fd_lite --data mine/ --val mine_too/ --out runs/first
+    pyface train s3fd_lite --data mine/ --out runs/b --max-time 2h
+    pyface train --resume runs/first
+    pyface train --config runs/first/config.json --data more/ --out runs/c
+    ```
+    """
+    settings = {
+        "val": val,
+        "held_out": held_out,
+        "weights": weights,
+        "backbone": backbone,
+        "seed": seed,
+        "max_time": max_time,
+        "validations": validations,
+        "precision": precision,
+        "workers": workers,
+        "devices": devices,
+    }
+    recipe = {"epochs": epochs, "batch_size": batch_size, "size": size, "rate": rate}
+    start_training(Request(model, data, out, config, resume, device, settings, recipe, _given_options(context)))
+
+
+def start_training(request: Request) -> None:
+    """Starts or resumes a run, and turns what may go wrong into one sentence."""
+    _check_extras()
+    _check_options(request)
+    from pyface.data.wider import DatasetError
+    from pyface.models.zoo import CheckpointError
+    from pyface.training.recipes import TrainingError
+    from pyface.training.run import train as train_run
+
+    try:
+        run, folder = _plan_run(request)
+        train_run(run, folder, accelerator=DEVICES[request.device], resume=request.resume is not None)
+    except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
+        fail(f"interrupted; go on with pyface train --resume {request.resume or request.out}", INTERRUPTED)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+    except (CheckpointError, DatasetError, TrainingError, ValueError) as error:
+        fail(error)
+
+
+def _check_extras() -> None:
+    try:
+        import lightning  # noqa: F401
+        import tensorboard  # noqa: F401
+    except ImportError:
+        fail('training needs Lightning and TensorBoard, install them: pip install -e ".[train]"')
+
+
+def _check_options(request: Request) -> None:
+    """Fails for unknown values, and for options that would have no effect."""
+    precision, device, given = request.settings["precision"], request.device, request.given
+    if precision not in PRECISIONS:
+        fail(f"--precision should be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if device not in DEVICES:
+        fail(f"--device should be one of {', '.join(DEVICES)}, got {device!r} (--devices N takes several GPUs)")
+    if {"epochs", "max_time"} <= given:
+        fail("--epochs and --max-time both say when a run ends, give one of them")
+    idle = sorted(given - {"resume", "device"})
+    if "resume" in given and idle:
+        names = ", ".join("the model" if name == "model" else "--" + name.replace("_", "-") for name in idle)
+        fail(f"--resume takes a run as it was configured, leave out {names}")
+    if {"config", "model"} <= given:
+        fail("--config names the model, leave it out")
+
+
+def _plan_run(request: Request) -> tuple[Run, Path]:
+    """Returns the run and its folder.
+
+    Raises:
+        ValueError, OSError: A value is not valid, or a file cannot be read.
+    """
+    from pyface.training.run import CONFIG, read_config
+
+    if request.resume is not None:
+        if not (request.resume / CONFIG).is_file():
+            fail(f"there is no run in {request.resume}: a run's folder holds {CONFIG}")
+        return read_config(request.resume / CONFIG), request.resume
+    run = _new_run(request) if request.config is None else read_config(request.config)
+    if request.out is None:
+        fail("name a folder for the run: --out DIR")
+    return _with_options(run, request), request.out
+
+
+def _new_run(request: Request) -> Run:
+    from pyface.models.zoo import model_info
+    from pyface.training.recipes import RECIPES, Run
+
+    if request.model is None or not request.data:
+        fail("name a model and --data DIR (or --config FILE, or --resume DIR)")
+    model_info(request.model)  # lists the names if there is no such model
+    if request.model not in RECIPES:
+        fail(f"{request.model} has no recipe; there are recipes for {', '.join(sorted(RECIPES))}")
+    return Run(model=request.model, data=tuple(map(str, request.data)), recipe=RECIPES[request.model])
+
+
+def _with_options(run: Run, request: Request) -> Run:
+    """Returns the run with the values that are on the command line. What goes with a replaced value goes too."""
+    from pyface.training.run import started_by_torchrun
+
+    values = {"data": tuple(map(str, request.data))} | _run_fields(request.settings)
+    values["devices"] = values["devices"] or started_by_torchrun()
+    given = {"max_hours" if name == "max_time" else name for name in request.given}
+    if values["devices"]:
+        given.add("devices")
+    if "data" in given:  # other images, of which other ones may be held out
+        run = replace(run, held_out=())
+    if "epochs" in given:
+        run = replace(run, max_hours=None)
+    changes = {name: value for name, value in values.items() if name in given}
+    recipe = {name: value for name, value in request.recipe.items() if name in given}
+    return replace(run, recipe=replace(run.recipe, **recipe), **changes)
+
+
+def _run_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as `Run` has them: paths as text, files read, times in hours."""
+    options = dict(settings)
+    held_out, max_time = options.pop("held_out"), options.pop("max_time")
+    return options | {
+        "val": tuple(map(str, options["val"])),
+        "held_out": () if held_out is None else _read_lines(held_out),
+        "weights": None if options["weights"] is None else str(options["weights"]),
+        "backbone": None if options["backbone"] is None else str(options["backbone"]),
+        "max_hours": None if max_time is None else parse_hours(max_time),
+        "precision": PRECISIONS[options["precision"]],
+    }
+
+
+def _given_options(context: typer.Context) -> frozenset[str]:
+    return frozenset(
+        name
+        for name in context.params
+        if context.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
+    )
+
+
+def _read_lines(path: Path) -> tuple[str, ...]:
+    """Returns the lines of a text file that are not empty."""
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def parse_hours(text: str) -> float:
+    """Reads 90m, 2h, 1h30m and 45s.
+
+    Example:
+        >>> parse_hours("1h30m")
+        1.5
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip().lower())
+    if match is None or not any(match.groups()):
+        raise ValueError(f"--max-time should be a time such as 45s, 90m, 2h or 1h30m, got {text!r}")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return hours + minutes / 60 + seconds / 3600

@@ -1,0 +1,1 @@
+"""Folders of annotated pictures, for evaluation and training. Knows no models."""

@@ -1,0 +1,22 @@
+"""What import-linter does not hold: names stay within their module, and the package's first level stays short."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "pyface"
+COMPILED = "_C"  # the module of the kernels, which only pyface/ops/_extension.py imports
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_module_takes_a_private_name_from_another(path):
+    imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if (node.module or "").startswith("pyface")]
+    private = [f"{node.module}.{name.name}" for node in ours for name in node.names if name.name.startswith("_")]
+    allowed = ["pyface.__version__", *([f"pyface.{COMPILED}"] if path == PACKAGE / "ops" / "_extension.py" else [])]
+    assert [name for name in private if name not in allowed] == []
+
+
+def test_few_modules_lie_directly_in_the_package():
+    assert len([path for path in PACKAGE.glob("*.py") if not path.name.startswith("__")]) <= 6
