@@ -68,6 +68,7 @@ class Row:
 
 _OWN_LICENCE = "trained on research-only and unlicensed web images"
 _OWN_DATA = "6,314 photos with 37,866 faces, 1,016 without (by this project)"
+_OWN_WIDER_DATA = "14,330 photos with 83,000 faces, 1,016 without (by this project)"
 
 REGISTRY = {
     row.name: row
@@ -109,9 +110,9 @@ REGISTRY = {
             "The default: S3FD on a compact trunk, with five landmarks",
             Weights(
                 file="s3fd_lite.safetensors",
-                sha256="fb6836c1bbe8d37baf1fb9aec821ff1126f217301eec11feada17a6a08c2530e",
+                sha256="061f89a207ffe2b0f471528e0ddb76d8f3692621efe893a1517d7998c35a226c",
                 licence=_OWN_LICENCE,
-                training_data=_OWN_DATA,
+                training_data=_OWN_WIDER_DATA,
             ),
         ),
         Row("s3fd_vgg16", S3FDVGG16, S3FDVGG16Config(), "The paper's S3FD: six levels of anchors, max-out background"),

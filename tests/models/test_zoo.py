@@ -116,6 +116,6 @@ def test_default_weights_find_faces(name):
 def test_configurations_of_our_own_runs_can_be_repeated(name):
     run = read_config(WEIGHTS / f"{name}.json")
     assert run.model == name
-    assert len(run.held_out) == 200
+    assert len(run.held_out) >= 200
     assert not any("val" in Path(folder).parts for folder in run.data)
     assert f"pyface train --config pyface/weights/{name}.json" in (WEIGHTS / f"{name}.md").read_text()
