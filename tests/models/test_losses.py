@@ -377,7 +377,7 @@ class TestByHand:
     """One face, one anchor of its size and place, constant maps: numbers that fit on a napkin."""
 
     def test_s3fd(self):
-        model = build("s3fd_lite", min_negatives=0, compensate=None)
+        model = build("s3fd_lite", negative_ratio=3.0, min_negatives=0, compensate=None)
         maps = [
             type(m)(*(x if x is None else torch.zeros_like(x) for x in m))
             for m in maps_of(model, [(1, 1)] * 6, batch=1)
