@@ -96,7 +96,11 @@ def test_structs_and_maps_are_checked_as_well():
         ),
         (lambda: decode_densebox((offsets, scores)), ValueError, "scores must have the shape"),
         (lambda: decode_densebox((scores, offsets.half())), TypeError, "offsets must be torch.float32 as dtype says"),
-        (lambda: decode_densebox((scores, offsets), torch.float64), TypeError, "scores must be torch.float64 as dtype says"),
+        (
+            lambda: decode_densebox((scores, offsets), torch.float64),
+            TypeError,
+            "scores must be torch.float64 as dtype says",
+        ),
         (lambda: decode_densebox((scores[0], offsets)), ValueError, "scores must have 4 dimensions, got 3"),
         (
             lambda: decode_densebox((scores, offsets), grid=(6, 7, 4)),
