@@ -2,7 +2,8 @@
 //
 // Memory: the caller allocates all outputs and, on CUDA, the workspace (ask the *_workspace function, which answers
 // without a GPU). CUDA launchers never allocate, synchronise or touch the default stream; pointers live on `device`,
-// and the status is 0 or a cudaError_t. CPU kernels may allocate scratch, and use at most `threads` threads.
+// and the status is 0 or a cudaError_t. CPU kernels may allocate scratch, and use at most `threads` threads (some use
+// one whatever it says); arguments that do not fit each other may throw std::invalid_argument.
 //
 // Boxes are float32 (x1, y1, x2, y2), width x2 - x1. An entry whose score or coordinate is not finite is dropped.
 // Order is score descending, ties by index.
@@ -40,7 +41,7 @@ struct PNetWeights {
 // max-pooling over `pool` x `pool` pixels at stride 2, rounding up (0: no pooling).
 struct ConvnetLayer {
   const float *weight, *bias, *slope;
-  int32_t out, kernel, pool;
+  int32_t in, out, kernel, pool;
 };
 
 // Side of a map of `size` pixels after such pooling; a window that begins outside is left out.
@@ -138,13 +139,14 @@ void nms(const float* boxes, const float* scores, const int64_t* classes, const 
 // is not > score_threshold is dropped.
 //   keep [n], kept_scores [n] (the lowered scores), keep_count [1]; order of choice, which is score descending
 void soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method, double iou_threshold, double sigma,
-              double score_threshold, Overlap overlap, int64_t* keep, float* kept_scores, int32_t* keep_count);
+              double score_threshold, Overlap overlap, int64_t* keep, float* kept_scores, int32_t* keep_count,
+              int threads);
 
 // Box voting of one segment (docs/detectors.md 2.6d): the best remaining box and all with overlap >= iou_threshold to
 // it become one box, the mean weighted by max(score, 0) (the best box itself where all weights are 0), with its score.
 //   voted_boxes [n, 4], voted_scores [n], voted_count [1]; drop_singletons leaves out clusters of one
 void box_voting(const float* boxes, const float* scores, int64_t n, double iou_threshold, Overlap overlap,
-                bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count);
+                bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count, int threads);
 
 // Each picture resized by its scale (output pixels a source pixel) into the top left of its canvas; the rest of the
 // canvas is 0 in the output. scales [num_images] > 0, on the host; out [num_images, 3, out_h, out_w]
@@ -166,9 +168,9 @@ void pnet(const float* pictures, int64_t batch, int height, int width, const PNe
           int threads);
 
 // A chain of layers over many small square crops (MTCNN's R-Net and O-Net up to their dense layers); no CUDA twin.
-//   crops [n, channels, size, size]; features [n, out, side, side], out and side of the last layer
+//   crops [n, channels, size, size]; features [n, out, side, side], where out and side must be the last layer's
 void convnet(const float* crops, int64_t n, int channels, int size, const ConvnetLayer* layers, int num_layers,
-             float* features, int threads);
+             float* features, int out, int side, int threads);
 
 // Max-out: the first `num_background` of `channels` become their maximum (NaN if one is NaN), the others are copied.
 //   logits of any strides, `inner` rows x columns; out [batch, 1 + channels - num_background, height, width], in the
@@ -193,14 +195,15 @@ void decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int6
 
 // The face, or background, of every anchor. Ignore boxes are no faces; an anchor of which one covers at least half is
 // kIgnored unless it has a face; an invalid anchor is kIgnored. Ties: the lower index.
-//   anchors [num_anchors, 4], image b's begin at b * anchor_stride anchors (0: shared); boxes [splits[batch], 4],
-//   image b's are splits[b] ... splits[b + 1] - 1; ignore [boxes] or nullptr
+//   anchors [num_anchors, 4], image b's begin at b * anchor_stride anchors (0: shared); boxes [num_boxes, 4],
+//   image b's are splits[b] ... splits[b + 1] - 1; ignore [num_boxes] or nullptr
 //   valid [num_anchors] of all images or of each, by valid_stride as for anchors, or nullptr
 //   index [batch, num_anchors] counts within the image's boxes; overlap [batch, num_anchors] is the IoU with the face,
 //   or with the best face where there is none (0 for invalid anchors)
 void assign_anchors(const float* anchors, int64_t anchor_stride, int64_t num_anchors, const float* boxes,
-                    const uint8_t* ignore, const int64_t* splits, int64_t batch, const uint8_t* valid,
-                    int64_t valid_stride, const Matching& matching, int32_t* index, float* overlap, int threads);
+                    int64_t num_boxes, const uint8_t* ignore, const int64_t* splits, int64_t batch,
+                    const uint8_t* valid, int64_t valid_stride, const Matching& matching, int32_t* index,
+                    float* overlap, int threads);
 
 // Per image the max(minimum, ratio * positives) background entries (index == kBackground) of largest finite loss, ties
 // by index. losses, index, selected [batch, n]
@@ -214,7 +217,7 @@ void balanced_sample(const float* losses, const int32_t* index, int64_t batch, i
                      double hard_fraction, int64_t minimum, uint64_t seed, uint8_t* selected, int threads);
 
 // The ceil(keep * count) valid entries of largest finite loss, ties by index; valid [n] or nullptr.
-void online_hard(const float* losses, const uint8_t* valid, int64_t n, double keep, uint8_t* selected);
+void online_hard(const float* losses, const uint8_t* valid, int64_t n, double keep, uint8_t* selected, int threads);
 
 // Cells whose score is > score_threshold to boxes: corner = (cell - unit * offset) * stride + stride / 2.
 //   scores [batch, 1, h, w], offsets [batch, 4, h, w] (x1, y1, x2, y2); decoding's variances are not used
@@ -222,11 +225,11 @@ void decode_densebox(const Map& scores, const Map& offsets, Dtype dtype, int64_t
                      double score_threshold, const AnchorDecoding& decoding, const CandidateArrays& out, int threads);
 
 // Boxes to maps. A cell belongs to the disc whose centre is nearest in units of its radius, ties by index.
-//   landmarks [boxes, num_landmarks, 2] (NaN: unknown) or nullptr
+//   boxes, ignore and splits as in assign_anchors; landmarks [num_boxes, num_landmarks, 2] (NaN: unknown) or nullptr
 //   label [batch, h, w]: 1 face, 0 background, -1 ignored; offsets [batch, 4, h, w], 0 where no face is;
 //   landmark_label [batch, num_landmarks, h, w] likewise
-void densebox_targets(const float* boxes, const uint8_t* ignore, const int64_t* splits, int64_t batch,
-                      const float* landmarks, int num_landmarks, const DenseBoxGrid& grid,
+void densebox_targets(const float* boxes, int64_t num_boxes, const uint8_t* ignore, const int64_t* splits,
+                      int64_t batch, const float* landmarks, int num_landmarks, const DenseBoxGrid& grid,
                       const DenseBoxTargets& targets, int8_t* label, float* offsets, int8_t* landmark_label,
                       int threads);
 
@@ -271,7 +274,6 @@ int decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int64
                    const AnchorDecoding& decoding, const CandidateArrays& out, void* workspace, size_t workspace_bytes,
                    int device, void* stream);
 
-// `num_boxes` is splits[batch], which the host knows from the tensor's shape.
 size_t assign_anchors_workspace(int64_t batch, int64_t num_anchors, int64_t num_boxes);
 int assign_anchors(const float* anchors, int64_t anchor_stride, int64_t num_anchors, const float* boxes,
                    int64_t num_boxes, const uint8_t* ignore, const int64_t* splits, int64_t batch, const uint8_t* valid,

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "../ops.h"
@@ -162,6 +164,8 @@ std::vector<Layer> prepare(int channels, int size, const ConvnetLayer* described
   std::vector<Layer> layers(num_layers);
   for (int i = 0; i < num_layers; ++i) {
     const ConvnetLayer& from = described[i];
+    if (from.in != channels)
+      throw std::invalid_argument("convnet: layer " + std::to_string(i) + " does not fit its input.");
     Layer& layer = layers[i];
     layer.in = channels;
     layer.out = from.out;
@@ -191,12 +195,15 @@ std::vector<Layer> prepare(int channels, int size, const ConvnetLayer* described
 }  // namespace
 
 void convnet(const float* crops, int64_t n, int channels, int size, const ConvnetLayer* described, int num_layers,
-             float* features, int threads) {
+             float* features, int out, int side, int threads) {
+  if (num_layers < 1) throw std::invalid_argument("convnet needs a layer.");
   const std::vector<Layer> layers = prepare(channels, size, described, num_layers);
   size_t largest = static_cast<size_t>(channels) * size * size;
   for (const Layer& layer : layers)
     largest = std::max(largest, static_cast<size_t>(padded(layer.out)) * layer.size * layer.size);
   const Layer& last = layers.back();
+  if (last.out != out || last.pooled_size != side)
+    throw std::invalid_argument("convnet: features are not as large as the last layer's map.");
   const int64_t crop_values = int64_t(channels) * size * size;
   const int64_t feature_values = int64_t(last.out) * last.pooled_size * last.pooled_size;
 

@@ -216,8 +216,8 @@ void decode_densebox(const Map& scores, const Map& offsets, Dtype dtype, int64_t
   });
 }
 
-void densebox_targets(const float* boxes, const uint8_t* ignore, const int64_t* splits, int64_t batch,
-                      const float* landmarks, int num_landmarks, const DenseBoxGrid& grid,
+void densebox_targets(const float* boxes, int64_t /*num_boxes*/, const uint8_t* ignore, const int64_t* splits,
+                      int64_t batch, const float* landmarks, int num_landmarks, const DenseBoxGrid& grid,
                       const DenseBoxTargets& targets, int8_t* label, float* offsets, int8_t* landmark_label,
                       int threads) {
   const int64_t cells = int64_t(grid.height) * grid.width, maps = 1 + num_landmarks;

@@ -299,8 +299,9 @@ PYFACE_DISPATCH(void, finish, (const Range& range, float negative, const Faces& 
 }  // namespace
 
 void assign_anchors(const float* anchors, int64_t anchor_stride, int64_t num_anchors, const float* boxes,
-                    const uint8_t* ignore, const int64_t* splits, int64_t batch, const uint8_t* valid,
-                    int64_t valid_stride, const Matching& matching, int32_t* index, float* overlap, int threads) {
+                    int64_t /*num_boxes*/, const uint8_t* ignore, const int64_t* splits, int64_t batch,
+                    const uint8_t* valid, int64_t valid_stride, const Matching& matching, int32_t* index,
+                    float* overlap, int threads) {
   const float positive = float_above(matching.positive), negative = float_above(matching.negative);
   std::vector<Faces> faces(batch);
   parallel_for(batch, threads, [&](int64_t image) {

@@ -124,7 +124,8 @@ void balanced_sample(const float* losses, const int32_t* index, int64_t batch, i
   });
 }
 
-void online_hard(const float* losses, const uint8_t* valid, int64_t n, double keep, uint8_t* selected) {
+void online_hard(const float* losses, const uint8_t* valid, int64_t n, double keep, uint8_t* selected,
+                 int /*threads*/) {
   std::fill(selected, selected + n, 0);
   Keyed samples(n + 1);
   for (int64_t i = 0; i < n; ++i)

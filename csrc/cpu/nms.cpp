@@ -271,7 +271,8 @@ void nms(const float* boxes, const float* scores, const int64_t* classes, const 
 }
 
 void soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method, double iou_threshold, double sigma,
-              double score_threshold, Overlap overlap, int64_t* keep, float* kept_scores, int32_t* keep_count) {
+              double score_threshold, Overlap overlap, int64_t* keep, float* kept_scores, int32_t* keep_count,
+              int /*threads*/) {
   const Box* all_boxes = reinterpret_cast<const Box*>(boxes);
   const float threshold = float_below(iou_threshold), limit = float_below(score_threshold);
   const auto order = order_by_score(all_boxes, scores, n, score_threshold);
@@ -320,7 +321,7 @@ void soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method
 }
 
 void box_voting(const float* boxes, const float* scores, int64_t n, double iou_threshold, Overlap overlap,
-                bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count) {
+                bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count, int /*threads*/) {
   const Box* all_boxes = reinterpret_cast<const Box*>(boxes);
   const float threshold = float_above(iou_threshold);
   const auto order = order_by_score(all_boxes, scores, n, -INFINITY);

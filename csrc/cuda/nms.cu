@@ -1,8 +1,6 @@
-// Suppression on the GPU: nms, soft_nms and box_voting.
-//
-// Two paths of nms, one way to resolve. A block holds up to a few thousand candidates in its threads' registers, and
-// takes the best 64 that are left, decides among them, and tests the others against those it kept; so the work grows
-// with what is kept, and no N x N mask is ever stored.
+// nms on the GPU. Two paths, one way to resolve. A block holds up to a few thousand candidates in its threads'
+// registers, and takes the best 64 that are left, decides among them, and tests the others against those it kept; so
+// the work grows with what is kept, and no N x N mask is ever stored.
 //
 //   Up to kSmall boxes a segment: one block a segment sorts in shared memory and resolves. One launch for all segments.
 //   More: one radix sort of all segments, then tiles of 1024 sorted boxes. A tile first meets the boxes that earlier
@@ -12,67 +10,20 @@
 // Within a block the candidates are arranged by place, not by score: the 32 boxes of a warp lie close together, and a
 // kept box that misses their common bounds costs the warp one lane's test.
 #include <algorithm>
-#include <cmath>
 
-#include "../ops.h"
-#include "block.cuh"
-#include "common.cuh"
-#include "sort.h"
+#include "suppress.cuh"
 
 namespace pyface::cuda {
 namespace {
 
-constexpr int kThreads = 1024;           // of the largest block, and boxes in a tile
-constexpr int kChunk = 64;               // boxes decided at a time: as many as a mask has bits
-constexpr int kSmall = 4 * kThreads;     // boxes in a segment that one block takes
-constexpr uint32_t kNone = 0xffffffffu;  // the key of an invalid entry: behind those of all finite scores
-
-// Four loads, because a tensor that starts inside another one need not be aligned to a box.
-__device__ Box load_box(const float* boxes, int64_t i) {
-  const float* const b = boxes + 4 * i;
-  return {b[0], b[1], b[2], b[3]};
-}
-
-__device__ Box as_box(const float4& v) { return {v.x, v.y, v.z, v.w}; }
-__device__ float4 as_vector(const Box& b) { return make_float4(b.x1, b.y1, b.x2, b.y2); }
+constexpr int kChunk = 64;            // boxes decided at a time: as many as a mask has bits
+constexpr int kSmall = 4 * kThreads;  // boxes in a segment that one block takes
 
 __device__ uint32_t key_of(const float* boxes, const float* scores, int64_t i, float score_threshold) {
   const float score = scores[i];
   const bool valid = score > score_threshold && is_finite(score) && is_finite(load_box(boxes, i));
   return valid ? descending_key(score) : kNone;
 }
-
-// Whether box_overlap() > threshold, nearly always without its division. With q = inter / base, and rounding monotone:
-// inter > above * base, even rounded, means q > above, thus float(q) >= above > threshold; and inter < threshold * base
-// means q < threshold, thus float(q) <= threshold. Only what lies between is divided.
-struct Suppression {
-  float threshold, above, below;
-  bool apart;  // boxes that do not touch (overlap 0) suppress each other as well
-  Overlap kind;
-
-  Suppression(float threshold, Overlap kind)
-      : threshold(threshold),
-        above(std::nextafter(threshold, INFINITY)),
-        below(threshold),
-        apart(threshold < 0.f),
-        kind(kind) {
-    if (apart) above = below = NAN;  // the shortcuts hold for thresholds >= 0
-  }
-
-  __device__ bool operator()(const Box& a, float area_a, const Box& b, float area_b) const {
-    const float w = fminf(a.x2, b.x2) - fmaxf(a.x1, b.x1), h = fminf(a.y2, b.y2) - fmaxf(a.y1, b.y1);
-    const float inter = fmaxf(w, 0.f) * fmaxf(h, 0.f);
-    const float base = kind == Overlap::Union ? area_a + area_b - inter : fminf(area_a, area_b);
-    if (inter < below * base) return false;
-    if (inter > above * base) return true;
-    return inter / base > threshold;
-  }
-
-  // Whether `b` may suppress a box within `bounds`.
-  __device__ bool may_reach(const Box& b, const Box& bounds) const {
-    return apart || (b.x1 < bounds.x2 && bounds.x1 < b.x2 && b.y1 < bounds.y2 && bounds.y1 < b.y2);
-  }
-};
 
 // One segment's input, and the order in which its boxes are visited.
 struct Segment {
@@ -104,14 +55,6 @@ __device__ Box warp_bounds(Box b) {
     b.y2 = fmaxf(b.y2, __shfl_xor_sync(kWarp, b.y2, step));
   }
   return b;
-}
-
-__device__ uint64_t warp_min(uint64_t value) {
-  for (int step = 16; step > 0; step /= 2) {
-    const uint64_t other = __shfl_xor_sync(kWarp, value, step);
-    value = other < value ? other : value;
-  }
-  return value;
 }
 
 // A block's candidates: each thread holds kItems, named by their rank in the segment's order within this block.
@@ -559,33 +502,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// The workspace of the path for many boxes.
-struct TilesWorkspace {
-  TilesWorkspace(void* base, int64_t batch, int64_t n) {
-    Workspace workspace(base);
-    const size_t entries = static_cast<size_t>(batch) * n;
-    keys = {workspace.take<uint64_t>(entries), workspace.take<uint64_t>(entries)};
-    order = {workspace.take<uint32_t>(entries), workspace.take<uint32_t>(entries)};
-    kept_boxes = workspace.take<float4>(entries);
-    progress = workspace.take<uint64_t>(batch);
-    ticket = workspace.take<uint32_t>(1);
-    sort_bytes = sort_workspace(entries);
-    sort = workspace.take<char>(sort_bytes);
-    bytes = workspace.bytes();
-  }
+}  // namespace
 
-  PingPong<uint64_t> keys;
-  PingPong<uint32_t> order;
-  float4* kept_boxes;
-  uint64_t* progress;
-  uint32_t* ticket;
-  void* sort;
-  size_t sort_bytes, bytes;
-};
-
-constexpr int64_t kMaxEntries = int64_t{1} << 31;
-
-// Sorts and resolves; with `with_owner` the owners of the sorted entries are left in workspace.keys.other.
 int run_tiles(const float* boxes, const float* scores, const int64_t* classes, const int32_t* counts, int64_t batch,
               int64_t n, Suppression suppression, float score_threshold, int64_t max_detections, int64_t* keep,
               int32_t* keep_count, bool with_owner, TilesWorkspace& workspace, cudaStream_t stream) {
@@ -607,8 +525,6 @@ int run_tiles(const float* boxes, const float* scores, const int64_t* classes, c
       with_owner ? workspace.keys.other : nullptr);
   return launch_status();
 }
-
-}  // namespace
 
 size_t nms_workspace(int64_t batch, int64_t n) {
   return batch <= 0 || n <= kSmall ? 0 : TilesWorkspace(nullptr, batch, n).bytes;
@@ -645,213 +561,6 @@ int nms(const float* boxes, const float* scores, const int64_t* classes, const i
     launch(nms_small<2>);
   else
     launch(nms_small<4>);
-  return launch_status();
-}
-
-namespace {
-
-constexpr int kSoftShared = 2048;  // boxes that soft_nms keeps in shared memory
-
-// One block. In each step every thread lowers the scores of its boxes by the box chosen last, and looks for the best.
-__global__ void __launch_bounds__(kThreads, 1)
-    soft_nms_kernel(const float* boxes,   // [n, 4]
-                    const float* scores,  // [n]
-                    int n, SoftNms method, float threshold, float sigma, float limit, Overlap overlap,
-                    float4* large_boxes,  // [n], used when n > kSoftShared
-                    float* large_scores,  // [n], likewise
-                    int64_t* keep,        // [n]
-                    float* kept_scores,   // [n]
-                    int32_t* keep_count)  // [1]
-{
-  __shared__ float4 small_boxes[kSoftShared];
-  __shared__ float small_scores[kSoftShared];
-  __shared__ uint64_t warp_best[2][32];  // taken in turns, so that a step needs one barrier
-  const bool is_small = n <= kSoftShared;
-  float4* const box = is_small ? small_boxes : large_boxes;
-  float* const score = is_small ? small_scores : large_scores;  // NaN: invalid, dropped or chosen
-
-  // A thread visits the same boxes throughout, so only what it reads of others' must wait for a barrier.
-  for (int i = threadIdx.x; i < n; i += blockDim.x) {
-    const Box b = load_box(boxes, i);
-    box[i] = as_vector(b);
-    score[i] = is_finite(b) && is_finite(scores[i]) ? scores[i] : NAN;
-  }
-
-  bool has_chosen = false;
-  Box chosen{};
-  float chosen_area = 0.f;
-  int count = 0;
-  for (;;) {
-    uint64_t best = ~uint64_t{0};
-    for (int i = threadIdx.x; i < n; i += blockDim.x) {
-      float s = score[i];
-      if (!(s > limit)) continue;
-      if (has_chosen) {
-        const Box b = as_box(box[i]);
-        if (chosen.x1 < b.x2 && b.x1 < chosen.x2 && chosen.y1 < b.y2 && b.y1 < chosen.y2) {
-          const float ratio = box_overlap(chosen, chosen_area, b, box_area(b), overlap);
-          score[i] = s *= soft_nms_weight(ratio, method, threshold, sigma);
-          if (!(s > limit)) continue;
-        }
-      }
-      const uint64_t key = static_cast<uint64_t>(descending_key(s)) << 32 | static_cast<uint32_t>(i);
-      best = key < best ? key : best;
-    }
-    best = warp_min(best);
-    uint64_t* const bests = warp_best[count % 2];
-    if (lane_id() == 0) bests[warp_id()] = best;
-    __syncthreads();
-    best = warp_min(lane_id() < num_warps() ? bests[lane_id()] : ~uint64_t{0});
-    if (best == ~uint64_t{0}) break;
-    const int index = static_cast<int>(static_cast<uint32_t>(best));
-    if (index % blockDim.x == threadIdx.x) {
-      keep[count] = index;
-      kept_scores[count] = score[index];
-      score[index] = NAN;
-    }
-    has_chosen = true;
-    chosen = as_box(box[index]);
-    chosen_area = box_area(chosen);
-    ++count;
-  }
-  for (int i = count + threadIdx.x; i < n; i += blockDim.x) {
-    keep[i] = -1;
-    kept_scores[i] = 0.f;
-  }
-  if (threadIdx.x == 0) *keep_count = count;
-}
-
-struct SoftWorkspace {
-  SoftWorkspace(void* base, int64_t n) {
-    Workspace workspace(base);
-    boxes = workspace.take<float4>(n);
-    scores = workspace.take<float>(n);
-    bytes = workspace.bytes();
-  }
-
-  float4* boxes;
-  float* scores;
-  size_t bytes;
-};
-
-}  // namespace
-
-size_t soft_nms_workspace(int64_t n) { return n <= kSoftShared ? 0 : SoftWorkspace(nullptr, n).bytes; }
-
-int soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method, double iou_threshold, double sigma,
-             double score_threshold, Overlap overlap, int64_t* keep, float* kept_scores, int32_t* keep_count,
-             void* workspace, size_t workspace_bytes, int device, void* stream) {
-  // The loops step by a block beyond n.
-  if (n < 0 || n > kMaxEntries - 1 - kThreads || workspace_bytes < soft_nms_workspace(n)) return cudaErrorInvalidValue;
-  const DeviceGuard guard(device);
-  if (guard.status()) return guard.status();
-  const SoftWorkspace large(workspace, n);
-  int threads = 32;
-  while (threads < std::min<int64_t>(n, kThreads)) threads *= 2;
-  soft_nms_kernel<<<1, threads, 0, static_cast<cudaStream_t>(stream)>>>(
-      boxes, scores, static_cast<int>(n), method, float_below(iou_threshold), static_cast<float>(sigma),
-      float_below(score_threshold), overlap, large.boxes, large.scores, keep, kept_scores, keep_count);
-  return launch_status();
-}
-
-namespace {
-
-// The entries, sorted by cluster and within it by score, become one box a cluster. One block, so that the clusters
-// which are left out can be counted in order. A thread adds up a cluster in score order: the same sum as on the CPU.
-__global__ void __launch_bounds__(kThreads, 1)
-    vote(const float* boxes,       // [n, 4]
-         const float* scores,      // [n]
-         const uint64_t* cluster,  // [n] ascending; kNone for invalid entries
-         const uint32_t* order,    // [n] indices
-         int64_t n, bool drop_singletons,
-         float* voted_boxes,    // [n, 4]
-         float* voted_scores,   // [n]
-         int32_t* voted_count)  // [1]
-{
-  __shared__ uint32_t warp_heads[2][32];  // taken in turns, so that a step needs one barrier
-  int64_t count = 0;
-  int turn = 0;
-  for (int64_t first = 0; first < n && cluster[first] != kNone; first += kThreads, turn ^= 1) {
-    const int64_t at = first + threadIdx.x;
-    const uint64_t mine = at < n ? cluster[at] : kNone;
-    const bool starts = mine != kNone && (at == 0 || cluster[at - 1] != mine);
-    const bool is_alone = starts && (at + 1 == n || cluster[at + 1] != mine);
-    const bool is_head = starts && !(drop_singletons && is_alone);
-    const uint32_t heads = __ballot_sync(kWarp, is_head);
-    if (lane_id() == 0) warp_heads[turn][warp_id()] = __popc(heads);
-    __syncthreads();
-    const uint32_t through = warp_inclusive_sum(warp_heads[turn][lane_id()]);
-    const int before = warp_id() == 0 ? 0 : __shfl_sync(kWarp, through, warp_id() - 1);
-    const int64_t slot = count + before + __popc(heads & bits_below(lane_id()));
-    count += __shfl_sync(kWarp, through, 31);
-    if (!is_head) continue;
-
-    double sum[4] = {}, total = 0;
-    for (int64_t member = at; member < n && cluster[member] == mine; ++member) {
-      const Box b = load_box(boxes, order[member]);
-      const double weight = fmaxf(scores[order[member]], 0.f);
-      sum[0] += weight * b.x1;
-      sum[1] += weight * b.y1;
-      sum[2] += weight * b.x2;
-      sum[3] += weight * b.y2;
-      total += weight;
-    }
-    const Box best = load_box(boxes, order[at]);
-    float* const out = voted_boxes + 4 * slot;
-    out[0] = total > 0 ? static_cast<float>(sum[0] / total) : best.x1;
-    out[1] = total > 0 ? static_cast<float>(sum[1] / total) : best.y1;
-    out[2] = total > 0 ? static_cast<float>(sum[2] / total) : best.x2;
-    out[3] = total > 0 ? static_cast<float>(sum[3] / total) : best.y2;
-    voted_scores[slot] = scores[order[at]];
-  }
-  if (threadIdx.x == 0) *voted_count = static_cast<int32_t>(count);
-}
-
-struct VotingWorkspace {
-  VotingWorkspace(void* base, int64_t n) : tiles(nullptr, 0, 0) {
-    Workspace workspace(base);
-    keep = workspace.take<int64_t>(n);
-    keep_count = workspace.take<int32_t>(1);
-    const size_t tiles_bytes = TilesWorkspace(nullptr, 1, n).bytes;
-    tiles = TilesWorkspace(workspace.take<char>(tiles_bytes), 1, n);
-    bytes = workspace.bytes();
-  }
-
-  int64_t* keep;
-  int32_t* keep_count;
-  TilesWorkspace tiles;
-  size_t bytes;
-};
-
-}  // namespace
-
-size_t box_voting_workspace(int64_t n) { return n <= 0 ? 0 : VotingWorkspace(nullptr, n).bytes; }
-
-int box_voting(const float* boxes, const float* scores, int64_t n, double iou_threshold, Overlap overlap,
-               bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count, void* workspace,
-               size_t workspace_bytes, int device, void* stream) {
-  if (n < 0 || n >= kMaxEntries || workspace_bytes < box_voting_workspace(n)) return cudaErrorInvalidValue;
-  const DeviceGuard guard(device);
-  if (guard.status()) return guard.status();
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  if (const int status = cudaMemsetAsync(voted_count, 0, sizeof(int32_t), cuda_stream)) return status;
-  if (n == 0) return cudaSuccess;
-  if (const int status = cudaMemsetAsync(voted_boxes, 0, 4 * n * sizeof(float), cuda_stream)) return status;
-  if (const int status = cudaMemsetAsync(voted_scores, 0, n * sizeof(float), cuda_stream)) return status;
-
-  // Clusters are what suppression finds: every box joins the first kept one that it overlaps. For floats, >= is > of
-  // the next lower threshold.
-  VotingWorkspace voting(workspace, n);
-  TilesWorkspace& tiles = voting.tiles;
-  const Suppression suppression(std::nextafter(float_above(iou_threshold), -INFINITY), overlap);
-  if (const int status = run_tiles(boxes, scores, nullptr, nullptr, 1, n, suppression, -INFINITY, n, voting.keep,
-                                   voting.keep_count, /*with_owner=*/true, tiles, cuda_stream))
-    return status;
-  std::swap(tiles.keys.current, tiles.keys.other);
-  if (const int status = sort_pairs(tiles.keys, tiles.order, n, 32, tiles.sort, tiles.sort_bytes, cuda_stream))
-    return status;
-  vote<<<1, kThreads, 0, cuda_stream>>>(boxes, scores, tiles.keys.current, tiles.order.current, n, drop_singletons,
-                                        voted_boxes, voted_scores, voted_count);
   return launch_status();
 }
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ except ImportError as error:
     ) from error
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-MAP_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of csrc/ops.h's Dtype
+MAP_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of csrc/ops.h's Dtype
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 OVERLAPS = ("union", "min")
 _MAX_ENTRIES = 2**31 - 1
@@ -40,6 +40,24 @@ def register(schema: str, implementation: Callable, fake: Callable) -> None:
     for key in ("CPU", "CUDA"):
         library.impl(name, implementation, key)
     torch.library.register_fake(f"pyface::{name}", fake, lib=library)
+
+
+_SCHEMA_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    list[Tensor]: "Tensor[]",
+    list[Tensor | None]: "Tensor?[]",
+    int: "SymInt",
+    list[int]: "int[]",
+    float: "float",
+    list[float]: "float[]",
+}
+
+
+def schema_of(name: str, request: type, returns: int) -> str:
+    """The schema of an op that takes a NamedTuple's fields, and returns so many tensors."""
+    fields = ", ".join(f"{_SCHEMA_TYPES[kind]} {field}" for field, kind in get_type_hints(request).items())
+    return f"{name}({fields}) -> ({', '.join(['Tensor'] * returns)})"
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -156,24 +174,20 @@ def plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to(dtype).contiguous()
 
 
-def map_of(tensor: Tensor | None) -> tuple[int, ...]:
-    """A map [B, C, H, W] as bindings.cpp takes it: address and strides, all 0 for none."""
-    return (0, 0, 0, 0, 0) if tensor is None else (tensor.data_ptr(), *tensor.stride())
-
-
 def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
     """Calls a kernel on the current stream of a device.
 
-    Tensors are passed by address (``.data_ptr()``); the caller keeps them alive for the call, and on CUDA the caching
-    allocator's stream order does so beyond it. ``workspace`` holds the sizes that the kernel's workspace function
-    takes. CPU kernels with a ``threads`` argument get torch's number of threads.
+    Tensors are passed as they are; csrc/bind.h checks their dtypes and lengths once more before it takes their
+    addresses. The arguments keep them alive for the call, and on CUDA the caching allocator's stream order does so
+    beyond it. ``workspace`` holds the sizes that the kernel's workspace function takes. CPU kernels get torch's number
+    of threads.
 
     Raises:
         RuntimeError: the kernel reported an error, or the build has no CUDA kernels.
+        TypeError, ValueError: an op's own checks let something through that the kernel cannot take.
     """
     if device.type == "cpu":
-        threads = (torch.get_num_threads(),) if op in _THREADED else ()
-        getattr(_C.cpu, op)(*arguments, *threads)
+        getattr(_C.cpu, op)(*arguments, torch.get_num_threads())
         return
     if not _C.has_cuda:
         raise RuntimeError(
@@ -188,24 +202,6 @@ def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int,
     status = getattr(_C.cuda, op)(*arguments, device.index, stream)
     if status != 0:
         raise RuntimeError(f"{op} failed on {device}: {_C.cuda.error_string(status)}.{_driver_hint()}")
-
-
-_THREADED = {
-    "nms",
-    "letterbox",
-    "crop_resize",
-    "convnet",
-    "pnet",
-    "maxout_background",
-    "maxout_background_backward",
-    "face_probability",
-    "decode_anchors",
-    "decode_densebox",
-    "densebox_targets",
-    "assign_anchors",
-    "hard_negatives",
-    "balanced_sample",
-}
 
 
 def _driver_hint() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -27,9 +28,9 @@ from pyface.ops._extension import (
     check_size,
     check_tensors,
     launch,
-    map_of,
     plain,
     register,
+    schema_of,
 )
 
 _MAX_LEVELS, _MAX_ANCHORS = 8, 8  # csrc/ops.h
@@ -218,25 +219,79 @@ def decode_anchors(
         raise ValueError(
             f"{op}: maps[{without}] has no landmarks and others have: give them for all levels or for none."
         )
-    found = torch.ops.pyface.decode_anchors.default(
-        [_detached(level_maps.logits) for level_maps in maps],
-        [_detached(level_maps.boxes) for level_maps in maps],
-        [_detached(value) for value in landmarks],
-        [None if level_maps.gate is None else _detached(level_maps.gate) for level_maps in maps],
-        [None if level_maps.offsets is None else _detached(level_maps.offsets) for level_maps in maps],
-        sizes,
-        [value for level in levels for box in level.anchors for value in box],
-        [len(level.anchors) for level in levels],
-        [level.stride for level in levels],
-        [level.num_background for level in levels],
-        [-1 if level.max_candidates is None else level.max_candidates for level in levels],
-        _thresholds(score_threshold, len(levels)),
-        gate_threshold,
-        variances,
-        min_side,
-        max_candidates,
+    request = _Request(
+        logits=[_detached(level_maps.logits) for level_maps in maps],
+        boxes=[_detached(level_maps.boxes) for level_maps in maps],
+        landmarks=[_detached(value) for value in landmarks],
+        gates=[None if level_maps.gate is None else _detached(level_maps.gate) for level_maps in maps],
+        offsets=[None if level_maps.offsets is None else _detached(level_maps.offsets) for level_maps in maps],
+        sizes=sizes,
+        anchors=[value for level in levels for box in level.anchors for value in box],
+        num_anchors=[len(level.anchors) for level in levels],
+        strides=[level.stride for level in levels],
+        num_background=[level.num_background for level in levels],
+        level_limits=[-1 if level.max_candidates is None else level.max_candidates for level in levels],
+        score_thresholds=_thresholds(score_threshold, len(levels)),
+        gate_threshold=gate_threshold,
+        variances=list(variances),
+        min_side=min_side,
+        max_candidates=max_candidates,
     )
-    return Candidates(*found)
+    return Candidates(*torch.ops.pyface.decode_anchors.default(*request))
+
+
+# --- descriptors -----------------------------------------------------------------------------------------------------
+
+
+class _Request(NamedTuple):
+    """What torch.ops.pyface.decode_anchors takes; its schema is made from these fields."""
+
+    logits: list[Tensor]
+    boxes: list[Tensor]
+    landmarks: list[Tensor]  # empty: none
+    gates: list[Tensor | None]
+    offsets: list[Tensor | None]
+    sizes: Tensor | None
+    anchors: list[float]  # four numbers for each anchor of each level
+    num_anchors: list[int]
+    strides: list[int]
+    num_background: list[int]
+    level_limits: list[int]  # -1: no limit
+    score_thresholds: list[float]
+    gate_threshold: float
+    variances: list[float]
+    min_side: float
+    max_candidates: int
+
+
+class _Level(NamedTuple):
+    """A level as the kernel takes it: AnchorLevel in csrc/ops.h."""
+
+    logits: Tensor
+    boxes: Tensor
+    landmarks: Tensor | None
+    gate: Tensor | None
+    offsets: Tensor | None
+    height: int
+    width: int
+    stride: int
+    num_anchors: int
+    num_background: int
+    max_candidates: int
+    min_logit: float
+    min_gate: float
+    first: int
+    anchors: list[list[float]]
+
+
+class Decoding(NamedTuple):
+    """What is alike for all levels as the kernel takes it: AnchorDecoding in csrc/ops.h."""
+
+    center_variance: float
+    size_variance: float
+    min_side: float
+    sizes: Tensor | None
+    max_candidates: int
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -277,49 +332,34 @@ def _thresholds(score_threshold: float | Sequence[float], levels: int) -> list[f
     return list(score_threshold)
 
 
-def _check_decode(
-    logits: list[Tensor],
-    boxes: list[Tensor],
-    landmarks: list[Tensor],
-    gates: list[Tensor | None],
-    offsets: list[Tensor | None],
-    sizes: Tensor | None,
-    anchors: list[float],
-    num_anchors: list[int],
-    strides: list[int],
-    num_background: list[int],
-    level_limits: list[int],
-    score_thresholds: list[float],
-    gate_threshold: float,
-    variances: list[float],
-    min_side: float,
-    max_candidates: int,
-) -> tuple[int, int]:
+def _check_decode(request: _Request) -> tuple[int, int]:
     """Raises unless all fits; returns the batch size and the static number of candidates."""
     op = "decode_anchors"
-    levels = len(logits)
-    lists = (boxes, landmarks or boxes, gates, offsets, num_anchors, strides, num_background, level_limits)
-    if not 1 <= levels <= _MAX_LEVELS or {len(values) for values in (*lists, score_thresholds)} != {levels}:
+    r, first = request, request.logits[0] if request.logits else None
+    levels = len(r.logits)
+    lists = (r.boxes, r.landmarks or r.boxes, r.gates, r.offsets, r.num_anchors, r.strides, r.num_background)
+    lengths = {len(values) for values in (*lists, r.level_limits, r.score_thresholds)}
+    if first is None or levels > _MAX_LEVELS or lengths != {levels}:
         raise ValueError(f"{op} takes 1 to {_MAX_LEVELS} levels and lists of that length, got {levels} logits.")
-    if len(anchors) != 4 * sum(num_anchors):
-        raise ValueError(f"{op}: {sum(num_anchors)} anchors have 4 numbers each, got {len(anchors)} numbers.")
-    batch, dtype = logits[0].shape[0] if logits[0].ndim else 0, logits[0].dtype
-    check_dtype(op, "logits", logits[0], MAP_DTYPES)
+    if len(r.anchors) != 4 * sum(r.num_anchors):
+        raise ValueError(f"{op}: {sum(r.num_anchors)} anchors have 4 numbers each, got {len(r.anchors)} numbers.")
+    batch = first.shape[0] if first.ndim else 0
+    check_dtype(op, "logits", first, MAP_DTYPES)
     total = kept = 0
-    for i in range(levels):
-        k, backgrounds = num_anchors[i], num_background[i]
-        if not (1 <= k <= _MAX_ANCHORS and 1 <= strides[i] < 2**31 and backgrounds >= 0):
-            raise ValueError(f"{op}: level {i} has {k} anchors, stride {strides[i]} and {backgrounds} backgrounds.")
-        shape = logits[i].shape
+    for i, logits in enumerate(r.logits):
+        k, backgrounds = r.num_anchors[i], r.num_background[i]
+        if not (1 <= k <= _MAX_ANCHORS and 1 <= r.strides[i] < 2**31 and backgrounds >= 0):
+            raise ValueError(f"{op}: level {i} has {k} anchors, stride {r.strides[i]} and {backgrounds} backgrounds.")
+        shape = logits.shape
         fits = len(shape) == 4 and shape[0] == batch and shape[1] == (backgrounds + 1) * k
         expected = f"[{batch}, {(backgrounds + 1) * k}, H, W] ({backgrounds + 1} logits for each of {k} anchors)"
-        check_shape(op, f"logits of level {i}", logits[i], fits, expected)
+        check_shape(op, f"logits of level {i}", logits, fits, expected)
         height, width = shape[2:]
         described = (
-            ("boxes", boxes[i], 4),
-            ("landmarks", landmarks[i] if landmarks else None, 10),
-            ("gate", gates[i], 1),
-            ("offsets", offsets[i], 4),
+            ("boxes", r.boxes[i], 4),
+            ("landmarks", r.landmarks[i] if r.landmarks else None, 10),
+            ("gate", r.gates[i], 1),
+            ("offsets", r.offsets[i], 4),
         )
         for name, tensor, numbers in described:
             if tensor is None:
@@ -327,27 +367,27 @@ def _check_decode(
             if tensor.shape != (batch, numbers * k, height, width):
                 expected = f"[{batch}, {numbers * k}, {height}, {width}] ({numbers} for each of {k} anchors)"
                 check_shape(op, f"{name} of level {i}", tensor, False, expected)
-            if tensor.dtype != dtype or tensor.device != logits[0].device:
-                _refuse_mixture(op, f"{name} of level {i}", tensor, logits[0])
-        if logits[i].dtype != dtype or logits[i].device != logits[0].device:
-            _refuse_mixture(op, f"logits of level {i}", logits[i], logits[0])
-        check_fraction(op, "score_threshold", score_thresholds[i])
+            if tensor.dtype != first.dtype or tensor.device != first.device:
+                _refuse_mixture(op, f"{name} of level {i}", tensor, first)
+        if logits.dtype != first.dtype or logits.device != first.device:
+            _refuse_mixture(op, f"logits of level {i}", logits, first)
+        check_fraction(op, "score_threshold", r.score_thresholds[i])
         cells = height * width * k
         total += cells
-        kept += cells if level_limits[i] < 0 else min(level_limits[i], cells)
+        kept += cells if r.level_limits[i] < 0 else min(r.level_limits[i], cells)
     check_size(op, batch * total)
-    check_fraction(op, "gate_threshold", gate_threshold)
-    if len(variances) != 2 or not all(0 < value < math.inf for value in variances):
-        raise ValueError(f"{op}: variances must be two finite numbers > 0, got {tuple(variances)}.")
-    if not 0 <= min_side < math.inf:
-        raise ValueError(f"{op}: min_side must be a finite number of 0 or more, got {min_side}.")
-    if max_candidates < 0:
-        raise ValueError(f"{op}: max_candidates must be 0 or more, got {max_candidates}.")
-    if sizes is not None:
-        check_dtype(op, "sizes", sizes, FLOATS)
-        check_one_device(op, logits[0], sizes)
-        check_shape(op, "sizes", sizes, sizes.shape == (batch, 2), f"[B, 2] = [{batch}, 2], height and width")
-    return batch, min(max_candidates, kept)
+    check_fraction(op, "gate_threshold", r.gate_threshold)
+    if len(r.variances) != 2 or not all(0 < value < math.inf for value in r.variances):
+        raise ValueError(f"{op}: variances must be two finite numbers > 0, got {tuple(r.variances)}.")
+    if not 0 <= r.min_side < math.inf:
+        raise ValueError(f"{op}: min_side must be a finite number of 0 or more, got {r.min_side}.")
+    if r.max_candidates < 0:
+        raise ValueError(f"{op}: max_candidates must be 0 or more, got {r.max_candidates}.")
+    if r.sizes is not None:
+        check_dtype(op, "sizes", r.sizes, FLOATS)
+        check_one_device(op, first, r.sizes)
+        check_shape(op, "sizes", r.sizes, r.sizes.shape == (batch, 2), f"[B, 2] = [{batch}, 2], height and width")
+    return batch, min(r.max_candidates, kept)
 
 
 def _refuse_mixture(op: str, name: str, tensor: Tensor, first: Tensor) -> None:
@@ -383,87 +423,69 @@ def empty_candidates(
     )
 
 
-def _decode_anchors(
-    logits: list[Tensor],
-    boxes: list[Tensor],
-    landmarks: list[Tensor],
-    gates: list[Tensor | None],
-    offsets: list[Tensor | None],
-    sizes: Tensor | None,
-    anchors: list[float],
-    num_anchors: list[int],
-    strides: list[int],
-    num_background: list[int],
-    level_limits: list[int],
-    score_thresholds: list[float],
-    gate_threshold: float,
-    variances: list[float],
-    min_side: float,
-    max_candidates: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch, size = _check_decode(
-        logits,
-        boxes,
-        landmarks,
-        gates,
-        offsets,
-        sizes,
-        anchors,
-        num_anchors,
-        strides,
-        num_background,
-        level_limits,
-        score_thresholds,
-        gate_threshold,
-        variances,
-        min_side,
-        max_candidates,
-    )
-    first = logits[0]
-    found = empty_candidates(first, batch, size, 5 if landmarks else 0)
+def arrays_of(found: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """What `empty_candidates` made as the kernel takes it: CandidateArrays in csrc/ops.h."""
+    boxes, scores, landmarks, index, count = found
+    return boxes, scores, landmarks if landmarks.shape[2] else None, index, count
+
+
+def _kernel_levels(request: _Request) -> list[_Level]:
+    levels, first, corners = [], 0, iter(request.anchors)
+    min_gate = _logit(request.gate_threshold)
+    for i, logits in enumerate(request.logits):
+        height, width = logits.shape[2:]
+        cells, limit = height * width * request.num_anchors[i], request.level_limits[i]
+        level = _Level(
+            logits=logits,
+            boxes=request.boxes[i],
+            landmarks=request.landmarks[i] if request.landmarks else None,
+            gate=request.gates[i],
+            offsets=request.offsets[i],
+            height=height,
+            width=width,
+            stride=request.strides[i],
+            num_anchors=request.num_anchors[i],
+            num_background=request.num_background[i],
+            max_candidates=cells if limit < 0 else min(limit, cells),
+            min_logit=_logit(request.score_thresholds[i]),
+            min_gate=min_gate,
+            first=first,
+            anchors=[list(islice(corners, 4)) for _ in range(request.num_anchors[i])],
+        )
+        levels.append(level)
+        first += cells
+    return levels
+
+
+def _decode_anchors(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    request = _Request(*arguments)
+    batch, size = _check_decode(request)
+    first = request.logits[0]
+    found = empty_candidates(first, batch, size, 5 if request.landmarks else 0)
     if batch == 0 or size == 0:
         found[4].zero_()
         return found
-    numbers: list[int] = []  # 31 a level: csrc/bindings.cpp
-    total = 0
-    for i, level_logits in enumerate(logits):
-        height, width = level_logits.shape[2:]
-        cells = height * width * num_anchors[i]
-        total += cells
-        for tensor in (level_logits, boxes[i], landmarks[i] if landmarks else None, gates[i], offsets[i]):
-            numbers += map_of(tensor)
-        limit = cells if level_limits[i] < 0 else min(level_limits[i], cells)
-        numbers += (height, width, strides[i], num_anchors[i], num_background[i], limit)
-    sizes = None if sizes is None else plain(sizes, torch.float32)
+    levels = _kernel_levels(request)
+    total = levels[-1].first + levels[-1].height * levels[-1].width * levels[-1].num_anchors
+    sizes = None if request.sizes is None else plain(request.sizes, torch.float32)
     launch(
         "decode_anchors",
         first.device,
-        numbers,
-        anchors,
-        [_logit(threshold) for threshold in score_thresholds],
-        _logit(gate_threshold),
-        MAP_DTYPES.index(first.dtype),
+        levels,
+        len(levels),
+        first.dtype,
         batch,
-        variances,
-        min_side,
-        0 if sizes is None else sizes.data_ptr(),
-        size,
-        [tensor.data_ptr() for tensor in found],
+        Decoding(*request.variances, request.min_side, sizes, size),
+        arrays_of(found),
         workspace=(batch, total, size),
     )
     return found
 
 
 def _fake_decode_anchors(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch, size = _check_decode(*arguments)
-    return empty_candidates(arguments[0][0], batch, size, 5 if arguments[2] else 0)
+    request = _Request(*arguments)
+    batch, size = _check_decode(request)
+    return empty_candidates(request.logits[0], batch, size, 5 if request.landmarks else 0)
 
 
-register(
-    "decode_anchors(Tensor[] logits, Tensor[] boxes, Tensor[] landmarks, Tensor?[] gates, Tensor?[] offsets, "
-    "Tensor? sizes, float[] anchors, int[] num_anchors, int[] strides, int[] num_background, int[] level_limits, "
-    "float[] score_thresholds, float gate_threshold, float[] variances, float min_side, SymInt max_candidates) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _decode_anchors,
-    _fake_decode_anchors,
-)
+register(schema_of("decode_anchors", _Request, returns=5), _decode_anchors, _fake_decode_anchors)

@@ -90,11 +90,11 @@ def _convnet(crops: Tensor, weights: list[Tensor], pools: list[int]) -> Tensor:
     crops, weights = plain(crops, torch.float32), [plain(weight, torch.float32) for weight in weights]
     features = crops.new_empty((crops.shape[0], out, side, side))
     layers = [
-        (weight.data_ptr(), bias.data_ptr(), slope.data_ptr(), weight.shape[0], weight.shape[2], pool)
+        (weight, bias, slope, weight.shape[1], weight.shape[0], weight.shape[2], pool)
         for weight, bias, slope, pool in zip(weights[::3], weights[1::3], weights[2::3], pools, strict=True)
     ]
     n, channels, size = crops.shape[:3]
-    launch("convnet", crops.device, crops.data_ptr(), n, channels, size, layers, features.data_ptr())
+    launch("convnet", crops.device, crops, n, channels, size, layers, len(layers), features, out, side)
     return features
 
 

@@ -24,11 +24,10 @@ from pyface.ops._extension import (
     check_splits,
     check_tensors,
     launch,
-    map_of,
     plain,
     register,
 )
-from pyface.ops.anchors import Candidates, empty_candidates
+from pyface.ops.anchors import Candidates, Decoding, arrays_of, empty_candidates
 
 _MOST = 2**31 - 1  # of sides and strides
 
@@ -184,17 +183,10 @@ def densebox_targets(
     for side in size:
         check_int(op, "size", side, 0, _MOST)
     check_int(op, "stride", stride, 1, _MOST)
-    numbers = {
-        "face": face,
-        "positive_band[0]": positive_band[0],
-        "positive_band[1]": positive_band[1],
-        "ignore_band[0]": ignore_band[0],
-        "ignore_band[1]": ignore_band[1],
-        "radius": radius,
-        "gray": gray,
-        "landmark_radius": landmark_radius,
-    }
-    check_numbers(op, unit=unit, **numbers)
+    check_numbers(op, unit=unit, face=face)
+    for name, band in (("positive_band", positive_band), ("ignore_band", ignore_band)):
+        check_numbers(op, **{f"{name}[0]": band[0], f"{name}[1]": band[1]})
+    check_numbers(op, radius=radius, gray=gray, landmark_radius=landmark_radius)
     return DenseBoxMaps(
         *torch.ops.pyface.densebox_targets.default(
             boxes.detach(),
@@ -204,9 +196,35 @@ def densebox_targets(
             size,
             stride,
             unit,
-            list(numbers.values()),
+            [*_Rule(face, *positive_band, *ignore_band, radius, gray, landmark_radius)],
         )
     )
+
+
+# --- descriptors -----------------------------------------------------------------------------------------------------
+
+
+class _Grid(NamedTuple):
+    """A map as the kernels take it: DenseBoxGrid in csrc/ops.h."""
+
+    height: int
+    width: int
+    stride: int
+    unit: float
+
+
+class _Rule(NamedTuple):
+    """What becomes of a face, as torch.ops.pyface.densebox_targets and the kernels take it: csrc/ops.h's
+    DenseBoxTargets."""
+
+    face: float
+    positive_low: float
+    positive_high: float
+    ignore_low: float
+    ignore_high: float
+    radius: float
+    gray: float
+    landmark_radius: float
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -261,7 +279,7 @@ def _check_targets(
     size: list[int],
     stride: int,
     unit: float,
-    numbers: list[float],
+    rule: list[float],
 ) -> tuple[int, int]:
     """Raises unless all fits; returns the batch size and the number of landmarks."""
     op = "densebox_targets"
@@ -288,17 +306,19 @@ def _check_targets(
     batch = splits.shape[0] - 1
     check_size(op, batch * max(4, points) * size[0] * size[1])
     check_size(op, count)
-    if len(numbers) != 8:
-        raise ValueError(f"{op} takes eight numbers, got {len(numbers)}.")
-    face, positive_low, positive_high, ignore_low, ignore_high, radius, gray, landmark_radius = numbers
-    for name, value in (("face", face), ("radius", radius), ("landmark_radius", landmark_radius)):
+    if len(rule) != len(_Rule._fields):
+        raise ValueError(
+            f"{op}: rule must be {len(_Rule._fields)} numbers ({', '.join(_Rule._fields)}), got {len(rule)}."
+        )
+    r = _Rule(*rule)
+    for name, value in (("face", r.face), ("radius", r.radius), ("landmark_radius", r.landmark_radius)):
         if not 0 < value < math.inf:
             raise ValueError(f"{op}: {name} must be a finite number > 0, got {value}.")
-    if not 0 <= gray < math.inf:
-        raise ValueError(f"{op}: gray must be a finite number of 0 or more, got {gray}.")
+    if not 0 <= r.gray < math.inf:
+        raise ValueError(f"{op}: gray must be a finite number of 0 or more, got {r.gray}.")
     for name, low, high in (
-        ("positive_band", positive_low, positive_high),
-        ("ignore_band", ignore_low, ignore_high),
+        ("positive_band", r.positive_low, r.positive_high),
+        ("ignore_band", r.ignore_low, r.ignore_high),
     ):
         if not 0 <= low <= high < math.inf:
             raise ValueError(f"{op}: {name} must be (low, high) with 0 <= low <= high, finite, got ({low}, {high}).")
@@ -328,17 +348,14 @@ def _decode_densebox(
     launch(
         "decode_densebox",
         scores.device,
-        map_of(scores),
-        map_of(offsets),
-        MAP_DTYPES.index(scores.dtype),
+        scores,
+        offsets,
+        scores.dtype,
         batch,
-        (height, width, stride),
-        unit,
+        _Grid(height, width, stride, unit),
         score_threshold,
-        min_side,
-        0 if sizes is None else sizes.data_ptr(),
-        size,
-        [tensor.data_ptr() for tensor in found],
+        Decoding(0.0, 0.0, min_side, sizes, size),
+        arrays_of(found),
         workspace=(batch, height * width, size),
     )
     return found
@@ -374,9 +391,9 @@ def _densebox_targets(
     size: list[int],
     stride: int,
     unit: float,
-    numbers: list[float],
+    rule: list[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, points = _check_targets(boxes, splits, ignore, landmarks, size, stride, unit, numbers)
+    batch, points = _check_targets(boxes, splits, ignore, landmarks, size, stride, unit, rule)
     check_splits("densebox_targets", splits, boxes.shape[0])
     maps = _empty_maps(boxes, batch, points, size)
     if batch == 0 or size[0] == 0 or size[1] == 0:
@@ -387,17 +404,16 @@ def _densebox_targets(
     launch(
         "densebox_targets",
         boxes.device,
-        boxes.data_ptr(),
+        boxes,
         boxes.shape[0],
-        0 if ignore is None else ignore.data_ptr(),
-        splits.data_ptr(),
+        ignore,
+        splits,
         batch,
-        0 if landmarks is None else landmarks.data_ptr(),
+        landmarks,
         points,
-        (*size, stride),
-        unit,
-        numbers,
-        [tensor.data_ptr() for tensor in maps],
+        _Grid(*size, stride, unit),
+        _Rule(*rule),
+        *maps,
     )
     return maps
 
@@ -410,9 +426,9 @@ def _fake_densebox_targets(
     size: list[int],
     stride: int,
     unit: float,
-    numbers: list[float],
+    rule: list[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, points = _check_targets(boxes, splits, ignore, landmarks, size, stride, unit, numbers)
+    batch, points = _check_targets(boxes, splits, ignore, landmarks, size, stride, unit, rule)
     return _empty_maps(boxes, batch, points, size)
 
 
@@ -424,7 +440,7 @@ register(
 )
 register(
     "densebox_targets(Tensor boxes, Tensor splits, Tensor? ignore, Tensor? landmarks, SymInt[] size, int stride, "
-    "float unit, float[] numbers) -> (Tensor, Tensor, Tensor)",
+    "float unit, float[] rule) -> (Tensor, Tensor, Tensor)",
     _densebox_targets,
     _fake_densebox_targets,
 )

@@ -180,13 +180,13 @@ def _hard_negatives(losses: Tensor, index: Tensor, ratio: float, minimum: int) -
     launch(
         "hard_negatives",
         losses.device,
-        losses.data_ptr(),
-        index.data_ptr(),
+        losses,
+        index,
         losses.shape[0],
         losses.shape[1],
         ratio,
         minimum,
-        selected.data_ptr(),
+        selected,
         workspace=tuple(losses.shape),
     )
     return selected
@@ -201,15 +201,15 @@ def _balanced_sample(
     launch(
         "balanced_sample",
         losses.device,
-        losses.data_ptr(),
-        index.data_ptr(),
+        losses,
+        index,
         losses.shape[0],
         losses.shape[1],
         ratio,
         hard_fraction,
         minimum,
         seed,
-        selected.data_ptr(),
+        selected,
         workspace=tuple(losses.shape),
     )
     return selected
@@ -223,11 +223,11 @@ def _online_hard(losses: Tensor, keep: float, valid: Tensor | None) -> Tensor:
     launch(
         "online_hard",
         losses.device,
-        losses.data_ptr(),
-        0 if valid is None else valid.data_ptr(),
+        losses,
+        valid,
         len(losses),
         keep,
-        selected.data_ptr(),
+        selected,
         workspace=(len(losses),),
     )
     return selected

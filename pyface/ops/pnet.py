@@ -74,8 +74,7 @@ def _pnet(pictures: Tensor, weights: list[Tensor]) -> Tensor:
         return reference.pnet(pictures, weights)
     pictures, weights = plain(pictures, torch.float32), [plain(weight, torch.float32) for weight in weights]
     out = _empty(pictures)
-    addresses = [weight.data_ptr() for weight in weights]
-    launch("pnet", out.device, pictures.data_ptr(), *_sizes(pictures), addresses, out.data_ptr())
+    launch("pnet", out.device, pictures, *_sizes(pictures), weights, out)
     return out
 
 

@@ -182,10 +182,6 @@ def _check_crops(
     check_shape(op, "image_index", image_index, fits, f"[N] = {list(boxes.shape[:1])} as in boxes")
 
 
-def _views(images: list[Tensor]) -> list[tuple[int, int, int]]:
-    return [(image.data_ptr(), image.shape[0], image.shape[1]) for image in images]
-
-
 def _check_letterbox(
     images: list[Tensor],
     scales: list[float],
@@ -222,7 +218,7 @@ def _letterbox(
     images = [image.contiguous() for image in images]
     out = torch.empty((len(images), 3, height, width), dtype=torch.float32, device=images[0].device)
     mode, scale = _INTERPOLATIONS.index(interpolation), [1 / value for value in std]
-    launch("letterbox", out.device, _views(images), scales, height, width, mode, mean, scale, out.data_ptr())
+    launch("letterbox", out.device, images, scales, len(images), height, width, mode, (mean, scale), out)
     return out
 
 
@@ -246,16 +242,16 @@ def _crop_resize(
     launch(
         "crop_resize",
         out.device,
-        _views(images),
-        boxes.data_ptr(),
-        image_index.data_ptr(),
+        images,
+        len(images),
+        boxes,
+        image_index,
         len(boxes),
         height,
         width,
         mode,
-        mean,
-        scale,
-        out.data_ptr(),
+        (mean, scale),
+        out,
     )
     return out
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pyface.ops._extension import (
     FLOATS,
-    MAP_DTYPES,
     check_dtype,
     check_int,
     check_one_device,
@@ -19,7 +18,6 @@ from pyface.ops._extension import (
     check_tensors,
     launch,
     library,
-    map_of,
     register,
 )
 
@@ -154,13 +152,13 @@ def _maxout_background(logits: Tensor, num_background: int) -> Tensor:
     launch(
         "maxout_background",
         logits.device,
-        map_of(source),
-        MAP_DTYPES.index(logits.dtype),
+        source,
+        logits.dtype,
         batch,
         channels,
         *source.shape[2:],
         num_background,
-        map_of(_as_map(out)),
+        _as_map(out),
     )
     return out
 
@@ -181,14 +179,14 @@ def _maxout_background_backward(gradient: Tensor, logits: Tensor, num_background
     launch(
         "maxout_background_backward",
         logits.device,
-        map_of(source),
-        map_of(gradient),
-        MAP_DTYPES.index(logits.dtype),
+        source,
+        gradient,
+        logits.dtype,
         batch,
         channels,
         *source.shape[2:],
         num_background,
-        map_of(_as_map(out)),
+        _as_map(out),
     )
     return out
 
@@ -204,12 +202,12 @@ def _face_probability(logits: Tensor, num_background: int) -> Tensor:
     launch(
         "face_probability",
         logits.device,
-        map_of(source),
-        MAP_DTYPES.index(logits.dtype),
+        source,
+        logits.dtype,
         logits.shape[0],
         *source.shape[2:],
         num_background,
-        out.data_ptr(),
+        out,
     )
     return out
 
