@@ -1,5 +1,4 @@
 // box_voting on the GPU: clusters as nms finds them, sorted by cluster, become one box each.
-#include <algorithm>
 #include <utility>
 
 #include "suppress.cuh"

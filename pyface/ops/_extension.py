@@ -174,6 +174,9 @@ def plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to(dtype).contiguous()
 
 
+_CPU = vars(_C.cpu)  # a dictionary is quicker than attributes
+
+
 def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
     """Calls a kernel on the current stream of a device.
 
@@ -187,7 +190,7 @@ def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int,
         TypeError, ValueError: an op's own checks let something through that the kernel cannot take.
     """
     if device.type == "cpu":
-        getattr(_C.cpu, op)(*arguments, torch.get_num_threads())
+        _CPU[op](*arguments, torch.get_num_threads())
         return
     if not _C.has_cuda:
         raise RuntimeError(

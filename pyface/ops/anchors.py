@@ -345,36 +345,36 @@ def _check_decode(request: _Request) -> tuple[int, int]:
         raise ValueError(f"{op}: {sum(r.num_anchors)} anchors have 4 numbers each, got {len(r.anchors)} numbers.")
     batch = first.shape[0] if first.ndim else 0
     check_dtype(op, "logits", first, MAP_DTYPES)
+    dtype, device = first.dtype, first.device
     total = kept = 0
-    for i, logits in enumerate(r.logits):
-        k, backgrounds = r.num_anchors[i], r.num_background[i]
-        if not (1 <= k <= _MAX_ANCHORS and 1 <= r.strides[i] < 2**31 and backgrounds >= 0):
-            raise ValueError(f"{op}: level {i} has {k} anchors, stride {r.strides[i]} and {backgrounds} backgrounds.")
+    landmarks = r.landmarks or [None] * levels
+    maps = zip(r.logits, r.boxes, landmarks, r.gates, r.offsets, strict=True)
+    numbers = zip(r.num_anchors, r.strides, r.num_background, r.level_limits, r.score_thresholds, strict=True)
+    for i, (level_maps, (k, stride, backgrounds, limit, threshold)) in enumerate(zip(maps, numbers, strict=True)):
+        logits, boxes, points, gate, offsets = level_maps
+        if not (1 <= k <= _MAX_ANCHORS and 1 <= stride < 2**31 and backgrounds >= 0):
+            raise ValueError(f"{op}: level {i} has {k} anchors, stride {stride} and {backgrounds} backgrounds.")
         shape = logits.shape
         fits = len(shape) == 4 and shape[0] == batch and shape[1] == (backgrounds + 1) * k
-        expected = f"[{batch}, {(backgrounds + 1) * k}, H, W] ({backgrounds + 1} logits for each of {k} anchors)"
-        check_shape(op, f"logits of level {i}", logits, fits, expected)
+        if not fits:
+            expected = f"[{batch}, {(backgrounds + 1) * k}, H, W] ({backgrounds + 1} logits for each of {k} anchors)"
+            check_shape(op, f"logits of level {i}", logits, False, expected)
         height, width = shape[2:]
-        described = (
-            ("boxes", r.boxes[i], 4),
-            ("landmarks", r.landmarks[i] if r.landmarks else None, 10),
-            ("gate", r.gates[i], 1),
-            ("offsets", r.offsets[i], 4),
-        )
-        for name, tensor, numbers in described:
+        described = (("boxes", boxes, 4), ("landmarks", points, 10), ("gate", gate, 1), ("offsets", offsets, 4))
+        for name, tensor, channels in described:
             if tensor is None:
                 continue
-            if tensor.shape != (batch, numbers * k, height, width):
-                expected = f"[{batch}, {numbers * k}, {height}, {width}] ({numbers} for each of {k} anchors)"
+            if tensor.shape != (batch, channels * k, height, width):
+                expected = f"[{batch}, {channels * k}, {height}, {width}] ({channels} for each of {k} anchors)"
                 check_shape(op, f"{name} of level {i}", tensor, False, expected)
-            if tensor.dtype != first.dtype or tensor.device != first.device:
+            if tensor.dtype != dtype or tensor.device != device:
                 _refuse_mixture(op, f"{name} of level {i}", tensor, first)
-        if logits.dtype != first.dtype or logits.device != first.device:
+        if logits.dtype != dtype or logits.device != device:
             _refuse_mixture(op, f"logits of level {i}", logits, first)
-        check_fraction(op, "score_threshold", r.score_thresholds[i])
+        check_fraction(op, "score_threshold", threshold)
         cells = height * width * k
         total += cells
-        kept += cells if r.level_limits[i] < 0 else min(r.level_limits[i], cells)
+        kept += cells if limit < 0 else min(limit, cells)
     check_size(op, batch * total)
     check_fraction(op, "gate_threshold", r.gate_threshold)
     if len(r.variances) != 2 or not all(0 < value < math.inf for value in r.variances):
