@@ -278,7 +278,8 @@ def filled(text: str, parts: dict[str, str]) -> str:
 
 def digest(results: Path) -> str:
     """Of what the plot shows; it is written into the file, since pictures of two matplotlibs differ."""
-    shown = [[(t.op, t.task, t.peers) for t in headlines(run)] for run in runs(results, "benchmarks")]
+    found = [list(headlines(run)) for run in runs(results, "benchmarks")]
+    shown = [[(task.op, task.task, task.peers) for task in tasks] for tasks in found if tasks]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 

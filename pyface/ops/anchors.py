@@ -347,7 +347,7 @@ def _check_decode(request: _Request) -> tuple[int, int]:
     check_dtype(op, "logits", first, MAP_DTYPES)
     dtype, device = first.dtype, first.device
     total = kept = 0
-    landmarks = r.landmarks or [None] * levels
+    landmarks: list[Tensor | None] = [*r.landmarks] or [None] * levels
     maps = zip(r.logits, r.boxes, landmarks, r.gates, r.offsets, strict=True)
     numbers = zip(r.num_anchors, r.strides, r.num_background, r.level_limits, r.score_thresholds, strict=True)
     for i, (level_maps, (k, stride, backgrounds, limit, threshold)) in enumerate(zip(maps, numbers, strict=True)):
@@ -468,6 +468,7 @@ def _decode_anchors(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
     levels = _kernel_levels(request)
     total = levels[-1].first + levels[-1].height * levels[-1].width * levels[-1].num_anchors
     sizes = None if request.sizes is None else plain(request.sizes, torch.float32)
+    center_variance, size_variance = request.variances
     launch(
         "decode_anchors",
         first.device,
@@ -475,7 +476,7 @@ def _decode_anchors(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
         len(levels),
         first.dtype,
         batch,
-        Decoding(*request.variances, request.min_side, sizes, size),
+        Decoding(center_variance, size_variance, request.min_side, sizes, size),
         arrays_of(found),
         workspace=(batch, total, size),
     )

@@ -411,7 +411,7 @@ def _densebox_targets(
         batch,
         landmarks,
         points,
-        _Grid(*size, stride, unit),
+        _Grid(size[0], size[1], stride, unit),
         _Rule(*rule),
         *maps,
     )
