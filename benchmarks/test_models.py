@@ -118,7 +118,7 @@ def test_network_of_a_peer(device, timed):
     """InsightFace's SCRFD-2.5g as onnxruntime runs it; its weights are for research and come with no package."""
     if device == "cuda":
         pytest.skip("timed on the CPU only")
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the peer is not timed")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
     session = onnxruntime.InferenceSession(os.environ["PYFACE_SCRFD"], options)
