@@ -66,7 +66,7 @@ def ssh(rng: np.random.Generator, picture: Picture, height: int, width: int, siz
     return _within(rng, width, side), _within(rng, height, side), side
 
 
-def densebox(face: float, band: tuple[float, float] = (0.8, 1.25)) -> Rule:
+def densebox(face: float, band: tuple[float, float]) -> Rule:
     """DenseBox's rule (docs/detectors.md 1.4), for a network that finds faces `face` pixels high, times a factor in
     `band`.
 

@@ -23,7 +23,7 @@ def draw(rule, of=PEOPLE, count=300):
     return np.array([rule(rng, of, HEIGHT, WIDTH, SIZE) for _ in range(count)])
 
 
-@pytest.mark.parametrize("rule", [*RULES.values(), densebox(50.0)])
+@pytest.mark.parametrize("rule", [*RULES.values(), densebox(50.0, (0.8, 1.25))])
 @pytest.mark.parametrize("of", [PEOPLE, picture()])
 def test_every_crop_shows_some_of_the_picture(rule, of):
     left, top, side = draw(rule, of).T
@@ -67,7 +67,7 @@ def test_ssh_has_one_scale():
 
 def test_densebox_centres_a_face_of_its_size_in_every_second_sample():
     one = picture((200, 100, 260, 180))
-    left, top, side = draw(densebox(50.0), one, 1000).T
+    left, top, side = draw(densebox(50.0, (0.8, 1.25)), one, 1000).T
     shown = 80 * SIZE / side
     x, y = (230 - left) / side * SIZE - SIZE / 2, (140 - top) / side * SIZE - SIZE / 2
     is_centred = (np.abs(x) <= 25) & (np.abs(y) <= 25) & (shown >= 40 - 1e-6) & (shown <= 62.5 + 1e-6)
