@@ -90,8 +90,8 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="torchvision's ImageNet weights for the backbone: vgg16 for s3fd_vgg16 and ssh_vgg16, vgg19 for "
-            "densebox_vgg19, resnet50 for srn_resnet50.",
+            help="Weights for the trunk alone: torchvision's vgg16 for s3fd_vgg16 and ssh_vgg16, vgg19 for "
+            "densebox_vgg19, resnet50 for srn_resnet50; or those of a detector with the same trunk.",
             show_default="random ones",
         ),
     ] = None,

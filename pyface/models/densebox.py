@@ -33,7 +33,14 @@ from pyface.models import losses
 from pyface.models.backbones import VGG19, CompactResNet, TopDown, convolution, pool
 from pyface.models.base import GroundTruth
 from pyface.models.layers import gaussian, xavier
-from pyface.models.single_shot import InferenceOptions, Limits, Preprocessing, SingleShot
+from pyface.models.single_shot import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    InferenceOptions,
+    Limits,
+    Preprocessing,
+    SingleShot,
+)
 from pyface.models.views import Size, View, pyramid, scale_for
 
 
@@ -85,8 +92,8 @@ class DenseBoxConfig:
     dropout: float = 0.5
     pyramid_step: float = 2**0.3
     pyramid_scales: int | None = 15
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     bgr: bool = False
     score_threshold: float = 0.7
     nms_threshold: float = 0.5

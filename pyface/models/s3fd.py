@@ -31,7 +31,7 @@ from pyface.models.backbones import VGG16, SlimResNet, TopDown, convolution, ext
 from pyface.models.base import GroundTruth
 from pyface.models.heads import Predictor
 from pyface.models.layers import L2Norm, xavier
-from pyface.models.single_shot import AnchorDetector, Limits, Preprocessing
+from pyface.models.single_shot import IMAGENET_MEAN, IMAGENET_STD, AnchorDetector, Limits, Preprocessing
 from pyface.models.views import Size
 
 
@@ -235,8 +235,8 @@ class S3FDLiteConfig(S3FDConfig):
         prior: Face probability that the untrained network returns everywhere.
     """
 
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     bgr: bool = False
     nms_threshold: float = 0.4
     negative_ratio: float = 20.0

@@ -19,6 +19,10 @@ from pyface.models.views import MULTISCALE, Size, View, halvings, scale_for, til
 CANVAS = 32  # canvas sizes are multiples of this, so that images of nearly equal sizes share a batch
 BATCH_PIXELS = 1 << 22  # largest number of canvas pixels per batch
 
+# Of ImageNet's images, in pixel values and RGB order, as torchvision's networks expect them.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
 
 @dataclass(frozen=True)
 class Preprocessing:

@@ -42,7 +42,7 @@ from pyface.models.backbones import CompactResNet, ResNet50, TopDown, convolutio
 from pyface.models.base import GroundTruth
 from pyface.models.heads import LANDMARKS
 from pyface.models.layers import gaussian
-from pyface.models.single_shot import AnchorDetector, Limits, Preprocessing
+from pyface.models.single_shot import IMAGENET_MEAN, IMAGENET_STD, AnchorDetector, Limits, Preprocessing
 from pyface.models.views import Size
 
 
@@ -85,8 +85,8 @@ class SRNConfig:
     level_candidates: int = 6000
     separate_prediction: bool = False
     prior: float = 0.01
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     bgr: bool = False
     score_threshold: float = 0.05
     nms_threshold: float = 0.4

@@ -38,7 +38,7 @@ from pyface.models.backbones import VGG16, CompactResNet, TopDown, convolution, 
 from pyface.models.base import GroundTruth
 from pyface.models.heads import Predictor
 from pyface.models.layers import BilinearUpsample, gaussian
-from pyface.models.single_shot import AnchorDetector, Limits, Preprocessing
+from pyface.models.single_shot import IMAGENET_MEAN, IMAGENET_STD, AnchorDetector, Limits, Preprocessing
 from pyface.models.views import Size
 
 
@@ -269,8 +269,8 @@ class SSHLiteConfig(SSHConfig):
     variances: tuple[float, float] = (0.1, 0.2)
     positive_iou: float = 0.35
     borders: tuple[float, ...] = (32.0, 128.0, 512.0)
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     bgr: bool = False
     nms_threshold: float = 0.4
     landmarks: bool = True
