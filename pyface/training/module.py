@@ -33,6 +33,7 @@ from pyface.models.densebox import DenseBox
 from pyface.models.single_shot import SingleShot
 from pyface.training.album import Album
 from pyface.training.crops import Rule
+from pyface.training.muon import Muon
 from pyface.training.recipes import Recipe, TrainingError
 from pyface.training.samples import Batch, Samples, render
 
@@ -102,18 +103,22 @@ class Training(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Builds the optimizer; biases and normalization layers have no weight decay."""
         recipe = self.recipe
-        groups: list[dict[str, Any]] = [
-            {"params": [], "weight_decay": recipe.weight_decay, "scale": 1.0},
-            {"params": [], "weight_decay": 0.0, "scale": 1.0},
-            {"params": [], "weight_decay": 0.0, "scale": recipe.bias_rate},
-        ]
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                groups[0 if parameter.ndim > 1 else 2 if name.endswith("bias") else 1]["params"].append(parameter)
-        groups = [group for group in groups if group["params"]]
+        groups: dict[str, dict[str, Any]] = {
+            "normalized": {"weight_decay": recipe.weight_decay, "scale": 1.0, "orthogonal": True},
+            "weight": {"weight_decay": recipe.weight_decay, "scale": 1.0, "orthogonal": False},
+            "scale": {"weight_decay": 0.0, "scale": 1.0, "orthogonal": False},
+            "bias": {"weight_decay": 0.0, "scale": recipe.bias_rate, "orthogonal": False},
+        }
+        for layer in self.model.modules():
+            for name, parameter in layer.named_parameters(recurse=False):
+                if parameter.requires_grad:
+                    groups[kind_of(layer, name, parameter)].setdefault("params", []).append(parameter)
+        used = [group for group in groups.values() if "params" in group]
+        if recipe.optimizer == "muon":
+            return Muon(used, lr=recipe.rate)
         if recipe.optimizer == "adamw":
-            return torch.optim.AdamW(groups, lr=recipe.rate)
-        return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9)
+            return torch.optim.AdamW(used, lr=recipe.rate)
+        return torch.optim.SGD(used, lr=recipe.rate, momentum=0.9)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets the learning rate, which depends only on the run's progress, in steps or in time."""
@@ -153,6 +158,17 @@ class Training(L.LightningModule):
     ) -> None:
         """Clips by the norm of all gradients together."""
         self.clip_gradients(optimizer, gradient_clip_val=self.recipe.clip, gradient_clip_algorithm="norm")
+
+
+def kind_of(layer: nn.Module, name: str, parameter: Tensor) -> str:
+    """The group of a layer's parameter: "normalized", "weight", "scale" or "bias".
+
+    "normalized" are the convolutions without a bias: they have a normalization behind them, which makes their scale
+    irrelevant.
+    """
+    if parameter.ndim > 1:
+        return "normalized" if isinstance(layer, nn.Conv2d) and layer.bias is None else "weight"
+    return "bias" if name == "bias" else "scale"
 
 
 def factor(recipe: Recipe, progress: float) -> float:

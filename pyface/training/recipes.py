@@ -32,7 +32,8 @@ class Recipe:
         photometric: Probability of each change of brightness, contrast, saturation and hue.
         smallest_face: Faces that are smaller in the sample (square root of the area, in pixels) are ignored: they count
             neither as faces nor as background. MTCNN applies it to the longer side in the image instead.
-        optimizer: "adamw", or "sgd" with momentum 0.9.
+        optimizer: "muon" (for convolutions that a normalization follows, AdamW for all else), "adamw", or "sgd" with
+            momentum 0.9.
         rate: Highest learning rate.
         bias_rate: Factor of the learning rate for biases, which never decay.
         schedule: "cosine", or the shares of the run after which the rate drops to a tenth.
@@ -55,7 +56,7 @@ class Recipe:
     cut_out: float = 0.0
     photometric: float = 0.5
     smallest_face: float = 6.0
-    optimizer: Literal["adamw", "sgd"] = "sgd"
+    optimizer: Literal["muon", "adamw", "sgd"] = "sgd"
     rate: float = 1e-3
     bias_rate: float = 1.0
     schedule: Literal["cosine"] | tuple[float, ...] = "cosine"
@@ -153,7 +154,7 @@ class Run:
         val: Data folders to measure on; average precision on the first decides which weights are best.
         held_out: Names of images in `data` that are measured on, as one more set, instead of trained on.
         weights: File of initial weights; None: random initialization.
-        backbone: File of torchvision's ImageNet weights to start the trunk from, for the papers' networks.
+        backbone: File of initial weights for the trunk alone: torchvision's, or another detector's with the same trunk.
         seed: Random seed; the same seed gives the same sequence of samples.
         max_hours: Length of the run in hours, instead of the recipe's epochs.
         validations: Number of measurements, evenly spread over the run.
