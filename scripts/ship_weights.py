@@ -65,8 +65,9 @@ def main() -> None:
         name, model, run, sets = arguments.measure, create_model(arguments.measure), None, {}
     else:
         run = read_config(arguments.run / CONFIG)
-        if run.weights is not None:
-            sys.exit(f"the run began with {run.weights}: the card would have to name its data and licence")
+        first = run.weights or run.backbone
+        if first is not None and arguments.start is None:
+            sys.exit(f"the run began with {first}: give --start, a phrase on where they come from, for the card")
         name, model, sets = run.model, rounded_model(run, arguments.run / "best.safetensors"), held_out(run)
     sets |= {folder.name: read_folder(folder) for folder in arguments.val}
     if not sets:
@@ -89,7 +90,8 @@ def main() -> None:
     if run is not None:
         file = WEIGHTS / f"{name}.safetensors"
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        file.with_suffix(".md").write_text(card(run, model, digest, everything[name]), encoding="utf-8")
+        text = card(run, model, digest, everything[name], arguments.start)
+        file.with_suffix(".md").write_text(text, encoding="utf-8")
         print(f"{file.name}: {file.stat().st_size:,} bytes, SHA-256 {digest}")
 
 
@@ -97,6 +99,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?", help="folder of the run")
     parser.add_argument("--measure", choices=list(REGISTRY), help="measure the package's weights instead")
+    parser.add_argument("--start", help="initial weights and their data, if the run had any: 'the trunk of ...'")
     parser.add_argument("--val", type=Path, action="append", default=[], help="annotated folder; may be repeated")
     parser.add_argument("--widerface", type=Path, help="folder with WIDER FACE's ground truth")
     parser.add_argument("--images", type=Path, help="folder with its validation pictures")
@@ -188,7 +191,7 @@ def figures_of(model: FaceModel, reports: dict[tuple[str, int | None], Report], 
     return {"parameters": parameters, "milliseconds": round(milliseconds, 1), "sets": sets}
 
 
-def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any]) -> str:
+def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], start: str | None) -> str:
     """The model card."""
     recipe, name = run.recipe, run.model
     first = next(iter(figures["sets"]))
@@ -196,7 +199,7 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any]) -> s
     lines = [
         f"# {name}.safetensors",
         "",
-        f"Weights of `{name}` that this project trained from a random start.",
+        f"Weights of `{name}` that this project trained from {start or 'a random start'}.",
         "",
         "| | |",
         "|---|---|",
