@@ -1,7 +1,7 @@
 """Builds pyface._C with CMake and Ninja; everything else about the package is in pyproject.toml.
 
 Environment: PYFACE_CUDA=0|1 builds without or with CUDA (default: with it when nvcc is found), and
-PYFACE_CUDA_ARCHS="80;90" chooses the architectures (default: the visible GPU's, else a short list with PTX).
+PYFACE_CUDA_ARCHS="80;90" chooses the architectures (default: the visible GPU's, else PTX for any GPU since Turing).
 """
 
 import hashlib
