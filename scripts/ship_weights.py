@@ -35,8 +35,8 @@ from pyface.models.checkpoints import save_checkpoint
 from pyface.models.single_shot import SingleShot
 from pyface.models.zoo import REGISTRY, create_model
 from pyface.training.album import split
+from pyface.training.folder import CONFIG, read_config, write_config
 from pyface.training.recipes import Run
-from pyface.training.run import CONFIG, read_config, write_config
 
 WEIGHTS = Path(__file__).parents[1] / "pyface" / "weights"
 FIGURES = WEIGHTS / "figures.json"
