@@ -118,13 +118,14 @@ def held_out(run: Run) -> dict[str, list[Picture]]:
 
 
 def sizes_of(model: FaceModel) -> tuple[int | None, ...]:
-    return SIZES if isinstance(model, SingleShot) else (None,)
+    return SIZES if model.takes_options else (None,)
 
 
 def rounded_model(run: Run, path: Path) -> SingleShot:
     """The model with weights rounded to half precision, as it is shipped and therefore measured."""
     model = create_model(run.model, path).half().float()
-    assert isinstance(model, SingleShot)
+    if not model.trains_on_images:
+        raise ValueError(f"{run.model} trains on crops, this script ships single-shot detectors only")
     if not all(value.isfinite().all() for value in model.state_dict().values()):
         raise ValueError(f"{path} holds numbers beyond half precision")
     return model

@@ -13,6 +13,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 import torch
@@ -145,8 +146,7 @@ def train_cascade(job: Job) -> None:
         TrainingError, DatasetError, CheckpointError: See `pyface.training.run.train`.
     """
     run, folder = job.run, job.folder
-    model = create_model(run.model, run.weights)
-    assert isinstance(model, MTCNN)
+    model = cast(MTCNN, create_model(run.model, run.weights))
     if run.weights is None:
         initialise(model)
     # Boxes of the released weights are off by one pixel; networks trained here have no such offset.

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyface.models.base import GroundTruth
-from pyface.models.densebox import DenseBox
 from pyface.models.single_shot import SingleShot
 from pyface.training.album import Album
 from pyface.training.crop_rules import Rule
@@ -123,9 +122,7 @@ class Training(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, GroundTruth], batch_idx: int) -> Tensor:
         """Returns the sum of the loss terms and logs each of them."""
         images, truth = batch
-        # DenseBox's loss samples cells at random, different ones in each step.
-        seed = {"seed": self.global_step} if isinstance(self.model, DenseBox) else {}
-        terms = self.model.loss(self.model(images), truth, **seed)
+        terms = self.model.loss(self.model(images), truth, seed=self.global_step)
         loss = torch.stack(list(terms.values())).sum()
         self.log_dict({name: value.detach() for name, value in terms.items()}, prog_bar=True)
         self.log("loss", loss.detach(), prog_bar=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from pyface.models.checkpoints import configured, load_checkpoint, read_checkpoint
-from pyface.models.densebox import DenseBox
 from pyface.models.single_shot import SingleShot
 from pyface.models.zoo import create_model, model_info
 from pyface.training.album import Album
@@ -71,7 +71,6 @@ def starting_model(run: Run, album: Album) -> SingleShot:
     It predicts landmarks only if some faces of the album have landmarks, or if the initial weights include them.
 
     Raises:
-        TrainingError: The model does not run on whole images.
         CheckpointError: The run's settings or the weights do not fit the model.
     """
     row = model_info(run.model)
@@ -84,15 +83,14 @@ def starting_model(run: Run, album: Album) -> SingleShot:
         model = row.build(configured(row.config, settings, "the run's configuration"))
         if run.weights is not None:
             load_checkpoint(model, read_checkpoint(run.weights, run.model))
-    if not isinstance(model, SingleShot):
-        raise TrainingError(f"{run.model} does not train on whole pictures")
-    return model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    detector = cast(SingleShot, model)  # all models but MTCNN are
+    return detector.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def rule_of(recipe: Recipe, model: SingleShot) -> Rule:
     """The recipe's crop rule for a model."""
     if recipe.crops == "densebox":
-        if not isinstance(model, DenseBox):
+        if model.trained_faces is None:
             raise TrainingError(f"the crop rule densebox is for DenseBox, the model is {type(model).__name__}")
-        return densebox(model.config.face, model.config.positive_band)
+        return densebox(*model.trained_faces)
     return RULES[recipe.crops]
