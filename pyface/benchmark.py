@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyface import __version__, ops
 from pyface.detector import FaceDetector
 from pyface.io.images import decode_image, open_image, read_image
 from pyface.io.sources import find_sources
-from pyface.models.base import FaceModel
-from pyface.models.single_shot import SingleShot
 
 STAGES = ("decode", "letterbox", "network", "post-processing")
 MOST_PICTURES = 64  # from a folder; passes must be short enough for several of them
@@ -137,7 +135,7 @@ class StageClock:
     def __init__(self, detector: FaceDetector) -> None:
         self.seconds = dict.fromkeys(STAGES[1:], 0.0)
         self._device = detector.device
-        self._networks = _networks(detector.model)
+        self._networks = detector.model.networks()
         self._stage: str | None = None
         self._since = 0.0
         self._undo = contextlib.ExitStack()
@@ -180,10 +178,6 @@ def _announced(name: str, announce: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         setattr(ops, name, op)
-
-
-def _networks(model: FaceModel) -> list[nn.Module]:
-    return [model] if isinstance(model, SingleShot) else list(model.children())  # a cascade has several networks
 
 
 def stand_in_threshold(detector: FaceDetector, sources: Sequence[bytes], candidates: int = CANDIDATES) -> float:

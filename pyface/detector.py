@@ -19,9 +19,7 @@ from pyface.io.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, decod
 from pyface.io.pipeline import ordered_map
 from pyface.models import zoo
 from pyface.models.base import FaceModel, Faces
-from pyface.models.fusion import fold_batch_norms
-from pyface.models.graphs import CudaGraphs
-from pyface.models.single_shot import InferenceOptions, SingleShot
+from pyface.models.single_shot import InferenceOptions
 from pyface.models.views import Size
 from pyface.ops._extension import build_info
 
@@ -140,14 +138,7 @@ class FaceDetector:
         if cuda_graph and self.device.type != "cuda":
             raise ValueError(f"cuda_graph needs a CUDA device, this detector is on {str(self.device)!r}")
         built = zoo.create_model(model, weights) if isinstance(model, str) else model
-        self.model: FaceModel = built.to(self.device).eval()
-        if isinstance(built, SingleShot):
-            built = self.model = fold_batch_norms(built)  # before the cast, which would round twice
-            built.to(dtype=_PRECISIONS[precision])
-            is_last = built.channels_last if channels_last is None else channels_last
-            built.to(memory_format=torch.channels_last if is_last else torch.contiguous_format)  # type: ignore[call-overload]
-            built.graphs = CudaGraphs() if cuda_graph else None
-        else:
+        if not built.takes_options:
             usual = asdict(InferenceOptions()) | {"precision": "fp32", "channels_last": None, "cuda_graph": False}
             given = asdict(self.options) | {
                 "precision": precision, "channels_last": channels_last, "cuda_graph": cuda_graph
@@ -158,6 +149,8 @@ class FaceDetector:
                     f"{' and '.join(idle)}: for single-shot detectors only, and "
                     f"{model if isinstance(model, str) else type(model).__name__} is none, leave it out"
                 )
+        model_on_device = built.to(self.device).eval()
+        self.model: FaceModel = model_on_device.for_inference(_PRECISIONS[precision], channels_last, cuda_graph)
 
     @overload
     def __call__(self, images: list[Source] | tuple[Source, ...], *, bgr: bool = False) -> list[Detections]: ...
@@ -287,11 +280,10 @@ class FaceDetector:
     @torch.inference_mode()
     def _run_model(self, batch: Sequence[_Item]) -> Iterator[Detections]:
         images = [torch.as_tensor(item.image).to(self.device) for item in batch]
-        arguments = {"score_threshold": self.score_threshold, "min_face": self.min_face}
-        if isinstance(self.model, SingleShot):
-            found = self.model.detect(images, **arguments, options=self.options)
-        else:
-            found = self.model.detect(images, **arguments)
+        arguments: dict[str, Any] = {"score_threshold": self.score_threshold, "min_face": self.min_face}
+        if self.model.takes_options:
+            arguments["options"] = self.options
+        found = self.model.detect(images, **arguments)
         for item, image, faces in zip(batch, images, _to_cpu(found), strict=True):
             order = faces.scores.argsort(descending=True, stable=True)
             height, width = image.shape[:2]

@@ -23,7 +23,6 @@ from pyface.evaluation.average_precision import box_iou
 from pyface.io.images import read_image
 from pyface.models import create_model
 from pyface.models.base import GroundTruth
-from pyface.models.densebox import DenseBox
 from pyface.models.single_shot import InferenceOptions, SingleShot
 from pyface.models.views import View, scale_for, whole
 
@@ -38,7 +37,7 @@ def main() -> int:
         images, boxes = read(arguments.data, arguments.files)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    if not isinstance(model, SingleShot):
+    if not model.trains_on_images:
         sys.exit(f"{arguments.model} does not train on whole pictures")
     model.to(arguments.device)
     start = time.perf_counter()
@@ -103,11 +102,10 @@ def train(
     for step in range(steps):
         if step == steps * 2 // 3:
             freeze_statistics(model)
-        seed = {"seed": step} if isinstance(model, DenseBox) else {}
         terms = defaultdict(float)
         for batch, truth in batches:
             with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-                parts = model.loss(model(batch), truth, **seed)
+                parts = model.loss(model(batch), truth, seed=step)
             for name, value in parts.items():
                 terms[name] += value
         optimizer.zero_grad()

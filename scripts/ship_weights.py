@@ -35,8 +35,8 @@ from pyface.models.checkpoints import save_checkpoint
 from pyface.models.single_shot import SingleShot
 from pyface.models.zoo import REGISTRY, create_model
 from pyface.training.album import split
+from pyface.training.folder import CONFIG, read_config, write_config
 from pyface.training.recipes import Run
-from pyface.training.run import CONFIG, read_config, write_config
 
 WEIGHTS = Path(__file__).parents[1] / "pyface" / "weights"
 FIGURES = WEIGHTS / "figures.json"
@@ -121,13 +121,14 @@ def held_out(run: Run) -> dict[str, list[Picture]]:
 
 
 def sizes_of(model: FaceModel) -> tuple[int | None, ...]:
-    return SIZES if isinstance(model, SingleShot) else (None,)
+    return SIZES if model.takes_options else (None,)
 
 
 def rounded_model(run: Run, path: Path) -> SingleShot:
     """The model with weights rounded to half precision, as it is shipped and therefore measured."""
     model = create_model(run.model, path).half().float()
-    assert isinstance(model, SingleShot)
+    if not model.trains_on_images:
+        raise ValueError(f"{run.model} trains on crops, this script ships single-shot detectors only")
     if not all(value.isfinite().all() for value in model.state_dict().values()):
         raise ValueError(f"{path} holds numbers beyond half precision")
     return model

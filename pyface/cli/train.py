@@ -198,7 +198,7 @@ def _plan_run(request: Request) -> tuple[Run, Path]:
     Raises:
         ValueError, OSError: A value is not valid, or a file cannot be read.
     """
-    from pyface.training.run import CONFIG, read_config
+    from pyface.training.folder import CONFIG, read_config
 
     if request.resume is not None:
         if not (request.resume / CONFIG).is_file():
@@ -224,7 +224,7 @@ def _new_run(request: Request) -> Run:
 
 def _with_options(run: Run, request: Request) -> Run:
     """Returns the run with the values that are on the command line. What goes with a replaced value goes too."""
-    from pyface.training.run import started_by_torchrun
+    from pyface.training.trainer import started_by_torchrun
 
     values = {"data": tuple(map(str, request.data))} | _run_fields(request.settings)
     values["devices"] = values["devices"] or started_by_torchrun()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,17 @@ class GroundTruth(NamedTuple):
 
 
 class FaceModel(nn.Module, ABC):
-    """A network that finds faces in images of any size."""
+    """A network that finds faces in images of any size.
+
+    Attributes:
+        takes_options: Whether `detect` also takes `options`, an `InferenceOptions`, and `for_inference` values other
+            than the defaults.
+        trains_on_images: Whether the model trains on whole images, by a `loss` of its output for a batch of them. MTCNN
+            trains on crops instead.
+    """
+
+    takes_options: ClassVar[bool] = False
+    trains_on_images: ClassVar[bool] = False
 
     @abstractmethod
     def detect(
@@ -69,6 +79,22 @@ class FaceModel(nn.Module, ABC):
         Returns:
             One `Faces` per image, in the order of the images.
         """
+
+    def for_inference(
+        self, dtype: torch.dtype = torch.float32, channels_last: bool | None = None, cuda_graph: bool = False
+    ) -> FaceModel:
+        """Returns the model in the form that detects fastest: itself, unless there is such a form.
+
+        Args:
+            dtype: Numeric precision.
+            channels_last: Whether to use the channels_last memory format; None: whichever is faster on a CPU.
+            cuda_graph: Whether to run the model as one CUDA graph.
+        """
+        return self
+
+    def networks(self) -> list[nn.Module]:
+        """The networks that detection runs, each by one or more forward passes per batch."""
+        return list(self.children())
 
     @property
     def device(self) -> torch.device:

@@ -40,6 +40,7 @@ from pyface.models.single_shot import (
     Limits,
     Preprocessing,
     SingleShot,
+    TrainedFaces,
 )
 from pyface.models.views import Size, View, pyramid, scale_for
 
@@ -155,6 +156,7 @@ class DenseBox(SingleShot):
         self.score_threshold, self.nms_threshold = config.score_threshold, config.nms_threshold
         self.nms_overlap = config.nms_overlap
         self.smallest_face = config.positive_band[0] * config.face
+        self.trained_faces = TrainedFaces(config.face, config.positive_band)
         self.unit = config.face / config.stride
 
     def answers(self, fused: Tensor) -> DenseBoxOutput:

@@ -315,12 +315,12 @@ class MTCNN(FaceModel):
         config = self.config if min_face is None else replace(self.config, min_face=min_face)
         threshold = config.thresholds[2] if score_threshold is None else score_threshold
         with torch.no_grad():
-            proposals = self._propose(images, config)
-            proposals = self._refine(images, proposals, config)
-            found = self._output(images, proposals, config, threshold)
+            proposals = self.propose(images, config)
+            proposals = self.refine(images, proposals, config)
+            found = self.output(images, proposals, config, threshold)
         return found if min_face is None else [faces.at_least(min_face) for faces in found]
 
-    def _propose(self, images: Sequence[Tensor], config: MTCNNConfig) -> Proposals:
+    def propose(self, images: Sequence[Tensor], config: MTCNNConfig) -> Proposals:
         """P-Net over all pyramids, suppression within levels and images, calibration, squares of whole pixels."""
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         levels = pyramid_levels(sizes, config.min_face, config.factor)
@@ -358,7 +358,7 @@ class MTCNN(FaceModel):
         proposals, offsets = proposals.take(keep), offsets[keep]
         return proposals._replace(boxes=whole_squares(calibrate(proposals.boxes, offsets, plus_one=False)))
 
-    def _refine(self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig) -> Proposals:
+    def refine(self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig) -> Proposals:
         """R-Net on 24 x 24 crops, suppression, calibration, squares of whole pixels."""
         out = self._look(self.rnet, images, proposals, 24, config)
         proposals = proposals._replace(scores=face_probability(out))
@@ -367,7 +367,7 @@ class MTCNN(FaceModel):
         proposals = proposals.take(keep)
         return proposals._replace(boxes=whole_squares(calibrate(proposals.boxes, out[keep, 2:6])))
 
-    def _output(
+    def output(
         self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig, threshold: float
     ) -> list[Faces]:
         """O-Net on 48 x 48 crops, landmarks in the square box, calibration, "min" suppression; a `Faces` per image."""

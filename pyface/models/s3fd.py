@@ -119,7 +119,7 @@ class S3FD(AnchorDetector):
             for level, stride in enumerate(config.strides)
         )
 
-    def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth) -> dict[str, Tensor]:
+    def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth, *, seed: int = 0) -> dict[str, Tensor]:
         """Returns the loss terms; see `SingleShot.loss`.
 
         Each term is divided by the number of face anchors in the batch, as in the author's code. With its weights of 1
@@ -129,6 +129,7 @@ class S3FD(AnchorDetector):
         Args:
             maps: The complete output of `forward`.
             truth: The faces.
+            seed: Has no effect: nothing is sampled at random.
 
         Returns:
             "classification": softmax cross-entropy of face anchors and the hardest background anchors.

@@ -6,13 +6,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyface import ops
 from pyface.models.base import FaceModel, Faces, GroundTruth, check_images
+from pyface.models.fusion import fold_batch_norms
 from pyface.models.graphs import CudaGraphs
 from pyface.models.views import MULTISCALE, Size, View, halvings, scale_for, tiles, whole
 
@@ -50,6 +51,18 @@ class Limits:
 
     candidates: int
     detections: int
+
+
+class TrainedFaces(NamedTuple):
+    """The faces that a network for one size of face trains on.
+
+    Attributes:
+        height: Height in network pixels.
+        band: Smallest and largest factor of that height.
+    """
+
+    height: float
+    band: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -112,11 +125,15 @@ class SingleShot(FaceModel):
         channels_last: Whether the network is faster in that memory format.
         most_enlarged: Largest scale used to find small faces; enlarging more only blurs.
         smallest_face: Side in network pixels of the smallest faces that are found about as reliably as larger ones.
+        trained_faces: The only faces that the network trains on, as in DenseBox; None: faces of all sizes.
         score_threshold: Candidates have a score > this.
         nms_threshold: Candidates are dropped if their IoU with a better one is > this.
         nms_overlap: The divisor of that IoU: "union", or "min", the smaller of the two areas.
         nms_plus_one: Whether suppression measures sides as x2 - x1 + 1, as released weights were tested.
     """
+
+    takes_options: ClassVar[bool] = True
+    trains_on_images: ClassVar[bool] = True
 
     preprocessing: Preprocessing
     limits: ClassVar[dict[str, Limits]]
@@ -124,6 +141,7 @@ class SingleShot(FaceModel):
     channels_last: ClassVar[bool] = False
     most_enlarged: ClassVar[float] = 2.0
     smallest_face: float = 10.0
+    trained_faces: TrainedFaces | None = None
     score_threshold: float
     nms_threshold: float
     nms_overlap: Literal["union", "min"] = "union"
@@ -158,7 +176,7 @@ class SingleShot(FaceModel):
         """
 
     @abstractmethod
-    def loss(self, maps: Any, truth: GroundTruth) -> dict[str, Tensor]:
+    def loss(self, maps: Any, truth: GroundTruth, *, seed: int = 0) -> dict[str, Tensor]:
         """Returns the terms of the paper's loss by name: weighted float32 scalars; minimize their sum.
 
         Everything runs on the device, without host synchronization. In a batch without faces all terms are finite, and
@@ -167,6 +185,7 @@ class SingleShot(FaceModel):
         Args:
             maps: The complete output of `forward` in training.
             truth: The faces, on the maps' device.
+            seed: Random seed of losses that sample, such as DenseBox's; use another one for every step.
         """
 
     def complete(self, found: ops.Candidates, maps: Any) -> ops.Candidates:
@@ -255,6 +274,21 @@ class SingleShot(FaceModel):
             for view, faces in _unpad(seen):
                 found[view.image].append(faces)
             return [self._merged(parts, options, min_face) for parts in found]
+
+    def for_inference(
+        self, dtype: torch.dtype = torch.float32, channels_last: bool | None = None, cuda_graph: bool = False
+    ) -> SingleShot:
+        """Returns a copy with batch normalization folded into the convolutions; see `FaceModel.for_inference`."""
+        model = fold_batch_norms(self)  # before the cast, which would round twice
+        model.to(dtype=dtype)
+        is_last = model.channels_last if channels_last is None else channels_last
+        model.to(memory_format=torch.channels_last if is_last else torch.contiguous_format)  # type: ignore[call-overload]
+        model.graphs = CudaGraphs() if cuda_graph else None
+        return model
+
+    def networks(self) -> list[nn.Module]:
+        """The network: the detector itself."""
+        return [self]
 
     def own_scale(self, height: int, width: int) -> float:
         """The default scale for an image."""

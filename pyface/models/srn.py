@@ -175,7 +175,7 @@ class SRN(AnchorDetector):
         layer = self.box_first_pred if self.config.separate_prediction else self.box_subnet_pred
         return layer(self.box_subnet(x))
 
-    def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth) -> dict[str, Tensor]:
+    def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth, *, seed: int = 0) -> dict[str, Tensor]:
         """Returns the loss terms; see `SingleShot.loss`.
 
         The first step only classifies on the low levels, and only regresses on the high ones. Anchors of low levels
@@ -186,6 +186,7 @@ class SRN(AnchorDetector):
         Args:
             maps: The complete output of `forward`.
             truth: The faces.
+            seed: Has no effect: nothing is sampled at random.
 
         Returns:
             "first_classification", "classification": focal loss of each step (L_STC).

@@ -117,7 +117,7 @@ class SSH(AnchorDetector):
             for stride, sides in zip(config.strides, config.sides, strict=True)
         )
 
-    def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth) -> dict[str, Tensor]:
+    def loss(self, maps: Sequence[ops.LevelMaps], truth: GroundTruth, *, seed: int = 0) -> dict[str, Tensor]:
         """Returns the loss terms, each summed over the modules; see `SingleShot.loss`.
 
         Modules train independently: each on the faces that match its own anchors and on background anchors, at most
@@ -130,6 +130,7 @@ class SSH(AnchorDetector):
         Args:
             maps: The complete output of `forward`. The image is assumed to be as large as the first map: H x stride.
             truth: The faces.
+            seed: Has no effect: nothing is sampled at random.
 
         Returns:
             "classification": softmax cross-entropy, the mean over sampled anchors.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,6 +156,26 @@ def split(folders: Sequence[str], held_out: Sequence[str]) -> tuple[list[Picture
     if not any(len(picture.faces) for picture in learned):
         raise DatasetError(f"{', '.join(map(str, folders))}: there are no faces to learn from")
     return learned, list(held.values())
+
+
+def measured_sets(folders: Sequence[str], held: list[Picture]) -> dict[str, list[Picture]]:
+    """The sets that a run is measured on, by name: one per folder, and "held_out". Repeated folder names get a number.
+
+    Raises:
+        DatasetError: A set has no faces to measure on, or an image cannot be read.
+    """
+    sets: dict[str, list[Picture]] = {}
+    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
+        names = (folder.name if k == 1 else f"{folder.name}_{k}" for k in itertools.count(1))
+        sets[next(name for name in names if name not in {"held_out", *sets})] = read_folder(folder)
+    if held:
+        sets["held_out"] = held
+    for name, pictures in sets.items():
+        if not any(len(picture.faces) for picture in pictures):
+            raise DatasetError(f"{name}: there are no faces to measure on")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(size_of, (picture.path for picture in pictures)))
+    return sets
 
 
 def _boxes(picture: Picture) -> int:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 import torch
@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 from pyface.models.checkpoints import load_checkpoint, read_checkpoint
 from pyface.models.mtcnn import MTCNN, CropKind, CropTruth, MTCNNConfig, WithLandmarks
 from pyface.models.zoo import create_model
-from pyface.training.album import Album, split
+from pyface.training.album import Album
+from pyface.training.callbacks import Average, Measuring, save
 from pyface.training.cascade_crops import (
     NETS,
     SHARES,
@@ -39,22 +40,10 @@ from pyface.training.cascade_crops import (
     save_crops,
     share_out,
 )
-from pyface.training.module import Average, Measuring, Saving, Training, save
+from pyface.training.folder import CHECKPOINT, Job, begin, check_checkpoint, say_complete
+from pyface.training.module import Training
 from pyface.training.recipes import RECIPES, Recipe, Run, TrainingError
-from pyface.training.run import (
-    CHECKPOINT,
-    Bar,
-    announce,
-    begin,
-    check_checkpoint,
-    check_device,
-    check_folder,
-    fit,
-    make_trainer,
-    measured_sets,
-    say_complete,
-    started_by_torchrun,
-)
+from pyface.training.trainer import fit, make_trainer, started_by_torchrun
 
 CROPS, WEIGHTS, MINED = "crops.npz", "weights.safetensors", "mined.jsonl"
 
@@ -150,37 +139,22 @@ class MeasuringCascade(Measuring):
         return replace(config, thresholds=(*config.thresholds[:2], threshold))
 
 
-def train_cascade(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = False) -> None:
-    """Trains MTCNN; see `pyface.training.run.train` for the arguments.
+def train_cascade(job: Job) -> None:
+    """Trains MTCNN's networks one after another, or resumes their training.
 
     Raises:
-        TrainingError, DatasetError: The data or the folder are unusable, or the run sets an option that the cascade
-            does not support.
+        TrainingError, DatasetError, CheckpointError: See `pyface.training.run.train`.
     """
-    check_folder(folder, resume)
-    check_device(run, accelerator)
-    check(run)
-    if (folder / NETS[-1] / WEIGHTS).exists():
-        say_complete(run, folder, "was already")
-        return
-    L.seed_everything(run.seed, workers=True, verbose=False)
-    model = create_model(run.model, run.weights)
-    assert isinstance(model, MTCNN)
+    run, folder = job.run, job.folder
+    model = cast(MTCNN, create_model(run.model, run.weights))
     if run.weights is None:
         initialise(model)
     # Boxes of the released weights are off by one pixel; networks trained here have no such offset.
     model.config = replace(model.config, output_shift=0.0)
-    learned, held = split(run.data, run.held_out)
-    sets = measured_sets(run.val, held)
-    album = Album(learned, accelerator=accelerator)
-    begin(run, folder, album, resume)
-    announce(run, album, sets)
-
+    begin(job)
     for net in NETS:
         if not (folder / net / WEIGHTS).exists():
-            average = Average(run.recipe.average)
-            measuring = MeasuringCascade(sets, average, run.validations, folder, run.model) if net == NETS[-1] else None
-            train_net(run, model, net, album, folder, average, measuring, accelerator)
+            train_net(job, model, net)
         load_checkpoint(model, read_checkpoint(folder / net / WEIGHTS))
     say_complete(run, folder, "is")
 
@@ -197,7 +171,12 @@ def initialise(model: MTCNN) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def check(run: Run) -> None:
+def is_complete(folder: Path) -> bool:
+    """Whether a run's folder has the weights of its last network."""
+    return (folder / NETS[-1] / WEIGHTS).exists()
+
+
+def check_cascade(run: Run) -> None:
     """Checks that a run sets only options that the cascade supports.
 
     Raises:
@@ -219,35 +198,56 @@ def check(run: Run) -> None:
         raise TrainingError(f"{run.model}'s networks see 12, 24 and 48 px, leave the size at {usual}")
 
 
-def train_net(
-    run: Run,
-    model: MTCNN,
-    net: Net,
-    album: Album,
-    folder: Path,
-    average: Average,
-    measuring: Measuring | None,
-    accelerator: str,
-) -> None:
+def train_net(job: Job, model: MTCNN, net: Net) -> None:
     """Trains one network, or resumes its training, and writes its weights.
 
+    The cascade is complete, and therefore measured, only while its last network trains.
+
     Args:
-        run: The run's configuration.
+        job: The run.
         model: The cascade, with the networks before this one trained.
         net: The network to train.
-        album: The images.
-        folder: The run's folder.
-        average: Keeps the averaged weights.
-        measuring: Measures the cascade during training; None: no measurements, since the cascade is incomplete.
-        accelerator: "auto", "cpu" or "gpu".
     """
+    run, folder = job.run, job.folder / net
     hours = None if run.max_hours is None else TIME[net] * run.max_hours
-    (folder / net).mkdir(exist_ok=True)
-    if not (folder / net / CROPS).exists():
+    folder.mkdir(exist_ok=True)
+    if not (folder / CROPS).exists():
         start = time.monotonic()
-        crops = collect(run, model, net, album, folder, hours, accelerator)
-        save_crops(folder / net / CROPS, crops, time.monotonic() - start)
-    crops, seconds = load_crops(folder / net / CROPS)
+        crops = collect(job, model, net, hours)
+        save_crops(folder / CROPS, crops, time.monotonic() - start)
+    crops, seconds = load_crops(folder / CROPS)
+    counts = count_kinds(run, net, crops)
+    an_epoch = math.ceil(counts[CropKind.POSITIVE] / share_out(run.recipe.batch_size, counts)[CropKind.POSITIVE])
+    steps = None if hours is not None else max(1, round(EPOCHS[net] * run.recipe.epochs)) * an_epoch
+    if hours is not None:
+        hours = max(hours - seconds / 3600, 0.1 * hours)
+    check_checkpoint(folder / CHECKPOINT)
+    average = Average(run.recipe.average)
+    is_last = net == NETS[-1]
+    trainer = make_trainer(
+        run,
+        folder,
+        job.accelerator,
+        average=average,
+        measuring=MeasuringCascade(job.sets, average, run.validations, job.folder, run.model) if is_last else None,
+        steps=steps,
+        per_epoch=an_epoch,
+        hours=hours,
+    )
+    data = CropData(job.album, crops, net, run, model, an_epoch)
+    training = NetTraining(model, net, counts[CropKind.LANDMARK] > 0, run.recipe, steps)
+    fit(trainer, training, data, folder / CHECKPOINT)
+    data.on_device = None  # frees memory: the next network makes its own copy
+    assert average.model is not None
+    save(folder / WEIGHTS, average.model, run.model, model.config)
+
+
+def count_kinds(run: Run, net: Net, crops: Crops) -> dict[CropKind, int]:
+    """Counts a network's crops by kind, and prints the counts.
+
+    Raises:
+        TrainingError: There are no positives or no negatives.
+    """
     counts = {kind: int((crops.kinds == kind).sum()) for kind in CropKind}
     print(f"{net}: {describe(counts)}", flush=True)
     if not counts[CropKind.POSITIVE] or not counts[CropKind.NEGATIVE]:
@@ -257,40 +257,22 @@ def train_net(
         )
     if not counts[CropKind.LANDMARK]:
         print(f"{net}: no face has its five landmarks, so it does not learn them", flush=True)
-
-    an_epoch = math.ceil(counts[CropKind.POSITIVE] / share_out(run.recipe.batch_size, counts)[CropKind.POSITIVE])
-    steps = None if hours is not None else max(1, round(EPOCHS[net] * run.recipe.epochs)) * an_epoch
-    if hours is not None:
-        hours = max(hours - seconds / 3600, 0.1 * hours)
-    checkpoint = folder / net / CHECKPOINT
-    check_checkpoint(checkpoint)
-    callbacks: list[L.Callback] = [average, *([measuring] if measuring else []), Saving(checkpoint)]
-    if sys.stdout.isatty():
-        callbacks.append(Bar(measuring, steps // an_epoch if steps else None))
-    trainer = make_trainer(run, folder / net, callbacks, steps, hours, accelerator)
-    data = CropData(album, crops, net, run, model, an_epoch)
-    training = NetTraining(model, net, counts[CropKind.LANDMARK] > 0, run.recipe, steps)
-    fit(trainer, training, data, checkpoint)
-    data.on_device = None  # frees memory: the next network makes its own copy
-    assert average.model is not None
-    save(folder / net / WEIGHTS, average.model, run.model, model.config)
+    return counts
 
 
-def collect(
-    run: Run, model: MTCNN, net: Net, album: Album, folder: Path, hours: float | None, accelerator: str
-) -> Crops:
+def collect(job: Job, model: MTCNN, net: Net, hours: float | None) -> Crops:
     """Collects a network's training crops, and records the recall of the networks before it in `mined.jsonl`."""
-    smallest = run.recipe.smallest_face
+    run, album, smallest = job.run, job.album, job.run.recipe.smallest_face
     drawn = draw(album, net, run.seed, smallest)
     if net == "pnet":
         return drawn
-    device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    device = "cuda" if job.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
     print(f"{net}: looking for crops in {len(album)} pictures", flush=True)
     seconds = math.inf if hours is None else 3600 * MINING_TIME * hours
     mined = mine(model.to(device).eval(), net, album, run.seed, smallest, seconds)
     print(f"{net}: {mined}", flush=True)
     line = {"net": net, **{name: value for name, value in mined._asdict().items() if name != "crops"}}
-    with (folder / MINED).open("a", encoding="utf-8") as file:
+    with (job.folder / MINED).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     return joined([drawn, mined.crops])
 

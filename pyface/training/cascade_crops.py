@@ -344,9 +344,9 @@ def mine(
 
 def propose(model: MTCNN, net: Net, images: Sequence[Tensor], config: MTCNNConfig) -> Iterator[NDArray[np.float32]]:
     """Yields, for each image, the boxes that a network is given, float32 [N, 4], best score first."""
-    proposals = model._propose(images, config)
+    proposals = model.propose(images, config)
     if net == "onet":
-        proposals = model._refine(images, proposals, config)
+        proposals = model.refine(images, proposals, config)
     boxes, image = proposals.boxes.cpu().numpy(), proposals.image.cpu().numpy()
     for k in range(len(images)):
         yield boxes[image == k]

@@ -22,7 +22,7 @@ class Recipe:
         size: Side of the square samples, in pixels.
         batch_size: Samples per step and device.
         epochs: Passes over the images, unless the run is limited by time.
-        crops: The crop rule, which cuts a sample from an image: one of `crops.RULES`, or "densebox".
+        crops: The crop rule, which cuts a sample from an image: one of `crop_rules.RULES`, or "densebox".
         large: Share of the steps that use a quarter as many samples of twice the side, for faces larger than a normal
             sample.
         mosaic: Share of the samples that are four crops of half the side, which gives many small faces.

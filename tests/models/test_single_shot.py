@@ -60,7 +60,7 @@ class SquareFinder(SingleShot):
             sizes=sizes,
         )
 
-    def loss(self, maps, truth):
+    def loss(self, maps, truth, *, seed=0):
         raise NotImplementedError("there is nothing to learn")
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from pyface import FaceDetector
 from pyface.evaluation.average_precision import box_iou
 from pyface.models import FaceModel, create_model, list_models, zoo
-from pyface.training.run import read_config
+from pyface.training.folder import read_config
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = Path(zoo.__file__).parents[1] / "weights"

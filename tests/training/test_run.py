@@ -15,19 +15,14 @@ from pyface.evaluation.faces import score
 from pyface.models import create_model
 from pyface.models.checkpoints import CheckpointError, configured
 from pyface.models.s3fd import S3FDLiteConfig
-from pyface.training import module
-from pyface.training.album import Album
-from pyface.training.crops import octaves
+from pyface.training import callbacks, module
+from pyface.training.album import Album, measured_sets
+from pyface.training.crop_rules import octaves
+from pyface.training.folder import read_config, write_config
 from pyface.training.recipes import RECIPES, Recipe, Run, TrainingError
-from pyface.training.run import (
-    local_devices,
-    measured_sets,
-    read_config,
-    started_by_torchrun,
-    train,
-    write_config,
-)
+from pyface.training.run import train
 from pyface.training.samples import Samples
+from pyface.training.trainer import local_devices, started_by_torchrun
 
 SMALL = Recipe(size=64, batch_size=2, epochs=4, mosaic=0.3, cut_out=0.3, optimizer="adamw", rate=1e-3)
 
@@ -209,7 +204,7 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(data, t
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Saving, "on_train_batch_end", killed)
+        patch.setattr(callbacks.Saving, "on_train_batch_end", killed)
         with pytest.raises(RuntimeError, match="killed"):
             train(small_run(data), tmp_path, accelerator="cpu")
     assert not (tmp_path / "last.ckpt").exists()
@@ -229,9 +224,9 @@ def test_a_run_does_not_go_on_with_other_data(data, tmp_path):
 
 
 def test_a_model_that_finds_nothing_keeps_its_threshold(data, tmp_path):
-    average = module.Average(0.9)
+    average = callbacks.Average(0.9)
     average.model = create_model("s3fd_lite", weights=None)
-    measuring = module.Measuring({}, average, 1, tmp_path, "s3fd_lite")
+    measuring = callbacks.Measuring({}, average, 1, tmp_path, "s3fd_lite")
     pictures = read_folder(data)
     nothing = Detections(torch.zeros(0, 4), torch.zeros(0), None, 200, 120)
     measuring._save("best.safetensors", {"first": score(pictures, [nothing] * len(pictures), (0.5,))})
@@ -243,9 +238,9 @@ def test_settings_that_came_with_the_weights_stay(data, tmp_path):
     """Such as those of foreign weights, which have another network's geometry."""
     model = create_model("s3fd_vgg16", weights=None)
     model.config = replace(model.config, fc6_padding=3)
-    average = module.Average(0.9)
+    average = callbacks.Average(0.9)
     average.model = model
-    module.Measuring({}, average, 1, tmp_path, "s3fd_vgg16")._save("best.safetensors", {})
+    callbacks.Measuring({}, average, 1, tmp_path, "s3fd_vgg16")._save("best.safetensors", {})
     assert create_model("s3fd_vgg16", str(tmp_path / "best.safetensors")).config == model.config
 
 
@@ -271,7 +266,8 @@ TWO = """
 import sys
 from pathlib import Path
 from pyface.training import module
-from pyface.training.run import read_config, train
+from pyface.training.folder import read_config
+from pyface.training.run import train
 
 step = module.Training.training_step
 

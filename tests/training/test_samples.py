@@ -7,7 +7,7 @@ import torch
 from pyface.data.wider import read_folder
 from pyface.training import album as album_module
 from pyface.training.album import Album, read, split
-from pyface.training.crops import octaves
+from pyface.training.crop_rules import octaves
 from pyface.training.recipes import Recipe
 from pyface.training.samples import Crop, Faces, Samples, colours, hue, in_crop, render, rotated
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pyface.data.wider import Picture
-from pyface.training.crops import RULES, densebox, octaves, s3fd, srn, ssh
+from pyface.training.crop_rules import RULES, densebox, octaves, s3fd, srn, ssh
 
 HEIGHT, WIDTH, SIZE = 300, 500, 256
 

@@ -1,0 +1,186 @@
+"""The folder of a run: its configuration, the record of its data, and checks before a run starts or resumes in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import torch
+
+from pyface.data.wider import DatasetError, Picture, unlisted
+from pyface.models.checkpoints import is_of_kind, tupled
+from pyface.training.album import Album
+from pyface.training.recipes import Recipe, Run, TrainingError
+
+CONFIG, CHECKPOINT, DATA = "config.json", "last.ckpt", "data.json"
+
+Config = TypeVar("Config", Run, Recipe)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with its data, ready to start.
+
+    Attributes:
+        run: The configuration.
+        folder: The run's folder.
+        resume: Whether the run was interrupted and continues.
+        accelerator: "auto", "cpu" or "gpu".
+        album: The images to train on.
+        sets: The images to measure on, by the name of their set.
+    """
+
+    run: Run
+    folder: Path
+    resume: bool
+    accelerator: str
+    album: Album
+    sets: Mapping[str, Sequence[Picture]]
+
+
+def write_config(run: Run, path: Path) -> None:
+    """Writes a run's configuration as JSON."""
+    write_json(path, dataclasses.asdict(run))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, replacing it only when complete; several processes may do so at once."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read_config(path: Path) -> Run:
+    """Reads what `write_config` wrote.
+
+    Raises:
+        TrainingError: The file is missing or not a run's configuration, or a value has the wrong type or is out of
+            range.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return fields_of(Run, content | {"recipe": fields_of(Recipe, content["recipe"])})
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path} is no configuration of a run: it is no JSON") from error
+    except KeyError as error:
+        raise TrainingError(f"{path} is no configuration of a run: it has no {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise TrainingError(f"{path} is no configuration of a run ({error})") from error
+
+
+def fields_of(kind: type[Config], content: dict[str, Any]) -> Config:
+    """Builds a dataclass from decoded JSON.
+
+    Raises:
+        TypeError, ValueError: A value has the wrong type, or a field is missing, unknown or out of range.
+    """
+    values = {name: tupled(value) for name, value in content.items()}
+    for name, hint in get_type_hints(kind).items():
+        if name in values and not is_of_kind(values[name], hint, values[name]):
+            text = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise TypeError(f"{name} should be {text}, got {values[name]!r}")
+    return kind(**values)
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Checks that a run can start in a folder, or be resumed from it.
+
+    Raises:
+        TrainingError: It cannot.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder} is a file, a run needs a folder of its own")
+    if resume and not (folder / CONFIG).is_file():
+        raise TrainingError(f"{folder} holds no run to go on with")
+    if not resume and any((folder / name).exists() for name in (CHECKPOINT, "best.safetensors", "pnet")):
+        raise TrainingError(f"{folder} holds a run already, continue it with --resume or give another folder")
+
+
+def check_checkpoint(path: Path) -> None:
+    """Checks that a run's checkpoint can be read, if the run has written one.
+
+    Raises:
+        TrainingError: The checkpoint is damaged or lost.
+    """
+    newest = path.with_name("last.safetensors")
+    if newest.exists() and not path.exists():
+        raise TrainingError(
+            f"{path} is not there to go on from; begin another run, from {newest.name} beside it with --weights"
+        )
+    try:
+        if path.is_file():
+            torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(
+            f"{path} is damaged; begin another run, from this one's last.safetensors with --weights"
+        ) from error
+
+
+def begin(job: Job) -> None:
+    """Records a new run's configuration and data, or checks that a resumed run has the same data; announces the run.
+
+    Raises:
+        TrainingError: The data have changed.
+        DatasetError: No image has a face inside it.
+    """
+    folder, facts = job.folder, job.album.facts()
+    if not facts["faces"]:
+        raise DatasetError("there are no faces to learn from, all boxes lie outside their pictures")
+    if not job.resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / DATA, facts)
+        write_config(job.run, folder / CONFIG)
+    elif (folder / DATA).is_file() and (before := json.loads((folder / DATA).read_text(encoding="utf-8"))) != facts:
+        then, now = (f"{of['pictures']:,} pictures with {of['faces']:,} faces" for of in (before, facts))
+        what = f"{then}, not {now}" if then != now else "as many, but names, sizes or boxes differ"
+        raise TrainingError(f"the run began with other data ({what}), begin a new one in another folder")
+    announce(job.run, job.album, job.sets)
+
+
+def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> None:
+    """Prints what a run is about to do; only one process per machine prints it."""
+    if int(os.environ.get("LOCAL_RANK", 0)) != 0:
+        return
+    faces = sum(len(picture.faces) for picture in album.pictures)
+    length = counted(run.recipe.epochs, "epoch") if run.max_hours is None else f"{60 * run.max_hours:.3g} minutes"
+    known = f"{album.known_landmarks:,} of them with landmarks"
+    print(f"{run.model}: {counted(len(album), 'picture')} with {counted(faces, 'face')}, {known}, {length}", flush=True)
+    if album.left_out:
+        print(f"left out: {counted(album.left_out, 'box', 'es')} outside their pictures", flush=True)
+    for folder in dict.fromkeys(run.data):
+        names = unlisted(folder)
+        if names:
+            print(
+                f"left out: {counted(len(names), 'picture')} that {folder}/bbx_gt.txt does not name, such as {names[0]}"
+            )
+    learned = {picture.path.resolve() for picture in album.pictures}
+    for name, pictures in sets.items():
+        shared = sum(picture.path.resolve() in learned for picture in pictures)
+        if shared:
+            print(f"{name}: {shared:,} of {len(pictures):,} pictures are learned from too: its figures will flatter")
+    if not sets:
+        print("nothing to measure on, so that best.safetensors will be the newest weights: --val DIR names some")
+
+
+def counted(number: int, noun: str, plural: str = "s") -> str:
+    """A number and its noun, in the plural unless the number is 1.
+
+    Example:
+        >>> counted(1, "face"), counted(1200, "box", "es")
+        ('1 face', '1,200 boxes')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def say_complete(run: Run, folder: Path, verb: str) -> None:
+    """Prints how to use a finished run's weights."""
+    print(f"the run in {folder} {verb} complete; to use its weights:", flush=True)
+    print(f"  pyface detect PICTURES --model {run.model} --weights {folder / 'best.safetensors'}", flush=True)
