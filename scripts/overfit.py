@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyface import FaceDetector, ops
-from pyface.data.wider import read_folder
+from pyface.data.folder import read_folder
 from pyface.evaluation.average_precision import box_iou
 from pyface.io.images import read_image
 from pyface.models import create_model

@@ -26,7 +26,8 @@ from typing import Any
 import torch
 
 from pyface import FaceDetector
-from pyface.data.wider import Picture, read_folder
+from pyface.data.folder import read_folder
+from pyface.data.picture import Picture
 from pyface.evaluation import LOWEST_SCORE
 from pyface.evaluation.faces import Report, evaluate
 from pyface.io.images import read_image

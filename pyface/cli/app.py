@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from pyface.cli import about, benchmark, detect, evaluate, train
 
-COMMANDS = ("detect", "models", "evaluate", "train", "benchmark", "convert", "info")
+COMMANDS = ("detect", "models", "evaluate", "train", "benchmark", "convert", "convert-data", "info")
 
 
 class OrderedCommands(TyperGroup):
@@ -34,6 +34,7 @@ app.add_typer(evaluate.app, name="evaluate")
 app.command()(train.train)
 app.command()(benchmark.benchmark)
 app.command()(about.convert)
+app.command()(about.convert_data)
 app.command()(about.info)
 
 

@@ -35,7 +35,7 @@ from pyface.cli.options import (
 from pyface.evaluation import LOWEST_SCORE
 
 if TYPE_CHECKING:
-    from pyface.data.wider import Picture
+    from pyface.data.picture import Picture
     from pyface.detections import Detections
     from pyface.detector import FaceDetector
     from pyface.evaluation.faces import Report
@@ -128,7 +128,7 @@ def faces(
 
 def measure_faces(request: FacesRequest) -> None:
     """Runs the detector, prints its figures and writes what else is asked for."""
-    from pyface.data.wider import DatasetError
+    from pyface.data.picture import DatasetError
 
     check_outputs(request.json_file, request.plot, request.worst)
     try:
@@ -155,7 +155,7 @@ def measure_faces(request: FacesRequest) -> None:
 
 
 def _read_data(folder: Path) -> list[Picture]:
-    from pyface.data.wider import read_folder
+    from pyface.data.folder import read_folder
 
     pictures = read_folder(folder)
     if not (folder / "bbx_gt.txt").exists():

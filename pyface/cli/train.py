@@ -151,7 +151,7 @@ def start_training(request: Request) -> None:
     """Starts or resumes a run, and turns what may go wrong into one sentence."""
     _check_extras()
     _check_options(request)
-    from pyface.data.wider import DatasetError
+    from pyface.data.picture import DatasetError
     from pyface.models.zoo import CheckpointError
     from pyface.training.recipes import TrainingError
     from pyface.training.run import train as train_run

@@ -1,102 +1,43 @@
-"""Folders of annotated pictures, for evaluation and training (docs/detectors.md 6.3).
-
-A data folder holds `images/`, `bbx_gt.txt` in WIDER FACE's format and, if there are any, `landmarks.txt` in
-RetinaFace's, whose rows belong to the boxes of the same file with the same numbers. A folder with images and without
-annotations holds pictures without faces.
-"""
+"""WIDER FACE's annotation format (docs/detectors.md 6.3): `bbx_gt.txt` and, if landmarks are known, `landmarks.txt` in
+RetinaFace's format, whose rows belong to the boxes of the same file with the same numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.io.sources import IMAGE_SUFFIXES
+from pyface.data.picture import Box, DatasetError, Picture, picture_of
 
 Row = tuple[float, ...]
 
 
-class DatasetError(ValueError):
-    """A data folder is not what it should be."""
-
-
-class Picture(NamedTuple):
-    """One picture and what is known about it.
-
-    Attributes:
-        path: The file.
-        faces: float32 [F, 4], (x1, y1, x2, y2) in continuous pixels.
-        ignore: float32 [I, 4]: what is neither a face nor background, such as blurred crowds.
-        landmarks: float32 [F, 5, 2], NaN where unknown.
-    """
-
-    path: Path
-    faces: NDArray[np.float32]
-    ignore: NDArray[np.float32]
-    landmarks: NDArray[np.float32]
-
-
-def read_folder(folder: str | Path) -> list[Picture]:
-    """Reads a data folder; the images themselves are not opened.
+def read_wider(folder: Path) -> list[Picture]:
+    """Reads a data folder with `images/` and `bbx_gt.txt`; the images themselves are not opened.
 
     Rows of `bbx_gt.txt` marked invalid are ignore boxes, and boxes without width or height are left out.
 
     Raises:
         DatasetError: A file is missing, or a row is malformed (file and line are named).
     """
-    folder = Path(folder)
-    images = folder / "images"
-    if not images.is_dir():
-        raise DatasetError(f"{folder} should hold a folder `images` and a file `bbx_gt.txt`, there is no {images}")
-    annotations = folder / "bbx_gt.txt"
-    if not annotations.exists():
-        files = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise DatasetError(f"{images} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
-        return [_picture(path, [], {}) for path in files]
+    images, annotations = folder / "images", folder / "bbx_gt.txt"
     points = read_landmarks(folder / "landmarks.txt") if (folder / "landmarks.txt").exists() else {}
     pictures = []
     for name, rows in read_boxes(annotations):
         path = images / name
         if not path.is_file():
             raise DatasetError(f"{annotations} names {name}, which is not in {images}")
-        pictures.append(_picture(path, rows, points.get(name, {})))
+        of = points.get(name, {})
+        pictures.append(
+            picture_of(path, [Box((row[0], row[1], row[2], row[3]), row[7] != 0, of.get(row[:4])) for row in rows])
+        )
     marked = any(np.isfinite(of).all() for boxes in points.values() for of in boxes.values())
     if marked and not any(np.isfinite(picture.landmarks).any() for picture in pictures):
         raise DatasetError(f"{folder / 'landmarks.txt'}: no row's name and x y w h are those of a face in bbx_gt.txt")
     return pictures
-
-
-def unlisted(folder: str | Path) -> list[str]:
-    """The pictures in a data folder that its annotations do not name, none where it has no annotations."""
-    folder = Path(folder)
-    if not (folder / "bbx_gt.txt").exists():
-        return []
-    known = {name for name, _ in read_boxes(folder / "bbx_gt.txt")}
-    files = (path for path in (folder / "images").rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(name for path in files if (name := path.relative_to(folder / "images").as_posix()) not in known)
-
-
-def _picture(path: Path, rows: list[Row], points: dict[Row, NDArray[np.float32]]) -> Picture:
-    rows = [row for row in rows if row[2] > 0 and row[3] > 0]
-    faces = [row for row in rows if row[7] == 0]
-    unknown = np.full((5, 2), np.nan, np.float32)
-    landmarks = [points.get(row[:4], unknown) for row in faces]
-    return Picture(
-        path,
-        _corners(faces),
-        _corners([row for row in rows if row[7] != 0]),
-        np.array(landmarks, np.float32).reshape(-1, 5, 2),
-    )
-
-
-def _corners(rows: list[Row]) -> NDArray[np.float32]:
-    x, y, w, h = np.array([row[:4] for row in rows], np.float32).reshape(-1, 4).T
-    return np.stack([x, y, x + w, y + h], axis=1)
 
 
 def read_boxes(path: Path) -> Iterator[tuple[str, list[Row]]]:
@@ -154,3 +95,22 @@ def _numbers(path: Path, line: tuple[int, str], count: int, meaning: str) -> Row
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise DatasetError(f"{path}, line {line[0]}: should be {count} numbers, {meaning}, got {line[1]!r}")
     return numbers
+
+
+def wider_rows(picture: Picture, name: str) -> tuple[str, str]:
+    """An image's part of `bbx_gt.txt` and of `landmarks.txt`."""
+    boxes, points = [], [f"# {name}"]
+    for box, face in zip(picture.faces.tolist(), picture.landmarks, strict=True):
+        place = _place(box)
+        boxes.append(f"{place} 0 0 0 0 0 0")
+        if np.isfinite(face).any():
+            triples = " ".join(f"{x:.8g} {y:.8g} 0" if np.isfinite([x, y]).all() else "-1 -1 -1" for x, y in face)
+            points.append(f"{place} {triples} 1")
+    boxes += [f"{_place(box)} 0 0 0 1 0 0" for box in picture.ignore.tolist()]
+    rows = [name, str(len(boxes)), *(boxes or ["0 0 0 0 0 0 0 0 0 0"])]
+    return "\n".join(rows) + "\n", "\n".join(points) + "\n"
+
+
+def _place(box: list[float]) -> str:
+    x1, y1, x2, y2 = box
+    return f"{x1:.8g} {y1:.8g} {x2 - x1:.8g} {y2 - y1:.8g}"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.wider import Picture
+from pyface.data.picture import Picture
 from pyface.evaluation.curves import Curve
 
 SIZES = {

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyface.data.wider import DatasetError, Picture
+from pyface.data.picture import DatasetError, Picture
 from pyface.detections import Detections
 from pyface.evaluation.average_precision import SIZES, best_f1, box_iou, outcomes, precision_recall
 

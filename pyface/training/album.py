@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyface.data.wider import DatasetError, Picture, read_folder
-from pyface.io.images import EncodedImage, ImageError, open_image, read_image
+from pyface.data.folder import read_folder
+from pyface.data.picture import DatasetError, Picture, size_of
+from pyface.io.images import ImageError, read_image
 
 MEMORY_SHARE = 0.5  # share of the free memory that decoded images may take
 
@@ -107,21 +108,6 @@ def read(path: Path) -> Tensor:
         return torch.from_numpy(read_image(path))
     except ImageError as error:
         raise DatasetError(str(error)) from error  # its message names the file
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    """Reads the height and width of an image without decoding it.
-
-    Raises:
-        DatasetError: The image is missing, truncated or too large.
-    """
-    try:
-        opened = open_image(path)
-    except ImageError as error:
-        raise DatasetError(str(error)) from error  # its message names the file
-    assert isinstance(opened, EncodedImage)
-    height, width = opened.header.height, opened.header.width
-    return (width, height) if opened.header.orientation > 4 else (height, width)
 
 
 def split(folders: Sequence[str], held_out: Sequence[str]) -> tuple[list[Picture], list[Picture]]:

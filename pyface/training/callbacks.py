@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pyface.data.wider import Picture
+from pyface.data.picture import Picture
 from pyface.detections import Detections
 from pyface.detector import FaceDetector
 from pyface.draw import draw

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyface import ops
-from pyface.data.wider import Picture
+from pyface.data.picture import Picture
 from pyface.models.mtcnn import CELL, MTCNN, CropKind, CropTruth, MTCNNConfig, normalised_crops
 from pyface.training.album import Album
 from pyface.training.recipes import Recipe

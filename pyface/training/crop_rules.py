@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.wider import Picture
+from pyface.data.picture import Picture
 
 Square = tuple[float, float, float]
 """Left, top, side."""

@@ -13,7 +13,8 @@ from typing import Any, TypeVar, get_type_hints
 
 import torch
 
-from pyface.data.wider import DatasetError, Picture, unlisted
+from pyface.data.folder import unlisted
+from pyface.data.picture import DatasetError, Picture
 from pyface.models.checkpoints import is_of_kind, tupled
 from pyface.training.album import Album
 from pyface.training.recipes import Recipe, Run, TrainingError

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyface.data.wider import DatasetError, read_folder
+from pyface.data.folder import read_folder
+from pyface.data.picture import DatasetError
 
 VAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "faces" / "val"
 PART = VAL.with_name("part3")
@@ -85,10 +86,10 @@ def test_malformed_files_are_named(folder, boxes, landmarks, words):
 
 
 def test_what_is_no_data_folder(tmp_path):
-    with pytest.raises(DatasetError, match="should hold a folder `images`"):
+    with pytest.raises(DatasetError, match="must hold a folder `images`"):
         read_folder(tmp_path)
     (tmp_path / "images").mkdir()
-    with pytest.raises(DatasetError, match="holds no pictures"):
+    with pytest.raises(DatasetError, match="holds no images"):
         read_folder(tmp_path)
     (tmp_path / "bbx_gt.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DatasetError, match="cannot be read as text"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyface.data.wider import Picture
+from pyface.data.picture import Picture
 from pyface.evaluation.average_precision import SIZES, best_f1, box_iou, precision_recall
 
 

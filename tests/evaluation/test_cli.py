@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pyface.cli import app
-from pyface.data.wider import read_folder
+from pyface.data.folder import read_folder
 from pyface.detections import Detections
 from pyface.evaluation import widerface
 from pyface.evaluation.faces import mistakes, score
@@ -101,9 +101,9 @@ FDDB = ("fddb", "--ground-truth", "lists", "--predictions")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([*FACES, "gone"], "gone should hold a folder `images`"),
-        ([*FACES, "empty"], "empty should hold a folder `images`"),
-        ([*FACES, "full/a.txt"], "full/a.txt should hold a folder `images`"),
+        ([*FACES, "gone"], "gone must hold a folder `images`"),
+        ([*FACES, "empty"], "empty must hold a folder `images`"),
+        ([*FACES, "full/a.txt"], "full/a.txt must hold a folder `images`"),
         (["faces", "--model", "mtcn", "--data", "data"], "there is no model 'mtcn'"),
         ([*FACES, "data", "--size", "640"], "size"),
         ([*FACES, "data", "--json", "gone/x.json"], "gone/x.json cannot be written: there is no gone"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyface.data.wider import Picture
+from pyface.data.picture import Picture
 from pyface.detections import Detections
 from pyface.evaluation.faces import landmark_error, score
 

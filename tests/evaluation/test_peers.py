@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyface.data.wider import Picture
+from pyface.data.picture import Picture
 from pyface.evaluation.average_precision import SIZES, precision_recall
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyface.data.wider import read_folder
+from pyface.data.folder import read_folder
 from pyface.evaluation.average_precision import precision_recall
 from pyface.models import MTCNN, Faces, MTCNNConfig, create_model
 from pyface.models import mtcnn as module

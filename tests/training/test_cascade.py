@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pyface import FaceDetector
-from pyface.data.wider import Picture, read_folder
+from pyface.data.folder import read_folder
+from pyface.data.picture import Picture
 from pyface.evaluation.faces import Report
 from pyface.models.mtcnn import (
     MTCNN,

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyface.data.wider import Picture
+from pyface.data.picture import Picture
 from pyface.training.crop_rules import RULES, densebox, octaves, s3fd, srn, ssh
 
 HEIGHT, WIDTH, SIZE = 300, 500, 256

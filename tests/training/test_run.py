@@ -10,7 +10,8 @@ import torch
 
 from pyface import Detections, FaceDetector
 from pyface.cli.train import parse_hours
-from pyface.data.wider import DatasetError, read_folder
+from pyface.data.folder import read_folder
+from pyface.data.picture import DatasetError
 from pyface.evaluation.faces import score
 from pyface.models import create_model
 from pyface.models.checkpoints import CheckpointError, configured
@@ -331,7 +332,7 @@ def test_what_cannot_begin(data, tmp_path):
     with pytest.raises(TrainingError, match="the crop rule densebox is for DenseBox"):
         train(small_run(data, recipe=replace(SMALL, crops="densebox")), tmp_path / "new")
     (tmp_path / "empty" / "images").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="holds no images"):
         train(small_run(tmp_path / "empty"), tmp_path / "new")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyface.data.wider import read_folder
+from pyface.data.folder import read_folder
 from pyface.training import album as album_module
 from pyface.training.album import Album, read, split
 from pyface.training.crop_rules import octaves

@@ -1,0 +1,166 @@
+"""COCO's annotation format: one JSON file with "images", "annotations" and "categories" (cocodataset.org/#format-data).
+
+`iscrowd` marks an ignore box, and five keypoints are a face's landmarks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyface.data.picture import Box, DatasetError, Picture, picture_of
+
+KEYPOINTS = ("left_eye", "right_eye", "nose", "left_mouth_corner", "right_mouth_corner")  # image-left first
+
+
+def annotation_file(folder: Path) -> Path | None:
+    """The COCO file of a data folder: the only JSON file with "images" and "annotations" in it or in `annotations/`.
+
+    Raises:
+        DatasetError: There are several.
+    """
+    files = sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")])
+    found = [path for path in files if _holds_coco(path)]
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found)
+        raise DatasetError(f"{folder} must hold one COCO file, got {names}; move the others elsewhere")
+    return found[0] if found else None
+
+
+def read_coco(file: Path, images: Path) -> list[Picture]:
+    """Reads a COCO file; the images themselves are not opened.
+
+    Args:
+        file: The annotations.
+        images: The folder that `file_name` is relative to.
+
+    Raises:
+        DatasetError: The file is malformed, names an image that does not exist, or has several categories of which none
+            is called "face".
+    """
+    content = _load(file)
+    category = _face_category(file, content.get("categories", []), content["annotations"])
+    boxes: dict[object, list[Box]] = {}
+    for entry in content["images"]:
+        boxes[_field(file, entry, "id", "images")] = []
+    for entry in content["annotations"]:
+        image = _field(file, entry, "image_id", "annotations")
+        if image not in boxes:
+            raise DatasetError(f"{file}: annotation {entry.get('id')} is of image {image!r}, which is not in `images`")
+        if category is None or entry.get("category_id") == category:
+            boxes[image].append(_box(file, entry))
+    pictures = []
+    for entry in content["images"]:
+        path = images / str(_field(file, entry, "file_name", "images"))
+        if not path.is_file():
+            raise DatasetError(f"{file} names {entry['file_name']}, which is not in {images}")
+        pictures.append(picture_of(path, boxes[entry["id"]]))
+    return pictures
+
+
+def coco_dict(pictures: Sequence[Picture], names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """The content of a COCO file.
+
+    Args:
+        pictures: The annotations.
+        names: Each image's `file_name`.
+        sizes: Each image's height and width.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for k, (picture, name, (height, width)) in enumerate(zip(pictures, names, sizes, strict=True), 1):
+        images.append({"id": k, "file_name": name, "width": width, "height": height})
+        unknown = np.full((5, 2), np.nan, np.float32)
+        rows = [(box, 0, points) for box, points in zip(picture.faces, picture.landmarks, strict=True)]
+        rows += [(box, 1, unknown) for box in picture.ignore]
+        for box, crowd, points in rows:
+            x1, y1, x2, y2 = map(float, box)
+            known = np.isfinite(points).all(1)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": k,
+                    "category_id": 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": crowd,
+                    "num_keypoints": int(known.sum()),
+                    "keypoints": [
+                        value
+                        for point, is_known in zip(points, known, strict=True)
+                        for value in ((float(point[0]), float(point[1]), 2) if is_known else (0, 0, 0))
+                    ],
+                }
+            )
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "face", "keypoints": list(KEYPOINTS), "skeleton": []}],
+    }
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{file} cannot be read as JSON ({error})") from error
+    for name in ("images", "annotations"):
+        entries = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise DatasetError(f"{file}: `{name}` must be a list of objects, as in COCO's format")
+    return dict(content)
+
+
+def _holds_coco(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
+
+
+def _face_category(file: Path, categories: Any, annotations: Sequence[Mapping[str, Any]]) -> object:
+    """The id of the category "face"; None: all annotations are faces, since there is one category at most."""
+    named = {str(entry.get("name", "")).lower(): entry.get("id") for entry in categories if isinstance(entry, dict)}
+    if "face" in named:
+        return named["face"]
+    if len({entry.get("category_id") for entry in annotations}) > 1:
+        raise DatasetError(f'{file}: one of its categories must be called "face", got {", ".join(sorted(named))}')
+    return None
+
+
+def _field(file: Path, entry: Mapping[str, Any], name: str, of: str) -> Any:
+    if name not in entry:
+        raise DatasetError(f"{file}: every entry of `{of}` must have `{name}`, got {json.dumps(entry)[:200]}")
+    return entry[name]
+
+
+def _box(file: Path, entry: Mapping[str, Any]) -> Box:
+    box = _field(file, entry, "bbox", "annotations")
+    if not _are_numbers(box) or len(box) != 4:
+        raise DatasetError(f"{file}, annotation {entry.get('id')}: `bbox` must be four numbers, x y w h, got {box!r}")
+    x, y, w, h = map(float, box)
+    return Box((x, y, w, h), bool(entry.get("iscrowd", 0)), _landmarks(file, entry))
+
+
+def _landmarks(file: Path, entry: Mapping[str, Any]) -> NDArray[np.float32] | None:
+    """An annotation's landmarks; None unless it has five keypoints, since others are not ours."""
+    values = entry.get("keypoints") or []
+    if not _are_numbers(values):
+        raise DatasetError(f"{file}, annotation {entry.get('id')}: `keypoints` must be numbers, got {values!r}")
+    if len(values) != 15:
+        return None
+    points = np.array(values, np.float32).reshape(5, 3)
+    return np.where(points[:, 2:] > 0, points[:, :2], np.nan).astype(np.float32)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values
+    )
