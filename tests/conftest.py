@@ -38,12 +38,6 @@ def cuda() -> str:
     return "cuda"
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> str:
-    """Runs a test on the CPU, and on a GPU where there is one (`pytest -m cuda`)."""
-    return request.param if request.param == "cpu" else request.getfixturevalue("cuda")
-
-
 @pytest.fixture
 def fake_model():
     """A FakeModel: one face for every 40 grey levels of a picture's mean."""
