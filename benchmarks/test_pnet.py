@@ -6,9 +6,8 @@ Floor on the CPU: 0.51 G multiply-adds for a picture of 614 x 460, at 16 a cycle
 import pytest
 import torch
 
-from pyface import ops
 from pyface.models.mtcnn import PNet
-from pyface.ops import reference
+from pyface.models.mtcnn_kernels import pnet, pnet_in_torch
 
 
 @pytest.mark.parametrize("library", ["pyface", "torch"])
@@ -18,8 +17,8 @@ def test_pnet(library, batch, size, device, timed):
     if batch == 32 and size[0] > 100 and device == "cpu":
         pytest.skip("tells nothing beyond a batch of 8")
     weights = PNet().to(device).weights()
-    pictures = torch.randn(batch, 3, *size, device=device)
-    torch.testing.assert_close(ops.pnet(pictures, weights), reference.pnet(pictures, weights), rtol=1e-4, atol=1e-4)
-    module = ops if library == "pyface" else reference
+    images = torch.randn(batch, 3, *size, device=device)
+    torch.testing.assert_close(pnet(images, weights), pnet_in_torch(images, weights), rtol=1e-4, atol=1e-4)
+    network = pnet if library == "pyface" else pnet_in_torch
     with torch.inference_mode():
-        timed(lambda: module.pnet(pictures, weights), "pnet", f"{batch} x {size[1]} x {size[0]}", library)
+        timed(lambda: network(images, weights), "pnet", f"{batch} x {size[1]} x {size[0]}", library)

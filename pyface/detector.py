@@ -19,7 +19,7 @@ from pyface.io.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, decod
 from pyface.io.pipeline import ordered_map
 from pyface.models import zoo
 from pyface.models.base import FaceModel, Faces
-from pyface.models.single_shot import InferenceOptions
+from pyface.models.inference import InferenceOptions
 from pyface.models.views import Size
 from pyface.ops._extension import build_info
 

@@ -23,7 +23,8 @@ from pyface.evaluation.average_precision import box_iou
 from pyface.io.images import read_image
 from pyface.models import create_model
 from pyface.models.base import GroundTruth
-from pyface.models.single_shot import InferenceOptions, SingleShot
+from pyface.models.inference import InferenceOptions
+from pyface.models.single_shot import SingleShot
 from pyface.models.views import View, scale_for, whole
 
 FILES = ("tr_ilc_00077.jpg", "tr_ilc_00247.jpg", "tr_ilc_00457.jpg", "tr_ilc_00491.jpg")  # eleven clear faces

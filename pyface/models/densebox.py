@@ -32,16 +32,9 @@ from pyface import ops
 from pyface.models import losses
 from pyface.models.backbones import VGG19, CompactResNet, TopDown, convolution, pool
 from pyface.models.base import GroundTruth
+from pyface.models.inference import IMAGENET_MEAN, IMAGENET_STD, InferenceOptions, Preprocessing
 from pyface.models.layers import gaussian, xavier
-from pyface.models.single_shot import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    InferenceOptions,
-    Limits,
-    Preprocessing,
-    SingleShot,
-    TrainedFaces,
-)
+from pyface.models.single_shot import Limits, SingleShot, TrainedFaces
 from pyface.models.views import Size, View, pyramid, scale_for
 
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from pyface import ops
 from pyface.models import losses
 from pyface.models.base import FaceModel, Faces, check_images
+from pyface.models.mtcnn_kernels import convnet, pnet
 
 STRIDE, CELL = 2, 12  # P-Net's window is 12 x 12 pixels, at every second pixel
 
@@ -126,7 +127,7 @@ class PNet(nn.Module):
         self.heads = nn.Conv2d(32, 2 + 4, 1)
 
     def weights(self) -> list[Tensor]:
-        """The weights, biases and PReLU slopes of all layers, as `ops.pnet` takes them."""
+        """The weights, biases and PReLU slopes of all layers, as `mtcnn_kernels.pnet` takes them."""
         convolutions = (self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3)
         return parameters_of(*convolutions, self.heads)
 
@@ -137,7 +138,7 @@ class PNet(nn.Module):
         return self.prelu3(self.conv3(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.pnet(x, self.weights()) if runs_on_our_kernels(x) else self.heads(self.hidden(x))
+        return pnet(x, self.weights()) if runs_on_our_kernels(x) else self.heads(self.hidden(x))
 
 
 class RNet(nn.Module):
@@ -160,13 +161,13 @@ class RNet(nn.Module):
         self.heads = nn.Linear(128, 2 + 4)
 
     def weights(self) -> list[Tensor]:
-        """The weights, biases and PReLU slopes of the convolutions, as `ops.convnet` takes them."""
+        """The weights, biases and PReLU slopes of the convolutions, as `mtcnn_kernels.convnet` takes them."""
         return parameters_of(self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3)
 
     def features(self, x: Tensor) -> Tensor:
         """[N, 3, 24, 24] -> [N, 64, 3, 3]."""
         if runs_on_our_kernels(x):
-            return ops.convnet(x, self.weights(), self.POOLS)
+            return convnet(x, self.weights(), self.POOLS)
         x = self.pool1(self.prelu1(self.conv1(x)))
         x = self.pool2(self.prelu2(self.conv2(x)))
         return self.prelu3(self.conv3(x))
@@ -206,14 +207,14 @@ class ONet(nn.Module):
         self.heads = nn.Linear(256, 2 + 4 + 10)
 
     def weights(self) -> list[Tensor]:
-        """The weights, biases and PReLU slopes of the convolutions, as `ops.convnet` takes them."""
+        """The weights, biases and PReLU slopes of the convolutions, as `mtcnn_kernels.convnet` takes them."""
         convolutions = (self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3)
         return parameters_of(*convolutions, self.conv4, self.prelu4)
 
     def features(self, x: Tensor) -> Tensor:
         """[N, 3, 48, 48] -> [N, 128, 3, 3]."""
         if runs_on_our_kernels(x):
-            return ops.convnet(x, self.weights(), self.POOLS)
+            return convnet(x, self.weights(), self.POOLS)
         x = self.pool1(self.prelu1(self.conv1(x)))
         x = self.pool2(self.prelu2(self.conv2(x)))
         x = self.pool3(self.prelu3(self.conv3(x)))

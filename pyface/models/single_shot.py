@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,29 +14,16 @@ from pyface import ops
 from pyface.models.base import FaceModel, Faces, GroundTruth, check_images
 from pyface.models.fusion import fold_batch_norms
 from pyface.models.graphs import CudaGraphs
+from pyface.models.inference import (
+    InferenceOptions,
+    Preprocessing,
+    faces_of_views,
+    group_views,
+    make_batch,
+    merge,
+    widened,
+)
 from pyface.models.views import MULTISCALE, Size, View, halvings, scale_for, tiles, whole
-
-CANVAS = 32  # canvas sizes are multiples of this, so that images of nearly equal sizes share a batch
-BATCH_PIXELS = 1 << 22  # largest number of canvas pixels per batch
-
-# Of ImageNet's images, in pixel values and RGB order, as torchvision's networks expect them.
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Normalization of a network's input: (pixel - mean) / std per channel, in the network's channel order.
-
-    Attributes:
-        mean: In pixel values, 0 to 255, in RGB order whatever the network's order.
-        std: As `mean`.
-        bgr: Whether the network takes blue first.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    bgr: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,56 +49,6 @@ class TrainedFaces(NamedTuple):
 
     height: float
     band: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class InferenceOptions:
-    """Options of a single-shot detector: image scale, tiling, merging of views and numbers of boxes.
-
-    Attributes:
-        size: Size of the image that the network runs on: "native" (unscaled), the longer side in pixels, or (shorter
-            side, longer side at most); None: the model's default.
-        multiscale: Detect at many scales and in the mirror image, and merge the results, as the authors of "s3fd",
-            "srn" or "ssh" test; None: one scale.
-        limits: "ap": the paper's limits for average precision; "fast": fewer boxes.
-        tile: Cut images longer than this many network pixels into overlapping tiles; None: never.
-        drop_singletons: When boxes vote (multiscale "s3fd" and "srn"), drop boxes that no other confirms, as the
-            authors do. That loses faces found at only one scale.
-    """
-
-    size: Size | None = None
-    multiscale: Literal["s3fd", "srn", "ssh"] | None = None
-    limits: Literal["ap", "fast"] = "ap"
-    tile: int | None = None
-    drop_singletons: bool = False
-
-    def __post_init__(self) -> None:
-        if not _is_size(self.size):
-            raise ValueError(
-                "size should be 'native', the longer side in pixels, (shorter, longer), 1200x1600 on the command line, "
-                f"or None for the model's own, got {self.size!r}"
-            )
-        if self.multiscale is not None and self.multiscale not in MULTISCALE:
-            raise ValueError(f"multiscale should be one of {', '.join(MULTISCALE)} or None, got {self.multiscale!r}")
-        if self.multiscale is not None and self.size is not None:
-            raise ValueError(f"multiscale brings its own sizes, got size={self.size!r} as well, give one of them")
-        if self.limits not in ("ap", "fast"):
-            raise ValueError(f"limits should be 'ap' or 'fast', got {self.limits!r}")
-        if self.tile is not None and (isinstance(self.tile, bool) or not isinstance(self.tile, int) or self.tile < 64):
-            raise ValueError(f"tile should be a side of 64 pixels or more, or None, got {self.tile!r}")
-
-
-def _is_size(size: object) -> bool:
-    def is_side(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-    if isinstance(size, tuple):
-        return len(size) == 2 and all(map(is_side, size)) and size[0] <= size[1]
-    return size is None or size == "native" or is_side(size)
-
-
-# Multi-scale tests that merge the faces of their views by box voting, at this IoU; others use suppression.
-_VOTING = {"s3fd": 0.3, "srn": 0.5}
 
 
 class SingleShot(FaceModel):
@@ -268,10 +204,8 @@ class SingleShot(FaceModel):
         ]
         found: list[list[Faces]] = [[] for _ in images]
         with torch.no_grad():
-            seen = []
-            for group in _groups(views):
-                seen.append(self._look(images, group, score_threshold, options))
-            for view, faces in _unpad(seen):
+            batches = [(group, self._find_in(images, group, score_threshold, options)) for group in group_views(views)]
+            for view, faces in faces_of_views(batches):
                 found[view.image].append(faces)
             return [self._merged(parts, options, min_face) for parts in found]
 
@@ -323,23 +257,13 @@ class SingleShot(FaceModel):
             else:
                 yield from tiles(view, options.tile)
 
-    def _look(
+    def _find_in(
         self, images: Sequence[Tensor], views: list[View], score_threshold: float | None, options: InferenceOptions
-    ) -> tuple[list[View], ops.Candidates]:
+    ) -> ops.Candidates:
         """Runs the detector on views of one canvas size."""
-        canvas, contents = _canvas(views[0]), [view.content for view in views]
-        pixels = [view.pixels(images[view.image]) for view in views]
-        batch, _ = ops.letterbox(
-            pixels,
-            canvas,
-            scales=[view.scale for view in views],
-            mean=self.preprocessing.mean,
-            std=self.preprocessing.std,
-        )
-        if self.preprocessing.bgr:
-            batch = batch.flip(1)
-        batch = batch.to(self.dtype)
-        sizes = torch.tensor(contents, dtype=torch.float32).to(self.device, non_blocking=True)
+        batch = make_batch(images, views, self.preprocessing).to(self.dtype)
+        contents = torch.tensor([view.content for view in views], dtype=torch.float32)
+        sizes = contents.to(self.device, non_blocking=True)
         arguments: dict[str, Any] = {
             "score_threshold": score_threshold,
             "limits": options.limits,
@@ -347,28 +271,21 @@ class SingleShot(FaceModel):
             "suppress": options.multiscale != "ssh",  # SSH suppresses over all scales at once (docs/detectors.md 5.4)
         }
         if self.graphs is None or batch.device.type != "cuda":
-            return views, self.find(batch, sizes, **arguments)
-        return views, ops.Candidates(*self.graphs(self.find, (batch, sizes), arguments))
+            return self.find(batch, sizes, **arguments)
+        return ops.Candidates(*self.graphs(self.find, (batch, sizes), arguments))
 
     def _merged(self, parts: list[Faces], options: InferenceOptions, min_face: float | None) -> Faces:
         if not parts:
             empty = torch.zeros(0, device=self.device)
             return Faces(empty.reshape(0, 4), empty, None)
-        faces = parts[0] if len(parts) == 1 else _together(parts)
-        if len(parts) > 1 and options.multiscale in _VOTING:
-            faces = vote(
-                faces,
-                _VOTING[options.multiscale],
-                drop_singletons=options.drop_singletons,
-                plus_one=options.multiscale == "s3fd",
-            )
-        elif len(parts) > 1:
-            boxes = self._suppression_boxes(faces.boxes)
-            keep = ops.nms(boxes, faces.scores, self.nms_threshold, overlap=self.nms_overlap)
-            faces = faces.select(keep)
+        faces = merge(parts, options, self._suppressed)
         if min_face is not None:
             faces = faces.at_least(min_face)
         return faces.select(slice(self.limits[options.limits].detections))
+
+    def _suppressed(self, faces: Faces) -> Faces:
+        boxes = self._suppression_boxes(faces.boxes)
+        return faces.select(ops.nms(boxes, faces.scores, self.nms_threshold, overlap=self.nms_overlap))
 
     def _suppression_boxes(self, boxes: Tensor) -> Tensor:
         return widened(boxes, 1.0) if self.nms_plus_one else boxes
@@ -412,48 +329,6 @@ class AnchorDetector(SingleShot):
         )
 
 
-def vote(faces: Faces, iou_threshold: float, *, drop_singletons: bool, plus_one: bool = False) -> Faces:
-    """Box voting (docs/detectors.md 2.6 d); a voted face has the landmarks of the best face that voted for it.
-
-    `plus_one`: measure sides as x2 - x1 + 1, as S3FD's authors do; SRN's boxes already include that pixel.
-    """
-    if plus_one:
-        wider = vote(faces._replace(boxes=widened(faces.boxes, 1.0)), iou_threshold, drop_singletons=drop_singletons)
-        return wider._replace(boxes=widened(wider.boxes, -1.0))
-    boxes, scores = ops.box_voting(faces.boxes, faces.scores, iou_threshold, drop_singletons=drop_singletons)
-    if faces.landmarks is None:
-        return Faces(boxes, scores, None)
-    # Suppression leaves the best face of each cluster, in their order. It compares by >, voting by >=.
-    best = ops.nms(faces.boxes, faces.scores, math.nextafter(iou_threshold, 0.0))
-    if drop_singletons and len(boxes):
-        same_score = scores[:, None] == faces.scores[best][None]
-        distance = torch.cdist(boxes, faces.boxes[best], p=1.0).masked_fill(~same_score, math.inf)
-        best = best[distance.argmin(1)]
-    return Faces(boxes, scores, faces.landmarks[best[: len(boxes)]])
-
-
-def widened(boxes: Tensor, pixels: float) -> Tensor:
-    """Moves the right and bottom edges of boxes [..., 4] outwards."""
-    # No constant tensor: copying one to a GPU would synchronize.
-    return torch.cat([boxes[..., :2], boxes[..., 2:] + pixels], dim=-1)
-
-
-def _groups(views: list[View]) -> Iterator[list[View]]:
-    """Groups views that can share a batch of at most BATCH_PIXELS pixels (or one view)."""
-    by_shape: dict[tuple[object, ...], list[View]] = {}
-    for view in views:
-        by_shape.setdefault((_canvas(view), view.levels), []).append(view)
-    for group in by_shape.values():
-        height, width = _canvas(group[0])
-        most = max(1, BATCH_PIXELS // (height * width))
-        yield from (group[start : start + most] for start in range(0, len(group), most))
-
-
-def _canvas(view: View) -> tuple[int, int]:
-    height, width = (math.ceil(side / CANVAS) * CANVAS for side in view.content)
-    return height, width
-
-
 def _take(found: ops.Candidates, keep: Tensor, count: Tensor) -> ops.Candidates:
     """Selects candidates by an index padded with -1; entries beyond the count are arbitrary candidates."""
     index = keep.clamp(min=0)
@@ -463,35 +338,4 @@ def _take(found: ops.Candidates, keep: Tensor, count: Tensor) -> ops.Candidates:
         found.landmarks.take_along_dim(index[..., None, None], 1),
         found.index.take_along_dim(index, 1),
         count,
-    )
-
-
-def _unpad(seen: list[tuple[list[View], ops.Candidates]]) -> Iterator[tuple[View, Faces]]:
-    """Yields each view with its faces in image pixels. The only place that waits for the device."""
-    if not seen:
-        return
-    counts = iter(torch.cat([found.count for _, found in seen]).tolist())
-    for views, found in seen:
-        for row, view in enumerate(views):
-            yield view, _in_picture(view, found, row, next(counts))
-
-
-def _in_picture(view: View, found: ops.Candidates, row: int, count: int) -> Faces:
-    boxes = view.to_picture(found.boxes[row, :count].reshape(-1, 2, 2)).flatten(1)
-    scores = found.scores[row, :count]
-    landmarks = view.to_picture(found.landmarks[row, :count]) if found.landmarks.shape[2] else None
-    if view.mirror:  # left and right swap
-        boxes = boxes[:, [2, 1, 0, 3]]
-        landmarks = None if landmarks is None else landmarks[:, [1, 0, 2, 4, 3]]
-    faces = Faces(boxes, scores, landmarks)
-    is_plain = view == whole(view.image, view.region[3], view.region[2], view.scale)
-    return faces if is_plain else faces.select(view.counts(boxes).nonzero().squeeze(1))
-
-
-def _together(parts: list[Faces]) -> Faces:
-    landmarks = [part.landmarks for part in parts if part.landmarks is not None]
-    return Faces(
-        torch.cat([part.boxes for part in parts]),
-        torch.cat([part.scores for part in parts]),
-        torch.cat(landmarks) if landmarks else None,
     )

@@ -41,8 +41,9 @@ from pyface.models.anchors import anchors_around
 from pyface.models.backbones import CompactResNet, ResNet50, TopDown, convolution, extra_level
 from pyface.models.base import GroundTruth
 from pyface.models.heads import LANDMARKS
+from pyface.models.inference import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pyface.models.layers import gaussian
-from pyface.models.single_shot import IMAGENET_MEAN, IMAGENET_STD, AnchorDetector, Limits, Preprocessing
+from pyface.models.single_shot import AnchorDetector, Limits
 from pyface.models.views import Size
 
 

@@ -37,8 +37,9 @@ from pyface.models.anchors import anchors_around
 from pyface.models.backbones import VGG16, CompactResNet, TopDown, convolution, pool
 from pyface.models.base import GroundTruth
 from pyface.models.heads import Predictor
+from pyface.models.inference import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pyface.models.layers import BilinearUpsample, gaussian
-from pyface.models.single_shot import IMAGENET_MEAN, IMAGENET_STD, AnchorDetector, Limits, Preprocessing
+from pyface.models.single_shot import AnchorDetector, Limits
 from pyface.models.views import Size
 
 

@@ -1,12 +1,10 @@
 """pyface's ops: compiled CPU and CUDA kernels with a torch face. ``reference`` holds the same ops in plain torch."""
 
 from pyface.ops.anchors import AnchorLevel, Candidates, LevelMaps, anchor_boxes, decode_anchors
-from pyface.ops.convnet import convnet
 from pyface.ops.densebox import DenseBoxMaps, decode_densebox, densebox_targets
 from pyface.ops.matching import assign_anchors
 from pyface.ops.mining import balanced_sample, hard_negatives, online_hard
 from pyface.ops.nms import batched_nms, box_voting, nms, nms_padded, soft_nms
-from pyface.ops.pnet import pnet
 from pyface.ops.resample import crop_resize, letterbox
 from pyface.ops.scoring import face_probability, maxout_background
 
@@ -20,7 +18,6 @@ __all__ = [
     "balanced_sample",
     "batched_nms",
     "box_voting",
-    "convnet",
     "crop_resize",
     "decode_anchors",
     "decode_densebox",
@@ -32,6 +29,5 @@ __all__ = [
     "nms",
     "nms_padded",
     "online_hard",
-    "pnet",
     "soft_nms",
 ]

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyface.ops.anchors import AnchorLevel, Candidates, LevelMaps, anchor_boxes
@@ -196,30 +195,6 @@ def crop_resize(
         columns = resampling_matrix(x1, x2, max(0.0, x2 - x1) / size[1], interpolation, size[1], image.shape[1])
         out[i] = _resample(image, rows, columns, mean, std)
     return out
-
-
-def pnet(pictures: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    conv1, bias1, slope1, conv2, bias2, slope2, conv3, bias3, slope3, heads, bias_heads = weights
-    x = F.max_pool2d(F.prelu(F.conv2d(pictures, conv1, bias1), slope1), 2, 2, ceil_mode=True)
-    x = F.prelu(F.conv2d(x, conv2, bias2), slope2)
-    x = F.prelu(F.conv2d(x, conv3, bias3), slope3)
-    return F.conv2d(x, heads, bias_heads)
-
-
-def convnet(crops: Tensor, weights: Sequence[Tensor], pools: Sequence[int]) -> Tensor:
-    x = crops
-    for weight, bias, slope, pool in zip(weights[::3], weights[1::3], weights[2::3], pools, strict=True):
-        x = F.prelu(F.conv2d(x, weight, bias), slope)
-        x = F.max_pool2d(x, pool, 2, ceil_mode=True) if pool else x
-    return x
-
-
-def pooled_size(size: int, pool: int) -> int:
-    """Side of a map of `size` after pooling at stride 2 that rounds up; windows that begin outside are left out."""
-    if pool == 0:
-        return size
-    windows = (size - pool + 1) // 2 + 1
-    return windows - 1 if (windows - 1) * 2 >= size else windows
 
 
 def maxout_background(logits: Tensor, num_background: int) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pyface.models.backbones import VGG, ResNet50
 from pyface.models.checkpoints import CheckpointError, flatten, read_any, renamed, without_prefix
-from pyface.models.single_shot import IMAGENET_STD, Preprocessing, SingleShot
+from pyface.models.inference import IMAGENET_STD, Preprocessing
+from pyface.models.single_shot import SingleShot
 
 
 def load_backbone(model: SingleShot, path: str) -> None:

@@ -14,7 +14,7 @@ from pyface.models.backbones import VGG19
 from pyface.models.base import GroundTruth
 from pyface.models.densebox import DenseBox, DenseBoxOutput, Refine, branch, peaks, upsample
 from pyface.models.fusion import fold_batch_norms
-from pyface.models.single_shot import InferenceOptions
+from pyface.models.inference import InferenceOptions
 from pyface.models.views import whole
 from pyface.ops import reference
 

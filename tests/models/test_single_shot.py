@@ -14,7 +14,8 @@ from pyface.detector import FaceDetector
 from pyface.models import single_shot
 from pyface.models.base import Faces
 from pyface.models.graphs import CudaGraphs
-from pyface.models.single_shot import InferenceOptions, Limits, Preprocessing, SingleShot, vote
+from pyface.models.inference import InferenceOptions, Preprocessing, vote
+from pyface.models.single_shot import Limits, SingleShot
 
 
 class SquareFinder(SingleShot):

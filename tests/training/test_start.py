@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from pyface.models import create_model
 from pyface.models.backbones import VGG
 from pyface.models.checkpoints import CheckpointError, save_checkpoint
-from pyface.models.single_shot import IMAGENET_STD
+from pyface.models.inference import IMAGENET_STD
 from pyface.training.recipes import RECIPES
 from pyface.training.start import freeze, load_backbone
 

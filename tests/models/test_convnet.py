@@ -7,8 +7,7 @@ import sys
 import pytest
 import torch
 
-from pyface import ops
-from pyface.ops import reference
+from pyface.models.mtcnn_kernels import convnet, convnet_in_torch, pooled_size
 
 # Input side and (out, kernel, pool) of each layer: R-Net, O-Net, and shapes that meet every block of channels.
 NETWORKS = {
@@ -32,16 +31,16 @@ def network(name: str, device: str = "cpu"):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("n", [0, 1, 7, 30])
-def test_convnet_equals_reference(n, name, device):
+def test_convnet_equals_its_layers(n, name, device):
     size, weights, pools = network(name, device)
     crops = torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1)).to(device)
-    expected = reference.convnet(crops, weights, pools)
-    torch.testing.assert_close(ops.convnet(crops, weights, pools), expected, rtol=1e-4, atol=1e-3)
+    expected = convnet_in_torch(crops, weights, pools)
+    torch.testing.assert_close(convnet(crops, weights, pools), expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("level", ["baseline", "avx2"])
-def test_every_instruction_set_equals_reference(level):
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_convnet_equals_reference and cpu"]
+def test_every_instruction_set_equals_the_layers(level):
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_convnet_equals_its_layers and cpu"]
     environment = os.environ | {"PYFACE_SIMD": level}
     done = subprocess.run(
         [*command, os.path.abspath(__file__)], env=environment, capture_output=True, text=True, check=False
@@ -54,7 +53,7 @@ def test_pooled_size_is_torchs():
     for pool in (1, 2, 3, 4):
         for size in range(pool, 40):
             pooled = torch.nn.functional.max_pool2d(torch.zeros(1, 1, size, size), pool, 2, ceil_mode=True)
-            assert reference.pooled_size(size, pool) == pooled.shape[2]
+            assert pooled_size(size, pool) == pooled.shape[2]
 
 
 SIZE, WEIGHTS, POOLS = network("R-Net")
@@ -64,15 +63,15 @@ CROPS = torch.zeros(2, 3, SIZE, SIZE)
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: ops.convnet(CROPS[0], WEIGHTS, POOLS), ValueError, r"\[N, C, S, S\], got \[3, 24, 24\]"),
-        (lambda: ops.convnet(CROPS[:, :, :20], WEIGHTS, POOLS), ValueError, r"got \[2, 3, 20, 24\]"),
-        (lambda: ops.convnet(CROPS[:, :, :6, :6], WEIGHTS, POOLS), ValueError, "too small for layer 1"),
-        (lambda: ops.convnet(CROPS[:, :2], WEIGHTS, POOLS), ValueError, r"layer 0's weight .*\[out, 2, k, k\]"),
-        (lambda: ops.convnet(CROPS, WEIGHTS[:-1], POOLS), ValueError, "three tensors for each of pools, got 8 and 3"),
-        (lambda: ops.convnet(CROPS, [], []), ValueError, "got 0 and 0 pools"),
-        (lambda: ops.convnet(CROPS.half(), WEIGHTS, POOLS), TypeError, "crops must be one of float32"),
-        (lambda: ops.convnet(CROPS, WEIGHTS, (3, -1, 0)), ValueError, "pools must be 0 or more, got -1"),
-        (lambda: ops.convnet(CROPS, [*WEIGHTS[:-1], WEIGHTS[1]], POOLS), ValueError, r"layer 2's slope .*\[64\]"),
+        (lambda: convnet(CROPS[0], WEIGHTS, POOLS), ValueError, r"\[N, C, S, S\], got \[3, 24, 24\]"),
+        (lambda: convnet(CROPS[:, :, :20], WEIGHTS, POOLS), ValueError, r"got \[2, 3, 20, 24\]"),
+        (lambda: convnet(CROPS[:, :, :6, :6], WEIGHTS, POOLS), ValueError, "crops must be large enough for layer 1"),
+        (lambda: convnet(CROPS[:, :2], WEIGHTS, POOLS), ValueError, r"layer 0's weight .*\[out, 2, k, k\]"),
+        (lambda: convnet(CROPS, WEIGHTS[:-1], POOLS), ValueError, "three tensors for each of pools, got 8 and 3"),
+        (lambda: convnet(CROPS, [], []), ValueError, "got 0 and 0 pools"),
+        (lambda: convnet(CROPS.half(), WEIGHTS, POOLS), TypeError, "crops must be one of float32"),
+        (lambda: convnet(CROPS, WEIGHTS, (3, -1, 0)), ValueError, "pools must be 0 or more, got -1"),
+        (lambda: convnet(CROPS, [*WEIGHTS[:-1], WEIGHTS[1]], POOLS), ValueError, r"layer 2's slope .*\[64\]"),
     ],
 )
 def test_errors_say_what_came_and_what_is_taken(call, error, words):
