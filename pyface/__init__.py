@@ -11,16 +11,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Detections", "FaceDetector", "ImageError", "create_model", "draw", "list_models", "ops", "read_image"]
+__all__ = [
+    "Detections",
+    "FaceDetector",
+    "FilmWriter",
+    "ImageError",
+    "VideoError",
+    "create_model",
+    "draw",
+    "list_models",
+    "ops",
+    "read_image",
+    "video",
+]
 
 # Names are loaded when first used: torch takes a second to import, and `pyface --help` does not need it.
 _ROOMS = {
     "Detections": "pyface.detections",
     "FaceDetector": "pyface.detector",
+    "FilmWriter": "pyface.io.video",
     "ImageError": "pyface.io.images",
+    "VideoError": "pyface.io.video",
     "create_model": "pyface.models.zoo",
     "list_models": "pyface.models.zoo",
     "read_image": "pyface.io.images",
+    "video": "pyface.io.video",
 }
 
 if TYPE_CHECKING:
@@ -28,6 +43,7 @@ if TYPE_CHECKING:
     from pyface.detections import Detections
     from pyface.detector import FaceDetector
     from pyface.io.images import ImageError, read_image
+    from pyface.io.video import FilmWriter, VideoError, video
     from pyface.models.zoo import create_model, list_models
 
 

@@ -1,0 +1,253 @@
+"""Films and cameras: frames with their times, and annotated films. PyAV reads and writes them (the extra `video`)."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
+CLOCK = 90_000  # ticks per second of written films: fine enough for every usual frame rate
+CODECS = ("libx264", "mpeg4")  # browsers play the first; the second is for builds of PyAV without it
+MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a film that ends earlier than it says by more than both has broken off
+
+
+class VideoError(ValueError):
+    """A film or camera cannot be read, or breaks off."""
+
+
+class Frame(NamedTuple):
+    """Which frame an image is.
+
+    Attributes:
+        source: The film or camera, as given.
+        frame: Number of frames before it in the source; live sources leave numbers out when they drop frames.
+        time: Seconds since the first frame, by the film's own clock.
+    """
+
+    source: str
+    frame: int
+    time: float
+
+
+def video(
+    source: str | Path | int, *, every: int = 1, fps: float | None = None, live: bool | None = None
+) -> Iterator[tuple[Frame, NDArray[np.uint8]]]:
+    """Reads the frames of a film, a camera or an address, upright and in order.
+
+    Args:
+        source: A file, an address such as rtsp://..., or the number of a camera.
+        every: Keep one frame in this many.
+        fps: Keep at most this many frames per second of the film, instead.
+        live: Whether to drop frames while the caller is busy, and go on with the newest. None: for cameras and rtsp.
+
+    Yields:
+        The `Frame` and its pixels, uint8 RGB [H, W, 3]. `FaceDetector.stream` takes such pairs.
+
+    Raises:
+        ValueError: `every` or `fps` is not positive, or both are given.
+        VideoError: The source cannot be opened, has no frames, or breaks off; the frames before that were yielded.
+        ImportError: PyAV is not installed.
+    """
+    if every < 1 or (fps is not None and not 0 < fps < math.inf):
+        raise ValueError(f"video: every must be 1 or more, and fps positive, got every={every} and fps={fps}")
+    if every > 1 and fps is not None:
+        raise ValueError(f"video: give every or fps, got every={every} and fps={fps}")
+    if live is None:
+        live = isinstance(source, int) or str(source).startswith("rtsp")
+    frames = _decode(source)
+    return _selected(_newest(frames) if live else frames, every, fps)
+
+
+def _selected(
+    frames: Iterator[tuple[Frame, Any]], every: int, fps: float | None
+) -> Iterator[tuple[Frame, NDArray[np.uint8]]]:
+    due = -math.inf
+    for place, frame in frames:
+        if place.frame % every == 0 if fps is None else place.time >= due - 1e-6:
+            yield place, _upright(frame)
+            # From the due time, not from the frame's, so that rounding to frames does not add up.
+            due = place.time if math.isinf(due) or fps is None else max(due, place.time - 1 / fps)
+            due += 0 if fps is None else 1 / fps
+
+
+def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
+    """The frames of a source as PyAV's, which are converted to pixels only if they are needed."""
+    av = _pyav()
+    name = str(source)
+    try:
+        container = av.open(*_address(source)) if isinstance(source, int) else av.open(name)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{name} cannot be read as a film ({_reason(error)})") from error
+    with container:
+        if not container.streams.video:
+            raise VideoError(f"{name} has no video stream")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        count, first, last = 0, 0.0, 0.0
+        try:
+            for frame in container.decode(stream):
+                time = frame.time if frame.time is not None else count / float(stream.average_rate or 25)
+                first = time if count == 0 else first
+                last = max(last, time - first)
+                yield Frame(name, count, time - first), frame
+                count += 1
+        except av.error.FFmpegError as error:
+            raise VideoError(f"{name} breaks off after {count:,} frames ({_reason(error)})") from error
+        if count == 0:
+            raise VideoError(f"{name} has no frames")
+        seconds = _duration(container, stream)
+        if seconds - last > max(MISSING_SECONDS, MISSING_SHARE * seconds):
+            raise VideoError(f"{name} breaks off after {last:.1f} of {seconds:.1f} seconds ({count:,} frames)")
+
+
+def _duration(container: Any, stream: Any) -> float:
+    """The seconds of video that a file announces; 0 if it does not."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    # A container's duration is that of its longest stream.
+    return container.duration / 1e6 if container.duration is not None and len(container.streams) == 1 else 0.0
+
+
+def _upright(frame: Any) -> NDArray[np.uint8]:
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))  # both count counterclockwise
+
+
+def _newest(frames: Iterator[tuple[Frame, Any]]) -> Iterator[tuple[Frame, Any]]:
+    """The newest frame whenever the caller asks for one; a thread reads on in between."""
+    ready = threading.Condition()
+    newest: list[tuple[Frame, Any]] = []
+    ended: list[BaseException | None] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        failure: BaseException | None = None
+        try:
+            for frame in frames:
+                with ready:
+                    newest[:] = [frame]
+                    ready.notify()
+                if stop.is_set():
+                    break
+        except BaseException as error:  # raised to the caller, in its thread
+            failure = error
+        with ready:
+            ended.append(failure)
+            ready.notify()
+
+    thread = threading.Thread(target=read, name="pyface-camera", daemon=True)
+    thread.start()
+    try:
+        while True:
+            with ready:
+                ready.wait_for(lambda: newest or ended)
+                frame = newest.pop() if newest else None
+            if frame is None:
+                break
+            yield frame
+        if ended[0] is not None:
+            raise ended[0]
+    finally:
+        stop.set()
+
+
+class FilmWriter:
+    """Writes a film that browsers play (H.264 in MP4), frame by frame. Sound is not written.
+
+    Use it as a context manager, or call `close`.
+
+    Args:
+        path: The file, ending in .mp4, .mov or .mkv.
+
+    Attributes:
+        codec: The codec in use: "mpeg4", which browsers do not play, only if PyAV has no H.264 encoder.
+
+    Raises:
+        VideoError: The path's folder does not exist, or its ending names no kind of film.
+        ImportError: PyAV is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._av = _pyav()
+        self.codec = next(codec for codec in CODECS if codec in self._av.codecs_available)
+        if not Path(path).parent.is_dir():
+            raise VideoError(f"{path} cannot be written as a film (there is no folder {Path(path).parent})")
+        # The index comes first, so that browsers play a film while they load it.
+        options = {"movflags": "+faststart"} if Path(path).suffix.lower() in (".mp4", ".mov", ".m4v") else {}
+        try:
+            self._container = self._av.open(str(path), "w", options=options)
+        except (self._av.error.FFmpegError, OSError, ValueError) as error:
+            raise VideoError(f"{path} cannot be written as a film ({_reason(error)})") from error
+        self._stream: Any = None
+        self._last = -1
+
+    def write(self, image: NDArray[np.uint8], time: float) -> None:
+        """Appends a frame.
+
+        Args:
+            image: uint8 RGB [H, W, 3]; all frames of a film have the size of the first.
+            time: Seconds since the beginning, later than the frame before.
+
+        Raises:
+            ValueError: The image has another size than the first one.
+        """
+        height, width = image.shape[:2]
+        if self._stream is None:
+            self._stream = self._container.add_stream(self.codec, rate=Fraction(30))
+            self._stream.width, self._stream.height = width + width % 2, height + height % 2  # as H.264 requires
+            self._stream.pix_fmt = "yuv420p"
+            self._stream.codec_context.time_base = Fraction(1, CLOCK if self.codec == "libx264" else 1000)
+            if self.codec == "libx264":
+                self._stream.options = {"preset": "veryfast", "crf": "21"}
+            self._size = (height, width)
+        if (height, width) != self._size:
+            raise ValueError(f"a film's frames must all be {list(self._size)}, got one of {[height, width]}")
+        even = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+        frame.time_base = self._stream.codec_context.time_base
+        frame.pts = self._last = max(self._last + 1, round(time / frame.time_base))
+        self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        """Completes the file."""
+        if self._stream is not None:
+            self._container.mux(self._stream.encode())
+        self._container.close()
+
+    def __enter__(self) -> FilmWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _address(camera: int) -> tuple[str, str, str]:
+    """How FFmpeg names a camera: file, mode and format."""
+    if sys.platform == "darwin":
+        return str(camera), "r", "avfoundation"
+    if sys.platform == "win32":
+        return f"video={camera}", "r", "dshow"
+    return f"/dev/video{camera}", "r", "v4l2"
+
+
+def _pyav() -> ModuleType:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("films need PyAV: pip install 'pyface-engine[video]'") from error
+    return av
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).split("\n")[0]

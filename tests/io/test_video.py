@@ -1,0 +1,166 @@
+"""Films that the tests write: frames, times, rotation, and what is wrong with broken ones."""
+
+import struct
+import threading
+import time
+
+import numpy as np
+import pytest
+
+av = pytest.importorskip("av", reason="PyAV is not installed")
+
+from pyface.io import video as module  # noqa: E402
+from pyface.io.video import FilmWriter, Frame, VideoError, video  # noqa: E402
+
+GREYS = tuple(range(20, 240, 20))  # of the frames, eleven
+
+
+def write(path, times=None, size=(48, 64), greys=GREYS):
+    with FilmWriter(path) as film:
+        for k, grey in enumerate(greys):
+            image = np.full((*size, 3), grey, np.uint8)
+            film.write(image, k / 10 if times is None else times[k])
+    return path
+
+
+def levels(frames):
+    return [round(float(image.mean()), -1) for _, image in frames]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_frames_and_times(tmp_path, suffix):
+    path = write(tmp_path / f"film{suffix}")
+    frames = list(video(path))
+    assert [place.frame for place, _ in frames] == list(range(11))
+    assert [place.time for place, _ in frames] == pytest.approx([k / 10 for k in range(11)], abs=2e-3)
+    assert {place.source for place, _ in frames} == {str(path)}
+    assert levels(frames) == list(GREYS)
+    assert all(image.shape == (48, 64, 3) and image.dtype == np.uint8 for _, image in frames)
+
+
+def test_times_of_a_variable_frame_rate(tmp_path):
+    times = [0, 0.1, 0.15, 0.5, 0.51, 0.52, 1.0, 2.0, 2.5, 2.6, 3.0]
+    frames = video(write(tmp_path / "film.mp4", times))
+    assert [place.time for place, _ in frames] == pytest.approx(times, abs=1e-3)
+
+
+def test_some_of_the_frames(tmp_path):
+    path = write(tmp_path / "film.mp4")
+    assert [place.frame for place, _ in video(path, every=4)] == [0, 4, 8]
+    assert [place.frame for place, _ in video(path, fps=5)] == [0, 2, 4, 6, 8, 10]
+    assert [place.frame for place, _ in video(path, fps=4)] == [0, 3, 5, 8, 10]  # at 0, 0.25, 0.5, 0.75, 1.0
+    assert len(list(video(path, fps=1000))) == 11
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"fps": 0.0}, {"fps": float("nan")}, {"every": 2, "fps": 1.0}])
+def test_what_to_keep_is_checked(options):
+    with pytest.raises(ValueError, match=r"video: (every must be|give every or fps)"):
+        video("film.mp4", **options)
+
+
+def test_odd_sizes(tmp_path):
+    path = write(tmp_path / "film.mp4", size=(31, 45))
+    assert {image.shape for _, image in video(path)} == {(32, 46, 3)}
+    with FilmWriter(tmp_path / "two.mp4") as film:
+        film.write(np.zeros((8, 8, 3), np.uint8), 0)
+        with pytest.raises(ValueError, match=r"must all be \[8, 8\], got one of \[8, 9\]"):
+            film.write(np.zeros((8, 9, 3), np.uint8), 1)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_films_of_phones_are_turned_upright(tmp_path, turns):
+    """A phone stores the pixels as its sensor has them, and a matrix that turns them."""
+    upright = np.zeros((48, 64, 3), np.uint8)
+    upright[:16, :16] = 255  # the upper left corner
+    stored = np.ascontiguousarray(np.rot90(upright, turns))  # has to be turned clockwise
+    with FilmWriter(tmp_path / "film.mp4") as film:
+        for k in range(3):
+            film.write(stored, k / 10)
+    content = bytearray((tmp_path / "film.mp4").read_bytes())
+    # The matrix (a b u c d v x y w) of the track's header, version 0: 16.16 fixed point, 48 bytes into the box.
+    start = content.index(b"tkhd") + 4 + 40
+    a, b, c, d = {1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}[turns]
+    content[start : start + 36] = struct.pack(">9i", *(v * 65536 for v in (a, b, 0, c, d, 0, 0, 0)), 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(content)
+    for _, image in video(tmp_path / "turned.mp4"):
+        assert image.shape == upright.shape
+        assert np.abs(image.astype(int) - upright).mean() < 6
+
+
+def test_a_film_that_breaks_off(tmp_path):
+    rng = np.random.default_rng(0)
+    with FilmWriter(tmp_path / "film.mkv") as film:
+        for k in range(11):
+            film.write(rng.integers(0, 255, (96, 128, 3), dtype=np.uint8), k / 2)
+    content = (tmp_path / "film.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) * 6 // 10])
+    seen = []
+    with pytest.raises(VideoError, match=r"cut\.mkv breaks off after .* frames"):
+        seen.extend(video(tmp_path / "cut.mkv"))
+    assert 0 < len(seen) < 11
+    (tmp_path / "cut.mp4").write_bytes(write(tmp_path / "film.mp4").read_bytes()[:500])
+    with pytest.raises(VideoError, match=r"cut\.mp4 (cannot be read as a film|breaks off|has no)"):
+        list(video(tmp_path / "cut.mp4"))
+
+
+def test_what_is_no_film(tmp_path):
+    (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for name in ("text.mp4", "empty.mp4", "gone.mp4"):
+        with pytest.raises(VideoError, match=rf"{name} cannot be read as a film \(.+\)$"):
+            list(video(tmp_path / name))
+    for name in ("none/film.mp4", "film.xyz"):
+        with pytest.raises(VideoError, match=rf"{name} cannot be written as a film \(.+\)$"):
+            FilmWriter(tmp_path / name)
+
+
+def test_a_camera_that_is_not_there():
+    with pytest.raises(VideoError, match=r"^63 cannot be read as a film \(.+\)$"):
+        next(video(63))
+
+
+def test_sound_alone(tmp_path):
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(VideoError, match=r"sound\.mp4 has no video stream"):
+        list(video(tmp_path / "sound.mp4"))
+
+
+def test_without_pyav(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(ImportError, match=r"films need PyAV: pip install 'pyface-engine\[video\]'"):
+        list(video("film.mp4"))
+
+
+def test_live_sources_go_on_with_the_newest_frame(monkeypatch):
+    consumed = threading.Semaphore(0)
+
+    def camera(source):
+        for k in range(6):
+            if k in (1, 5):
+                consumed.acquire(timeout=10)  # pauses until the caller took a frame
+            yield Frame(str(source), k, k / 10), k
+
+    monkeypatch.setattr(module, "_decode", camera)
+    monkeypatch.setattr(module, "_upright", lambda frame: frame)
+    seen = []
+    for place, _ in video(0):
+        seen.append(place.frame)
+        consumed.release()
+        time.sleep(0.2)  # busy, while frames 1 to 4 are read
+    assert seen == [0, 4, 5]
+
+
+def test_a_live_source_s_error_reaches_the_caller(monkeypatch):
+    def unplugged(source):
+        yield Frame(str(source), 0, 0.0), 0
+        raise VideoError("0 breaks off after 1 frames")
+
+    monkeypatch.setattr(module, "_decode", unplugged)
+    monkeypatch.setattr(module, "_upright", lambda frame: frame)
+    with pytest.raises(VideoError, match="breaks off after 1 frames"):
+        list(video(0))
