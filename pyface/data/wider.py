@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.io.sources import IMAGE_SUFFIXES
+from pyface.io.sources import IMAGE_SUFFIXES, is_picture
 
 Row = tuple[float, ...]
 
@@ -54,7 +54,7 @@ def read_folder(folder: str | Path) -> list[Picture]:
         raise DatasetError(f"{folder} should hold a folder `images` and a file `bbx_gt.txt`, there is no {images}")
     annotations = folder / "bbx_gt.txt"
     if not annotations.exists():
-        files = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(path for path in images.rglob("*") if is_picture(path.name))
         if not files:
             raise DatasetError(f"{images} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
         return [_picture(path, [], {}) for path in files]
@@ -77,7 +77,7 @@ def unlisted(folder: str | Path) -> list[str]:
     if not (folder / "bbx_gt.txt").exists():
         return []
     known = {name for name, _ in read_boxes(folder / "bbx_gt.txt")}
-    files = (path for path in (folder / "images").rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = (path for path in (folder / "images").rglob("*") if is_picture(path.name))
     return sorted(name for path in files if (name := path.relative_to(folder / "images").as_posix()) not in known)
 
 
