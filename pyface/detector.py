@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pyface.detections import Detections
-from pyface.io.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, decode_image, open_image
-from pyface.io.pipeline import ordered_map
+from pyface.io.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, Truncated, decode_image, open_image
+from pyface.io.pipeline import hold_error, ordered_map
 from pyface.models import zoo
 from pyface.models.base import FaceModel, Faces
 from pyface.models.inference import InferenceOptions
@@ -24,7 +24,7 @@ from pyface.models.views import Size
 from pyface.ops._extension import build_info
 
 Source: TypeAlias = Any
-"""A path, bytes, a PIL image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]; see `read_image` for details."""
+"""A path, bytes, an open file, a PIL image, a uint8 array [H, W, 3] or a tensor [3, H, W]; see `read_image`."""
 
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BATCH_PIXELS = 2**25  # a batch has at most 34 million pixels, since the memory of activations grows with them
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     """The result for one source of `FaceDetector.stream`.
 
     Attributes:
-        source: The source, as passed.
+        source: The source as passed, or the key of a pair (key, picture).
         image: The image, uint8 RGB [H, W, 3]: a tensor if a tensor was passed, else an array. None if unreadable.
         detections: The faces; None if there was an error.
         error: Why there are no detections: an `ImageError`, or a `MemoryError` for an image too large for the model.
@@ -65,6 +65,7 @@ class FaceDetector:
         batch_size: Largest number of images per batch. Large images go in smaller batches, and a batch that does not
             fit into memory is halved until it does.
         max_pixels: Refuse images with more pixels than this, before decoding them.
+        truncated: "refuse" JPEG and PNG files without their end marker, or "accept" them; see `read_image`.
         size, multiscale, limits, tile, drop_singletons: Options of single-shot detectors for image scale, tiling and
             numbers of boxes; see `InferenceOptions`. mtcnn, which has its own pyramid, does not support them.
         precision: Numeric precision of a single-shot detector: "fp32", "fp16" or "bf16"; half precision is for GPUs.
@@ -98,6 +99,7 @@ class FaceDetector:
         min_face: float | None = None,
         batch_size: int = 8,
         max_pixels: int = MAX_PIXELS,
+        truncated: Truncated = "refuse",
         size: Size | None = None,
         multiscale: Literal["s3fd", "srn", "ssh"] | None = None,
         limits: Literal["ap", "fast"] = "ap",
@@ -126,10 +128,13 @@ class FaceDetector:
                 raise ValueError(f"{name} should be 1 or more, got {value}")
         if not isinstance(model, str) and weights != "default":
             raise ValueError("weights belong to the name of a model, but a model was passed, load them into it instead")
+        if truncated not in ("refuse", "accept"):
+            raise ValueError(f"truncated should be 'refuse' or 'accept', got {truncated!r}")
         self.score_threshold = score_threshold
         self.min_face = min_face
         self.batch_size = batch_size
         self.max_pixels = max_pixels
+        self.truncated: Truncated = truncated
         self._wanted_device = str(device)
         self.device = find_device(device)
         self.options = InferenceOptions(size, multiscale, limits, tile, drop_singletons)
@@ -162,8 +167,9 @@ class FaceDetector:
         """Finds the faces in one image, or in each of a list of images of any kinds and sizes.
 
         Args:
-            images: One image, or a list or tuple of them: paths, bytes, PIL images, uint8 arrays [H, W, 3] or uint8
-                tensors [3, H, W]. Grayscale and transparent images are accepted too, see `read_image`.
+            images: One image, or a list or tuple of them: paths, bytes, open files, PIL images, uint8 arrays [H, W, 3]
+                or tensors [3, H, W], uint8 or floating point with values from 0 to 1. Grayscale and transparent images
+                are accepted too, see `read_image`.
             bgr: Whether numpy arrays are BGR, as OpenCV reads them.
 
         Returns:
@@ -176,31 +182,36 @@ class FaceDetector:
         """
         several = isinstance(images, list | tuple)
         found = []
-        for k, outcome in enumerate(self.stream(images if several else [images], bgr=bgr)):
+        for k, outcome in enumerate(self.stream(images if several else [images], bgr=bgr, copy=False)):
             if outcome.detections is None:
                 error = outcome.error or RuntimeError("a picture has neither detections nor an error")
                 raise type(error)(f"images[{k}]: {error}") if several else error
             found.append(outcome.detections)
         return found if several else found[0]
 
-    def stream(self, sources: Iterable[Source], *, bgr: bool = False) -> Iterator[Outcome]:
+    def stream(self, sources: Iterable[Source], *, bgr: bool = False, copy: bool = True) -> Iterator[Outcome]:
         """Finds the faces in any number of images, in bounded memory.
 
-        Images are read and decoded in threads, ahead of the detection. An unreadable image does not end the stream.
+        Images are read and decoded in threads, ahead of the detection. An unreadable image does not end the stream. If
+        the sources themselves raise an error, it is raised after the outcomes of the images that came before it.
 
         Args:
-            sources: Images of the kinds that a call takes. They are consumed one by one, a few batches ahead.
+            sources: Images of the kinds that a call takes, or pairs (key, image), whose key becomes the outcome's
+                source. They are consumed one by one, a few batches ahead.
             bgr: Whether numpy arrays are BGR, as OpenCV reads them.
+            copy: Copy arrays and tensors, and read PIL images and open files, when they are taken, so that their owner
+                may change or close them at once, as a film's reader does with its buffer. False saves that time and
+                memory if they stay as they are until their outcome has come.
 
         Yields:
             One `Outcome` per source, in order.
 
         Example:
             >>> detector = FaceDetector("mtcnn", device="cpu")
-            >>> for outcome in detector.stream(["examples/astronaut.jpg", "README.md"]):
-            ...     print(len(outcome.detections) if outcome.detections is not None else "unreadable")
-            1
-            unreadable
+            >>> for outcome in detector.stream(["examples/astronaut.jpg", ("my key", "README.md")]):
+            ...     print(outcome.source, outcome.detections is None)
+            examples/astronaut.jpg False
+            my key True
         """
         if isinstance(sources, str | os.PathLike | bytes | np.ndarray | Tensor):
             raise TypeError(f"stream takes many pictures, got one {type(sources).__name__}, pass it in a list")
@@ -208,10 +219,11 @@ class FaceDetector:
         pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="pyface-read")
         try:
             ahead = 2 * self.batch_size
-            opened = ordered_map(pool, lambda source: self._open(source, bgr), sources, ahead=2 * ahead)
-            decoded = ordered_map(
-                pool, _decode, opened, ahead=1.0, weight=lambda item: max(1 / ahead, item.pixels / _AHEAD_PIXELS)
+            taken = (self._take(source, bgr, copy) for source in sources)
+            opened = ordered_map(
+                pool, lambda item: self._open(item, bgr), taken, ahead=1.0, weight=_share_of_memory(2 * ahead)
             )
+            decoded = ordered_map(pool, _decode, opened, ahead=1.0, weight=_share_of_memory(ahead))
             for batch in _batches(decoded, limits):
                 yield from self._detect(batch, limits)
         finally:
@@ -231,18 +243,31 @@ class FaceDetector:
         self.device = find_device(self._wanted_device)
         self.model = self.model.to(self.device)
 
-    def _open(self, source: Source, bgr: bool) -> _Item:
+    def _take(self, source: Source, bgr: bool, copy: bool) -> _Item:
+        """Takes a source; with `copy`, in a form that its owner cannot change or close any more."""
+        is_pair = isinstance(source, tuple) and len(source) == 2
+        key, picture = source if is_pair else (source, source)
+        item = _Item(key, picture, None)
+        if not copy or isinstance(picture, str | os.PathLike | bytes):
+            return item
+        item = self._open(item, bgr)
+        return item._replace(image=_own(item.image, picture), picture=None)
+
+    def _open(self, item: _Item, bgr: bool) -> _Item:
+        if item.image is not None:
+            return item
         try:
-            return _Item(source, open_image(source, bgr=bgr, max_pixels=self.max_pixels))
+            image = open_image(item.picture, bgr=bgr, max_pixels=self.max_pixels, truncated=self.truncated)
+            return item._replace(image=image)
         except ImageError as error:
-            return _Item(source, error)
+            return item._replace(image=error)
         except MemoryError:
-            return _Item(source, _out_of_memory(source))
+            return item._replace(image=_out_of_memory(item))
 
     def _detect(self, batch: list[_Item], limits: _Limits) -> Iterator[Outcome]:
         readable = [item for item in batch if not isinstance(item.image, ImageError)]
         results = iter(self._run(readable, limits))
-        for source, image in batch:
+        for source, _, image in batch:
             if isinstance(image, ImageError):
                 yield Outcome(source, None, None, image)
                 continue
@@ -294,19 +319,38 @@ class FaceDetector:
 
 
 class _Item(NamedTuple):
-    """A source in the pipeline: opened, then decoded, or failed."""
+    """A source in the pipeline: taken, opened, decoded, or failed."""
 
-    source: Source
-    image: Any  # EncodedImage, then Pixels or Tensor; or ImageError
+    source: Source  # or the key of a pair
+    picture: Source  # None once it is opened for good
+    image: Any  # None, EncodedImage, then Pixels or Tensor; or ImageError
 
     @property
     def path(self) -> str | None:
-        return os.fsdecode(self.source) if isinstance(self.source, str | os.PathLike) else None
+        """The key if it is a name, else the picture's path if it has one."""
+        names = (name for name in (self.source, self.picture) if isinstance(name, str | os.PathLike))
+        return next((os.fsdecode(name) for name in names), None)
 
     @property
     def pixels(self) -> int:
-        """Number of pixels that decoding will add to memory; 0 for an image that the caller already holds."""
-        return self.image.pixels if isinstance(self.image, EncodedImage) else 0
+        """Number of pixels that the decoded image takes in memory."""
+        if isinstance(self.image, EncodedImage):
+            return self.image.pixels
+        return self.image.shape[0] * self.image.shape[1] if isinstance(self.image, np.ndarray | Tensor) else 0
+
+
+def _share_of_memory(most: int) -> Callable[[_Item], float]:
+    """The share that an item has of what may wait at once: so many items, or _AHEAD_PIXELS pixels."""
+    return lambda item: max(1 / most, item.pixels / _AHEAD_PIXELS)
+
+
+def _own(image: Any, picture: Source) -> Any:
+    """Copies an opened image if it shares the memory of the source."""
+    if isinstance(image, np.ndarray) and isinstance(picture, np.ndarray) and np.may_share_memory(image, picture):
+        return image.copy()
+    if isinstance(image, Tensor) and image.untyped_storage().data_ptr() == picture.untyped_storage().data_ptr():
+        return image.clone()
+    return image
 
 
 @dataclass
@@ -320,31 +364,33 @@ def _decode(item: _Item) -> _Item:
     if isinstance(item.image, ImageError):
         return item
     try:
-        return _Item(item.source, decode_image(item.image))
+        return item._replace(image=decode_image(item.image))
     except ImageError as error:
-        return _Item(item.source, error)
+        return item._replace(image=error)
     except MemoryError:
-        return _Item(item.source, _out_of_memory(item.source))
+        return item._replace(image=_out_of_memory(item))
 
 
-def _out_of_memory(source: Source) -> ImageError:
-    name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else "a picture"
+def _out_of_memory(item: _Item) -> ImageError:
+    name = item.path or "a picture"
     return ImageError(f"{name}: memory does not suffice to read this picture, make it smaller or free memory")
 
 
 def _batches(items: Iterable[_Item], limits: _Limits) -> Iterator[list[_Item]]:
-    """Groups images, in order, into batches limited by number and by pixels."""
+    """Groups images, in order, into batches limited by number and by pixels; an error of the items comes last."""
     batch: list[_Item] = []
     pixels = 0
-    for item in items:
-        size = 0 if isinstance(item.image, ImageError) else item.image.shape[0] * item.image.shape[1]
-        if batch and (len(batch) >= limits.images or pixels + size > _BATCH_PIXELS):
+    errors: list[Exception] = []
+    for item in hold_error(items, errors):
+        if batch and (len(batch) >= limits.images or pixels + item.pixels > _BATCH_PIXELS):
             yield batch
             batch, pixels = [], 0
         batch.append(item)
-        pixels += size
+        pixels += item.pixels
     if batch:
         yield batch
+    if errors:
+        raise errors[0]
 
 
 def _to_cpu(found: Sequence[Faces]) -> list[Faces]:

@@ -137,6 +137,115 @@ def test_stream_is_lazy(fake_detector):
     assert threading.active_count() < threads
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_a_source_may_reuse_its_buffer(fake_model, batch_size):
+    """As cv2's `read(image=buffer)` does; and a picture may be closed as soon as the next one is taken."""
+    detector = FaceDetector(fake_model, device="cpu", batch_size=batch_size)
+    levels = [0, 40, 80, 120, 160, 200] * 3
+    buffer, tensor = grey(0), torch.zeros(3, 32, 48, dtype=torch.uint8)
+    wide = np.zeros((32, 48, 4), np.uint8)
+
+    def frames():
+        for level in levels:
+            buffer[:] = level
+            yield buffer
+
+    def views():
+        for level in levels:
+            wide[:] = level
+            yield wide[..., :3]
+
+    def tensors():
+        for level in levels:
+            tensor[:] = level
+            yield tensor
+
+    def permuted():
+        for level in levels:
+            buffer[:] = level
+            yield torch.from_numpy(buffer).permute(2, 0, 1)
+
+    def encoded():
+        memory = bytearray()
+        for level in levels:
+            memory[:] = cv2.imencode(".bmp", grey(level))[1].tobytes()
+            yield memory
+
+    def opened():
+        for level in levels:
+            with io.BytesIO(cv2.imencode(".png", grey(level))[1].tobytes()) as file:
+                yield file
+
+    def pil_images():
+        for level in levels:
+            with Image.open(io.BytesIO(cv2.imencode(".png", grey(level))[1].tobytes())) as image:
+                yield image
+
+    expected = [level // 40 for level in levels]
+    for source in (frames, views, tensors, permuted, encoded, opened, pil_images):
+        outcomes = list(detector.stream(source()))
+        assert [len(outcome.detections) for outcome in outcomes] == expected, source.__name__
+        assert [int(np.asarray(outcome.image)[0, 0, 0]) for outcome in outcomes] == levels, source.__name__
+    assert [len(outcome.detections) for outcome in detector.stream((grey(level) for level in levels), copy=False)] == (
+        expected
+    )
+
+
+def test_stream_without_copies(fake_detector):
+    picture = grey(80)
+    (outcome,) = fake_detector.stream([picture], copy=False)
+    assert outcome.image is picture
+    (outcome,) = fake_detector.stream([picture])
+    assert not np.shares_memory(outcome.image, picture)
+
+
+@pytest.mark.parametrize("given", [0, 1, 2, 3, 7, 40])
+def test_results_arrive_before_the_error_of_the_source(fake_detector, given):
+    def lost():
+        for k in range(given):
+            yield grey(40 * (k % 3))
+        raise ConnectionError("camera lost")
+
+    stream = fake_detector.stream(lost())
+    assert [len(next(stream).detections) for _ in range(given)] == [k % 3 for k in range(given)]
+    with pytest.raises(ConnectionError, match="camera lost"):
+        next(stream)
+
+
+def test_keys(fake_detector, write_grey):
+    path = write_grey("a.png", 40)
+    pairs = [("first", grey(80)), (7, path), (None, "gone.png"), (("a", 1), grey(0)), grey(120), (path, grey(40))]
+    outcomes = list(fake_detector.stream(pairs))
+    assert [outcome.source for outcome in outcomes[:4]] == ["first", 7, None, ("a", 1)]
+    assert [None if of.detections is None else len(of.detections) for of in outcomes] == [2, 1, None, 0, 3, 1]
+    assert [of.detections.source for of in outcomes if of.detections is not None] == [
+        "first",
+        str(path),
+        None,
+        None,
+        str(path),
+    ]
+    assert "gone.png: there is no such file" in str(outcomes[2].error)
+
+
+def test_odd_pil_images_do_not_end_a_stream(fake_detector, write_grey):
+    path = write_grey("a.png", 40)
+    with Image.open(path) as closed:
+        pass
+    strange = Image.new("LA", (64, 64)).convert("La")
+    outcomes = list(fake_detector.stream([path, closed, strange, Image.new("F", (4, 4)), path]))
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), ImageError, type(None), ImageError, type(None)]
+
+
+def test_truncated(fake_model):
+    data = cv2.imencode(".jpg", grey(80))[1].tobytes()[:-2]
+    with pytest.raises(ImageError, match="truncated="):
+        FaceDetector(fake_model, device="cpu")(data)
+    assert len(FaceDetector(fake_model, device="cpu", truncated="accept")(data)) == 2
+    with pytest.raises(ValueError, match="truncated should be 'refuse' or 'accept', got True"):
+        FaceDetector(fake_model, device="cpu", truncated=True)
+
+
 def test_stream_refuses_a_single_picture(fake_detector):
     for source in ("a.jpg", b"abc", grey(3), torch.zeros(3, 4, 4)):
         with pytest.raises(TypeError, match="pass it in a list"):

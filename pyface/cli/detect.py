@@ -6,10 +6,11 @@ import contextlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -96,6 +97,9 @@ def detect(
         int | None,
         typer.Option(min=1, metavar="N", help="Refuse images with more pixels, unread.", show_default="134 million"),
     ] = None,
+    truncated: Annotated[
+        Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")
+    ] = "refuse",
 ) -> None:
     """Finds faces in images.
 
@@ -127,6 +131,7 @@ def detect(
         "multiscale": multiscale,
         "tile": tile,
         "precision": precision,
+        "truncated": truncated,
     } | ({} if max_pixels is None else {"max_pixels": max_pixels})
     detector = DetectorRequest(model, weights, options)
     detect_sources(Request(sources, recursive, detector, output, save, resume, overwrite))
@@ -162,11 +167,14 @@ def _check_request(request: Request) -> None:
 
 def _find_files(request: Request) -> tuple[list[str], dict[str, Path] | None]:
     """Returns the files to read, and where the drawn copy of each goes if copies are asked for."""
-    from pyface.io.sources import SourceError, find_sources, plan_copies
+    from pyface.io.sources import SourceError, describe_skipped, find_sources, plan_copies
 
     save = request.save
+    skipped: Counter[str] = Counter()
     try:
-        paths = find_sources(request.sources, recursive=request.recursive, skip=save)
+        paths = find_sources(request.sources, recursive=request.recursive, skip=save, skipped=skipped)
+        for text in describe_skipped(skipped):
+            print_status(f"pyface: {text}")
         copies = None if save is None else plan_copies(paths, save)
         if save is not None:
             save.mkdir(parents=True, exist_ok=True)

@@ -156,10 +156,13 @@ def measure_faces(request: FacesRequest) -> None:
 
 def _read_data(folder: Path) -> list[Picture]:
     from pyface.data.folder import read_folder
+    from pyface.io.sources import count_unreadable, describe_skipped
 
     pictures = read_folder(folder)
     if not (folder / "bbx_gt.txt").exists():
         print_status(f"{folder} holds no bbx_gt.txt: taken as {count(len(pictures), 'picture')} without faces")
+        for text in describe_skipped(count_unreadable(path.name for path in (folder / "images").rglob("*"))):
+            print_status(f"{folder}: {text}")
     return pictures
 
 

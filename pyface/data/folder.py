@@ -17,7 +17,7 @@ from pyface.data.coco import annotation_file, coco_dict, read_coco
 from pyface.data.picture import DatasetError, Picture, picture_of, size_of
 from pyface.data.wider import read_wider, wider_rows
 from pyface.data.yolo import read_yolo, yolo_rows
-from pyface.io.sources import IMAGE_SUFFIXES
+from pyface.io.sources import IMAGE_SUFFIXES, is_picture
 
 Format = Literal["wider", "coco", "yolo"]
 
@@ -90,4 +90,4 @@ def write_folder(pictures: Sequence[Picture], names: Sequence[str], folder: Path
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in (folder / "images").rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in (folder / "images").rglob("*") if is_picture(path.name))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyface.data.picture import Box, DatasetError, Picture, picture_of, size_of
-from pyface.io.sources import IMAGE_SUFFIXES
+from pyface.io.sources import is_picture
 
 COUNTS = {5: 0, 15: 2, 20: 3}  # numbers in a row -> numbers per landmark
 
@@ -26,7 +26,7 @@ def read_yolo(folder: Path) -> list[Picture]:
         DatasetError: A row is malformed (file and line are named), or of another class than 0.
     """
     images, labels = folder / "images", folder / "labels"
-    files = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(path for path in images.rglob("*") if is_picture(path.name))
     unused = {path.relative_to(labels).with_suffix("") for path in labels.rglob("*.txt")}
     pictures = []
     for path in files:

@@ -11,7 +11,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-KINDS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000 and PNM"
+from pyface.io import tiff
+
+KINDS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000 and PNM"
 
 
 class Header(NamedTuple):
@@ -23,6 +25,9 @@ class Header(NamedTuple):
         height: Rows as stored.
         orientation: What the decoded pixels still need to be upright, as an EXIF orientation from 1 (nothing) to 8.
         cmyk: True for pixels that are four inks rather than colour with transparency, where the header says so.
+        peak: The value that stands for white, where the decoder leaves the values as they are; None: the largest that
+            the decoded dtype holds.
+        lacks: The bytes at whose absence the file is cut short: its end marker, where only that is missing.
     """
 
     kind: str
@@ -30,6 +35,8 @@ class Header(NamedTuple):
     height: int
     orientation: int = 1
     cmyk: bool = False
+    peak: int | None = None
+    lacks: bytes = b""
 
 
 class HeaderError(ValueError):
@@ -50,7 +57,7 @@ def read_header(data: bytes) -> Header:
 
     Example:
         >>> read_header(b"P5 4 3 255\\n" + bytes(12))
-        Header(kind='PNM', width=4, height=3, orientation=1, cmyk=False)
+        Header(kind='PNM', width=4, height=3, orientation=1, cmyk=False, peak=255, lacks=b'')
     """
     reader = _reader(data)
     try:
@@ -79,6 +86,7 @@ def _reader(data: bytes) -> Callable[[bytes], Header]:
 def _jpeg(data: bytes) -> Header:
     width = height = 0
     orientation = 1
+    lacks = b""
     for marker, start, end in _jpeg_segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a start of frame; the others are tables
             height, width = struct.unpack_from(">HH", data, start + 1)
@@ -87,9 +95,9 @@ def _jpeg(data: bytes) -> Header:
         elif marker == 0xDA:
             # Compressed pixels escape every FF, so the end marker cannot appear within them.
             if data.find(b"\xff\xd9", end) < 0:
-                raise HeaderError("the JPEG file is cut short: its end marker is missing")
+                lacks = b"\xd9" if data.endswith(b"\xff") else b"\xff\xd9"
             break
-    return Header("JPEG", width, height, orientation)
+    return Header("JPEG", width, height, orientation, lacks=lacks)
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -113,7 +121,11 @@ def _png(data: bytes) -> Header:
     width, height = struct.unpack_from(">II", data, 16)
     orientation = 1
     at, view = 8, memoryview(data)
+    has_pixels = False
     while True:
+        rest = data[at : at + len(_PNG_END)]
+        if has_pixels and rest != _PNG_END and _PNG_END.startswith(rest):
+            return Header("PNG", width, height, orientation, lacks=_PNG_END[len(rest) :])
         length, name = struct.unpack_from(">I4s", data, at)
         start, end = at + 8, at + 8 + length
         (checksum,) = struct.unpack_from(">I", data, end)
@@ -124,7 +136,11 @@ def _png(data: bytes) -> Header:
             orientation = _exif_orientation(data[start:end])
         elif name == b"IEND":
             return Header("PNG", width, height, orientation)
+        has_pixels |= name == b"IDAT"
         at = end + 4
+
+
+_PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 
 
 def _gif(data: bytes) -> Header:
@@ -160,44 +176,43 @@ def _webp(data: bytes) -> Header:
 
 
 def _tiff(data: bytes) -> Header:
-    tags = _tiff_tags(data)
-    # The orientation stays 1: OpenCV's TIFF decoder, alone among its decoders, always applies it.
-    return Header("TIFF", tags.get(256, 0), tags.get(257, 0), cmyk=tags.get(262) == 5)
-
-
-def _tiff_tags(data: bytes) -> dict[int, int]:
-    """Returns the tags of the first directory, 0 for those that are not one number; EXIF has the same form."""
-    order = "<" if data[:2] == b"II" else ">"
-    (directory,) = struct.unpack_from(order + "I", data, 4)
-    (count,) = struct.unpack_from(order + "H", data, directory)
-    tags: dict[int, int] = {}
-    for entry in range(directory + 2, directory + 2 + 12 * count, 12):
-        tag, form, values = struct.unpack_from(order + "HHI", data, entry)
-        value = 0
-        if values == 1 and form in (3, 4):  # SHORT, LONG
-            (value,) = struct.unpack_from(order + ("H" if form == 3 else "I"), data, entry + 8)
-        tags.setdefault(tag, value)  # of a repeated tag libtiff takes the first, whatever its form
-    return tags
+    tags = tiff.read_tags(data)
+    # OpenCV's TIFF decoder, alone among its decoders, always applies the orientation. Grey with transparency does not
+    # reach it as such, see `tiff.as_wide_grey`.
+    orientation = tags.get(tiff.ORIENTATION, 1) if tiff.find_grey_alpha(data) else 1
+    is_cmyk = tags.get(tiff.PHOTOMETRIC) == 5
+    return Header("TIFF", tags.get(tiff.WIDTH, 0), tags.get(tiff.HEIGHT, 0), orientation, is_cmyk)
 
 
 def _exif_orientation(exif: bytes) -> int:
     try:
-        orientation = _tiff_tags(exif).get(274, 1)
+        orientation = tiff.read_tags(exif).get(tiff.ORIENTATION, 1)
     except struct.error:  # broken EXIF does not make the pixels unreadable
         return 1
     return orientation if 1 <= orientation <= 8 else 1
 
 
 def _avif(data: bytes) -> Header:
-    # Thumbnails, tiles and the transparency have sizes of their own; the picture is the largest.
-    sizes = [struct.unpack_from(">II", data, found.end() + 4) for found in re.finditer(b"ispe", data[: 1 << 20])]
-    if not sizes:
-        raise HeaderError("the AVIF file is cut short or damaged: it tells no size")
-    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    width, height = _largest_part("AVIF", data)
     turn, mirror = (data.find(box, 0, 1 << 20) for box in (b"irot", b"imir"))
     turns = data[turn + 4] & 3 if turn >= 0 else 0  # quarter turns, anti-clockwise
     axis = data[mirror + 4] & 1 if mirror >= 0 else None
     return Header("AVIF", width, height, _AVIF_ORIENTATIONS[turns, axis])
+
+
+def _heif(data: bytes) -> Header:
+    (brands_end,) = struct.unpack_from(">I", data)
+    if b"avif" in data[16:brands_end]:
+        return _avif(data)
+    return Header("HEIC", *_largest_part("HEIC", data))  # its decoder turns it upright
+
+
+def _largest_part(kind: str, data: bytes) -> tuple[int, int]:
+    """Width and height of the picture: thumbnails, tiles and the transparency, which have sizes too, are no larger."""
+    sizes = [struct.unpack_from(">II", data, found.end() + 4) for found in re.finditer(b"ispe", data[: 1 << 20])]
+    if not sizes:
+        raise HeaderError(f"the {kind} file is cut short or damaged: it tells no size")
+    return max(sizes, key=lambda size: size[0] * size[1])
 
 
 # AVIF writes an orientation as a turn and then a mirror (0 swaps top and bottom, 1 left and right), EXIF as one number.
@@ -222,10 +237,19 @@ def _j2k(data: bytes) -> Header:
 
 
 def _pnm(data: bytes) -> Header:
-    found = re.match(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s", data)
+    number = rb"(?:\s|#[^\n]*\n)+(\d{1,9})"
+    found = re.match(rb"P([1-6])" + 2 * number, data)
     if not found:
         raise HeaderError("the PNM header is damaged")
-    return Header("PNM", int(found[1]), int(found[2]))
+    size = int(found[2]), int(found[3])
+    if found[1] in b"14":  # black and white
+        return Header("PNM", *size)
+    rest = re.match(number, data[found.end() :])
+    peak = int(rest[1]) if rest else 0
+    if not 1 <= peak <= 65535:
+        raise HeaderError("the PNM header is damaged: its largest value should be from 1 to 65535")
+    # OpenCV scales 8-bit values that are written as digits itself.
+    return Header("PNM", *size, peak=None if found[1] in b"23" and peak < 256 else peak)
 
 
 _READERS = [
@@ -236,8 +260,9 @@ _READERS = [
         (rb"RIFF....WEBP", _webp),
         (rb"GIF8[79]a", _gif),
         (rb"BM.{4}\0{4}", _bmp),
-        (rb"II\*\0|MM\0\*", _tiff),
+        (rb"II[*+]\0|MM\0[*+]", _tiff),
         (rb"....ftypavi[fs]", _avif),
+        (rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", _heif),
         (rb"\0\0\0\x0cjP  \r\n\x87\n", _jp2),
         (rb"\xff\x4f\xff\x51", _j2k),
         (rb"P[1-6][\s#]", _pnm),

@@ -1,9 +1,10 @@
 """Pictures of every kind to one form: uint8 RGB, rows x columns x 3, upright."""
 
+import io
 import os
 import stat
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyface.io import tiff
 from pyface.io.headers import Header, HeaderError, check_kind, read_header
 from pyface.io.sources import ADDRESS, is_address
 
 Pixels: TypeAlias = NDArray[np.uint8]
+Truncated: TypeAlias = Literal["refuse", "accept"]
 
 MAX_PIXELS = 2**27
 """Pictures with more pixels are refused unless the caller raises the limit: 134 million, 0.4 GB once decoded."""
@@ -26,19 +29,25 @@ class ImageError(ValueError):
     """A picture cannot be read; the text names the picture, and says why and what to do."""
 
 
-def read_image(source: Any, *, bgr: bool = False, max_pixels: int = MAX_PIXELS) -> Pixels:
+def read_image(
+    source: Any, *, bgr: bool = False, max_pixels: int = MAX_PIXELS, truncated: Truncated = "refuse"
+) -> Pixels:
     """Reads a picture of any accepted kind, as a viewer would show it.
 
     Files are read by content, not by name: JPEG, PNG, WebP, GIF (first frame), BMP, TIFF (first page), AVIF,
-    JPEG 2000 and PNM. A picture is turned upright by its EXIF orientation. Grey becomes RGB, inks (CMYK) become RGB,
-    transparent pixels lie on white. 16-bit pixels are scaled by their full range; where none of them reaches a
-    sixteenth of it they are taken for 10-bit or 12-bit pixels in a 16-bit file, which would otherwise be black.
+    JPEG 2000, PNM, and HEIC if pillow-heif is installed. A picture is turned upright by its EXIF orientation; broken
+    EXIF counts as none. Grey becomes RGB, inks (CMYK) become RGB, transparent pixels lie on white. 16-bit pixels are
+    scaled by their full range, or the one that a PNM file declares; where none of them reaches a sixteenth of the full
+    range they are taken for 10-bit or 12-bit pixels in a 16-bit file, which would otherwise be black.
 
     Args:
-        source: One of: a path; the bytes of a picture file; a PIL image; a uint8 numpy array [H, W], [H, W, 1],
-            [H, W, 3] or [H, W, 4]; a uint8 tensor [H, W], [1, H, W], [3, H, W] or [4, H, W] on any device.
+        source: One of: a path; the bytes of a picture file; a file opened for reading bytes, which is read from its
+            beginning; a PIL image; a uint8 numpy array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; a tensor [H, W],
+            [1, H, W], [3, H, W] or [4, H, W] on any device, uint8 or floating point with values from 0 to 1.
         bgr: Numpy arrays are BGR or BGRA, as OpenCV reads them; no other kind of source is affected.
         max_pixels: Refuse pictures with more than this many pixels, before they are decoded.
+        truncated: "refuse" JPEG and PNG files without their end marker, or "accept" them: some encoders leave it out.
+            If pixels are missing too, they come out grey, or the file is refused all the same.
 
     Returns:
         uint8 [H, W, 3], contiguous and writeable. An array that already has this form is returned itself, not a copy.
@@ -51,7 +60,7 @@ def read_image(source: Any, *, bgr: bool = False, max_pixels: int = MAX_PIXELS) 
         >>> read_image(b"P5 2 1 255\\n\\x00\\xff").tolist()
         [[[0, 0, 0], [255, 255, 255]]]
     """
-    image = decode_image(open_image(source, bgr=bgr, max_pixels=max_pixels))
+    image = decode_image(open_image(source, bgr=bgr, max_pixels=max_pixels, truncated=truncated))
     return image.cpu().numpy() if isinstance(image, Tensor) else image
 
 
@@ -69,24 +78,29 @@ class EncodedImage:
         return self.header.width * self.header.height
 
 
-def open_image(source: Any, *, bgr: bool = False, max_pixels: int = MAX_PIXELS) -> EncodedImage | Pixels | Tensor:
+def open_image(
+    source: Any, *, bgr: bool = False, max_pixels: int = MAX_PIXELS, truncated: Truncated = "refuse"
+) -> EncodedImage | Pixels | Tensor:
     """Does what `read_image` does up to the decoding, so that the size is known before the memory is taken.
 
     Tensors come back as tensors [H, W, 3] on their device. Arguments and errors are those of `read_image`.
     """
     if isinstance(source, str | os.PathLike):
-        return _open_encoded(os.fsdecode(source), None, max_pixels)
+        name = os.fsdecode(source)
+        return _open_encoded(name, _read_file(name, max_pixels), max_pixels, truncated)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _open_encoded(f"picture of {len(source)} bytes", bytes(source), max_pixels)
+        return _open_encoded(f"picture of {len(source)} bytes", bytes(source), max_pixels, truncated)
     if isinstance(source, Tensor):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
         return _from_array(source, bgr)
     if hasattr(source, "getexif") and hasattr(source, "convert"):  # Pillow is not required, so it is not imported
-        return _from_pil(source, max_pixels)
+        return _from_pil(source, f"PIL image {getattr(source, 'filename', '')}".rstrip(), max_pixels)
+    if hasattr(source, "read"):
+        return _open_encoded(_name_of(source), _read_stream(source, max_pixels), max_pixels, truncated)
     raise ImageError(
-        f"an image should be a path, bytes, a PIL image, a uint8 numpy array [H, W, 3], a uint8 tensor [3, H, W] "
-        f"or a list of these, got {type(source).__name__}"
+        f"an image should be a path, bytes, an open file, a PIL image, a uint8 numpy array [H, W, 3], a tensor "
+        f"[3, H, W] or a list of these, got {type(source).__name__}"
         + (" (which is what cv2.imread returns for a file that it cannot read)" if source is None else "")
     )
 
@@ -100,50 +114,135 @@ def decode_image(opened: EncodedImage | Pixels | Tensor) -> Pixels | Tensor:
     if not isinstance(opened, EncodedImage):
         return opened
     name, header = opened.name, opened.header
-    # IMREAD_UNCHANGED keeps 16 bits and transparency, but would pass inks off as RGBA.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if header.cmyk else cv2.IMREAD_UNCHANGED
-    try:
-        image = cv2.imdecode(np.frombuffer(opened.data, np.uint8), flags)
-    except cv2.error as error:
-        raise ImageError(f"{name}: OpenCV cannot decode this {header.kind} picture ({error.err})") from None
-    if image is None:
-        raise ImageError(
-            f"{name}: OpenCV {cv2.__version__} cannot decode this {header.kind} picture, it is damaged, cut short or "
-            f"of an uncommon form"
-        )
+    if header.kind == "HEIC":
+        return _decode_heic(opened)
+    form = tiff.find_grey_alpha(opened.data) if header.kind == "TIFF" else None
+    if form is None:
+        image = _decode_by_opencv(opened, opened.data)
+        # OpenCV reads 8-bit TIFF through an interface of libtiff that multiplies the colours by their opacity.
+        premultiplied = header.kind == "TIFF" and image.dtype == np.uint8
+    else:
+        image = _decode_grey_alpha(opened, form)
+        premultiplied = form.is_premultiplied
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{name}: its pixels are {image.dtype}, save the picture with 8 or 16 bits a channel")
-    # OpenCV reads 8-bit TIFF through an interface of libtiff that multiplies the colours by their opacity.
-    premultiplied = header.kind == "TIFF" and image.dtype == np.uint8
-    image = _to_rgb(_to_8_bits(image), bgr=True, premultiplied=premultiplied)
+    if header.kind == "BMP" and _is_unused_alpha(image):
+        image = np.ascontiguousarray(image[..., :3])
+    image = _to_rgb(_to_8_bits(image, header.peak), bgr=True, premultiplied=premultiplied)
     return np.ascontiguousarray(_upright(image, header.orientation))
 
 
-def _open_encoded(name: str, data: bytes | None, max_pixels: int) -> EncodedImage:
+def _decode_grey_alpha(opened: EncodedImage, form: tiff.GreyAlpha) -> NDArray[Any]:
+    wide = _decode_by_opencv(opened, tiff.as_wide_grey(opened.data))
+    if wide.shape != (opened.header.height, 2 * opened.header.width):
+        raise ImageError(f"{opened.name}: the TIFF file is damaged, its pixels are not as many as its header says")
+    return np.ascontiguousarray(tiff.split_grey_alpha(wide, form)[..., [0, 0, 0, 1]])
+
+
+def _decode_by_opencv(opened: EncodedImage, data: bytes) -> NDArray[Any]:
+    header = opened.header
+    # IMREAD_UNCHANGED keeps 16 bits and transparency, but would pass inks off as RGBA.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if header.cmyk else cv2.IMREAD_UNCHANGED
     try:
-        data = _read_file(name, max_pixels) if data is None else data
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise ImageError(f"{opened.name}: OpenCV cannot decode this {header.kind} picture ({error.err})") from None
+    if image is None:
+        raise ImageError(
+            f"{opened.name}: OpenCV {cv2.__version__} cannot decode this {header.kind} picture, it is damaged, cut "
+            f"short or of an uncommon form"
+        )
+    return image
+
+
+def _decode_heic(opened: EncodedImage) -> Pixels:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ImageError(
+            f"{opened.name}: this is a HEIC picture, for which pyface needs pillow-heif: "
+            f'pip install "pyface-engine[heic]"'
+        ) from None
+    try:
+        image = HeifImageFile(io.BytesIO(opened.data))
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # pillow-heif raises several kinds
+        raise ImageError(f"{opened.name}: pillow-heif cannot decode this HEIC picture ({_brief(error)})") from None
+    return _from_pil(image, opened.name, opened.pixels)
+
+
+def _is_unused_alpha(image: NDArray[Any]) -> bool:
+    """Whether all pixels are transparent, which in BMP means that the program that wrote it ignores transparency."""
+    return image.ndim == 3 and image.shape[2] == 4 and not image[..., 3].any()
+
+
+def _open_encoded(name: str, data: bytes, max_pixels: int, truncated: Truncated) -> EncodedImage:
+    try:
         header = read_header(data)
-    except (HeaderError, OSError, ValueError) as error:  # ValueError: a path with a null character
-        missing_address = isinstance(error, FileNotFoundError) and is_address(name)
-        raise ImageError(f"{name}: {ADDRESS if missing_address else _reason(error)}") from None
+    except HeaderError as error:
+        raise ImageError(f"{name}: {error}") from None
+    if header.lacks and truncated != "accept":
+        raise ImageError(
+            f"{name}: the {header.kind} file is cut short: its end marker is missing; "
+            f'truncated="accept" (--truncated accept in a shell) reads what is there'
+        )
     _check_size(name, header.width, header.height, max_pixels)
-    return EncodedImage(name, data, header)
+    return EncodedImage(name, data + header.lacks, header)
 
 
 def _read_file(path: str, max_pixels: int) -> bytes:
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # open() tells of folders
-        raise HeaderError("this is a pipe or a device, not a file, save the picture to a file and pass that")
-    with open(path, "rb") as file:
-        start = file.read(32)
-        check_kind(start)  # before the rest: the file may be a film
-        limit = 16 * max_pixels + _MAX_EXTRA_BYTES
-        if status.st_size > limit:
-            raise HeaderError(
-                f"the file has {status.st_size} bytes, more than the {limit} that {max_pixels} pixels may take, "
-                f"raise max_pixels (--max-pixels in a shell) if the picture can be trusted and memory suffices"
-            )
-        return start + file.read()
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # open() tells of folders
+            raise HeaderError("this is a pipe or a device, not a file, save the picture to a file and pass that")
+        with open(path, "rb") as file:
+            start = file.read(32)
+            check_kind(start)  # before the rest: the file may be a film
+            _check_length(status.st_size, max_pixels)
+            return start + file.read()
+    except (HeaderError, OSError, ValueError) as error:  # ValueError: a path with a null character
+        missing_address = isinstance(error, FileNotFoundError) and is_address(path)
+        raise ImageError(f"{path}: {ADDRESS if missing_address else _reason(error)}") from None
+
+
+def _name_of(file: Any) -> str:
+    name = getattr(file, "name", None)
+    return os.fsdecode(name) if isinstance(name, str | bytes) else "open file"
+
+
+def _read_stream(file: BinaryIO, max_pixels: int) -> bytes:
+    """Reads a file object, from its beginning if it can be wound back."""
+    name = _name_of(file)
+    try:
+        if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
+            file.seek(0)
+        data = file.read(_most_bytes(max_pixels) + 1)
+    except MemoryError:
+        raise
+    except Exception as error:  # closed, opened for writing, a broken connection ...
+        raise ImageError(f"{name}: the open file cannot be read ({_brief(error)})") from None
+    if not isinstance(data, bytes | bytearray | memoryview):
+        got = type(data).__name__
+        raise ImageError(f"{name}: an open file should give bytes, got {got}; open it with mode 'rb'")
+    try:
+        _check_length(len(data), max_pixels)
+    except HeaderError as error:
+        raise ImageError(f"{name}: {error}") from None
+    return bytes(data)
+
+
+def _most_bytes(max_pixels: int) -> int:
+    return 16 * max_pixels + _MAX_EXTRA_BYTES
+
+
+def _check_length(length: int, max_pixels: int) -> None:
+    if length > _most_bytes(max_pixels):
+        raise HeaderError(
+            f"the file has {length} bytes, more than the {_most_bytes(max_pixels)} that {max_pixels} pixels may take, "
+            f"raise max_pixels (--max-pixels in a shell) if the picture can be trusted and memory suffices"
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -154,6 +253,11 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"the file cannot be read ({error.strerror or error})"
     return str(error)
+
+
+def _brief(error: Exception) -> str:
+    """The first line of an error's text, which other libraries may leave empty."""
+    return next((line.strip() for line in str(error).splitlines()), type(error).__name__)
 
 
 def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
@@ -175,19 +279,39 @@ def _from_array(array: NDArray[Any], bgr: bool) -> Pixels:
 
 
 def _from_tensor(tensor: Tensor) -> Tensor:
-    if tensor.dtype != torch.uint8:
-        raise ImageError(f"a tensor should be uint8 with values from 0 to 255, got {tensor.dtype}, convert it first")
     if not (tensor.dim() == 2 or (tensor.dim() == 3 and tensor.shape[0] in (1, 3, 4))) or tensor.numel() == 0:
         hint = _hint(tensor, channels_first=True)
         raise ImageError(
             f"a tensor should be [3, H, W], [1, H, W], [4, H, W] or [H, W], got {list(tensor.shape)}{hint}"
         )
-    image = tensor.detach()
+    image = _as_bytes(tensor.detach())
     image = image[None] if image.dim() == 2 else image
     if image.shape[0] == 4:
         colour, alpha = image[:3].int(), image[3:].int()
         image = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
     return image.expand(3, -1, -1).permute(1, 2, 0).contiguous()
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """A tensor of uint8, or of floating-point values from 0 to 1, as uint8."""
+    if tensor.dtype == torch.uint8:
+        return tensor
+    if not tensor.is_floating_point():
+        raise ImageError(
+            f"a tensor should be uint8 with values from 0 to 255 or floating point with values from 0 to 1, got "
+            f"{tensor.dtype}, convert it first"
+        )
+    levels = tensor.float() * 255
+    least, most = (levels.min().item() / 255, levels.max().item() / 255)
+    if not (least > -_HALF_LEVEL and most < 1 + _HALF_LEVEL):  # NaN is refused too
+        raise ImageError(
+            f"a floating-point tensor should hold values from 0 to 1, got {least:.3g} to {most:.3g}, undo what scaled "
+            f"it, or convert it to uint8 with values from 0 to 255"
+        )
+    return levels.round().clamp(0, 255).to(torch.uint8)
+
+
+_HALF_LEVEL = 0.5 / 255  # what interpolation may add or take away without a change of the rounded value
 
 
 def _hint(image: NDArray[Any] | Tensor, *, channels_first: bool) -> str:
@@ -201,33 +325,54 @@ def _hint(image: NDArray[Any] | Tensor, *, channels_first: bool) -> str:
     return ""
 
 
-def _from_pil(image: Any, max_pixels: int) -> Pixels:
-    name = f"PIL image {getattr(image, 'filename', '')}".rstrip()
-    width, height = image.size
-    _check_size(name, width, height, max_pixels)
+def _from_pil(image: Any, name: str, max_pixels: int) -> Pixels:
     try:
-        image.load()  # first, since Pillow turns some kinds upright itself and then clears their orientation
-        orientation = image.getexif().get(0x0112, 1)
-        if image.mode.startswith("I"):  # 16 bits, in 32 where Pillow is old
-            pixels = np.asarray(image)
-            if pixels.min() < 0 or pixels.max() > 65535:
-                raise ImageError(f"{name}: its values exceed 16 bits, convert it to mode L or RGB first")
-            rgb = _to_rgb(_to_8_bits(pixels.astype(np.uint16)), bgr=False)
-        elif image.mode == "F":
-            raise ImageError(f"{name}: its pixels are floating point, convert it to mode L or RGB first")
-        else:
-            transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-            rgb = _to_rgb(np.array(image.convert("RGBA" if transparent else "RGB")), bgr=False)
-    except (OSError, SyntaxError) as error:  # Pillow decodes late, so damage shows here
-        raise ImageError(f"{name}: {error}") from None
-    return np.ascontiguousarray(_upright(rgb, orientation))
+        width, height = image.size
+        _check_size(name, width, height, max_pixels)
+        image.load()  # before the orientation: Pillow turns some kinds upright itself and then clears it
+        rgb = _pixels_of_pil(image, name)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow decodes late, so all kinds of damage show here, and closed files too
+        raise ImageError(
+            f"{name}: Pillow cannot load its pixels ({_brief(error)}), pass an image that is open and "
+            f"whole, of mode RGB or L"
+        ) from None
+    return np.ascontiguousarray(_upright(rgb, _orientation_of_pil(image)))
 
 
-def _to_8_bits(image: NDArray[Any]) -> NDArray[Any]:
+def _pixels_of_pil(image: Any, name: str) -> Pixels:
+    if image.mode.startswith("I"):  # 16 bits, in 32 where Pillow is old
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ImageError(f"{name}: its values exceed 16 bits, convert it to mode L or RGB first")
+        return _to_rgb(_to_8_bits(pixels.astype(np.uint16)), bgr=False)
+    if image.mode == "F":
+        raise ImageError(f"{name}: its pixels are floating point, convert it to mode L or RGB first")
+    if image.mode == "La":  # Pillow converts it to nothing else
+        image = image.convert("LA")
+    transparent = image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info
+    pixels = np.array(image.convert("RGBA" if transparent else "RGB"))
+    if getattr(image, "format", None) in ("BMP", "DIB") and _is_unused_alpha(pixels):
+        pixels = np.ascontiguousarray(pixels[..., :3])
+    return _to_rgb(pixels, bgr=False)
+
+
+def _orientation_of_pil(image: Any) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # broken EXIF does not make the pixels unreadable
+        return 1
+
+
+def _to_8_bits(image: NDArray[Any], peak: int | None = None) -> NDArray[Any]:
+    """Scales pixels so that white is 255; `peak` is the value of white if the file says so."""
+    if peak is not None and peak < 65535:
+        return cv2.convertScaleAbs(image, alpha=255 / peak).reshape(image.shape)
     if image.dtype == np.uint8:
         return image
-    peak = int(image.max())
-    bits = max(8, peak.bit_length()) if peak < 4096 else 16
+    largest = int(image.max())
+    bits = max(8, largest.bit_length()) if largest < 4096 else 16
     return cv2.convertScaleAbs(image, alpha=255 / (2**bits - 1)).reshape(image.shape)
 
 

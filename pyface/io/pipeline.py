@@ -32,7 +32,8 @@ def ordered_map(
             room ahead, for stages that should be busy while the caller works on a result.
 
     Yields:
-        The results, in the order of the items.
+        The results, in the order of the items. An error of the items themselves is raised after the results of those
+        that came before it.
 
     Example:
         >>> from concurrent.futures import ThreadPoolExecutor
@@ -42,8 +43,9 @@ def ordered_map(
     """
     under_way: deque[tuple[Future[Result], float]] = deque()
     load = 0.0
+    errors: list[Exception] = []
     try:
-        for item in items:
+        for item in hold_error(items, errors):
             cost = weight(item)
             while under_way and (load + cost > ahead or (eager and under_way[0][0].done())):
                 future, freed = under_way.popleft()
@@ -56,3 +58,19 @@ def ordered_map(
     finally:
         for future, _ in under_way:
             future.cancel()
+    if errors:
+        raise errors[0]
+
+
+def hold_error(items: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:
+    """Passes items on; an error of theirs ends them and goes to a list, so that work on earlier items can be finished.
+
+    Example:
+        >>> errors = []
+        >>> list(hold_error((1 // k for k in (1, 0)), errors)), errors
+        ([1], [ZeroDivisionError('integer division or modulo by zero')])
+    """
+    try:
+        yield from items
+    except Exception as error:
+        errors.append(error)

@@ -122,6 +122,24 @@ def test_hostile_pictures_are_reported_and_the_run_goes_on(run, write_grey, tmp_
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_what_a_folder_leaves_out_is_said_in_one_line(run, write_grey, tmp_path):
+    write_grey("in/a.png")
+    (tmp_path / "in/film.mp4").write_bytes(b"x")
+    (tmp_path / "in/photo.cr2").write_bytes(b"x")
+    result = run("detect", "in")
+    assert len(lines_of(result.stdout)) == 1
+    assert result.stderr.startswith("pyface: skipped 1 .cr2 (develop raw files")
+    assert "1 .mp4 (extract the frames" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_truncated(run, write_grey):
+    path = write_grey("a.jpg", 80)
+    path.write_bytes(path.read_bytes()[:-2])
+    assert "--truncated accept" in lines_of(run("detect", "a.jpg", status=1).stdout)[0]["error"]
+    assert len(lines_of(run("detect", "a.jpg", "--truncated", "accept").stdout)[0]["faces"]) == 2
+
+
 def test_a_missing_file_among_several_is_reported(run, write_grey):
     write_grey("a.png", 80)
     lines = lines_of(run("detect", "gone.png", "a.png", "https://example.org/b.png", "--save", "out", status=1).stdout)

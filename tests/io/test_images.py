@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import struct
+import sys
 import zlib
 
 import cv2
@@ -66,12 +67,16 @@ def test_cut_short(kind):
             read_image(data[:length])
 
 
-@pytest.mark.parametrize("progressive", [False, True])
-def test_jpeg_without_its_end(progressive):
-    data = encode(SMOOTH, "JPEG", progressive=progressive)
-    with pytest.raises(ImageError, match="cut short"):
-        read_image(data[:-2])
-    assert_form(read_image(data + b"anything that follows"))
+@pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "PNG"])
+def test_a_missing_end_marker(kind):
+    """Some encoders leave the end marker out; all pixels are there, as an option tells."""
+    data = encode(SMOOTH, kind.split()[-1], **({"progressive": True} if " " in kind else {}))
+    whole = read_image(data)
+    for missing in range(1, 12 if kind == "PNG" else 3):
+        with pytest.raises(ImageError, match=r'end marker is missing; truncated="accept" \(--truncated accept'):
+            read_image(data[:-missing])
+        assert np.array_equal(read_image(data[:-missing], truncated="accept"), whole)
+    assert np.array_equal(read_image(data + b"anything that follows"), whole)
 
 
 def test_jpeg_thumbnail_does_not_hide_the_missing_end():
@@ -130,9 +135,23 @@ def test_orientation_keeps_transparency():
     assert difference(turned[:, :-10], np.rot90(SMOOTH, -1)[:, :-10]) == 0
 
 
-def test_broken_exif_is_no_reason_to_refuse():
-    data = encode(SMOOTH, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    assert read_image(data).shape == SMOOTH.shape
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"II*\0\xff\xff\xff\xff",
+        b"garbage!",
+        b"",
+        b"II+\0\x08\0\0\0" + b"\xff" * 9,
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0",  # orientation 99
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0six\0",  # a word
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_broken_exif_means_upright(kind, exif):
+    data = encode(SMOOTH, kind, exif=b"Exif\0\0" + exif)
+    for source in (data, Image.open(io.BytesIO(data))):
+        assert difference(read_image(source), SMOOTH) < 5
 
 
 def test_sixteen_bits():
@@ -154,6 +173,148 @@ def test_fewer_bits_in_a_sixteen_bit_file_are_not_black(bits):
     image = read_image(cv2.imencode(".png", ramp)[1].tobytes())
     assert image.max() == 255
     assert 120 < image.mean() < 135
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("peak", [1, 15, 100, 200, 254, 255, 256, 1023, 4095, 5000, 16383, 40000, 65535])
+def test_pnm_is_scaled_by_its_largest_value(kind, peak):
+    levels = np.arange(256)[None].repeat(2, 0)
+    values = np.round(levels * (peak / 255)).astype(int)
+    expected = np.clip(np.round(values * (255 / peak)), 0, 255).astype(int)
+    if kind in (1, 4):  # black and white, where 1 is black
+        bits = levels > 99
+        expected = np.where(bits, 0, 255)
+        body = bytes(np.packbits(bits, axis=1)) if kind == 4 else " ".join(map(str, bits.ravel().astype(int))).encode()
+        data = b"P%d\n256 2\n" % kind + body
+    else:
+        samples = values[..., None].repeat(3, 2) if kind in (3, 6) else values
+        body = samples.astype("u1" if peak < 256 else ">u2").tobytes()
+        data = b"P%d # a note\n256 # and\n2\n%d\n" % (kind, peak)
+        data += body if kind > 3 else " ".join(map(str, samples.ravel())).encode() + b"\n"
+    assert np.abs(read_image(data) - expected[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("peak", [b"0", b"65536", b"x", b""])
+def test_pnm_without_a_usable_largest_value(peak):
+    with pytest.raises(ImageError, match="PNM header is damaged: its largest value should be from 1 to 65535"):
+        read_image(b"P5 2 1 " + peak + b"\n" + bytes(8))
+
+
+def test_values_above_the_largest_are_white():
+    assert read_image(b"P5 2 1 100\n\x64\xff")[0, :, 0].tolist() == [255, 255]
+
+
+@pytest.mark.parametrize("header", [56, 108, 124])
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_bmp_with_an_unused_alpha_mask(header, alpha):
+    """Photoshop and the clipboard of Windows declare a mask for transparency and leave all of it 0."""
+    bgra = np.dstack([SMOOTH[..., ::-1], np.full(SMOOTH.shape[:2], alpha, np.uint8)])
+    pixels = bgra[::-1].tobytes()
+    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    info = struct.pack("<IiiHHIIiiII4I", header, 90, 60, 1, 32, 3, len(pixels), 0, 0, 0, 0, *masks).ljust(header, b"\0")
+    data = b"BM" + struct.pack("<IHHI", 14 + len(info) + len(pixels), 0, 0, 14 + len(info)) + info + pixels
+    for source in (data, Image.open(io.BytesIO(data))):
+        assert difference(read_image(source), SMOOTH) == 0
+
+
+def tiff_of(image, *, big=False, order="<", predictor=1, tile=None, photometric=1, extra=2, orientation=1) -> bytes:
+    """Writes grey or grey with opacity, [H, W] or [H, W, 2] of 8 or 16 bits, uncompressed, as TIFF or BigTIFF."""
+    height, width = image.shape[:2]
+    samples = 1 if image.ndim == 2 else image.shape[2]
+    image = image.reshape(height, width, samples)
+    rows, columns = tile or (height, width)
+    blocks = []
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            block = np.zeros((rows, columns, samples), image.dtype)
+            part = image[top : top + rows, left : left + columns]
+            block[: len(part), : part.shape[1]] = part
+            if predictor == 2:
+                block[:, 1:] -= block[:, :-1].copy()
+            blocks.append(block.astype(image.dtype.newbyteorder(order)).tobytes())
+    start = 16 if big else 8
+    offsets = start + np.cumsum([0, *map(len, blocks)])
+    tags = {256: width, 257: height, 258: [8 * image.itemsize] * samples, 259: 1, 262: photometric}
+    tags |= {274: orientation, 277: samples, 284: 1, 317: predictor}
+    tags |= {338: extra} if samples == 2 else {}
+    if tile:
+        tags |= {322: columns, 323: rows, 324: offsets[:-1].tolist(), 325: [len(block) for block in blocks]}
+    else:
+        tags |= {273: offsets[:-1].tolist(), 278: height, 279: [len(block) for block in blocks]}
+    room, entries, beyond = (8, "HHQ", b"") if big else (4, "HHI", b"")
+    directory = int(offsets[-1])
+    after = directory + (8 if big else 2) + (room + struct.calcsize(order + entries)) * len(tags) + room
+    lines = struct.pack(order + ("Q" if big else "H"), len(tags))
+    for tag, value in sorted(tags.items()):
+        values = value if isinstance(value, list) else [value]
+        is_long = tag in (256, 257, 273, 279, 322, 323, 324, 325)
+        packed = struct.pack(f"{order}{len(values)}{'I' if is_long else 'H'}", *values)
+        if len(packed) > room:
+            packed, beyond = struct.pack(order + ("Q" if big else "I"), after + len(beyond)), beyond + packed
+        lines += struct.pack(order + entries, tag, 4 if is_long else 3, len(values)) + packed.ljust(room, b"\0")
+    magic = {"<": b"II", ">": b"MM"}[order]
+    head = struct.pack(order + "HHHQ", 43, 8, 0, directory) if big else struct.pack(order + "HI", 42, directory)
+    return magic + head + b"".join(blocks) + lines + bytes(room) + beyond
+
+
+GREY = SMOOTH[..., 0].copy()
+OPACITY = np.tile(np.linspace(0, 255, 90).astype(np.uint8), (60, 1))
+ON_WHITE = np.round(GREY * (OPACITY / 255.0) + 255 - OPACITY)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_bigtiff(order, deep):
+    image = GREY.astype(np.uint16) * 257 if deep else GREY
+    data = tiff_of(image, big=True, order=order)
+    assert difference(read_image(data), np.dstack([GREY] * 3)) == 0
+    header = read_header(data)
+    assert (header.kind, header.width, header.height) == ("TIFF", 90, 60)
+    with pytest.raises(ImageError, match=r"cut short"):
+        read_image(data[:-60])
+    with pytest.raises(ImageError, match="more than the limit"):
+        read_image(data, max_pixels=5399)
+
+
+@pytest.mark.parametrize("form", ["plain", "16 bits", "differences", "tiles", "big", "big-endian", "white is zero"])
+def test_grey_tiff_with_transparency(form):
+    image = np.dstack([255 - GREY if form == "white is zero" else GREY, OPACITY])
+    options = {
+        "differences": {"predictor": 2},
+        "tiles": {"tile": (16, 32), "predictor": 2},
+        "big": {"big": True},
+        "big-endian": {"order": ">"},
+        "white is zero": {"photometric": 0},
+    }.get(form, {})
+    data = tiff_of(image.astype(np.uint16) * 257 if form == "16 bits" else image, **options)
+    assert np.abs(read_image(data) - ON_WHITE[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_grey_tiff_with_transparency_as_pillow_writes_it(compression):
+    data = encode(Image.fromarray(np.dstack([GREY, OPACITY]), "LA"), "TIFF", compression=compression)
+    for source in (data, Image.open(io.BytesIO(data))):
+        assert np.abs(read_image(source) - ON_WHITE[..., None]).max() <= 1
+
+
+def test_grey_tiff_multiplied_by_its_opacity():
+    multiplied = np.round(GREY * (OPACITY / 255.0)).astype(np.uint8)
+    data = tiff_of(np.dstack([multiplied, OPACITY]), extra=1)
+    assert np.abs(read_image(data) - ON_WHITE[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_grey_tiff_with_transparency_is_turned_upright(orientation):
+    upright = np.dstack([ON_WHITE.astype(np.uint8)] * 3)
+    turned = read_image(tiff_of(np.dstack([GREY, OPACITY]), orientation=orientation))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    plain = read_image(encode(upright, "PNG", exif=exif))
+    assert np.abs(turned.astype(int) - plain).max() <= 1
+
+
+def test_a_second_grey_channel_that_is_no_opacity_is_left_out():
+    assert difference(read_image(tiff_of(np.dstack([GREY, OPACITY]), extra=0)), np.dstack([GREY] * 3)) == 0
 
 
 def test_floating_point_is_refused():
@@ -323,7 +484,11 @@ def test_arrays():
         (SMOOTH[None], r"pass list\(images\)"),
         (SMOOTH[..., :2], r"got \[60, 90, 2\]"),
         (SMOOTH[:0], r"got \[0, 90, 3\]"),
-        (torch.zeros(3, 5, 5), "uint8 .* got torch.float32"),
+        (torch.zeros(3, 5, 5, dtype=torch.int32), "uint8 .* got torch.int32"),
+        (torch.full((3, 5, 5), 128.0), "values from 0 to 1, got 128 to 128"),
+        (torch.full((3, 5, 5), -0.4), "values from 0 to 1, got -0.4 to -0.4"),
+        (torch.full((3, 5, 5), float("nan")), "values from 0 to 1, got nan"),
+        (io.StringIO("text"), "an open file should give bytes, got str; open it with mode 'rb'"),
         (torch.zeros(5, 5, 3, dtype=torch.uint8), r"pass image.permute\(2, 0, 1\)"),
         (torch.zeros(2, 3, 5, 5, dtype=torch.uint8), r"pass list\(images\)"),
         (torch.zeros(3, 0, 5, dtype=torch.uint8), r"got \[3, 0, 5\]"),
@@ -338,6 +503,124 @@ def test_refusals_say_what_came_and_what_is_taken(source, message):
     with pytest.raises(ImageError, match=message) as caught:
         read_image(source)
     assert "\n" not in str(caught.value)
+
+
+class FailingFile(io.BytesIO):
+    def read(self, size=-1):
+        raise ConnectionError("the line is dead")
+
+
+def closed(file):
+    file.close()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (closed(io.BytesIO(b"P5 1 1 255\n0")), "open file: the open file cannot be read .*closed"),
+        (FailingFile(), r"open file: the open file cannot be read \(the line is dead\)"),
+        (io.BytesIO(b""), "open file: the file is empty"),
+        (io.BytesIO(b"words, words"), "open file: this is no picture"),
+    ],
+)
+def test_open_files_that_cannot_be_read(source, message):
+    with pytest.raises(ImageError, match=message):
+        read_image(source)
+
+
+def test_open_files(tmp_path):
+    data = encode(SMOOTH, "PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    written = io.BytesIO()
+    Image.fromarray(SMOOTH).save(written, "PNG")  # leaves it at its end
+    for source in (io.BytesIO(data), written):
+        assert difference(read_image(source), SMOOTH) == 0
+    with open(tmp_path / "a.png", "rb") as file:
+        assert difference(read_image(file), SMOOTH) == 0
+        assert difference(read_image(file), SMOOTH) == 0
+    with (
+        open(tmp_path / "a.png", "wb") as file,
+        pytest.raises(ImageError, match=r"a\.png: the open file cannot be read"),
+    ):
+        read_image(file)
+    with pytest.raises(ImageError, match=r"more than the 67108880 that 1 pixels may take"):
+        read_image(io.BytesIO(b"P5 1 1 255\n" + bytes(2**26 + 10)), max_pixels=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_floating_point_tensors(dtype):
+    levels = torch.from_numpy(SMOOTH).permute(2, 0, 1)
+    assert difference(read_image(levels.to(dtype) / 255), SMOOTH) == 0
+    assert difference(read_image(levels[:1].to(dtype) / 255), np.dstack([SMOOTH[..., 0]] * 3)) == 0
+    beyond = levels.float() / 255 * 1.003 - 0.0015  # as interpolation leaves it
+    assert np.abs(read_image(beyond).astype(int) - SMOOTH).max() <= 1
+
+
+class Unloadable:
+    """A PIL image whose decoder fails in a way of its own."""
+
+    size, mode, info = (4, 4), "RGB", {}
+
+    def load(self):
+        raise KeyError("tile")
+
+    def getexif(self):
+        raise AssertionError
+
+    convert = getexif
+
+
+def test_pil_images_of_every_odd_state(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(SMOOTH, "PNG"))
+    with Image.open(path) as image:
+        pass
+    file = open(path, "rb")  # noqa: SIM115
+    of_closed_file = Image.open(file)
+    file.close()
+    for source in (image, of_closed_file, Unloadable()):
+        with pytest.raises(ImageError, match=r"Pillow cannot load its pixels .*, pass an image that is open") as caught:
+            read_image(source)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
+)
+def test_pil_modes(mode):
+    image = Image.fromarray(np.full((6, 8, 3), 255, np.uint8))
+    image = image.convert("LA" if mode == "La" else "RGBA" if mode == "RGBa" else mode).convert(mode)
+    assert (read_image(image) >= 253).all()
+
+
+def test_heic(monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.fromarray(SMOOTH)
+    for options, expected in (({}, SMOOTH), ({"exif": exif.tobytes()}, np.rot90(SMOOTH, -1))):
+        file = io.BytesIO()
+        pillow_heif.from_pillow(upright).save(file, quality=95, **options)
+        image = read_image(file.getvalue())
+        assert_form(image)
+        assert difference(image, expected) < 4
+        with pytest.raises(ImageError, match="more than the limit"):
+            read_image(file.getvalue(), max_pixels=5399)
+        with pytest.raises(ImageError, match="pillow-heif cannot decode this HEIC picture"):
+            read_image(file.getvalue()[:-300])
+
+
+def test_heic_without_its_reader(monkeypatch):
+    size = b"\0\0\0\x14ispe" + struct.pack(">III", 0, 90, 60)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for brand in (b"heic", b"heix", b"mif1", b"msf1"):
+        data = b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1heic" + size
+        assert read_header(data)[:3] == ("HEIC", 90, 60)
+        with pytest.raises(ImageError, match=r'HEIC picture, .* pip install "pyface-engine\[heic\]"'):
+            read_image(data)
+    avif = b"\0\0\0\x18ftypmif1" + bytes(4) + b"mif1avif" + size
+    assert read_header(avif).kind == "AVIF"
 
 
 def test_lazy_pil_damage():

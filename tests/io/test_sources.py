@@ -1,11 +1,13 @@
 """Which pictures a command line means, and where their drawn copies go."""
 
+import importlib.util
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from pyface.io.sources import SourceError, find_sources, plan_copies
+from pyface.io.sources import SourceError, describe_skipped, find_sources, plan_copies
 
 
 def test_sources(write_grey, tmp_path, monkeypatch):
@@ -48,3 +50,35 @@ def test_copies():
     ]
     with pytest.raises(SourceError, match="overwrite the picture"):
         plan("out/x.jpg", "out/y.jpg")
+
+
+@pytest.mark.parametrize("has_heic", [False, True])
+def test_what_a_folder_leaves_out_is_counted(write_grey, tmp_path, monkeypatch, has_heic):
+    monkeypatch.chdir(tmp_path)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: has_heic or None if name == "pillow_heif" else real(name)
+    )
+    write_grey("in/a.jpg")
+    names = ("b.HEIC", "c.heif", "film.MP4", "film2.mp4", "raw.CR2", "notes.txt", ".hidden.mp4", "sub/d.heic")
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    skipped = Counter()
+    found = find_sources(["in"], skipped=skipped)
+    assert len(found) == (3 if has_heic else 1)
+    heic = {} if has_heic else {".heic": 1, ".heif": 1}
+    assert skipped == {".mp4": 2, ".cr2": 1} | heic
+    (text,) = describe_skipped(skipped)
+    assert "2 .mp4 (extract the frames, for example with ffmpeg)" in text
+    assert ('1 .heic (pip install "pyface-engine[heic]")' in text) is not has_heic
+    skipped.clear()
+    find_sources(["in"], recursive=True, skipped=skipped)
+    assert skipped[".heic"] == (0 if has_heic else 2)
+    skipped.clear()
+    assert find_sources(["in/film.MP4"], skipped=skipped) == ["in/film.MP4"]  # named: its own line says why
+    assert not skipped
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only/a.mov").write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"only: there are no pictures in this folder.*; skipped 1 \.mov \(extract"):
+        find_sources(["only"])
