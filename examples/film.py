@@ -1,0 +1,21 @@
+"""Draws the faces into a film: python examples/film.py party.mp4 drawn.mp4"""
+
+import sys
+
+import pyface
+from pyface.draw import draw
+
+
+def main(source: str, target: str) -> None:
+    """Reads a film, finds the faces of every frame, and writes the film with their boxes, at the frames' own times."""
+    detector = pyface.FaceDetector()
+    with pyface.FilmWriter(target) as film:
+        for outcome in detector.stream(pyface.video(source)):
+            if outcome.detections is None:
+                raise outcome.error
+            film.write(draw(outcome.image, outcome.detections), outcome.source.time)
+            print(f"{outcome.source.time:8.2f} s: {len(outcome.detections)} faces")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
