@@ -100,7 +100,7 @@ def group_views(views: list[View]) -> Iterator[list[View]]:
 
 def canvas_of(view: View) -> tuple[int, int]:
     """Height and width of the network's input for a view."""
-    height, width = (math.ceil(side / CANVAS) * CANVAS for side in view.content)
+    height, width = (math.ceil(max(side, view.least_canvas) / CANVAS) * CANVAS for side in view.content)
     return height, width
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 Size = Literal["native"] | int | tuple[int, int]
 """Size of the image that a network runs on: "native", the longer side, or (shorter side, longer side at most)."""
 
+SMALL = 96  # longer side in network pixels of the views of a pyramid that share a batch
 S3FD_PIXELS = 0x7FFFFFFF / 577  # the authors' limit, due to Caffe's largest blob
 
 
@@ -32,6 +33,7 @@ class View:
         longer_above: Only faces with a longer side > this, in image pixels, count.
         shorter_below: Only faces with a shorter side < this, in image pixels, count.
         cut: (left, top, right, bottom): which edges of the region lie inside the image.
+        least_canvas: Smallest height and width of the network's input, so that small views share a batch.
     """
 
     image: int
@@ -42,6 +44,7 @@ class View:
     longer_above: float = 0.0
     shorter_below: float = math.inf
     cut: tuple[bool, bool, bool, bool] = (False, False, False, False)
+    least_canvas: int = 0
 
     @property
     def content(self) -> tuple[int, int]:
@@ -143,6 +146,8 @@ MULTISCALE: dict[str, Callable[[View], list[View]]] = {"s3fd": s3fd_views, "srn"
 def pyramid(view: View, step: float, largest: float, most: int | None = None) -> Iterator[View]:
     """Yields the view, then smaller and smaller ones, until even a face that fills the image can be found.
 
+    The smallest views share one batch: each alone would cost more in calls than in arithmetic.
+
     Args:
         view: The largest view.
         step: Ratio of the sizes of two successive views, > 1.
@@ -153,7 +158,7 @@ def pyramid(view: View, step: float, largest: float, most: int | None = None) ->
     seen = 1
     while max(view.content) > largest and seen != most:
         view, seen = replace(view, scale=view.scale / step), seen + 1
-        yield view
+        yield replace(view, least_canvas=SMALL) if max(view.content) <= SMALL else view
 
 
 def halvings(view: View, longest: int) -> Iterator[View]:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pyface.models.inference import canvas_of, group_views
 from pyface.models.views import (
     MULTISCALE,
     S3FD_PIXELS,
@@ -103,6 +104,13 @@ def test_a_pyramid_ends_where_no_face_is_too_large():
     assert [seen.scale for seen in pyramid(view, 2.0, 100.0, 2)] == [2.0, 1.0]
     assert list(pyramid(view, 2.0, 1000.0)) == [view]
     assert list(pyramid(view, 2.0, 1.0, 1)) == [view]
+
+
+def test_small_views_of_a_pyramid_share_a_batch():
+    views = list(pyramid(whole(0, 480, 640, 1.0), 2.0, 30.0))
+    assert [max(view.content) for view in views] == [640, 320, 160, 80, 40, 20]
+    assert [len(group) for group in group_views(views)] == [1, 1, 1, 3]
+    assert canvas_of(views[-1]) == (96, 96)
 
 
 @pytest.mark.parametrize(("height", "width", "scale"), [(1000, 4000, 1.0), (777, 1333, 0.61), (90, 90, 8.0)])
