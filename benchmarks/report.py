@@ -197,7 +197,7 @@ def stage_text(results: Path) -> str:
             total = sum(of["stages"].values())
             shares = [f"{ms:.1f} ms ({100 * ms / total:.0f} %)" for ms in of["stages"].values()]
             rows.append([f"`{of['model']}`", *shares, f"{total:.1f} ms", f"{of['pictures_per_second']:.1f}"])
-        parts.append(f"{table(['', *stages, 'sum', 'pictures/s'], rows)}\n\n{_settings(run)} {about(run)}")
+        parts.append(f"{table(['', *stages, 'sum', 'images/s'], rows)}\n\n{_settings(run)} {about(run)}")
     return "\n\n".join(parts)
 
 

@@ -54,9 +54,9 @@ DATA = (
 )
 LICENCE = "trained on research-only and unlicensed web images: for research; ask a lawyer before other use"
 LIMITS = (
-    "- Faces below {smallest:.0f} px in the network's picture are missed more often: give a larger `size` or a `tile`.",
-    "- Animals' heads, hands, emblems and bare skin are sometimes taken for faces, with high scores too.",
-    "- Nobody measured how well it works across groups of people; measure on your own pictures before you rely on it.",
+    "- Faces under {smallest:.0f} px at the network's scale are missed more often. Use a larger `size`, or `tile`.",
+    "- Animals' heads, hands, emblems and bare skin are sometimes detected as faces, even with high scores.",
+    "- Accuracy across groups of people has not been measured. Measure it on your own images before you rely on it.",
 )
 
 
@@ -103,7 +103,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--start", help="initial weights and their data, if the run had any: 'the trunk of ...'")
     parser.add_argument("--val", type=Path, action="append", default=[], help="annotated folder; may be repeated")
     parser.add_argument("--widerface", type=Path, help="folder with WIDER FACE's ground truth")
-    parser.add_argument("--images", type=Path, help="folder with its validation pictures")
+    parser.add_argument("--images", type=Path, help="folder with its validation images")
     arguments = parser.parse_args()
     if (arguments.run is None) == (arguments.measure is None):
         parser.error("name the folder of a run, or a model with --measure")
@@ -201,27 +201,27 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], star
     lines = [
         f"# {name}.safetensors",
         "",
-        f"Weights of `{name}` that this project trained from {start or 'a random start'}.",
+        f"Weights of `{name}` trained by this project from {start or 'random initial weights'}.",
         "",
         "| | |",
         "|---|---|",
         f"| Trained by | `pyface train --config pyface/weights/{name}.json --out runs/{name}` |",
         f"| Recipe | {length}, {recipe.size} px samples in batches of {recipe.batch_size}, {run.precision}; "
-        f"[the configuration]({name}.json) has every number |",
+        f"[the configuration]({name}.json) has all settings |",
         f"| Data | {DATA} |",
         f"| SHA-256 | `{digest}` |",
         f"| Licence | {LICENCE} |",
         "",
-        "float16; `scripts/ship_weights.py` made the file and this card.",
+        "The weights are float16. `scripts/ship_weights.py` wrote them and this card.",
         "",
         "## Measured",
         "",
-        f"One scale, longer side in pixels, scores from {LOWEST_SCORE}.",
+        f"One scale; `size` is the longer side in pixels. Detections with a score above {LOWEST_SCORE}.",
         "",
     ]
     if "widerface" in figures:
         lines += [
-            f"WIDER FACE validation, all 3,226 pictures, `pyface evaluate widerface --model {name} --size N`; none of "
+            f"WIDER FACE validation, all 3,226 images, `pyface evaluate widerface --model {name} --size N`; none of "
             "them was trained on or used to choose anything:",
             "",
             "| size | easy | medium | hard |",
@@ -233,9 +233,9 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], star
             "",
         ]
     lines += [
-        f"Other pictures, `pyface evaluate faces --model {name} --data DIR --size N`:",
+        f"Other images, `pyface evaluate faces --model {name} --data DIR --size N`:",
         "",
-        "| pictures | size | AP@0.5 | AP@0.4 | best F1 | landmark error |",
+        "| images | size | AP@0.5 | AP@0.4 | best F1 | landmark error |",
         "|---|---|---|---|---|---|",
     ]
     for of, values in figures["sets"].items():
@@ -249,17 +249,17 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], star
     by_size, threshold = (figures["sets"][first][str(SIZES[0])][key] for key in ("by_size", "best_threshold"))
     lines += [
         "",
-        "The landmark error is a share of the square root of a face's area, the mean over the five points. The first "
-        "set decided which weights were kept and set the score threshold; its pictures come from the sources of the "
-        "training data. [docs/training.md](../../docs/training.md) has figures of other detectors.",
+        "The landmark error is the mean distance of the five points, as a share of the square root of the face's area. "
+        "The weights and the score threshold were chosen on the first set, whose images come from the same sources as "
+        "the training data. [docs/training.md](../../docs/training.md) has figures of other detectors.",
         "",
-        f"AP@0.5 by size of face in the picture, {SETS.get(first, first)}, {SIZES[0]} px:",
+        f"AP@0.5 by face size in the image, {SETS.get(first, first)}, {SIZES[0]} px:",
         "",
         "| " + " | ".join(f"{size} px" for size in by_size) + " |",
         "|" + "---|" * len(by_size),
         "| " + " | ".join(f"{value:.3f}" for value in by_size.values()) + " |",
         "",
-        f"From a decoded picture to faces: {figures['milliseconds']:.0f} ms at {SIZES[0]} px on two CPU threads. The "
+        f"From a decoded image to faces: {figures['milliseconds']:.0f} ms at {SIZES[0]} px on two CPU threads. The "
         f"default score threshold, {threshold:.3f}, has the best F1 on the first set.",
         "",
         "## Limits",

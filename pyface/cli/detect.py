@@ -73,7 +73,7 @@ def detect(
         typer.Option(
             min=64,
             metavar="PIXELS",
-            help="Run on tiles with this side, for huge images. Not for mtcnn.",
+            help="Split huge images into tiles of this side. Not for mtcnn.",
             show_default="never",
         ),
     ] = None,
@@ -95,7 +95,7 @@ def detect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False,
     max_pixels: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Refuse images with more pixels, unread.", show_default="134 million"),
+        typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
     ] = None,
     truncated: Annotated[
         Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")

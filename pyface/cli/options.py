@@ -26,8 +26,8 @@ Size = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Size at which the network gets an image: native, the longer side (640), or the shorter side and the "
-        "largest longer side (1200x1600). Not for mtcnn.",
+        help="Image size for the network: native, the longer side (640), or the shorter side and the largest longer "
+        "side (1200x1600). Not for mtcnn.",
         show_default="the model's own",
     ),
 ]
@@ -35,7 +35,7 @@ Multiscale = Annotated[
     str | None,
     typer.Option(
         metavar="s3fd|srn|ssh",
-        help="Run at several scales, as these papers do in their tests: slower, finds more faces. Not for mtcnn.",
+        help="Run at several scales, as these papers do: slower, but finds more faces. Not for mtcnn.",
         show_default="one scale",
     ),
 ]
