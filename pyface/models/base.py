@@ -111,10 +111,10 @@ def check_images(images: Sequence[Tensor], device: torch.device) -> None:
     """
     for k, image in enumerate(images):
         if not isinstance(image, Tensor):
-            raise TypeError(f"images[{k}] should be a uint8 tensor [H, W, 3], got {type(image).__name__}")
+            raise TypeError(f"images[{k}] must be a uint8 tensor [H, W, 3], got {type(image).__name__}")
         if image.dtype != torch.uint8:
-            raise TypeError(f"images[{k}] should be uint8, got {image.dtype}")
+            raise TypeError(f"images[{k}] must be uint8, got {image.dtype}")
         if image.dim() != 3 or image.shape[2] != 3:
-            raise ValueError(f"images[{k}] should be [H, W, 3] (RGB), got {list(image.shape)}")
+            raise ValueError(f"images[{k}] must be [H, W, 3] (RGB), got {list(image.shape)}")
         if image.device != device:
-            raise ValueError(f"images[{k}] should be on the model's device {device}, got {image.device}")
+            raise ValueError(f"images[{k}] must be on the model's device {device}, got {image.device}; move it there")

@@ -117,11 +117,13 @@ def read_checkpoint(path: str | os.PathLike[str], model: str | None = None) -> C
     path = Path(path)
     raw, metadata = read_any(path)
     if isinstance(raw, Mapping) and "pytorch-lightning_version" in raw:
-        raise CheckpointError(f"{path} is what a run of Lightning goes on from, give best.safetensors beside it")
+        raise CheckpointError(
+            f"{path} must be a weights file, got the state of a training run; give best.safetensors beside it"
+        )
     checkpoint = recognise(str(path), without_prefix(flatten(unwrapped(raw)), "module."), metadata)
     if model is not None and checkpoint.model not in (None, model):
         raise CheckpointError(
-            f"{path} holds weights of {checkpoint.model} (layout {checkpoint.layout}), not of {model}"
+            f"{path} must hold weights of {model}, got those of {checkpoint.model} (layout {checkpoint.layout})"
         )
     return checkpoint
 
@@ -139,7 +141,9 @@ def recognise(path: str, state: State, metadata: Mapping[str, str]) -> Checkpoin
             translated = layout.translate(state)
             return Checkpoint(path, layout.name, layout.model, translated, dict(layout.settings), layout.lenient)
     if "prelu1.weight" in state or "0" in state:
-        raise CheckpointError(f"{path} is one of MTCNN's three files: give the folder of pnet, rnet and onet")
+        raise CheckpointError(
+            f"{path} must be a folder of pnet, rnet and onet, got one of these files; give their folder"
+        )
     return Checkpoint(path, OWN, None, state)
 
 
@@ -151,7 +155,7 @@ def settings_in(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: the settings in its metadata should be a JSON object, got {text[:40]!r}")
+        raise CheckpointError(f"{path}: the settings in its metadata must be a JSON object, got {text[:40]!r}")
     return settings
 
 
@@ -244,7 +248,9 @@ def foreign(checkpoint: Checkpoint) -> Checkpoint:
         CheckpointError: It already has pyface's layout, or no known one.
     """
     if checkpoint.layout == OWN and checkpoint.model is not None:
-        raise CheckpointError(f"{checkpoint.path} is in pyface's layout already: weights of {checkpoint.model}")
+        raise CheckpointError(
+            f"{checkpoint.path} must have a foreign layout, got pyface's own, with weights of {checkpoint.model}"
+        )
     if checkpoint.model is None:
         names = ", ".join(layout.name for layout in LAYOUTS)
         raise CheckpointError(
@@ -301,10 +307,12 @@ def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
     """
     if path.is_dir():
         if (best := path / "best.safetensors").is_file():
-            raise CheckpointError(f"{path} is the folder of a training run, give its weights: {best}")
+            raise CheckpointError(f"{path} must be a weights file, got the folder of a training run; give {best}")
         return {net: read_any(part_of(path, net))[0] for net in ("pnet", "rnet", "onet")}, {}
     if path.suffix == ".caffemodel":
-        raise CheckpointError(f"{path}: export Caffe's layers to .npz or .pth first, as name.weight and name.bias")
+        raise CheckpointError(
+            f"{path} must be .npz or .pth, got a Caffe file; export its layers first, as name.weight and name.bias"
+        )
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     try:
@@ -321,7 +329,7 @@ def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
         raise
     except pickle.UnpicklingError as error:  # torch's message suggests loading the file anyway
         raise CheckpointError(
-            f"{path} should hold tensors only, and does not: it is no file of weights, or one that could run code"
+            f"{path} is not a weights file, or contains code, which pyface refuses to load"
         ) from error
     except Exception as error:  # damaged files raise all kinds of errors
         raise CheckpointError(f"{path} cannot be read as weights: {first_line(error)}") from error
@@ -337,7 +345,7 @@ def part_of(folder: Path, net: str) -> Path:
         if (folder / f"{net}{suffix}").is_file():
             return folder / f"{net}{suffix}"
     raise FileNotFoundError(
-        f"{folder} is a folder: it should hold MTCNN's pnet, rnet and onet as .pt or .lz4, there is no {net}"
+        f"{folder} is a folder and must hold MTCNN's pnet, rnet and onet as .pt or .lz4, got none for {net}"
     )
 
 
@@ -435,7 +443,7 @@ def read_arrays(path: Path) -> list[np.ndarray]:
     try:
         lz4 = importlib.import_module("lz4.frame")
     except ImportError:
-        raise CheckpointError(f"{path} needs the package lz4 to be read: pip install lz4") from None
+        raise CheckpointError(f"{path} cannot be read without the package lz4; run pip install lz4") from None
     with lz4.open(path) as file:
         arrays = _ArrayReader(file).load()
     if not isinstance(arrays, list) or not all(isinstance(array, np.ndarray) for array in arrays):

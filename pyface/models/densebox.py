@@ -96,17 +96,17 @@ class DenseBoxConfig:
     def __post_init__(self) -> None:
         for name in ("stride", "face", "radius"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} should be more than 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
         (low, high), (lowest, highest) = self.positive_band, self.ignore_band
         if not 0 <= lowest <= low <= high <= highest < math.inf or low == 0:
             raise ValueError(
-                "positive_band should be (low, high), more than 0, and ignore_band around it, "
+                "positive_band must be (low, high), more than 0, and ignore_band around it, "
                 f"got {self.positive_band} and {self.ignore_band}"
             )
         if not 1 < self.pyramid_step < math.inf:
-            raise ValueError(f"pyramid_step should be more than 1, got {self.pyramid_step}")
+            raise ValueError(f"pyramid_step must be more than 1, got {self.pyramid_step}")
         if self.pyramid_scales is not None and self.pyramid_scales < 1:
-            raise ValueError(f"pyramid_scales should be 1 or more, or None, got {self.pyramid_scales}")
+            raise ValueError(f"pyramid_scales must be 1 or more, or None, got {self.pyramid_scales}")
 
 
 class DenseBoxOutput(NamedTuple):
@@ -190,12 +190,12 @@ class DenseBox(SingleShot):
         """Refuses other detectors' multi-scale tests, and tiles whose overlap is too small for a whole face."""
         if options.multiscale is not None:
             raise ValueError(
-                f"{type(self).__name__} looks at a pyramid of its own, got multiscale={options.multiscale!r}, "
-                "leave it out"
+                f"multiscale must be None for {type(self).__name__}, which has an image pyramid of its own, "
+                f"got {options.multiscale!r}; leave it out"
             )
         least = math.ceil(4 * self.config.positive_band[1] * self.config.face)
         if options.tile is not None and options.tile < least:
-            raise ValueError(f"{type(self).__name__} takes tiles of {least} pixels or more, got {options.tile}")
+            raise ValueError(f"tile must be {least} pixels or more for {type(self).__name__}, got {options.tile}")
 
     def plan(self, view: View, options: InferenceOptions) -> Iterable[View]:
         """The image pyramid: the given view, then smaller and smaller ones.
@@ -267,10 +267,10 @@ class DenseBox(SingleShot):
         if truth.landmarks is None:
             return truth.boxes.new_full((len(truth.boxes), number, 2), torch.nan)
         if truth.landmarks.ndim != 3:
-            raise ValueError(f"landmarks should be [G, {number}, 2], got {list(truth.landmarks.shape)}")
+            raise ValueError(f"landmarks must be [G, {number}, 2], got {list(truth.landmarks.shape)}")
         if truth.landmarks.shape[1] != number:
             raise ValueError(
-                f"the network has {number} landmarks and the truth {truth.landmarks.shape[1]}, "
+                f"landmarks must be {number} points, as in the configuration, got {truth.landmarks.shape[1]}; "
                 "set the configuration's landmarks to that number"
             )
         return truth.landmarks

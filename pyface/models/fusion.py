@@ -37,9 +37,7 @@ def fold_batch_norms(model: Model) -> Model:
         )
     """
     if model.training:
-        raise ValueError(
-            "fold_batch_norms takes models in evaluation mode, got one in training mode; call eval() first"
-        )
+        raise ValueError("model must be in evaluation mode, got one in training mode; call eval() first")
     folded = copy.deepcopy(model)
     for parent in list(folded.modules()):
         _fold_children(parent)

@@ -61,17 +61,19 @@ class InferenceOptions:
     def __post_init__(self) -> None:
         if not _is_size(self.size):
             raise ValueError(
-                "size should be 'native', the longer side in pixels, (shorter, longer), 1200x1600 on the command line, "
+                "size must be 'native', the longer side in pixels, (shorter, longer), 1200x1600 on the command line, "
                 f"or None for the model's own, got {self.size!r}"
             )
         if self.multiscale is not None and self.multiscale not in MULTISCALE:
-            raise ValueError(f"multiscale should be one of {', '.join(MULTISCALE)} or None, got {self.multiscale!r}")
+            raise ValueError(f"multiscale must be one of {', '.join(MULTISCALE)} or None, got {self.multiscale!r}")
         if self.multiscale is not None and self.size is not None:
-            raise ValueError(f"multiscale brings its own sizes, got size={self.size!r} as well, give one of them")
+            raise ValueError(
+                f"size must be None with multiscale, which has its own sizes, got {self.size!r}; leave one of them out"
+            )
         if self.limits not in ("ap", "fast"):
-            raise ValueError(f"limits should be 'ap' or 'fast', got {self.limits!r}")
+            raise ValueError(f"limits must be 'ap' or 'fast', got {self.limits!r}")
         if self.tile is not None and (isinstance(self.tile, bool) or not isinstance(self.tile, int) or self.tile < 64):
-            raise ValueError(f"tile should be a side of 64 pixels or more, or None, got {self.tile!r}")
+            raise ValueError(f"tile must be a side of 64 pixels or more, or None, got {self.tile!r}")
 
 
 def _is_size(size: object) -> bool:

@@ -31,10 +31,10 @@ def check_truth(truth: GroundTruth, images: int) -> None:
         ValueError: It is for another number of images.
     """
     if not truth.boxes.is_floating_point():
-        raise TypeError(f"the truth's boxes should be float32, got {truth.boxes.dtype}")
+        raise TypeError(f"the truth's boxes must be float32, got {truth.boxes.dtype}")
     if truth.splits.shape != (images + 1,):
         raise ValueError(
-            f"the maps are of {images} images, so that the truth's splits should be [{images + 1}], "
+            f"the truth's splits must be [{images + 1}], as the maps are of {images} images, "
             f"got {list(truth.splits.shape)}"
         )
 
@@ -46,7 +46,7 @@ def check_maps(maps: Sequence[ops.LevelMaps], levels: Sequence[ops.AnchorLevel],
         TypeError, ValueError: They do not match.
     """
     if len(maps) != len(levels):
-        raise ValueError(f"a loss takes the maps of all {len(levels)} levels, got {len(maps)}")
+        raise ValueError(f"maps must be those of all {len(levels)} levels, got {len(maps)}")
     check_truth(truth, len(maps[0].logits))
 
 
@@ -249,7 +249,7 @@ def landmark_term(
     if points is None:
         points = truth.boxes.new_full(expected, torch.nan)
     elif points.shape != expected:
-        raise ValueError(f"landmarks should be [G, 5, 2] = {list(expected)}, got {list(points.shape)}")
+        raise ValueError(f"landmarks must be [G, 5, 2] = {list(expected)}, got {list(points.shape)}")
     targets = encode_landmarks(anchors, matched(points, truth.splits, index), variance)
     known = (index >= 0) & targets.isfinite().all(-1)
     return weight * smooth_l1(answers, targets, known) / (count(known) if divisor is None else divisor)

@@ -79,13 +79,13 @@ class MTCNNConfig:
 
     def __post_init__(self) -> None:
         if not self.min_face > 0:
-            raise ValueError(f"min_face should be a number of pixels > 0, got {self.min_face}")
+            raise ValueError(f"min_face must be more than 0 pixels, got {self.min_face}")
         if not 0 < self.factor < 1:
-            raise ValueError(f"factor should lie between 0 and 1, got {self.factor}")
+            raise ValueError(f"factor must be between 0 and 1, got {self.factor}")
         if not 0 < self.hard_fraction <= 1:
-            raise ValueError(f"hard_fraction should be more than 0 and at most 1, got {self.hard_fraction}")
+            raise ValueError(f"hard_fraction must be more than 0 and at most 1, got {self.hard_fraction}")
         if self.hard_mining not in ("classification", "all"):
-            raise ValueError(f"hard_mining should be 'classification' or 'all', got {self.hard_mining!r}")
+            raise ValueError(f"hard_mining must be 'classification' or 'all', got {self.hard_mining!r}")
 
     @classmethod
     def wider(cls) -> MTCNNConfig:
@@ -426,13 +426,13 @@ class MTCNN(FaceModel):
             ValueError: The network does not exist, or answers or truth have another shape or number of crops.
         """
         if net not in self.ALPHA:
-            raise ValueError(f"net should be one of {', '.join(self.ALPHA)}, got {net!r}")
+            raise ValueError(f"net must be one of {', '.join(self.ALPHA)}, got {net!r}")
         crops = len(truth.kind)
         for name, of, expected in (("boxes", truth.boxes, (crops, 4)), ("landmarks", truth.landmarks, (crops, 5, 2))):
             if of.shape != expected:
-                raise ValueError(f"the truth's {name} should be {list(expected)}, got {list(of.shape)}")
+                raise ValueError(f"the truth's {name} must be {list(expected)}, got {list(of.shape)}")
         if answers.shape[:2] not in ((crops, 6), (crops, 16)) or answers.numel() != crops * answers.shape[1]:
-            raise ValueError(f"answers should be [{crops}, 6 or 16], one for each crop, got {list(answers.shape)}")
+            raise ValueError(f"answers must be [{crops}, 6 or 16], one for each crop, got {list(answers.shape)}")
         answers = answers.flatten(1).float()
         is_face = truth.kind == CropKind.POSITIVE
         for_class = is_face | (truth.kind == CropKind.NEGATIVE)

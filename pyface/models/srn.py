@@ -100,7 +100,7 @@ class SRNConfig:
 
     def __post_init__(self) -> None:
         if not (self.focal_gamma == 0 or 1 <= self.focal_gamma < math.inf):  # between them the slope at 0 is infinite
-            raise ValueError(f"focal_gamma should be 0 or at least 1, got {self.focal_gamma}")
+            raise ValueError(f"focal_gamma must be 0 or at least 1, got {self.focal_gamma}")
 
 
 class SRN(AnchorDetector):

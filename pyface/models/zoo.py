@@ -249,7 +249,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> C
     """
     target = Path(target)
     if target.suffix != ".safetensors":
-        raise CheckpointError(f"{target} should end with .safetensors")
+        raise CheckpointError(f"the target must end with .safetensors, got {target}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent}")
     checkpoint = foreign(read_checkpoint(source))
@@ -268,11 +268,11 @@ def default_weights(row: Row) -> Traversable:
     """
     if row.weights is None:
         raise ValueError(
-            f"{row.name} has no default weights; give the path of a file, or weights=None for random ones, which find "
-            "noise"
+            f"{row.name} has no default weights; give the path of a file, or weights=None for random ones, "
+            "which return random boxes"
         )
     file = files("pyface") / "weights" / row.weights.file
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != row.weights.sha256:
-        raise ValueError(f"{row.weights.file} should have the SHA-256 {row.weights.sha256}, got {found}")
+        raise ValueError(f"{row.weights.file} must have the SHA-256 {row.weights.sha256}, got {found}")
     return file

@@ -18,7 +18,7 @@ try:
     from pyface import _C
 except ImportError as error:
     raise ImportError(
-        f"pyface's kernels cannot be loaded ({error}): build them with `pip install -e .` in pyface's source folder."
+        f"pyface's kernels cannot be loaded ({error}); build them with `pip install -e .` in pyface's source folder."
     ) from error
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -74,30 +74,33 @@ def check_tensors(op: str, names: Sequence[str], tensors: Sequence[Any]) -> None
     for name, value in zip(names, tensors, strict=True):
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}: convert it with torch.as_tensor."
+                f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor."
             )
         if value.layout is not torch.strided:
-            raise TypeError(f"{op}: {name} must be a dense tensor, got layout {value.layout}: call .to_dense().")
+            raise TypeError(f"{op}: {name} must be a dense tensor, got layout {value.layout}; call .to_dense().")
         if value.device != first.device:
             raise ValueError(
-                f"{op}: {first_name} is on {first.device} and {name} on {value.device}: move them to one device."
+                f"{op}: {first_name} and {name} must be on one device, got {first.device} and {value.device}; "
+                "move one of them."
             )
     if first.device.type not in ("cpu", "cuda", "meta"):
-        raise ValueError(f"{op} runs on cpu and cuda, got tensors on {first.device}: move them with .cpu().")
+        raise ValueError(f"{op}: {first_name} must be on cpu or cuda, got {first.device}; move it with .cpu().")
 
 
 def check_one_device(op: str, first: Tensor, *others: Tensor) -> None:
     """Raises ValueError unless all lie on the first one's device; for those who call torch.ops.pyface directly."""
     for other in others:
         if other.device != first.device:
-            raise ValueError(f"{op}: its tensors are on {first.device} and {other.device}: move them to one device.")
+            raise ValueError(
+                f"{op}: all tensors must be on one device, got {first.device} and {other.device}; move one of them."
+            )
 
 
 def check_dtype(op: str, name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
     """Raises TypeError when the tensor's dtype is not among the allowed ones."""
     if tensor.dtype not in allowed:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-        raise TypeError(f"{op}: {name} must be one of {names}, got {tensor.dtype}: convert it first.")
+        raise TypeError(f"{op}: {name} must be one of {names}, got {tensor.dtype}; convert it first.")
 
 
 def check_shape(op: str, name: str, tensor: Tensor, fits: bool, expected: str) -> None:
@@ -109,7 +112,9 @@ def check_shape(op: str, name: str, tensor: Tensor, fits: bool, expected: str) -
 def check_size(op: str, entries: int) -> None:
     """Raises ValueError above the largest number of boxes that the kernels index."""
     if isinstance(entries, int) and entries > _MAX_ENTRIES:
-        raise ValueError(f"{op} takes at most {_MAX_ENTRIES:,} boxes in a call, got {entries:,}: split the call.")
+        raise ValueError(
+            f"{op}: the number of boxes must be at most {_MAX_ENTRIES:,}, got {entries:,}; split the call."
+        )
 
 
 def check_splits(op: str, splits: Tensor, entries: int) -> None:
@@ -122,7 +127,7 @@ def check_splits(op: str, splits: Tensor, entries: int) -> None:
     if splits[0] != 0 or splits[-1] != entries or bool((splits.diff() < 0).any()):
         shown = splits.tolist() if len(splits) <= 8 else f"{splits[:4].tolist()} ... {splits[-4:].tolist()}"
         raise ValueError(
-            f"{op}: splits must rise from 0 to G = {entries}, got {shown}: image b has the boxes "
+            f"{op}: splits must rise from 0 to G = {entries}, got {shown}; image b has the boxes "
             "splits[b] to splits[b + 1] - 1."
         )
 
@@ -149,7 +154,7 @@ def check_numbers(op: str, **values: Any) -> None:
 def check_fraction(op: str, name: str, value: float) -> None:
     """Raises ValueError unless 0 <= value <= 1 (NaN is refused too)."""
     if not 0 <= value <= 1:
-        raise ValueError(f"{op}: {name} must lie between 0 and 1, got {value}.")
+        raise ValueError(f"{op}: {name} must be between 0 and 1, got {value}.")
 
 
 def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -194,7 +199,7 @@ def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int,
         return
     if not _C.has_cuda:
         raise RuntimeError(
-            f"{op} got tensors on {device}, but pyface was built without CUDA: build it again with "
+            f"{op}: tensors must be on the CPU, as pyface was built without CUDA, got {device}; build it again with "
             "`PYFACE_CUDA=1 pip install -e .`, or move the tensors to the CPU."
         )
     if workspace is not None:

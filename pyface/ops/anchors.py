@@ -65,11 +65,11 @@ class AnchorLevel:
             check_int("AnchorLevel", "max_candidates", self.max_candidates, 0)
         if not isinstance(self.anchors, tuple) or not all(isinstance(box, tuple) for box in self.anchors):
             raise TypeError(
-                f"AnchorLevel: anchors must be a tuple of tuples (x1, y1, x2, y2), got {self.anchors!r}: "
+                f"AnchorLevel: anchors must be a tuple of tuples (x1, y1, x2, y2), got {self.anchors!r}; "
                 "convert it with tuple(map(tuple, anchors))."
             )
         if not 1 <= len(self.anchors) <= _MAX_ANCHORS:
-            raise ValueError(f"AnchorLevel takes 1 to {_MAX_ANCHORS} anchors a cell, got {len(self.anchors)}.")
+            raise ValueError(f"AnchorLevel: anchors must be 1 to {_MAX_ANCHORS} boxes, got {len(self.anchors)}.")
         for box in self.anchors:
             if len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
                 raise TypeError(f"AnchorLevel: an anchor must be four numbers (x1, y1, x2, y2), got {box!r}.")
@@ -136,7 +136,7 @@ def anchor_boxes(
         torch.Size([25600, 4])
     """
     if not levels or len(levels) != len(sizes):
-        raise ValueError(f"anchor_boxes takes one size a level, got {len(levels)} levels and {len(sizes)} sizes.")
+        raise ValueError(f"anchor_boxes: sizes must be one per level, got {len(sizes)} sizes for {len(levels)} levels.")
     parts = []
     for level, (height, width) in zip(levels, sizes, strict=True):
         if height < 0 or width < 0:
@@ -216,9 +216,7 @@ def decode_anchors(
     landmarks = [level_maps.landmarks for level_maps in maps if level_maps.landmarks is not None]
     if landmarks and len(landmarks) != len(maps):
         without = next(i for i, level_maps in enumerate(maps) if level_maps.landmarks is None)
-        raise ValueError(
-            f"{op}: maps[{without}] has no landmarks and others have: give them for all levels or for none."
-        )
+        raise ValueError(f"{op}: landmarks must be given for all maps or for none, got None for maps[{without}].")
     request = _Request(
         logits=[_detached(level_maps.logits) for level_maps in maps],
         boxes=[_detached(level_maps.boxes) for level_maps in maps],
@@ -300,13 +298,13 @@ class Decoding(NamedTuple):
 def _check_types(maps: Sequence[LevelMaps], levels: Sequence[AnchorLevel]) -> None:
     op = "decode_anchors"
     if not isinstance(maps, (list, tuple)) or isinstance(maps, LevelMaps):
-        raise TypeError(f"{op}: maps must be a list of LevelMaps, one a level, got {type(maps).__name__}.")
+        raise TypeError(f"{op}: maps must be a list of LevelMaps, one per level, got {type(maps).__name__}.")
     if not isinstance(levels, (list, tuple)):
         raise TypeError(f"{op}: levels must be a list of AnchorLevel, got {type(levels).__name__}.")
     if len(maps) != len(levels):
-        raise ValueError(f"{op}: got {len(maps)} maps and {len(levels)} levels: give one of each a level.")
+        raise ValueError(f"{op}: maps must be one per level, got {len(maps)} maps for {len(levels)} levels.")
     if not 1 <= len(levels) <= _MAX_LEVELS:
-        raise ValueError(f"{op} takes 1 to {_MAX_LEVELS} levels, got {len(levels)}.")
+        raise ValueError(f"{op}: levels must be a list of 1 to {_MAX_LEVELS}, got {len(levels)}.")
     for i, (level_maps, level) in enumerate(zip(maps, levels, strict=True)):
         if not isinstance(level, AnchorLevel):
             raise TypeError(f"{op}: levels[{i}] must be an AnchorLevel, got {type(level).__name__}.")
@@ -325,10 +323,13 @@ def _thresholds(score_threshold: float | Sequence[float], levels: int) -> list[f
         return [score_threshold] * levels
     if not isinstance(score_threshold, (list, tuple)) or not all(isinstance(t, (int, float)) for t in score_threshold):
         raise TypeError(
-            f"decode_anchors: score_threshold must be a number or a list of one a level, got {score_threshold!r}."
+            f"decode_anchors: score_threshold must be a number or a list of one per level, got {score_threshold!r}."
         )
     if len(score_threshold) != levels:
-        raise ValueError(f"decode_anchors: got {len(score_threshold)} score thresholds for {levels} levels.")
+        raise ValueError(
+            f"decode_anchors: score_threshold must be one number or one per level, "
+            f"got {len(score_threshold)} for {levels} levels."
+        )
     return list(score_threshold)
 
 
@@ -340,9 +341,9 @@ def _check_decode(request: _Request) -> tuple[int, int]:
     lists = (r.boxes, r.landmarks or r.boxes, r.gates, r.offsets, r.num_anchors, r.strides, r.num_background)
     lengths = {len(values) for values in (*lists, r.level_limits, r.score_thresholds)}
     if first is None or levels > _MAX_LEVELS or lengths != {levels}:
-        raise ValueError(f"{op} takes 1 to {_MAX_LEVELS} levels and lists of that length, got {levels} logits.")
+        raise ValueError(f"{op}: logits must be a list of 1 to {_MAX_LEVELS}, and all lists as long, got {levels}.")
     if len(r.anchors) != 4 * sum(r.num_anchors):
-        raise ValueError(f"{op}: {sum(r.num_anchors)} anchors have 4 numbers each, got {len(r.anchors)} numbers.")
+        raise ValueError(f"{op}: anchors must be 4 numbers for each of {sum(r.num_anchors)}, got {len(r.anchors)}.")
     batch = first.shape[0] if first.ndim else 0
     check_dtype(op, "logits", first, MAP_DTYPES)
     dtype, device = first.dtype, first.device
@@ -353,7 +354,10 @@ def _check_decode(request: _Request) -> tuple[int, int]:
     for i, (level_maps, (k, stride, backgrounds, limit, threshold)) in enumerate(zip(maps, numbers, strict=True)):
         logits, boxes, points, gate, offsets = level_maps
         if not (1 <= k <= _MAX_ANCHORS and 1 <= stride < 2**31 and backgrounds >= 0):
-            raise ValueError(f"{op}: level {i} has {k} anchors, stride {stride} and {backgrounds} backgrounds.")
+            raise ValueError(
+                f"{op}: level {i} must have 1 to {_MAX_ANCHORS} anchors, a stride of 1 or more and no negative number "
+                f"of backgrounds, got {k}, {stride} and {backgrounds}."
+            )
         shape = logits.shape
         fits = len(shape) == 4 and shape[0] == batch and shape[1] == (backgrounds + 1) * k
         if not fits:
@@ -392,8 +396,12 @@ def _check_decode(request: _Request) -> tuple[int, int]:
 
 def _refuse_mixture(op: str, name: str, tensor: Tensor, first: Tensor) -> None:
     if tensor.device != first.device:
-        raise ValueError(f"{op}: logits are on {first.device} and {name} on {tensor.device}: move them to one device.")
-    raise TypeError(f"{op}: logits are {first.dtype} and {name} {tensor.dtype}: convert them to one dtype.")
+        raise ValueError(
+            f"{op}: logits and {name} must be on one device, got {first.device} and {tensor.device}; move one of them."
+        )
+    raise TypeError(
+        f"{op}: logits and {name} must have one dtype, got {first.dtype} and {tensor.dtype}; convert one of them."
+    )
 
 
 # --- implementation --------------------------------------------------------------------------------------------------

@@ -256,7 +256,10 @@ def _check_decode(
     check_shape(op, "offsets", offsets, fits, f"[B, 4, H, W] = [{batch}, 4, {height}, {width}]")
     check_one_device(op, scores, offsets)
     if offsets.dtype != scores.dtype:
-        raise TypeError(f"{op}: scores are {scores.dtype} and offsets {offsets.dtype}: convert them to one dtype.")
+        raise TypeError(
+            f"{op}: scores and offsets must have one dtype, got {scores.dtype} and {offsets.dtype}; "
+            "convert one of them."
+        )
     check_size(op, batch * height * width)
     check_fraction(op, "score_threshold", score_threshold)
     _check_grid(op, stride, unit)

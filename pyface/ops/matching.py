@@ -152,7 +152,9 @@ def _check(
     if not 0 < positive >= negative:
         raise ValueError(f"{op}: positive must be > 0 and >= negative, got {positive} and {negative}.")
     if compensate < _COMPENSATE_NOBODY:
-        raise ValueError(f"{op}: compensate must be -1 (nobody), 0 (the mean) or a number, got {compensate}.")
+        raise ValueError(
+            f"{op}: compensate must be -1 (no face), 0 (the mean) or a number of anchors, got {compensate}."
+        )
 
 
 def _assign_anchors(

@@ -140,7 +140,7 @@ def _check_negatives(op: str, losses: Tensor, index: Tensor, ratio: float, minim
     check_shape(op, "index", index, index.shape == losses.shape, f"[B, A] = {list(losses.shape)} as in losses")
     check_size(op, losses.shape[0] * losses.shape[1])
     if not 0 <= ratio < math.inf:
-        raise ValueError(f"{op}: ratio must be a number of negatives a positive, 0 or more, got {ratio}.")
+        raise ValueError(f"{op}: ratio must be a number of negatives per positive, 0 or more, got {ratio}.")
     if not minimum >= 0:
         raise ValueError(f"{op}: minimum must be a number of negatives, 0 or more, got {minimum}.")
 

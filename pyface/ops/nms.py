@@ -337,7 +337,7 @@ def _nms_padded(
         low, high = (int(value) for value in counts.aminmax())
         if low < 0 or high > boxes.shape[1]:
             raise ValueError(
-                f"nms_padded: counts must lie between 0 and N = {boxes.shape[1]}, got {low if low < 0 else high}."
+                f"nms_padded: counts must be between 0 and N = {boxes.shape[1]}, got {low if low < 0 else high}."
             )
     limit = -math.inf if score_threshold is None else score_threshold
     batch, n = boxes.shape[:2]

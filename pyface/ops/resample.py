@@ -68,7 +68,7 @@ def letterbox(
     """
     images = _as_list("letterbox", images)
     if not images:
-        raise ValueError("letterbox takes one picture or more, got an empty list.")
+        raise ValueError("letterbox: images must be a list of one or more, got an empty list.")
     height, width = _pair("letterbox", size)
     if scales is None:
         shapes = [image.shape if image.ndim == 3 and image.numel() else (1, 1) for image in images]  # checked below
@@ -131,7 +131,7 @@ def crop_resize(
 
 def _as_list(op: str, images: Sequence[Tensor]) -> list[Tensor]:
     if isinstance(images, Tensor) and images.ndim == 3:
-        raise ValueError(f"{op} takes a list of pictures, got one tensor {shape_of(images)}: pass [image].")
+        raise ValueError(f"{op}: images must be a list of tensors, got one tensor {shape_of(images)}; pass [image].")
     images = list(images)
     if images:
         check_tensors(op, [f"images[{i}]" for i in range(len(images))], images)
@@ -194,7 +194,7 @@ def _check_letterbox(
     check_one_device("letterbox", *images)
     _check("letterbox", images, height, width, interpolation, mean, std)
     if len(scales) != len(images):
-        raise ValueError(f"letterbox: scales must be one number a picture, got {len(scales)} for {len(images)}.")
+        raise ValueError(f"letterbox: scales must be one number per image, got {len(scales)} for {len(images)}.")
     for i, (image, scale) in enumerate(zip(images, scales, strict=True)):
         # Half a pixel more is rounded away; a side below half a pixel becomes one pixel.
         fits = scale > 0 and image.shape[0] * scale < height + 0.5 and image.shape[1] * scale < width + 0.5
@@ -260,11 +260,11 @@ def _check_crop_values(boxes: Tensor, image_index: Tensor, num_images: int) -> N
     low, high = (int(value) for value in image_index.aminmax())
     if low < 0 or high >= num_images:
         raise ValueError(
-            f"crop_resize: image_index must lie in [0, {num_images}), the number of images, "
+            f"crop_resize: image_index must be in [0, {num_images}), the number of images, "
             f"got {low if low < 0 else high}."
         )
     if not boxes.isfinite().all():
-        raise ValueError("crop_resize: boxes must be finite, got NaN or inf: drop such boxes first.")
+        raise ValueError("crop_resize: boxes must be finite, got NaN or inf; drop such boxes first.")
 
 
 def _fake_letterbox(

@@ -94,7 +94,7 @@ def _check_maxout(logits: Tensor, num_background: int) -> None:
     check_shape(op, "logits", logits, logits.ndim >= 2, "[B, C, ...]")
     if not 1 <= num_background <= logits.shape[1]:
         raise ValueError(
-            f"{op}: num_background must lie between 1 and the {logits.shape[1]} channels of logits, "
+            f"{op}: num_background must be between 1 and the {logits.shape[1]} channels of logits, "
             f"got {num_background}."
         )
 

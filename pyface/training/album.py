@@ -134,13 +134,15 @@ def split(folders: Sequence[str], held_out: Sequence[str]) -> tuple[list[Picture
                 meant[name].add(picture.path.resolve())
     missing = sorted(name for name, paths in meant.items() if not paths)
     if missing:
-        raise DatasetError(f"held-out pictures that are in no data folder: {', '.join(missing[:10])}")
+        raise DatasetError(f"held-out images must be in the data folders, got {', '.join(missing[:10])}")
     for name, paths in meant.items():
         if len(paths) > 1:
             places = " and ".join(sorted(map(str, paths)))
-            raise DatasetError(f"the held-out picture {name} could be {places}, write it with folders before it")
+            raise DatasetError(
+                f"a held-out image must be unambiguous, got {name}, which could be {places}; write it with its folders"
+            )
     if not any(len(picture.faces) for picture in learned):
-        raise DatasetError(f"{', '.join(map(str, folders))}: there are no faces to learn from")
+        raise DatasetError(f"{', '.join(map(str, folders))}: there are no faces to train on")
     return learned, list(held.values())
 
 

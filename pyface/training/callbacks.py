@@ -245,6 +245,6 @@ def check_finite(module: L.LightningModule) -> None:
     """
     if not all(value.isfinite().all() for value in module.state_dict().values()):
         raise TrainingError(
-            f"the weights are NaN or infinite after step {module.global_step}, begin again with a lower --rate or "
+            f"the weights are NaN or infinite after step {module.global_step}; start again with a lower --rate or "
             "with --precision fp32"
         )

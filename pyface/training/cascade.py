@@ -183,19 +183,19 @@ def check_cascade(run: Run) -> None:
         TrainingError: It sets others.
     """
     if run.settings is not None:
-        raise TrainingError(f"{run.model} trains with its usual settings, leave out those of the configuration")
+        raise TrainingError(f"{run.model} trains with its default settings only; remove those of the configuration")
     if run.backbone is not None:
-        raise TrainingError(f"{run.model} has no trunk, there are no ImageNet weights for it")
+        raise TrainingError(f"{run.model} has no backbone for ImageNet weights; remove --backbone")
     if run.devices > 1 or (started_by_torchrun() or 1) > 1:
-        raise TrainingError(
-            f"{run.model} trains on one device, its networks are too small to share, leave out --devices"
-        )
+        raise TrainingError(f"{run.model} trains on one device, since its networks are small; remove --devices")
     least = sum(SHARES.values())
     if run.recipe.batch_size < least:
-        raise TrainingError(f"a batch should be {least} crops or more, of all kinds, got {run.recipe.batch_size}")
+        raise TrainingError(f"batch_size must be {least} crops or more, of all kinds, got {run.recipe.batch_size}")
     usual = RECIPES[run.model].size
     if run.recipe.size != usual:
-        raise TrainingError(f"{run.model}'s networks see 12, 24 and 48 px, leave the size at {usual}")
+        raise TrainingError(
+            f"size must be {usual} for {run.model}, whose networks take 12, 24 and 48 px, got {run.recipe.size}"
+        )
 
 
 def train_net(job: Job, model: MTCNN, net: Net) -> None:
@@ -252,7 +252,7 @@ def count_kinds(run: Run, net: Net, crops: Crops) -> dict[CropKind, int]:
     print(f"{net}: {describe(counts)}", flush=True)
     if not counts[CropKind.POSITIVE] or not counts[CropKind.NEGATIVE]:
         raise TrainingError(
-            f"the data have {describe(counts)} for {net}, give pictures with background and with faces of "
+            f"the data have {describe(counts)} for {net}; give images with background and with faces of "
             f"{run.recipe.smallest_face:g} px or more"
         )
     if not counts[CropKind.LANDMARK]:

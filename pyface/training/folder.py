@@ -70,11 +70,11 @@ def read_config(path: Path) -> Run:
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path} is no configuration of a run: it is no JSON") from error
+        raise TrainingError(f"{path} is not a run's configuration: it is not JSON") from error
     except KeyError as error:
-        raise TrainingError(f"{path} is no configuration of a run: it has no {error}") from error
+        raise TrainingError(f"{path} is not a run's configuration: it has no {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise TrainingError(f"{path} is no configuration of a run ({error})") from error
+        raise TrainingError(f"{path} is not a run's configuration: {error}") from error
 
 
 def fields_of(kind: type[Config], content: dict[str, Any]) -> Config:
@@ -87,7 +87,7 @@ def fields_of(kind: type[Config], content: dict[str, Any]) -> Config:
     for name, hint in get_type_hints(kind).items():
         if name in values and not is_of_kind(values[name], hint, values[name]):
             text = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-            raise TypeError(f"{name} should be {text}, got {values[name]!r}")
+            raise TypeError(f"{name} must be {text}, got {values[name]!r}")
     return kind(**values)
 
 
@@ -98,11 +98,11 @@ def check_folder(folder: Path, resume: bool) -> None:
         TrainingError: It cannot.
     """
     if folder.exists() and not folder.is_dir():
-        raise TrainingError(f"{folder} is a file, a run needs a folder of its own")
+        raise TrainingError(f"the run's folder must be a folder, got the file {folder}")
     if resume and not (folder / CONFIG).is_file():
-        raise TrainingError(f"{folder} holds no run to go on with")
+        raise TrainingError(f"{folder} has no run to resume")
     if not resume and any((folder / name).exists() for name in (CHECKPOINT, "best.safetensors", "pnet")):
-        raise TrainingError(f"{folder} holds a run already, continue it with --resume or give another folder")
+        raise TrainingError(f"{folder} has a run already; continue it with --resume or give another folder")
 
 
 def check_checkpoint(path: Path) -> None:
@@ -114,14 +114,14 @@ def check_checkpoint(path: Path) -> None:
     newest = path.with_name("last.safetensors")
     if newest.exists() and not path.exists():
         raise TrainingError(
-            f"{path} is not there to go on from; begin another run, from {newest.name} beside it with --weights"
+            f"{path} is missing, so the run cannot be resumed; start another one with --weights {newest}"
         )
     try:
         if path.is_file():
             torch.load(path, map_location="cpu", weights_only=False, mmap=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise TrainingError(
-            f"{path} is damaged; begin another run, from this one's last.safetensors with --weights"
+            f"{path} is damaged, so the run cannot be resumed; start another one with --weights {newest}"
         ) from error
 
 
@@ -134,7 +134,7 @@ def begin(job: Job) -> None:
     """
     folder, facts = job.folder, job.album.facts()
     if not facts["faces"]:
-        raise DatasetError("there are no faces to learn from, all boxes lie outside their pictures")
+        raise DatasetError("there are no faces to train on: all boxes are outside their images")
     if not job.resume:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / DATA, facts)
@@ -142,7 +142,7 @@ def begin(job: Job) -> None:
     elif (folder / DATA).is_file() and (before := json.loads((folder / DATA).read_text(encoding="utf-8"))) != facts:
         then, now = (f"{of['pictures']:,} pictures with {of['faces']:,} faces" for of in (before, facts))
         what = f"{then}, not {now}" if then != now else "as many, but names, sizes or boxes differ"
-        raise TrainingError(f"the run began with other data ({what}), begin a new one in another folder")
+        raise TrainingError(f"the run started with other data ({what}); start a new one in another folder")
     announce(job.run, job.album, job.sets)
 
 

@@ -69,15 +69,15 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("large", "mosaic", "rotation", "cut_out", "photometric", "warm_up", "average"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} should be from 0 to 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("size", "batch_size", "epochs", "rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} should be more than 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
         for name in ("smallest_face", "bias_rate", "weight_decay", "most_rotated"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} should be 0 or more, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.mosaic > 0 and self.size % 2:
-            raise ValueError(f"size should be even, as mosaics are four samples of half of it, got {self.size}")
+            raise ValueError(f"size must be even, as a mosaic is four samples of half the size, got {self.size}")
 
 
 # For small data: face sizes are spread over octaves, and mosaics give small faces. Cut-out and strong color changes
@@ -184,8 +184,8 @@ class Run:
     def __post_init__(self) -> None:
         for name, least in (("seed", 0), ("validations", 1), ("workers", 0), ("devices", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} should be {least} or more, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if self.max_hours is not None and not 0 < self.max_hours < math.inf:
-            raise ValueError(f"a run should take more than no time, got {self.max_hours:g} hours")
+            raise ValueError(f"the length of a run must be more than 0 hours, got {self.max_hours:g}")
         if not self.data:
-            raise ValueError("data should be one folder or more, got none")
+            raise ValueError("data must be one folder or more, got none")

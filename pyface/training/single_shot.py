@@ -28,7 +28,7 @@ def check_single_shot(run: Run, folder: Path) -> None:
         TrainingError: `torchrun` started another number of processes, or the checkpoint is damaged or lost.
     """
     if started_by_torchrun() not in (None, run.devices):
-        raise TrainingError(f"the run is for {run.devices} processes, torchrun started {started_by_torchrun()}")
+        raise TrainingError(f"torchrun must start {run.devices} processes for this run, got {started_by_torchrun()}")
     check_checkpoint(folder / CHECKPOINT)
 
 
@@ -91,6 +91,6 @@ def rule_of(recipe: Recipe, model: SingleShot) -> Rule:
     """The recipe's crop rule for a model."""
     if recipe.crops == "densebox":
         if model.trained_faces is None:
-            raise TrainingError(f"the crop rule densebox is for DenseBox, the model is {type(model).__name__}")
+            raise TrainingError(f"the model must be a DenseBox for the crop rule densebox, got {type(model).__name__}")
         return densebox(*model.trained_faces)
     return RULES[recipe.crops]

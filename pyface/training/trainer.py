@@ -40,9 +40,9 @@ def check_device(run: Run, accelerator: str) -> None:
     """
     has_gpu = torch.cuda.is_available()
     if accelerator == "gpu" and not has_gpu:
-        raise TrainingError("there is no CUDA GPU here, leave out --device cuda")
+        raise TrainingError("this machine has no CUDA GPU; remove --device cuda")
     if run.precision == "16-mixed" and (accelerator == "cpu" or not has_gpu):
-        raise TrainingError("fp16 is for GPUs, take --precision fp32 or bf16 on a CPU")
+        raise TrainingError("precision must be fp32 or bf16 on a CPU, got fp16")
 
 
 def make_trainer(
@@ -128,7 +128,7 @@ def fit(trainer: L.Trainer, training: L.LightningModule, data: L.LightningDataMo
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError("the memory does not suffice for a step, take a smaller --batch-size or --size") from error
+        raise TrainingError("there is not enough memory for a step; use a smaller --batch-size or --size") from error
 
 
 class Bar(RichProgressBar):

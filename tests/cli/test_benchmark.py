@@ -77,7 +77,7 @@ def test_sizes_spare_mtcnn(run, folder):
         (["--images", "empty"], "there are no pictures in this folder"),
         (["--images", "broken"], "bad.jpg"),
         (["--device", "cuda:99", "--images", "pictures"], "device 'cuda:99' cannot be used"),
-        (["--model", "s3fd_lite", "--size", "big", "--images", "pictures"], "size should be"),
+        (["--model", "s3fd_lite", "--size", "big", "--images", "pictures"], "size must be"),
         (["--model", "s3fd_lite", "--precision", "fp8", "--images", "pictures"], "precision should be"),
     ],
 )

@@ -207,10 +207,12 @@ def test_convert(run, tmp_path):
     assert_mistake(run("convert", "ssh.pth", "ssh.safetensors", status=2), "exists already", "--overwrite")
     run("convert", "ssh.pth", "ssh.safetensors", "--overwrite")
     assert_mistake(run("convert", "gone.pth", "a.safetensors", status=2), "there is no file gone.pth")
-    assert_mistake(run("convert", "ssh.safetensors", "a.safetensors", status=2), "in pyface's layout already")
-    assert_mistake(run("convert", "ssh.pth", "a.pth", status=2), "a.pth should end with .safetensors")
+    assert_mistake(
+        run("convert", "ssh.safetensors", "a.safetensors", status=2), "must have a foreign layout, got pyface's own"
+    )
+    assert_mistake(run("convert", "ssh.pth", "a.pth", status=2), "must end with .safetensors, got a.pth")
     (tmp_path / "a.png").write_bytes(b"no weights")
-    assert_mistake(run("convert", "a.png", "a.safetensors", status=2), "a.png should hold tensors only")
+    assert_mistake(run("convert", "a.png", "a.safetensors", status=2), "a.png is not a weights file")
 
 
 def test_csv(run, write_grey, fake_model, tmp_path):
@@ -454,13 +456,13 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
         (["a.png", "--device", "abacus"], ["device should be auto, cpu, cuda", "abacus"]),
         (["a.png", "--min-face", "inf"], ["min_face should be 1 pixel or more"]),
         (["a.png", "--weights", "gone.safetensors"], ["there is no file gone.safetensors"]),
-        (["a.png", "--weights", "a.png"], ["a.png should hold tensors only, and does not"]),
+        (["a.png", "--weights", "a.png"], ["a.png is not a weights file, or contains code"]),
         (
             ["a.png", "--model", "mtcnn", "--size", "640"],
             ["size: for single-shot detectors only", "mtcnn is none, leave it out"],
         ),
-        (["a.png", "--size", "12x"], ["size should be 'native', the longer side in pixels", "'12x'"]),
-        (["a.png", "--multiscale", "all"], ["multiscale should be one of s3fd, srn, ssh", "'all'"]),
+        (["a.png", "--size", "12x"], ["size must be 'native', the longer side in pixels", "'12x'"]),
+        (["a.png", "--multiscale", "all"], ["multiscale must be one of s3fd, srn, ssh", "'all'"]),
         (["a.png", "--precision", "int8"], ["precision should be one of fp32, fp16, bf16"]),
         (["a.png", "--output", "faces.txt"], ["faces.txt", ".jsonl or .csv"]),
         (["a.png", "--output", "a.png/faces.csv"], ["a.png/faces.csv cannot be written"]),

@@ -674,19 +674,19 @@ class TestTruth:
     def test_another_number_of_landmarks_is_named(self, name):
         model = build(name)
         truth = TestProperties.TRUTH._replace(landmarks=torch.zeros(3, 4, 2))
-        with pytest.raises(ValueError, match=r"landmarks should be \[G, 5, 2\] = \[3, 5, 2\], got \[3, 4, 2\]"):
+        with pytest.raises(ValueError, match=r"landmarks must be \[G, 5, 2\] = \[3, 5, 2\], got \[3, 4, 2\]"):
             model.loss(maps_of(model, sizes_for(model, 96)), truth)
 
     def test_another_number_of_images_is_named(self, trained):
         model, maps = answers_of(trained)
         for splits in ([0, 0, 0], [0]):
             truth = GroundTruth(torch.zeros(0, 4), torch.tensor(splits))
-            with pytest.raises(ValueError, match=r"maps are of 1 images, .* splits should be \[2\], got"):
+            with pytest.raises(ValueError, match=r"splits must be \[2\], as the maps are of 1 images, got"):
                 model.loss(maps, truth)
 
     def test_integers_are_no_boxes(self, trained):
         model, maps = answers_of(trained)
-        with pytest.raises(TypeError, match=r"the truth's boxes should be float32, got torch\.int64"):
+        with pytest.raises(TypeError, match=r"the truth's boxes must be float32, got torch\.int64"):
             model.loss(maps, GroundTruth(torch.tensor([[3, 3, 30, 30]]), torch.tensor([0, 1])))
 
     def test_all_maps_are_wanted(self, name):
@@ -878,15 +878,15 @@ class TestMTCNN:
     def test_refuses_other_answers(self):
         _, truth = crops(4)
         for shape in ((4, 7), (3, 6), (4, 6, 2, 2)):
-            with pytest.raises(ValueError, match=r"answers should be \[4, 6 or 16\], one for each crop, got"):
+            with pytest.raises(ValueError, match=r"answers must be \[4, 6 or 16\], one for each crop, got"):
                 MTCNN().loss("pnet", torch.zeros(shape), truth)
 
     def test_refuses_other_truth(self):
         answers, truth = crops(4)
         for name in ("boxes", "landmarks"):
-            with pytest.raises(ValueError, match=rf"the truth's {name} should be \[4, .*\], got \[1, "):
+            with pytest.raises(ValueError, match=rf"the truth's {name} must be \[4, .*\], got \[1, "):
                 MTCNN().loss("onet", answers, truth._replace(**{name: getattr(truth, name)[:1]}))
-        with pytest.raises(ValueError, match="net should be one of pnet, rnet, onet, got 'net'"):
+        with pytest.raises(ValueError, match="net must be one of pnet, rnet, onet, got 'net'"):
             MTCNN().loss("net", answers, truth)
 
     def test_unknown_landmarks_teach_nothing(self):

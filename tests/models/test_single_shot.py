@@ -126,7 +126,7 @@ def test_landmarks_are_in_the_pictures_pixels():
 )
 def test_size(size, squares):
     if squares is None:
-        with pytest.raises(ValueError, match="size should be 'native', the longer side"):
+        with pytest.raises(ValueError, match="size must be 'native', the longer side"):
             InferenceOptions(size=size)
         return
     image = picture(100, 160, *squares)
@@ -265,14 +265,14 @@ def test_votes_drop_what_one_scale_alone_finds():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"size": 0}, "size should be"),
-        ({"size": True}, "size should be"),
-        ({"size": (640,)}, "size should be"),
+        ({"size": 0}, "size must be"),
+        ({"size": True}, "size must be"),
+        ({"size": (640,)}, "size must be"),
         ({"size": "big"}, "got 'big'"),
-        ({"multiscale": "mtcnn"}, "multiscale should be one of s3fd, srn, ssh or None, got 'mtcnn'"),
-        ({"multiscale": "s3fd", "size": 640}, "multiscale brings its own sizes"),
-        ({"limits": "all"}, "limits should be 'ap' or 'fast', got 'all'"),
-        ({"tile": 10}, "tile should be a side of 64 pixels or more"),
+        ({"multiscale": "mtcnn"}, "multiscale must be one of s3fd, srn, ssh or None, got 'mtcnn'"),
+        ({"multiscale": "s3fd", "size": 640}, "size must be None with multiscale, which has its own sizes, got 640"),
+        ({"limits": "all"}, "limits must be 'ap' or 'fast', got 'all'"),
+        ({"tile": 10}, "tile must be a side of 64 pixels or more"),
         ({"precision": "int8"}, "precision should be one of fp32, fp16, bf16, got 'int8'"),
         ({"cuda_graph": True}, "cuda_graph needs a CUDA device"),
     ],

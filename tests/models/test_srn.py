@@ -178,5 +178,5 @@ class TestDecoding:
 @pytest.mark.parametrize("gamma", [0.5, -1.0, math.nan, math.inf])
 def test_a_focal_loss_without_a_slope_is_refused(gamma):
     assert [SRNConfig(focal_gamma=allowed).focal_gamma for allowed in (0.0, 1.0)] == [0.0, 1.0]
-    with pytest.raises(ValueError, match="focal_gamma should be 0 or at least 1, got"):
+    with pytest.raises(ValueError, match="focal_gamma must be 0 or at least 1, got"):
         SRNConfig(focal_gamma=gamma)

@@ -1,6 +1,8 @@
 """What lies below the ops' own checks: csrc/bind.h looks at everything that a launcher is given."""
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,6 +129,12 @@ def test_structs_and_maps_are_checked_as_well():
         with pytest.raises(error, match=words) as raised:
             function()
         assert str(raised.value).startswith("decode_densebox: ")
+
+
+def test_the_stub_is_up_to_date():
+    """`python scripts/make_stub.py` writes it."""
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "make_stub.py"))
+    assert script["STUB"].read_text(encoding="utf-8") == script["make_stub"]()
 
 
 def test_every_launcher_says_what_it_takes():

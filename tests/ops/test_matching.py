@@ -378,15 +378,15 @@ def call(anchors=ANCHORS, boxes=BOXES, splits=SPLITS, **options):
         ({"splits": SPLITS[:0]}, ValueError, r"splits must have the shape \[B \+ 1\], got \[0\]"),
         ({"splits": torch.tensor([0, 1, 4])}, ValueError, r"splits must rise from 0 to G = 3, got \[0, 1, 4\]"),
         ({"splits": torch.tensor([1, 1, 3])}, ValueError, r"splits must rise from 0 to G = 3, got \[1, 1, 3\]"),
-        ({"splits": torch.tensor([0, 2, 1, 3])}, ValueError, r"got \[0, 2, 1, 3\]: image b has"),
+        ({"splits": torch.tensor([0, 2, 1, 3])}, ValueError, r"got \[0, 2, 1, 3\]; image b has"),
         ({"splits": torch.arange(30)}, ValueError, r"got \[0, 1, 2, 3\] ... \[26, 27, 28, 29\]"),
         ({"ignore": torch.zeros(2).bool()}, ValueError, r"ignore must have the shape \[G\] = \[3\] .*got \[2\]"),
         ({"valid": torch.ones(2).bool()}, ValueError, r"\[A\] = \[5\] or \[B, A\] = \[2, 5\], got \[2\]"),
         ({"valid": torch.ones(3, 5).bool()}, ValueError, r"\[A\] = \[5\] or \[B, A\] = \[2, 5\], got \[3, 5\]"),
-        ({"boxes": BOXES.to("meta")}, ValueError, "anchors is on cpu and boxes on meta"),
-        ({"positive": 1.5}, ValueError, "positive must lie between 0 and 1, got 1.5"),
-        ({"positive": math.nan}, ValueError, "positive must lie between 0 and 1, got nan"),
-        ({"negative": -0.1}, ValueError, "negative must lie between 0 and 1, got -0.1"),
+        ({"boxes": BOXES.to("meta")}, ValueError, "anchors and boxes must be on one device, got cpu and meta"),
+        ({"positive": 1.5}, ValueError, "positive must be between 0 and 1, got 1.5"),
+        ({"positive": math.nan}, ValueError, "positive must be between 0 and 1, got nan"),
+        ({"negative": -0.1}, ValueError, "negative must be between 0 and 1, got -0.1"),
         ({"positive": 0.2}, ValueError, "positive must be > 0 and >= negative, got 0.2 and 0.3"),
         ({"positive": 0.0, "negative": 0.0}, ValueError, "positive must be > 0 and >= negative, got 0.0 and 0.0"),
         ({"compensate": 0}, ValueError, "compensate must be None, 'mean' or a number of anchors .*got 0"),
@@ -414,9 +414,11 @@ def test_examples_in_docstrings_run():
 
 def test_direct_calls_are_checked_as_well():
     op = torch.ops.pyface.assign_anchors.default
-    with pytest.raises(ValueError, match="its tensors are on cpu and meta"):
+    with pytest.raises(ValueError, match="all tensors must be on one device, got cpu and meta"):
         op(ANCHORS, BOXES, SPLITS, 0.5, 0.3, False, -1, None, torch.ones(5, dtype=torch.bool, device="meta"))
-    with pytest.raises(ValueError, match=r"compensate must be -1 \(nobody\), 0 \(the mean\) or a number, got -2"):
+    with pytest.raises(
+        ValueError, match=r"compensate must be -1 \(no face\), 0 \(the mean\) or a number of anchors, got -2"
+    ):
         op(ANCHORS, BOXES, SPLITS, 0.5, 0.3, False, -2, None, None)
 
 

@@ -226,7 +226,11 @@ def test_other_dtypes_strides_and_gradients(dtype, device):
         (lambda: ops.hard_negatives(LOSSES, INDEX.float()), TypeError, "index must be one of int32, int64, got"),
         (lambda: ops.hard_negatives(LOSSES[0], INDEX), ValueError, r"losses must have the shape \[B, A\], got \[5\]"),
         (lambda: ops.hard_negatives(LOSSES, INDEX[:1]), ValueError, r"\[B, A\] = \[2, 5\] as in losses, got \[1, 5\]"),
-        (lambda: ops.hard_negatives(LOSSES, INDEX.to("meta")), ValueError, "losses is on cpu and index on meta"),
+        (
+            lambda: ops.hard_negatives(LOSSES, INDEX.to("meta")),
+            ValueError,
+            "losses and index must be on one device, got cpu and meta",
+        ),
         (lambda: ops.hard_negatives(LOSSES, INDEX, ratio=-1), ValueError, "ratio must be .* 0 or more, got -1"),
         (lambda: ops.hard_negatives(LOSSES, INDEX, ratio=math.nan), ValueError, "ratio must be .*got nan"),
         (lambda: ops.hard_negatives(LOSSES, INDEX, ratio=math.inf), ValueError, "ratio must be .*got inf"),
@@ -241,12 +245,12 @@ def test_other_dtypes_strides_and_gradients(dtype, device):
         (
             lambda: ops.balanced_sample(LOSSES, INDEX, hard_fraction=1.1, seed=0),
             ValueError,
-            "hard_fraction must lie between 0 and 1, got 1.1",
+            "hard_fraction must be between 0 and 1, got 1.1",
         ),
         (lambda: ops.online_hard(LOSSES), ValueError, r"losses must have the shape \[N\], got \[2, 5\]"),
         (lambda: ops.online_hard(LOSSES[0].int()), TypeError, "losses must be one of float32.*got torch.int32"),
-        (lambda: ops.online_hard(LOSSES[0], keep=1.5), ValueError, "keep must lie between 0 and 1, got 1.5"),
-        (lambda: ops.online_hard(LOSSES[0], keep=math.nan), ValueError, "keep must lie between 0 and 1, got nan"),
+        (lambda: ops.online_hard(LOSSES[0], keep=1.5), ValueError, "keep must be between 0 and 1, got 1.5"),
+        (lambda: ops.online_hard(LOSSES[0], keep=math.nan), ValueError, "keep must be between 0 and 1, got nan"),
         (
             lambda: ops.online_hard(LOSSES[0], valid=torch.ones(4).bool()),
             ValueError,
@@ -292,7 +296,7 @@ def test_examples_in_docstrings_run():
 
 def test_direct_calls_are_checked_as_well():
     meta = torch.zeros(5, dtype=torch.bool, device="meta")
-    with pytest.raises(ValueError, match="its tensors are on cpu and meta"):
+    with pytest.raises(ValueError, match="all tensors must be on one device, got cpu and meta"):
         torch.ops.pyface.online_hard.default(LOSSES[0], 0.7, meta)
     with pytest.raises(ValueError, match="index must have the shape"):
         torch.ops.pyface.hard_negatives.default(LOSSES, INDEX[0], 3.0, 16)

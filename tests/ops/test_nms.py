@@ -400,8 +400,12 @@ BOXES, SCORES = torch.zeros(3, 4), torch.zeros(3)
         (lambda: ops.nms(BOXES.numpy(), SCORES, 0.5), TypeError, "boxes must be a torch.Tensor, got ndarray"),
         (lambda: ops.nms(BOXES, [0.1, 0.2, 0.3], 0.5), TypeError, "scores must be a torch.Tensor, got list"),
         (lambda: ops.nms(BOXES.to_sparse(), SCORES, 0.5), TypeError, "dense"),
-        (lambda: ops.nms(BOXES, SCORES.to("meta"), 0.5), ValueError, "boxes is on cpu and scores on meta"),
-        (lambda: ops.nms(BOXES, SCORES, 1.5), ValueError, "iou_threshold must lie between 0 and 1, got 1.5"),
+        (
+            lambda: ops.nms(BOXES, SCORES.to("meta"), 0.5),
+            ValueError,
+            "boxes and scores must be on one device, got cpu and meta",
+        ),
+        (lambda: ops.nms(BOXES, SCORES, 1.5), ValueError, "iou_threshold must be between 0 and 1, got 1.5"),
         (lambda: ops.nms(BOXES, SCORES, -0.1), ValueError, "got -0.1"),
         (lambda: ops.nms(BOXES, SCORES, math.nan), ValueError, "got nan"),
         (
@@ -420,12 +424,12 @@ BOXES, SCORES = torch.zeros(3, 4), torch.zeros(3)
         (
             lambda: ops.nms_padded(BOXES[None], SCORES[None], torch.tensor([-1]), 0.5, max_detections=1),
             ValueError,
-            "counts must lie between 0 and N = 3, got -1",
+            "counts must be between 0 and N = 3, got -1",
         ),
         (
             lambda: ops.nms_padded(BOXES[None], SCORES[None], torch.tensor([4]), 0.5, max_detections=1),
             ValueError,
-            "counts must lie between 0 and N = 3, got 4",
+            "counts must be between 0 and N = 3, got 4",
         ),
         (
             lambda: ops.nms_padded(BOXES[None], SCORES[None], torch.tensor([1, 1]), 0.5, max_detections=1),
@@ -450,7 +454,7 @@ def test_errors_say_what_came_and_what_is_taken(call, error, words):
 
 def test_direct_calls_are_checked_as_well():
     meta = torch.zeros(1, dtype=torch.int32, device="meta")
-    with pytest.raises(ValueError, match="its tensors are on cpu and meta"):
+    with pytest.raises(ValueError, match="all tensors must be on one device, got cpu and meta"):
         torch.ops.pyface.nms_padded.default(BOXES[None], SCORES[None], meta, 0.5, 1, None, "union")
     with pytest.raises(ValueError, match="boxes must have the shape"):
         torch.ops.pyface.nms.default(SCORES, SCORES, 0.5, "union")

@@ -429,17 +429,17 @@ def test_weights_bring_the_threshold_of_the_best_f1(tmp_path, f1, threshold):
 
 def test_what_cannot_begin(data, tmp_path):
     (tmp_path / "begun" / "pnet").mkdir(parents=True)
-    with pytest.raises(TrainingError, match="holds no run to go on with"):
+    with pytest.raises(TrainingError, match="has no run to resume"):
         train(small_run(data), tmp_path / "run", resume=True)
     for changes, message in [
         ({"devices": 2}, "trains on one device"),
-        ({"backbone": "vgg16.pth"}, "mtcnn has no trunk"),
+        ({"backbone": "vgg16.pth"}, "mtcnn has no backbone"),
         ({"recipe": replace(SMALL, batch_size=6)}, "7 crops or more, of all kinds, got 6"),
-        ({"recipe": replace(SMALL, size=64)}, "see 12, 24 and 48 px, leave the size at 48"),
-        ({"recipe": replace(SMALL, smallest_face=500.0)}, r"0 positives, .* give pictures .* faces of 500 px or more"),
+        ({"recipe": replace(SMALL, size=64)}, "size must be 48 for mtcnn, .* got 64"),
+        ({"recipe": replace(SMALL, smallest_face=500.0)}, r"0 positives, .* give images .* faces of 500 px or more"),
     ]:
         with pytest.raises(TrainingError, match=message):
             train(small_run(data, **changes), tmp_path / "run", accelerator="cpu")
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-    with pytest.raises(TrainingError, match="holds a run already, continue it with --resume"):
+    with pytest.raises(TrainingError, match="has a run already; continue it with --resume"):
         train(small_run(data), tmp_path / "begun")

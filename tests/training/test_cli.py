@@ -64,17 +64,17 @@ def test_held_out_names_are_lines(data, tmp_path):
         (["s3fd_lite", "--data", "{tmp}/none", "--out", "{tmp}/run"], "there is no"),
         ([*START, "--precision", "int8"], "fp32, fp16, bf16"),
         ([*START, "--max-time", "soon"], "such as 45s, 90m, 2h or 1h30m"),
-        ([*START, "--max-time", "0m"], "a run should take more than no time, got 0 hours"),
-        ([*START, "--size", "75"], "size should be even"),
-        (["mtcnn", *START[1:], "--backbone", "{tmp}/no.pth"], "mtcnn has no trunk"),
+        ([*START, "--max-time", "0m"], "the length of a run must be more than 0 hours, got 0"),
+        ([*START, "--size", "75"], "size must be even"),
+        (["mtcnn", *START[1:], "--backbone", "{tmp}/no.pth"], "mtcnn has no backbone"),
         (["--resume", "{tmp}", "--devices", "2"], "leave out --devices"),
         ([*START, "--max-time", "1h", "--epochs", "3"], "give one of them"),
         (["--resume", "{tmp}", "--epochs", "3"], "--resume takes a run as it was configured, leave out --epochs"),
         (["--resume", "{tmp}"], "a run's folder holds config.json"),
         (["s3fd_lite", "--config", "{tmp}/c.json"], "--config names the model, leave it out"),
         (["--config", "{tmp}/c.json", "--out", "{tmp}/run"], "c.json cannot be read: No such file"),
-        (["--config", "{data}/bbx_gt.txt", "--out", "{tmp}/run"], "is no configuration of a run: it is no JSON"),
-        ([*START[:-1], "{data}/bbx_gt.txt"], "bbx_gt.txt is a file, a run needs a folder of its own"),
+        (["--config", "{data}/bbx_gt.txt", "--out", "{tmp}/run"], "is not a run's configuration: it is not JSON"),
+        ([*START[:-1], "{data}/bbx_gt.txt"], "the run's folder must be a folder, got the file"),
         ([*START, "--held-out", "{tmp}/no.txt"], "No such file"),
         ([*START, "--weights", "{tmp}/no.pth"], "no.pth"),
         ([*START, "--backbone", "{tmp}/no.pth"], "no.pth"),
@@ -91,4 +91,4 @@ def test_mistakes_are_one_sentence(arguments, message, data, tmp_path):
 def test_another_json_is_no_configuration(tmp_path):
     (tmp_path / "data.json").write_text('{"pictures": 3}')
     result = run("--config", tmp_path / "data.json", "--out", tmp_path / "run")
-    assert "is no configuration of a run: it has no 'recipe'" in result.output.replace("\n", " ")
+    assert "is not a run's configuration: it has no 'recipe'" in result.output.replace("\n", " ")

@@ -134,18 +134,24 @@ def test_measuring_on_what_is_learned_from_is_said(data, tmp_path, capsys):
 def test_a_damaged_checkpoint_is_named(data, tmp_path, content):
     train(small_run(data), tmp_path, accelerator="cpu")
     (tmp_path / "last.ckpt").write_bytes(content)
-    with pytest.raises(TrainingError, match=r"last\.ckpt is damaged; begin another run, from this one's last"):
+    with pytest.raises(
+        TrainingError, match=r"last\.ckpt is damaged, .* start another one with --weights .*last\.safetensors"
+    ):
         train(small_run(data), tmp_path, accelerator="cpu", resume=True)
 
 
 def test_a_run_without_its_checkpoint_does_not_begin_anew(data, tmp_path):
     train(small_run(data), tmp_path, accelerator="cpu")
-    with pytest.raises(CheckpointError, match=r"goes on from, give best\.safetensors beside it"):
+    with pytest.raises(
+        CheckpointError, match=r"must be a weights file, got the state of a training run; give best\.safetensors beside"
+    ):
         create_model("s3fd_lite", str(tmp_path / "last.ckpt"))
-    with pytest.raises(CheckpointError, match=r"folder of a training run, give its weights: .*best\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"folder of a training run; give .*best\.safetensors"):
         create_model("s3fd_lite", str(tmp_path))
     (tmp_path / "last.ckpt").unlink()
-    with pytest.raises(TrainingError, match=r"last\.ckpt is not there to go on from"):
+    with pytest.raises(
+        TrainingError, match=r"last\.ckpt is missing, .* start another one with --weights .*last\.safetensors"
+    ):
         train(small_run(data), tmp_path, accelerator="cpu", resume=True)
 
 
@@ -154,7 +160,7 @@ def test_too_large_a_step_is_one_sentence(data, tmp_path, monkeypatch):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(module.Training, "training_step", full)
-    with pytest.raises(TrainingError, match="take a smaller --batch-size or --size"):
+    with pytest.raises(TrainingError, match="use a smaller --batch-size or --size"):
         train(small_run(data), tmp_path, accelerator="cpu")
 
 
@@ -172,16 +178,16 @@ def test_what_is_left_out_is_said(data, tmp_path, capsys):
     assert f"left out: 1 picture that {folder}/bbx_gt.txt does not name, such as extra.png" in printed
 
     (folder / "bbx_gt.txt").write_text(f"1.png\n{outside}")
-    with pytest.raises(DatasetError, match="no faces to learn from, all boxes lie outside their pictures"):
+    with pytest.raises(DatasetError, match="no faces to train on: all boxes are outside their images"):
         train(small_run(folder), tmp_path / "none", accelerator="cpu")
 
 
 def test_what_a_machine_does_not_have_is_said_before_anything_begins(data, tmp_path):
-    with pytest.raises(TrainingError, match="fp16 is for GPUs"):
+    with pytest.raises(TrainingError, match="precision must be fp32 or bf16 on a CPU, got fp16"):
         train(small_run(data, precision="16-mixed"), tmp_path / "run", accelerator="cpu")
     if not torch.cuda.is_available():
         for name in ("s3fd_lite", "mtcnn"):
-            with pytest.raises(TrainingError, match="there is no CUDA GPU here, leave out --device cuda"):
+            with pytest.raises(TrainingError, match="this machine has no CUDA GPU; remove --device cuda"):
                 train(small_run(data, model=name), tmp_path / "run", accelerator="gpu")
     assert not (tmp_path / "run").exists()
 
@@ -193,7 +199,7 @@ def test_a_run_whose_weights_are_no_numbers_stops(data, tmp_path, monkeypatch):
         "training_step",
         lambda self, batch, index: step(self, batch, index) * (1 if self.global_step < 2 else torch.nan),
     )
-    with pytest.raises(TrainingError, match="the weights are NaN or infinite after step 3, begin again with a lower"):
+    with pytest.raises(TrainingError, match="the weights are NaN or infinite after step 3; start again with a lower"):
         train(small_run(data), tmp_path, accelerator="cpu")
     kept = torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert kept["global_step"] == 2
@@ -306,7 +312,7 @@ def test_torchruns_processes_are_the_runs(data, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert started_by_torchrun() == 4
     assert local_devices(small_run(data, devices=4)) == 2
-    with pytest.raises(TrainingError, match="the run is for 1 processes, torchrun started 4"):
+    with pytest.raises(TrainingError, match="torchrun must start 1 processes for this run, got 4"):
         train(small_run(data), tmp_path)
 
 
@@ -322,14 +328,14 @@ def test_every_model_trains(name, data, tmp_path):
 
 def test_what_cannot_begin(data, tmp_path):
     (tmp_path / "last.ckpt").touch()
-    with pytest.raises(TrainingError, match="holds a run already, continue it with --resume"):
+    with pytest.raises(TrainingError, match="has a run already; continue it with --resume"):
         train(small_run(data), tmp_path)
     (tmp_path / "cascade" / "pnet").mkdir(parents=True)
-    with pytest.raises(TrainingError, match="holds a run already, continue it with --resume"):
+    with pytest.raises(TrainingError, match="has a run already; continue it with --resume"):
         train(small_run(data), tmp_path / "cascade")
-    with pytest.raises(TrainingError, match="holds no run to go on with"):
+    with pytest.raises(TrainingError, match="has no run to resume"):
         train(small_run(data), tmp_path / "new", resume=True)
-    with pytest.raises(TrainingError, match="the crop rule densebox is for DenseBox"):
+    with pytest.raises(TrainingError, match="the model must be a DenseBox for the crop rule densebox, got S3FDLite"):
         train(small_run(data, recipe=replace(SMALL, crops="densebox")), tmp_path / "new")
     (tmp_path / "empty" / "images").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds no images"):
@@ -341,27 +347,27 @@ def test_configurations(tmp_path):
     write_config(run, tmp_path / "config.json")
     assert read_config(tmp_path / "config.json") == run
     (tmp_path / "other.json").write_text("[1]")
-    with pytest.raises(TrainingError, match=r"other\.json is no configuration of a run"):
+    with pytest.raises(TrainingError, match=r"other\.json is not a run's configuration"):
         read_config(tmp_path / "other.json")
 
 
 @pytest.mark.parametrize("change", [{"mosaic": 2}, {"rate": 0}, {"size": 0}, {"size": 65}, {"weight_decay": -1}])
 def test_recipes_are_checked(change):
-    with pytest.raises(ValueError, match=f"{next(iter(change))} should be"):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} must be"):
         replace(SMALL, **change)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"optimizer": "sdg"}, "optimizer should be Literal['adamw', 'sgd'], got 'sdg'"),
-        ({"schedule": "cosin"}, "schedule should be"),
-        ({"schedule": [0.5, "x"]}, "schedule should be"),
-        ({"crops": "none"}, "crops should be"),
-        ({"size": 64.5}, "size should be int, got 64.5"),
-        ({"epochs": "3"}, "epochs should be int, got '3'"),
-        ({"mosaic": True}, "mosaic should be float, got True"),
-        ({"rate": float("nan")}, "rate should be more than 0"),
+        ({"optimizer": "sdg"}, "optimizer must be Literal['adamw', 'sgd'], got 'sdg'"),
+        ({"schedule": "cosin"}, "schedule must be"),
+        ({"schedule": [0.5, "x"]}, "schedule must be"),
+        ({"crops": "none"}, "crops must be"),
+        ({"size": 64.5}, "size must be int, got 64.5"),
+        ({"epochs": "3"}, "epochs must be int, got '3'"),
+        ({"mosaic": True}, "mosaic must be float, got True"),
+        ({"rate": float("nan")}, "rate must be more than 0"),
         ({"speed": 3}, "unexpected keyword argument 'speed'"),
     ],
 )
@@ -381,7 +387,7 @@ def test_runs_are_checked(change, tmp_path):
     write_config(small_run("a"), tmp_path / "config.json")
     content = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(TrainingError, match=r"config\.json is no configuration of a run .*, got"):
+    with pytest.raises(TrainingError, match=r"config\.json is not a run's configuration: .*, got"):
         read_config(tmp_path / "config.json")
 
 
