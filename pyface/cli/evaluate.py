@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -259,7 +259,13 @@ def widerface(
 
 def score_widerface(request: ProtocolRequest) -> None:
     """Runs the detector if there is one, scores the prediction files and prints the figures."""
-    from pyface.evaluation.widerface import EvaluationError, evaluate, read_ground_truth, read_predictions
+    from pyface.evaluation.widerface import (
+        EvaluationError,
+        evaluate,
+        read_ground_truth,
+        read_predictions,
+        rows_and_faces,
+    )
 
     check_outputs(request.json_file, request.plot)
     failed: list[str] = []
@@ -268,7 +274,8 @@ def score_widerface(request: ProtocolRequest) -> None:
         truth = read_ground_truth(request.ground_truth)
         if request.detector is not None and request.images is not None:
             _predict_widerface(request.detector, request.images, truth, predictions, failed)
-        result = evaluate(read_predictions(predictions), truth)
+        found = read_predictions(predictions)
+        result = evaluate(found, truth)
     except (EvaluationError, ImportError) as error:
         fail(error)
     except OSError as error:
@@ -276,6 +283,7 @@ def score_widerface(request: ProtocolRequest) -> None:
     if len(result.missing) == len(truth):
         fail(f"{predictions} holds no predictions for any of the ground truth's images, event/image.txt")
     _print_widerface(result)
+    _print_hint(predictions, max(result.average_precision().values()), rows_and_faces(found, truth))
     curves = {name: _columns(curve) for name, curve in result.curves.items()}
     write_json(request.json_file, {"average_precision": result.average_precision(), "curves": curves})
     if request.plot is not None:
@@ -377,10 +385,12 @@ def score_fddb(request: ProtocolRequest, overlap: Literal["pixels", "exact"], fi
         paths = {} if request.images is None else protocol.find_pictures(request.images, truth.faces)
         if request.detector is not None:
             _predict_fddb(request.detector, paths, truth, predictions, failed)
+        detected = protocol.read_detections(predictions, fit_ellipses=fit_ellipses)
+        sizes = protocol.bundled_sizes() | _picture_sizes(paths, failed)
         result = protocol.evaluate(
-            protocol.read_detections(predictions, fit_ellipses=fit_ellipses),
+            detected,
             truth,
-            _picture_sizes(paths, failed),
+            sizes,
             {"pixels": pixel_overlap, "exact": exact_overlap}[overlap],
         )
     except (protocol.EvaluationError, ImportError) as error:
@@ -390,7 +400,8 @@ def score_fddb(request: ProtocolRequest, overlap: Literal["pixels", "exact"], fi
     write_json(request.json_file, _report_fddb(result, truth, overlap))
     if request.plot is not None:
         _plot(request.plot, "plot_roc", result.roc)
-    _print_fddb_gaps(result, truth, request.images, paths)
+    _print_fddb_gaps(result, truth, request.images, paths, sizes)
+    _print_hint(predictions, result.roc.discrete.max(), protocol.rows_and_faces(detected, truth))
     if failed:
         raise typer.Exit(FAILED)
 
@@ -458,21 +469,24 @@ def _report_fddb(result: Any, truth: Truth, overlap: str) -> dict[str, Any]:
     }
 
 
-def _print_fddb_gaps(result: Any, truth: Truth, images: Path | None, paths: dict[str, Path]) -> None:
+def _print_fddb_gaps(
+    result: Any, truth: Truth, images: Path | None, paths: dict[str, Path], sizes: dict[str, PictureSize]
+) -> None:
     """Prints why the figures may not be comparable with published ones."""
     from pyface.evaluation.fddb import PICTURES
 
     if len(truth.faces) != PICTURES:
         print_status(f"this is not all of FDDB, which has {PICTURES:,} pictures in 10 folds")
     if images is None:
-        print_status("FDDB's program cuts regions at the pictures' borders, give --images for that")
+        unknown = [key for key in truth.faces if key not in sizes]
+        print_names(unknown, "of unknown size (--images tells it), so regions are not cut at their borders")
     else:
         print_names([key for key in truth.faces if key not in paths], f"not in {images}")
     print_names(result.missing, "without detections, counted as empty")
     print_names(result.unknown, "the annotations do not know")
 
 
-# --- shared by the protocols -----------------------------------------------------------------------------------------
+# --- shared -----------------------------------------------------------------------------------------
 
 
 def _detector_request(
@@ -492,6 +506,15 @@ def _refuse_model_options(context: typer.Context) -> None:
     for name in ("weights", "device", "size", "multiscale", "lowest_score"):
         if context.get_parameter_source(name).name == "COMMANDLINE":  # type: ignore[union-attr]
             fail(f"--{name.replace('_', '-')} is for a --model, leave it out")
+
+
+def _print_hint(source: Path, rate: float, pictures: Iterable[tuple[Any, Any]]) -> None:
+    """Says what the rows of predictions look like if that explains a rate near 0."""
+    from pyface.evaluation.hints import LOW, explain_low
+
+    hint = explain_low(pictures) if rate < LOW else None
+    if hint is not None:
+        print_status(f"next to nothing matches: the rows of {source} {hint}")
 
 
 def _prepare(request: DetectorRequest, target: Path) -> FaceDetector:

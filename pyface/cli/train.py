@@ -264,7 +264,7 @@ def _given_options(context: typer.Context) -> frozenset[str]:
 
 def _read_lines(path: Path) -> tuple[str, ...]:
     """Returns the lines of a text file that are not empty."""
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
 
 
 def parse_hours(text: str) -> float:

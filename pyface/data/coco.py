@@ -48,20 +48,25 @@ def read_coco(file: Path, images: Path) -> list[Picture]:
     category = _face_category(file, content.get("categories", []), content["annotations"])
     boxes: dict[object, list[Box]] = {}
     for entry in content["images"]:
-        boxes[_field(file, entry, "id", "images")] = []
+        image = _field(file, entry, "id", "images")
+        if image in boxes:
+            raise DatasetError(f"{file}: every image must have an id of its own, got {image!r} twice")
+        boxes[image] = []
     for entry in content["annotations"]:
         image = _field(file, entry, "image_id", "annotations")
         if image not in boxes:
             raise DatasetError(f"{file}: annotation {entry.get('id')} is of image {image!r}, which is not in `images`")
         if category is None or entry.get("category_id") == category:
             boxes[image].append(_box(file, entry))
-    pictures = []
+    pictures: dict[Path, Picture] = {}
     for entry in content["images"]:
         path = images / str(_field(file, entry, "file_name", "images"))
+        if path in pictures:
+            raise DatasetError(f"{file} must list an image once, got {entry['file_name']} twice")
         if not path.is_file():
             raise DatasetError(f"{file} names {entry['file_name']}, which is not in {images}")
-        pictures.append(picture_of(path, boxes[entry["id"]]))
-    return pictures
+        pictures[path] = picture_of(path, boxes[entry["id"]])
+    return list(pictures.values())
 
 
 def coco_dict(pictures: Sequence[Picture], names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:

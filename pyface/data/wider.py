@@ -4,6 +4,7 @@ RetinaFace's format, whose rows belong to the boxes of the same file with the sa
 from __future__ import annotations
 
 import math
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def read_wider(folder: Path) -> list[Picture]:
     Rows of `bbx_gt.txt` marked invalid are ignore boxes, and boxes without width or height are left out.
 
     Raises:
-        DatasetError: A file is missing, or a row is malformed (file and line are named).
+        DatasetError: A file is missing, a row is malformed (file and line are named), or a picture is listed twice
+            (both lines are named).
     """
     images, annotations = folder / "images", folder / "bbx_gt.txt"
     points = read_landmarks(folder / "landmarks.txt") if (folder / "landmarks.txt").exists() else {}
@@ -46,9 +48,11 @@ def read_boxes(path: Path) -> Iterator[tuple[str, list[Row]]]:
     A name is followed by the number of its rows; 0 may be followed by one row of zeros, as in WIDER FACE.
     """
     lines = _lines(path)
+    listed: dict[str, int] = {}
     k = 0
     while k < len(lines):
         number, name = lines[k]
+        _refuse_second_block(path, listed, name, number)
         if k + 1 == len(lines) or not lines[k + 1][1].isdecimal():
             raise DatasetError(f"{path}, line {number + 1}: should be the number of boxes of {name}")
         count = int(lines[k + 1][1])
@@ -65,10 +69,12 @@ def read_boxes(path: Path) -> Iterator[tuple[str, list[Row]]]:
 def read_landmarks(path: Path) -> dict[str, dict[Row, NDArray[np.float32]]]:
     """The landmarks of `landmarks.txt`, by file and box (x, y, w, h): float32 [5, 2], NaN where absent."""
     found: dict[str, dict[Row, NDArray[np.float32]]] = {}
+    listed: dict[str, int] = {}
     name = None
     for line in _lines(path):
         if line[1].startswith("#"):
             name = line[1][1:].strip()
+            _refuse_second_block(path, listed, name, line[0])
             found[name] = {}
             continue
         if name is None:
@@ -79,9 +85,16 @@ def read_landmarks(path: Path) -> dict[str, dict[Row, NDArray[np.float32]]]:
     return found
 
 
+def _refuse_second_block(path: Path, listed: dict[str, int], name: str, line: int) -> None:
+    """Each block's faces would count as background of the other; `listed` keeps the line of each picture."""
+    first = listed.setdefault(posixpath.normpath(name), line)
+    if first != line:
+        raise DatasetError(f"{path}: {name} is listed twice, in lines {first} and {line}, put its rows into one block")
+
+
 def _lines(path: Path) -> list[tuple[int, str]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows add a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read as text ({error})") from error
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,12 +195,16 @@ def read_annotations(source: Path) -> Truth:
         raise EvaluationError(f"{source} should hold FDDB's ellipse lists, FDDB-fold-XX-ellipseList.txt")
     faces: dict[str, Regions] = {}
     folds: list[list[str]] = []
+    places: dict[str, str] = {}
     for path in paths:
         ((name, text),) = text_files(path, path.suffix)
         folds.append([])
         for line, key, rows in _blocks(text, name, {6: "an ellipse: major minor angle cx cy 1"}):
             if key in faces:
-                raise EvaluationError(f"{name}, line {line}: {key} has been annotated before, is a list here twice?")
+                raise EvaluationError(
+                    f"{name}, line {line}: {key} has been annotated before, in {places[key]}, is a list here twice?"
+                )
+            places[key] = f"{name}, line {line}"
             faces[key] = ellipses([row[:5] for row in rows])
             folds[-1].append(key)
     return Truth(faces, folds)
@@ -222,12 +227,16 @@ def read_detections(source: Path, *, fit_ellipses: bool = False) -> dict[str, De
     """
     meanings = {5: "a rectangle: x y w h score", 6: "an ellipse: major minor angle cx cy score"}
     detected: dict[str, Detected] = {}
+    places: dict[str, str] = {}
     for name, text in text_files(source):
         if _is_annotation(name) and source.is_dir():
             continue
         for line, key, rows in _blocks(text, name, meanings):
             if key in detected:
-                raise EvaluationError(f"{name}, line {line}: detections of {key} have been given before")
+                raise EvaluationError(
+                    f"{name}, line {line}: detections of {key} have been given before, in {places[key]}"
+                )
+            places[key] = f"{name}, line {line}"
             regions = ellipses([[*row[:4], math.nan] if len(row) == 5 else row[:5] for row in rows])
             scores = np.array([row[-1] for row in rows], np.float64)
             detected[key] = Detected(box_to_ellipse(regions) if fit_ellipses else regions, scores)
@@ -303,6 +312,34 @@ def find_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
     if not found:
         raise EvaluationError(f"{folder} should hold FDDB's pictures, year/month/day/big/img_N.jpg, there is none")
     return found
+
+
+def rows_and_faces(
+    detected: Mapping[str, Detected], truth: Truth
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Yields, for `explain_low`, the rectangles (x, y, w, h, score) of each annotated image, and its faces' boxes."""
+    for key, (regions, scores) in detected.items():
+        if key in truth.faces:
+            rows = np.column_stack([regions.rows[:, :4], scores])[~regions.is_ellipse]
+            yield rows, truth.faces[key].bounds()
+
+
+def bundled_sizes() -> dict[str, Size]:
+    """Width and height of each of FDDB's images, so that regions are clipped even where the images are not at hand.
+
+    Example:
+        >>> sizes = bundled_sizes()
+        >>> len(sizes) == PICTURES, sizes["2002/08/11/big/img_591"]
+        (True, (312, 450))
+    """
+    sizes = {}
+    for line in (files("pyface") / "assets" / "fddb_sizes.txt").read_text(encoding="utf-8").splitlines()[1:]:
+        day, *images = line.split()
+        for image in images:
+            number, size = image.split(":")
+            width, height = size.split("x")
+            sizes[f"{day}/big/img_{number}"] = int(width), int(height)
+    return sizes
 
 
 def write_detections(path: Path, rows: Mapping[str, Sequence[Sequence[float]]]) -> None:

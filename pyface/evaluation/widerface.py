@@ -173,11 +173,13 @@ def read_predictions(source: Path) -> dict[ImageKey, NDArray[np.float64]]:
             files are for the same image.
     """
     predictions: dict[ImageKey, NDArray[np.float64]] = {}
+    places: dict[ImageKey, str] = {}
     for name, text in text_files(source):
         path = Path(name)
         key = path.parent.name, path.stem
         if key in predictions:
-            raise EvaluationError(f"{name}: predictions of {'/'.join(key)} have been given before, by another file")
+            raise EvaluationError(f"{name}: predictions of {'/'.join(key)} have been given before, in {places[key]}")
+        places[key] = name
         predictions[key] = parse_predictions(text, name)
     if not predictions:
         raise EvaluationError(f"{source} holds no prediction files, event/image.txt")
@@ -210,6 +212,16 @@ def _refuse_row(lines: list[str], name: str) -> NoReturn:
         if line.strip() and not is_row:
             raise EvaluationError(f"{name}, line {number}: should be five finite numbers x y w h score, got {line!r}")
     raise AssertionError("a table that could not be read has a malformed line")
+
+
+def rows_and_faces(
+    predictions: Mapping[ImageKey, NDArray[np.float64]], truth: Mapping[ImageKey, Image]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Yields, for `explain_low`, the predictions of each image of the ground truth, and its faces as corners."""
+    for key, rows in predictions.items():
+        if key in truth:
+            boxes = truth[key].boxes
+            yield rows, np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def find_pictures(folder: Path, truth: Iterable[ImageKey]) -> list[Path]:

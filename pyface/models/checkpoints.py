@@ -18,7 +18,7 @@ The state may be stored under "state_dict", "weight" or "model", and keys may be
 layers as `name.weight` and `name.bias`, or in a torch file as `name` -> [weight, bias].
 
 No file can run code: torch files are read with `weights_only=True`, .npz without pickles, and ipazc's pickles by a
-reader that supports only arrays.
+reader that supports only arrays. NumPy numbers and argparse's Namespace beside the weights are skipped, not loaded.
 """
 
 from __future__ import annotations
@@ -324,10 +324,17 @@ def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
                 return {key: torch.from_numpy(file[key]) for key in file.files}, {}
         if path.suffix == ".lz4":
             return {str(k): torch.from_numpy(array) for k, array in enumerate(read_arrays(path))}, {}
-        return torch.load(path, map_location="cpu", weights_only=True), {}
+        with torch.serialization.safe_globals([(_Skipped, name) for name in _Skipped.NAMES]):
+            return torch.load(path, map_location="cpu", weights_only=True), {}
     except (OSError, CheckpointError):
         raise
     except pickle.UnpicklingError as error:  # torch's message suggests loading the file anyway
+        if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path} holds an object of the class {named[1]} beside tensors, which pyface refuses to load, since "
+                f"that could run code; if you trust the file, save its weights alone: "
+                f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pth')"
+            ) from error
         raise CheckpointError(
             f"{path} is not a weights file, or contains code, which pyface refuses to load"
         ) from error
@@ -381,6 +388,23 @@ def flatten(raw: Any, prefix: str = "") -> State:
 def without_prefix(state: State, prefix: str) -> State:
     """Removes a prefix, such as torch.nn.DataParallel's, from keys."""
     return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+class _Skipped:
+    """Stand-in for what training programs leave beside the weights; whatever makes one up is ignored."""
+
+    NAMES = (
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+        "argparse.Namespace",
+    )
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 class _Dtype:

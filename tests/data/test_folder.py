@@ -87,6 +87,22 @@ def test_an_image_that_is_not_there(folder):
         read_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ([{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "c.jpg"}], "an id of its own, got 1 twice"),
+        (
+            [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "a.jpg"}],
+            "must list an image once, got a.jpg twice",
+        ),
+    ],
+)
+def test_an_image_listed_twice(folder, images, words):
+    write_coco(folder, [], images=images)
+    with pytest.raises(DatasetError, match=words):
+        read_folder(folder)
+
+
 def test_which_file_is_the_annotation(folder):
     (folder / "notes.json").write_text("{}")
     (folder / "broken.json").write_text("{")

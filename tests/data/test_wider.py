@@ -47,6 +47,31 @@ def test_boxes_and_landmarks(folder):
     assert c.landmarks[1, 4].tolist() == [9, 10]
 
 
+@pytest.mark.parametrize("again", ["a.jpg", "./a.jpg"])
+def test_a_picture_listed_twice_is_refused(folder, again):
+    """Merged lists: each block's faces would count as background of the other."""
+    row = "10 10 5 5 0 0 0 0 0 0\n"
+    write(folder, f"a.jpg\n1\n{row}c.jpg\n1\n{row}{again}\n1\n{row}")
+    with pytest.raises(
+        DatasetError, match=r"bbx_gt\.txt: .*a\.jpg is listed twice, in lines 1 and 7, put its rows into"
+    ):
+        read_folder(folder)
+    points = "10 10 5 5 1 2 0 3 4 0 5 6 0 7 8 0 9 10 0 0\n"
+    write(folder, f"a.jpg\n1\n{row}", f"# a.jpg\n{points}# {again}\n{points}")
+    with pytest.raises(DatasetError, match=r"landmarks\.txt: .*a\.jpg is listed twice, in lines 1 and 3"):
+        read_folder(folder)
+
+
+def test_a_byte_order_mark_is_skipped(folder):
+    boxes, points = "a.jpg\n1\n10 10 5 5 0 0 0 0 0 0\n", "# a.jpg\n10 10 5 5 1 2 0 3 4 0 5 6 0 7 8 0 9 10 0 0\n"
+    for boxes_mark, points_mark in (("\ufeff", ""), ("", "\ufeff"), ("\ufeff", "\ufeff")):
+        (folder / "bbx_gt.txt").write_text(boxes_mark + boxes, encoding="utf-8")
+        (folder / "landmarks.txt").write_text(points_mark + points, encoding="utf-8")
+        (picture,) = read_folder(folder)
+        assert picture.faces.tolist() == [[10, 10, 15, 15]]
+        assert picture.landmarks[0, 4].tolist() == [9, 10]
+
+
 def test_no_boxes_without_the_row_of_zeros(folder):
     write(folder, "a.jpg\n0\nc.jpg\n1\n0 0 5 5 0 0 0 0 0 0\n")
     a, c = read_folder(folder)

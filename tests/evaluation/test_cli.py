@@ -312,7 +312,45 @@ def test_fddb_with_a_model(run, fddb):
     # The files that it wrote score the same.
     again = run("fddb", "--ground-truth", ".", "--predictions", "out", "--overlap", "exact")
     assert again.stdout == result.stdout
-    assert "FDDB's program cuts regions at the pictures' borders" in again.stderr
+    assert "2 pictures of unknown size (--images tells it), so regions are not cut at their borders" in again.stderr
+
+
+def test_fddb_cuts_regions_by_the_bundled_sizes(run, tmp_path):
+    """A face and its detection that reach beyond the picture's border to different lengths are the same within it."""
+    key = "2002/08/11/big/img_591"  # 312 x 450 pixels
+    (tmp_path / "FDDB-fold-01-ellipseList.txt").write_text(f"{key}\n1\n60 40 1.5707963 300 200  1\n")
+    (tmp_path / "out.txt").write_text(f"{key}\n1\n260 140 120 120 0.9\n")
+    arguments = ("fddb", "--ground-truth", ".", "--predictions", "out.txt", "--json", "roc.json")
+    result = run(*arguments)
+    assert "unknown size" not in result.stderr
+    rate = json.loads((tmp_path / "roc.json").read_text())["true_positive_rate"]["100"]["continuous"]
+    folder = tmp_path / "pictures" / "2002/08/11/big"
+    folder.mkdir(parents=True)
+    cv2.imwrite(str(folder / "img_591.jpg"), np.zeros((450, 312, 3), np.uint8))
+    run(*arguments, "--images", "pictures")
+    assert json.loads((tmp_path / "roc.json").read_text())["true_positive_rate"]["100"]["continuous"] == rate
+    cv2.imwrite(str(folder / "img_591.jpg"), np.zeros((450, 900, 3), np.uint8))
+    run(*arguments, "--images", "pictures")
+    assert json.loads((tmp_path / "roc.json").read_text())["true_positive_rate"]["100"]["continuous"] < rate
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        ("25 20 50 40 0.9", None),
+        ("25 20 75 60 0.9", "look like x1 y1 x2 y2 score, and should be x y w h score"),
+        ("0.9 25 20 50 40", "look like score x y w h, and should be x y w h score"),
+        ("0.25 0.25 0.5 0.5 0.9", "look like fractions of the picture's width and height, and should be pixels"),
+    ],
+)
+def test_rows_in_another_form_are_recognised(run, tmp_path, columns, hint):
+    key = "2002/08/11/big/img_591"
+    (tmp_path / "FDDB-fold-01-ellipseList.txt").write_text(f"{key}\n1\n25 20 0 50 40  1\n")
+    (tmp_path / "out.txt").write_text(f"{key}\n1\n{columns}\n")
+    stderr = run("fddb", "--ground-truth", ".", "--predictions", "out.txt").stderr
+    assert ("next to nothing matches" in stderr) is (hint is not None)
+    if hint is not None:
+        assert f"the rows of out.txt {hint}" in stderr
 
 
 def test_fddb_with_pictures_that_are_missing_or_broken(run, fddb):

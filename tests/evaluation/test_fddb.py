@@ -222,7 +222,7 @@ def test_folders_and_archives(tmp_path, folds):
         ("\n\na\n", "line 4: should be the number of rows of a, got the end"),
         ("a\n2\n1 2 3 4 0.5\n", "line 1: a should have 2 rows, the file ends before that"),
         ("a\n1\n1 2 3 4 0.5\n1 2 3 4 0.5\n", "line 4: should be the name of a picture, got '1 2 3 4 0.5'"),
-        ("a\n0\nb\n0\na.jpg\n0\n", "line 5: detections of a have been given before"),
+        ("a\n0\nb\n0\na.jpg\n0\n", "line 5: detections of a have been given before, in "),
         ("", "holds no detections"),
     ],
 )
@@ -240,7 +240,7 @@ def test_malformed_detections_are_named(tmp_path, text, words):
             "a\n1\n1 2 3 4 5\n",
             r"FDDB-fold-03-ellipseList.txt, line 3: should be finite numbers, an ellipse: major .* 1",
         ),
-        ("2002/07/19/big/img_3\n0\n", "line 1: 2002/07/19/big/img_3 has been annotated before"),
+        ("2002/07/19/big/img_3\n0\n", "line 1: 2002/07/19/big/img_3 has been annotated before, in "),
         ("a\n1\n", "line 1: a should have 1 rows"),
     ],
 )

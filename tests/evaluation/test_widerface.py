@@ -219,7 +219,7 @@ def test_files_of_other_programs(tmp_path):
         read_predictions(tmp_path)
     (folder / "two.txt").unlink()
     write_predictions(tmp_path / "again", KEY, [[0, 0, 20, 20]], [0.5])
-    with pytest.raises(EvaluationError, match=r"one.txt: predictions of 0--Parade/one have been given before"):
+    with pytest.raises(EvaluationError, match=r"one.txt: predictions of 0--Parade/one have been given before, in "):
         read_predictions(tmp_path)
 
 

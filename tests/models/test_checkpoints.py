@@ -3,6 +3,8 @@
 The networks are written out here once more, plainly and under the foreign names.
 """
 
+import argparse
+import fractions
 import json
 import math
 import pickle
@@ -599,6 +601,37 @@ class TestHostileFiles:
         ) as error:
             read_checkpoint(tmp_path / name)
         assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_what_training_programs_leave_beside_the_weights_is_skipped(self, tmp_path, zipped):
+        state = create_model("ssh_lite").state_dict()
+        beside = {
+            "loss": np.float64(0.1),
+            "epoch": np.int64(3),
+            "best": {"ap": [np.float32(0.5), np.bool_(True)], "name": np.str_("easy")},
+            "args": argparse.Namespace(lr=0.1, decay=np.float64(2.0), steps=[1, 2]),
+        }
+        torch.save({"state_dict": state} | beside, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+        allowed = torch.serialization.get_safe_globals()
+        read = read_checkpoint(tmp_path / "a.pth").state
+        assert set(torch.serialization.get_safe_globals()) == set(allowed)  # of the whole process, so nothing stays
+        assert read.keys() == state.keys()
+        assert all(torch.equal(read[key], value) for key, value in state.items())
+
+    @pytest.mark.parametrize(
+        ("beside", "name"),
+        [
+            (Path("a"), "pathlib.PosixPath|pathlib.WindowsPath|pathlib._local.PosixPath"),
+            (np.zeros(3), "numpy._core.multiarray._reconstruct|numpy.core.multiarray._reconstruct"),
+            (fractions.Fraction(1, 3), "fractions.Fraction"),
+        ],
+    )
+    def test_other_classes_are_named_with_the_way_out(self, tmp_path, beside, name):
+        torch.save({"state_dict": {"a": torch.zeros(1)}, "more": beside}, tmp_path / "a.pth")
+        with pytest.raises(
+            CheckpointError, match=rf"object of the class ({name}) .*torch\.save\(torch\.load\('a\.pth'"
+        ):
+            read_checkpoint(tmp_path / "a.pth")
 
     def test_pickles_do_not_run(self, tmp_path, capsys):
         torch.save({"conv1_1.weight": Exploit()}, tmp_path / "zipped.pth")
