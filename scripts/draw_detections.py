@@ -1,4 +1,4 @@
-"""Draws docs/detections.jpg, the first image of README.md: what the default detector finds in photos of seven people.
+"""Draws docs/detections.jpg, the first image of README.md: what the default detector finds in photos of four people.
 
     python scripts/draw_detections.py
 
@@ -19,10 +19,9 @@ ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "docs" / "photos"
 WIDTH, HEIGHT = 1280, 760
 PLACES = {  # left, top, width and height in the picture; a photo that is taller is cut at its lower end
-    PHOTOS / "apollo11.jpg": (0, 0, 600, 470),
-    PHOTOS / "hopper.jpg": (600, 0, 400, 470),
-    ROOT / "examples" / "astronaut.jpg": (1000, 0, 280, 235),
-    PHOTOS / "douglass.jpg": (1000, 235, 280, 235),
+    PHOTOS / "obama.jpg": (0, 0, 405, 470),
+    PHOTOS / "hopper.jpg": (405, 0, 405, 470),
+    ROOT / "examples" / "astronaut.jpg": (810, 0, 470, 470),
     PHOTOS / "cameraman.jpg": (0, 470, 290, 290),
 }
 CROWD = (290, 470)  # its left top corner
