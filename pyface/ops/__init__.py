@@ -1,4 +1,4 @@
-"""pyface's ops: compiled CPU and CUDA kernels with a torch face. ``reference`` holds the same ops in plain torch."""
+"""pyface's ops: compiled CPU and CUDA kernels for torch tensors. ``reference`` has the same ops in plain torch."""
 
 from pyface.ops.anchors import AnchorLevel, Candidates, LevelMaps, anchor_boxes, decode_anchors
 from pyface.ops.densebox import DenseBoxMaps, decode_densebox, densebox_targets

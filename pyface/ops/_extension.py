@@ -1,7 +1,7 @@
-"""The one door to the compiled kernels: checks, conversions, registration and launches.
+"""The only module that uses the compiled kernels, ``pyface._C``: checks, conversions, registration and launches.
 
-Everything that could make a kernel read or write where it must not is checked here and in the ops' own ``_check``
-functions, which run in the real and in the fake implementation alike. Nothing else imports ``pyface._C``.
+Whatever could make a kernel access memory out of bounds is checked here and in the ops' own ``_check`` functions. These
+run in both the real and the fake implementation.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ library = torch.library.Library("pyface", "DEF")
 def register(schema: str, implementation: Callable, fake: Callable) -> None:
     """Defines torch.ops.pyface.<name> for CPU and CUDA, with a fake implementation for tracing.
 
-    ``Library`` and not ``custom_op``: a call costs a quarter of the time.
+    It uses ``Library`` instead of ``custom_op``, with which a call takes four times as long.
     """
     name = schema.partition("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -55,7 +55,7 @@ _SCHEMA_TYPES = {
 
 
 def schema_of(name: str, request: type, returns: int) -> str:
-    """The schema of an op that takes a NamedTuple's fields, and returns so many tensors."""
+    """The schema of an op that takes the fields of a NamedTuple and returns ``returns`` tensors."""
     fields = ", ".join(f"{_SCHEMA_TYPES[kind]} {field}" for field, kind in get_type_hints(request).items())
     return f"{name}({fields}) -> ({', '.join(['Tensor'] * returns)})"
 
@@ -88,7 +88,7 @@ def check_tensors(op: str, names: Sequence[str], tensors: Sequence[Any]) -> None
 
 
 def check_one_device(op: str, first: Tensor, *others: Tensor) -> None:
-    """Raises ValueError unless all lie on the first one's device; for those who call torch.ops.pyface directly."""
+    """Raises ValueError unless all tensors are on the device of the first; for direct calls of torch.ops.pyface."""
     for other in others:
         if other.device != first.device:
             raise ValueError(
@@ -104,13 +104,13 @@ def check_dtype(op: str, name: str, tensor: Tensor, allowed: tuple[torch.dtype, 
 
 
 def check_shape(op: str, name: str, tensor: Tensor, fits: bool, expected: str) -> None:
-    """Raises ValueError with the expected and the given shape unless ``fits``."""
+    """Raises ValueError with the expected and the actual shape unless ``fits``."""
     if not fits:
         raise ValueError(f"{op}: {name} must have the shape {expected}, got {shape_of(tensor)}.")
 
 
 def check_size(op: str, entries: int) -> None:
-    """Raises ValueError above the largest number of boxes that the kernels index."""
+    """Raises ValueError if there are more boxes than the kernels can index."""
     if isinstance(entries, int) and entries > _MAX_ENTRIES:
         raise ValueError(
             f"{op}: the number of boxes must be at most {_MAX_ENTRIES:,}, got {entries:,}; split the call."
@@ -118,9 +118,9 @@ def check_size(op: str, entries: int) -> None:
 
 
 def check_splits(op: str, splits: Tensor, entries: int) -> None:
-    """Raises ValueError unless splits [B + 1] rise from 0 to so many entries.
+    """Raises ValueError unless splits [B + 1] rise from 0 to ``entries``.
 
-    Looks on the CPU only, where that costs nothing: CUDA kernels keep within the entries whatever splits hold.
+    They are checked on the CPU only, where this costs nothing. CUDA kernels stay in bounds whatever splits contain.
     """
     if splits.device.type != "cpu":
         return
@@ -133,8 +133,10 @@ def check_splits(op: str, splits: Tensor, entries: int) -> None:
 
 
 def check_int(op: str, name: str, value: Any, least: int = -(2**63), most: int = 2**63 - 1) -> None:
-    """Raises TypeError unless value is a whole number, ValueError unless it lies between these; torch's own words about
-    integers that are too large help nobody."""
+    """Raises TypeError unless the value is an integer, ValueError unless it is in range.
+
+    torch's own messages about integers that are too large do not name the argument.
+    """
     is_int = isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
     if not is_int:
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}.")
@@ -145,14 +147,14 @@ def check_int(op: str, name: str, value: Any, least: int = -(2**63), most: int =
 
 
 def check_numbers(op: str, **values: Any) -> None:
-    """Raises TypeError unless all are numbers; torch's own words about its schemas help nobody."""
+    """Raises TypeError unless all values are numbers; torch's own messages about schemas do not name the argument."""
     for name, value in values.items():
         if not isinstance(value, (Real, torch.SymInt, torch.SymFloat)):
             raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}.")
 
 
 def check_fraction(op: str, name: str, value: float) -> None:
-    """Raises ValueError unless 0 <= value <= 1 (NaN is refused too)."""
+    """Raises ValueError unless 0 <= value <= 1; NaN is refused too."""
     if not 0 <= value <= 1:
         raise ValueError(f"{op}: {name} must be between 0 and 1, got {value}.")
 
@@ -173,7 +175,7 @@ def check_not_nan(op: str, name: str, value: float) -> None:
 
 
 def plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor as kernels read it: this dtype and contiguous."""
+    """The tensor as kernels take it: contiguous and of this dtype."""
     if tensor.dtype == dtype and tensor.is_contiguous():  # skips what costs microseconds even when it changes nothing
         return tensor
     return tensor.detach().to(dtype).contiguous()
@@ -185,14 +187,19 @@ _CPU = vars(_C.cpu)  # a dictionary is quicker than attributes
 def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
     """Calls a kernel on the current stream of a device.
 
-    Tensors are passed as they are; csrc/bind.h checks their dtypes and lengths once more before it takes their
-    addresses. The arguments keep them alive for the call, and on CUDA the caching allocator's stream order does so
-    beyond it. ``workspace`` holds the sizes that the kernel's workspace function takes. CPU kernels get torch's number
-    of threads.
+    Tensors are passed as they are: csrc/bind.h checks their dtypes and lengths again before it takes their addresses.
+    The arguments keep them alive during the call; after it, on CUDA, the stream order of the caching allocator does.
+    CPU kernels get torch's number of threads.
+
+    Args:
+        op: The kernel's name.
+        device: The device of the tensors.
+        arguments: The launcher's arguments, in its order.
+        workspace: The arguments of the kernel's workspace function; None if it has none.
 
     Raises:
-        RuntimeError: the kernel reported an error, or the build has no CUDA kernels.
-        TypeError, ValueError: an op's own checks let something through that the kernel cannot take.
+        RuntimeError: The kernel reported an error, or this build has no CUDA kernels.
+        TypeError, ValueError: The arguments do not fit the launcher.
     """
     if device.type == "cpu":
         _CPU[op](*arguments, torch.get_num_threads())
@@ -228,7 +235,7 @@ def _version(number: int) -> str:
 
 
 def build_info() -> dict[str, Any]:
-    """What the kernels were built with, for ``pyface info``: plain strings, numbers, booleans and None."""
+    """How the kernels were built, for ``pyface info``: strings, numbers, booleans and None."""
     info: dict[str, Any] = {
         "compiler": _C.compiler,
         "simd": _C.simd,
@@ -250,7 +257,7 @@ def build_info() -> dict[str, Any]:
 
 
 def _sources_changed() -> bool:
-    """Whether csrc/ (of an editable install) is not what the module was built from; the rule is setup.py's."""
+    """Whether csrc/ (of an editable install) has changed since the module was built, by setup.py's digest."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "csrc").is_dir():
         return False

@@ -1,7 +1,7 @@
-"""From the maps of an anchor detector's heads to candidates: decode_anchors.
+"""Decoding the head maps of anchor detectors to candidates: decode_anchors.
 
-A detector is described by levels: where its anchors lie and how its channels are laid out. The same op serves S3FD, SSH
-and SRN, since they differ in descriptions only.
+A detector is described by levels: where its anchors are and how its channels are laid out. S3FD, SSH and SRN differ
+only in these descriptions, so one op serves all three.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class AnchorLevel:
     """The anchors of one head map.
 
     Attributes:
-        stride: Pixels from one cell to the next.
-        anchors: The K boxes (x1, y1, x2, y2) of cell (0, 0) in continuous pixels; those of (row, column) lie
-            stride * (column, row) further.
-        num_background: Background logits an anchor: 1 (softmax of two), more (max-out), 0 (the sigmoid of one logit).
-        max_candidates: The best so many of this level go on; None: all.
+        stride: Pixels between neighboring cells.
+        anchors: The K boxes (x1, y1, x2, y2) of cell (0, 0) in continuous pixels; those of cell (row, column) are
+            shifted by stride * (column, row).
+        num_background: Background logits per anchor: 1 (softmax of two), more (max-out) or 0 (sigmoid of one logit).
+        max_candidates: Number of candidates to keep from this level, best first; None: all.
 
     Raises:
-        TypeError: a field of another type than its annotation's.
+        TypeError: A field has the wrong type.
         ValueError: stride < 1, num_background < 0, max_candidates < 0, no or more than 8 anchors, or an anchor that is
             not finite or has x1 >= x2 or y1 >= y2.
     """
@@ -78,14 +78,14 @@ class AnchorLevel:
 
 
 class LevelMaps(NamedTuple):
-    """What a network says about one level, all [B, channels, H, W] of one float dtype and in any memory format.
+    """A network's output for one level: maps [B, channels, H, W] of one float dtype, in any memory format.
 
     Attributes:
         logits: (num_background + 1) * K channels; logit c of anchor k is channel c * K + k, backgrounds first.
         boxes: 4 * K channels: dx, dy, dw, dh of anchor k from channel 4 * k.
         landmarks: 10 * K channels or None: x1, y1, ... x5, y5 of anchor k from channel 10 * k.
-        gate: K channels or None: logits of a first step that an anchor must pass as well (SRN's STC).
-        offsets: 4 * K channels or None: dx, dy, dw, dh of a first step, by which the anchor is moved before `boxes` is
+        gate: K channels or None: logits of a first step, which an anchor must pass too (SRN's STC).
+        offsets: 4 * K channels or None: dx, dy, dw, dh of a first step, which moves the anchor before `boxes` is
             applied (SRN's STR).
     """
 
@@ -102,9 +102,9 @@ class Candidates(NamedTuple):
     Attributes:
         boxes: float32 [B, M, 4], (x1, y1, x2, y2) in continuous pixels of the network's input.
         scores: float32 [B, M], face probability.
-        landmarks: float32 [B, M, 5, 2], or [B, M, 0, 2] where the detector has none.
-        index: int64 [B, M], which anchor: counted level by level, cells by row, the K anchors of a cell side by side.
-        count: int32 [B]; nothing beyond it means anything.
+        landmarks: float32 [B, M, 5, 2], or [B, M, 0, 2] if the detector has none.
+        index: int64 [B, M], the anchor's number: level by level, cells row by row, then the K anchors of a cell.
+        count: int32 [B], number of candidates; entries beyond it have no meaning.
     """
 
     boxes: Tensor
@@ -117,18 +117,18 @@ class Candidates(NamedTuple):
 def anchor_boxes(
     levels: Sequence[AnchorLevel], sizes: Sequence[tuple[int, int]], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """All anchors of an image as a tensor, in the order of `Candidates.index`; for training and for looking.
+    """All anchors of an image, in the order of `Candidates.index`.
 
     Args:
-        levels: The description.
+        levels: The description of the levels.
         sizes: (height, width) of each level's map.
-        device: Where to.
+        device: Device of the result.
 
     Returns:
         float32 [A, 4].
 
     Raises:
-        ValueError: no levels, not one size a level, or a size below 0.
+        ValueError: There are no levels, the number of sizes differs, or a size is negative.
 
     Example:
         >>> level = AnchorLevel(stride=4, anchors=((-6.0, -6.0, 10.0, 10.0),))
@@ -160,36 +160,35 @@ def decode_anchors(
     min_side: float = 0.0,
     sizes: Tensor | None = None,
 ) -> Candidates:
-    """Head maps to candidates in one pass over the maps, with static shapes and without a host synchronisation.
+    """Decodes head maps to candidates in one pass, with static shapes and without host synchronization.
 
-    The score of an anchor is the softmax of its face logit and its largest background logit, which is the sigmoid of
-    their difference x (or of the one logit). Thresholds are compared with x, as x > log(t / (1 - t)), so only anchors
-    that pass are ever decoded. A box is ``centre + delta * center_variance * side`` with sides ``side * exp(delta *
-    size_variance)``; landmarks lie at ``centre + delta * center_variance * side``. No gradient flows through this op.
+    The score of an anchor is the softmax of its face logit and its largest background logit. That is the sigmoid of
+    their difference x, or of the logit x if there is only one. Thresholds are applied to x, as x > log(t / (1 - t)), so
+    only anchors that pass are decoded. A box has its center at ``center + delta * center_variance * side`` and sides
+    ``side * exp(delta * size_variance)``. Landmarks are at ``center + delta * center_variance * side``. The result
+    has no gradient.
 
-    Dropped are anchors with a non-finite x or gate, and candidates with a non-finite coordinate. The order is x
-    descending, ties by index: scores that round to the same float keep the order of x.
+    Anchors with a non-finite x or gate are dropped, and so are candidates with a non-finite coordinate. Candidates are
+    sorted by x, descending, ties by index. Scores that round to the same float keep the order of x.
 
     Args:
-        maps: One a level; float32, float16 or bfloat16, computed in float32. Any strides are read where they lie.
+        maps: One per level; float32, float16 or bfloat16, computed in float32. Any strides are read without a copy.
         levels: 1 to 8 descriptions.
-        score_threshold: in [0, 1], one number or one a level; an anchor passes when its score is > this.
-        max_candidates: Over all levels, each level's best `AnchorLevel.max_candidates` are merged and the best so many
-            kept.
+        score_threshold: In [0, 1], one number or one per level; an anchor passes if its score is > this.
+        max_candidates: Number of candidates to keep over all levels, best first, after each level's own limit.
         variances: (center_variance, size_variance), finite and > 0.
-        gate_threshold: in [0, 1]; where there is a gate, its sigmoid must be > this too.
-        min_side: Pixels >= 0; a candidate whose shorter side, after clipping, is not >= this is dropped, and always
-            one with a side <= 0.
-        sizes: Any float dtype [B, 2], (height, width) that each image's boxes are clipped to, or None. Landmarks are
-            never clipped.
+        gate_threshold: In [0, 1]; where there is a gate, its sigmoid must be > this too.
+        min_side: Pixels, >= 0; candidates whose shorter side, after clipping, is not >= this or not > 0 are dropped.
+        sizes: Any float dtype [B, 2], (height, width) to which each image's boxes are clipped; None: no clipping.
+            Landmarks are never clipped.
 
     Returns:
         Candidates of the static size M = min(max_candidates, the sum over levels of min(anchors,
-        AnchorLevel.max_candidates)); beyond `count`, boxes, scores and landmarks are 0 and index is -1.
+        AnchorLevel.max_candidates)). Beyond `count`, boxes, scores and landmarks are 0, and index is -1.
 
     Raises:
-        TypeError: wrong types or dtypes.
-        ValueError: maps that do not fit the levels or each other, numbers out of range.
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: The maps do not match the levels or each other, or a number is out of range.
 
     Source:
         docs/detectors.md 2.1 and 2.6 (S3FD), 4.5 (SRN), 5.4 (SSH).
@@ -242,7 +241,7 @@ def decode_anchors(
 
 
 class _Request(NamedTuple):
-    """What torch.ops.pyface.decode_anchors takes; its schema is made from these fields."""
+    """The arguments of torch.ops.pyface.decode_anchors, whose schema is derived from these fields."""
 
     logits: list[Tensor]
     boxes: list[Tensor]
@@ -263,7 +262,7 @@ class _Request(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """A level as the kernel takes it: AnchorLevel in csrc/ops.h."""
+    """A level in the kernel's form, csrc/ops.h's AnchorLevel."""
 
     logits: Tensor
     boxes: Tensor
@@ -283,7 +282,7 @@ class _Level(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """What is alike for all levels as the kernel takes it: AnchorDecoding in csrc/ops.h."""
+    """Settings shared by all levels in the kernel's form, csrc/ops.h's AnchorDecoding."""
 
     center_variance: float
     size_variance: float
@@ -334,7 +333,7 @@ def _thresholds(score_threshold: float | Sequence[float], levels: int) -> list[f
 
 
 def _check_decode(request: _Request) -> tuple[int, int]:
-    """Raises unless all fits; returns the batch size and the static number of candidates."""
+    """Checks the arguments; returns the batch size and the static number of candidates."""
     op = "decode_anchors"
     r, first = request, request.logits[0] if request.logits else None
     levels = len(r.logits)
@@ -412,7 +411,7 @@ def _detached(tensor: Tensor) -> Tensor:
 
 
 def _logit(probability: float) -> float:
-    """What x must exceed for its sigmoid to exceed a probability."""
+    """The x whose sigmoid is the given probability."""
     if probability in (0, 1):
         return math.inf if probability else -math.inf
     return math.log(probability / (1 - probability))
@@ -421,7 +420,7 @@ def _logit(probability: float) -> float:
 def empty_candidates(
     first: Tensor, batch: int, size: int, points: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What a kernel writes `Candidates` of so many boxes and landmarks into, on the first map's device."""
+    """Tensors for a kernel to write `Candidates` into, on the first map's device."""
     return (
         first.new_empty((batch, size, 4), dtype=torch.float32),
         first.new_empty((batch, size), dtype=torch.float32),
@@ -432,7 +431,7 @@ def empty_candidates(
 
 
 def arrays_of(found: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """What `empty_candidates` made as the kernel takes it: CandidateArrays in csrc/ops.h."""
+    """The tensors of `empty_candidates` in the kernel's form, csrc/ops.h's CandidateArrays."""
     boxes, scores, landmarks, index, count = found
     return boxes, scores, landmarks if landmarks.shape[2] else None, index, count
 

@@ -1,6 +1,6 @@
 """DenseBox's maps to boxes, decode_densebox, and boxes to maps, densebox_targets (docs/detectors.md 1.2, 1.5).
 
-Cell (row i, column j) lies at the pixel (stride * j + stride / 2, stride * i + stride / 2), in both directions.
+In both, the cell in row i and column j is at the pixel (stride * j + stride / 2, stride * i + stride / 2).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _MOST = 2**31 - 1  # of sides and strides
 
 
 class DenseBoxMaps(NamedTuple):
-    """What DenseBox's maps should say.
+    """The training targets of DenseBox's maps.
 
     Attributes:
         label: int8 [B, H, W]: 1 face, 0 background, -1 ignored.
-        offsets: float32 [B, 4, H, W]: (x - x1, y - y1, x - x2, y - y2) in cells / `unit`, from the cell's pixel (x, y)
-            to the corners of its face; 0 where the label is not 1.
-        landmark_label: int8 [B, N, H, W], as `label`, one map a landmark; N = 0 where landmarks are not given.
+        offsets: float32 [B, 4, H, W]: (x - x1, y - y1, x - x2, y - y2), from the cell's pixel (x, y) to the corners of
+            its face, in cells / `unit`; 0 where the label is not 1.
+        landmark_label: int8 [B, N, H, W], as `label`, one map per landmark; N = 0 if no landmarks are given.
     """
 
     label: Tensor
@@ -58,33 +58,32 @@ def decode_densebox(
     sizes: Tensor | None = None,
     min_side: float = 0.0,
 ) -> Candidates:
-    """DenseBox's maps to candidates in one pass, with static shapes and without a host synchronisation.
+    """Decodes DenseBox's maps to candidates in one pass, with static shapes and without host synchronization.
 
-    Every cell whose score is above the threshold is a candidate: its corners lie at ``(cell - unit * offset) * stride +
-    stride / 2``. Dropped are cells with a non-finite score, and candidates with a non-finite coordinate. The order is
-    raw score descending, ties by index. No gradient flows through this op.
+    Every cell whose score is above the threshold is a candidate, with corners at ``(cell - unit * offset) * stride +
+    stride / 2``. Cells with a non-finite score and candidates with a non-finite coordinate are dropped. Candidates are
+    sorted by raw score, descending, ties by index. The result has no gradient.
 
     Args:
-        scores: [B, 1, H, W], raw (a regression to 0 and 1); float32, float16 or bfloat16, computed in float32. Any
-            strides are read where they lie.
+        scores: [B, 1, H, W], raw regressions to 0 and 1; float32, float16 or bfloat16, computed in float32. Any strides
+            are supported without a copy.
         offsets: [B, 4, H, W] of the same dtype: x - x1, y - y1, x - x2, y - y2 in cells / unit.
-        score_threshold: in [0, 1]; a cell passes when its raw score is > this.
-        max_candidates: The best so many are kept.
-        stride: Pixels from one cell to the next.
-        unit: Cells that an offset of 1 means; 12.5 for faces of 50 px at stride 4.
-        sizes: Any float dtype [B, 2], (height, width) that each image's boxes are clipped to, or None.
-        min_side: Pixels >= 0; a candidate whose shorter side, after clipping, is not >= this is dropped, and always
-            one with a side <= 0.
+        score_threshold: In [0, 1]; a cell passes if its raw score is > this.
+        max_candidates: Number of candidates to keep, best first.
+        stride: Pixels between neighboring cells.
+        unit: Number of cells that an offset of 1 stands for; 12.5 for faces of 50 px at stride 4.
+        sizes: Any float dtype [B, 2], (height, width) to which each image's boxes are clipped; None: no clipping.
+        min_side: Pixels, >= 0; candidates whose shorter side, after clipping, is not >= this or not > 0 are dropped.
 
     Returns:
         Candidates with M = min(max_candidates, H * W), scores clamped to [0, 1], no landmarks, and index = row * W +
-        column; beyond count boxes and scores are 0 and index -1.
+        column. Beyond count, boxes and scores are 0, and index is -1.
 
     Raises:
-        TypeError: a tensor of the wrong type or dtype, or a number of the wrong type.
-        ValueError: shapes or devices that do not fit, or a number out of its range.
+        TypeError: A tensor has the wrong type or dtype, or a number has the wrong type.
+        ValueError: Shapes or devices do not match, or a number is out of range.
 
-    Source: DenseBox (arXiv 1509.04874, section 3; docs/detectors.md 1.5); the cell's half pixel is the author's code's.
+    Source: DenseBox (arXiv 1509.04874, section 3; docs/detectors.md 1.5); the half pixel is from the author's code.
 
     Example:
         >>> scores, offsets = torch.zeros(1, 1, 60, 60), torch.zeros(1, 4, 60, 60)
@@ -125,45 +124,46 @@ def densebox_targets(
     landmarks: Tensor | None = None,
     landmark_radius: float = 1.0,
 ) -> DenseBoxMaps:
-    """What DenseBox's maps should say about the faces of a batch, on the device and without a host synchronisation.
+    """Makes the training targets of DenseBox's maps, on the device and without host synchronization.
 
-    **Faces.** The height of a face, relative to `face`, decides: within `positive_band` (>= low and <= high) the face
-    has a positive disc, else within `ignore_band` its disc is ignored, else it is background. The disc holds the cells
-    within `radius` * height of the box's centre, and always the cell that this centre lies in; a centre beside the map
-    has no such cell. A cell in several positive discs belongs to the one whose centre is nearest in units of its
-    radius, ties to the lower index.
+    **Faces.** The height of a face, relative to `face`, decides. Within `positive_band` (>= low and <= high) the face
+    has a positive disc. Otherwise, within `ignore_band`, its disc is ignored. All other faces are background. The disc
+    consists of the cells within `radius` * height of the box's center, and always includes the cell that contains the
+    center, unless the center is outside the map. A cell in several positive discs belongs to the one whose center is
+    nearest in units of its radius, ties to the lower index.
 
-    **What is ignored**, unless positive: cells whose pixel lies in an ignore box (x1 <= x < x2, likewise y), discs of
-    faces of nearly the right size, and the gray zone, cells within `gray` cells of a positive one.
+    **Ignored cells**, unless they are positive: cells whose pixel is in an ignore box (x1 <= x < x2, y1 <= y < y2),
+    discs of faces in `ignore_band` only, and the gray zone: cells within `gray` cells of a positive one.
 
-    **Landmarks.** Each point of a positive face has a positive disc of `landmark_radius` cells on its own map, and
-    always the cell that it lies in. Ignored there, unless positive: discs of points of faces of nearly the right size,
-    the cells inside such faces and positive ones whose point is unknown (not finite), ignore boxes, the gray zone.
+    **Landmarks.** Each point of a positive face has a positive disc of `landmark_radius` cells on its own map, which
+    always includes the cell that contains the point. Ignored there, unless positive: ignore boxes, the gray zone, discs
+    of the points of faces in `ignore_band` only, and the cells inside such faces and inside positive faces whose point
+    is unknown (not finite).
 
-    Boxes that are not finite or have no area count for nothing.
+    Boxes that are not finite or have no area are left out.
 
     Args:
         boxes: [G, 4], (x1, y1, x2, y2) in continuous pixels of the network's input; any float dtype, computed in
             float32.
         splits: int64 [B + 1]; image b has the boxes splits[b] ... splits[b + 1] - 1.
         size: (H, W) of the maps in cells.
-        stride: Pixels from one cell to the next.
-        face: Height in pixels of the faces that the network is for, > 0.
-        radius: Of the disc, relative to the face's height, > 0.
-        gray: Cells, >= 0.
+        stride: Pixels between neighboring cells.
+        face: Height in pixels of the faces that the network finds, > 0.
+        radius: Radius of the disc, relative to the face's height, > 0.
+        gray: Width of the gray zone in cells, >= 0.
         positive_band, ignore_band: (low, high), 0 <= low <= high, finite, relative to `face`.
-        unit: Cells that an offset of 1 means, > 0.
-        ignore: bool [G], boxes that are neither faces nor background; None: none.
+        unit: Number of cells that an offset of 1 stands for, > 0.
+        ignore: bool [G], boxes that are neither faces nor background; None: all are faces.
         landmarks: [G, N, 2], (x, y) in the same pixels, not finite where unknown; None: N = 0.
-        landmark_radius: Cells, > 0.
+        landmark_radius: Radius of a landmark's disc in cells, > 0.
 
     Returns:
-        `DenseBoxMaps`. Decoding the offsets of a positive cell gives its face to 1e-3 px.
+        `DenseBoxMaps`. Decoding the offsets of a positive cell gives its face to within 1e-3 px.
 
     Raises:
-        TypeError: a tensor of the wrong type or dtype, or a number of the wrong type.
-        ValueError: shapes or devices that do not fit, a number out of its range, or (on the CPU) splits that do not
-            rise from 0 to G.
+        TypeError: A tensor has the wrong type or dtype, or a number has the wrong type.
+        ValueError: Shapes or devices do not match, a number is out of range, or (on the CPU) splits do not rise from 0
+            to G.
 
     Source: DenseBox (arXiv 1509.04874, section 3.1; docs/detectors.md 1.2).
 
@@ -205,7 +205,7 @@ def densebox_targets(
 
 
 class _Grid(NamedTuple):
-    """A map as the kernels take it: DenseBoxGrid in csrc/ops.h."""
+    """A map's geometry in the kernels' form, csrc/ops.h's DenseBoxGrid."""
 
     height: int
     width: int
@@ -214,8 +214,7 @@ class _Grid(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """What becomes of a face, as torch.ops.pyface.densebox_targets and the kernels take it: csrc/ops.h's
-    DenseBoxTargets."""
+    """The rules for faces in the form of torch.ops.pyface.densebox_targets and of csrc/ops.h's DenseBoxTargets."""
 
     face: float
     positive_low: float
@@ -247,7 +246,7 @@ def _check_decode(
     min_side: float,
     max_candidates: int,
 ) -> tuple[int, int]:
-    """Raises unless all fits; returns the batch size and the static number of candidates."""
+    """Checks the arguments; returns the batch size and the static number of candidates."""
     op = "decode_densebox"
     check_dtype(op, "scores", scores, MAP_DTYPES)
     check_shape(op, "scores", scores, scores.ndim == 4 and scores.shape[1] == 1, "[B, 1, H, W]")
@@ -284,7 +283,7 @@ def _check_targets(
     unit: float,
     rule: list[float],
 ) -> tuple[int, int]:
-    """Raises unless all fits; returns the batch size and the number of landmarks."""
+    """Checks the arguments; returns the batch size and the number of landmarks."""
     op = "densebox_targets"
     check_dtype(op, "boxes", boxes, FLOATS)
     check_shape(op, "boxes", boxes, boxes.ndim == 2 and boxes.shape[1] == 4, "[G, 4]")

@@ -1,4 +1,4 @@
-"""From annotated faces to the targets of anchors: assign_anchors."""
+"""Matching anchors with annotated faces: assign_anchors."""
 
 from numbers import Integral
 from typing import Literal
@@ -37,42 +37,43 @@ def assign_anchors(
     ignore: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The face, or background, of every anchor in a batch, by IoU; never holds a matrix of anchors and faces.
+    """Assigns a face, or background, to every anchor of a batch by IoU, without a matrix of anchors and faces.
 
-    SSH's rule is ``positive=0.5, negative=0.3`` with ``valid`` for the border, SRN's 0.7 and 0.3, then 0.5 and 0.4 with
-    refined anchors, S3FD's 0.35 and 0.35 with ``force_best`` and ``compensate`` (docs/detectors.md 5.2, 4.3, 2.3). The
-    rules in their order:
+    SSH's rule is ``positive=0.5, negative=0.3``, with ``valid`` for the border. SRN's is 0.7 and 0.3, then 0.5 and 0.4
+    for moved anchors. S3FD's is 0.35 and 0.35 with ``force_best`` and ``compensate`` (docs/detectors.md 5.2, 4.3, 2.3).
+    The rules, in order:
 
-    1. An anchor goes to the face of its highest IoU, ties to the lower face, when that is >= positive. It is background
-       when it is < negative, else ignored.
-    2. ``force_best``: every face also takes the anchor of its highest IoU (> 0), ties the lower anchor, whoever had it.
-       When two faces take one anchor, the higher IoU wins, then the lower face; the other one gets none.
-    3. ``compensate``: a face with fewer than N anchors gets more, up to N: the unmatched ones whose best face it is and
-       whose IoU is > 0.1, by IoU descending, ties the lower anchor.
-    4. An anchor without a face is ignored when an ignore box covers at least half of its area.
+    1. An anchor gets the face of its highest IoU, ties to the lower face, if that IoU is >= positive. It is background
+       if the IoU is < negative, otherwise ignored.
+    2. ``force_best``: every face also gets the anchor of its highest IoU (> 0), ties to the lower anchor, even if that
+       anchor had another face. If two faces claim one anchor, the higher IoU wins, then the lower face; the other face
+       gets none.
+    3. ``compensate``: a face with fewer than N anchors gets more, up to N. They are the unmatched anchors whose best
+       face it is and whose IoU is > 0.1, by descending IoU, ties to the lower anchor.
+    4. An anchor without a face is ignored if an ignore box covers at least half of its area.
 
-    Faces that are not finite or have no area match nothing. Index counts within the image's own boxes, all of them.
+    Faces that are not finite or have no area match nothing. The index counts all boxes of the image.
 
     Args:
-        anchors: [A, 4] for all images or [B, A, 4], any float dtype; those that are not finite count as invalid.
-        boxes: [G, 4], any float dtype: the boxes of all images one after the other.
-        splits: int64 [B + 1]: image b has the boxes splits[b] ... splits[b + 1] - 1. On the CPU splits that do not
-            rise from 0 to G raise; on CUDA, where looking would cost a synchronisation, they are kept within [0, G].
-        positive: in (0, 1]; an anchor is a face's when its IoU is >= this.
-        negative: in [0, positive]; it is background when its IoU is < this.
-        force_best: see rule 2.
+        anchors: [A, 4] for all images or [B, A, 4], any float dtype; anchors that are not finite count as invalid.
+        boxes: [G, 4], any float dtype: the boxes of all images, image by image.
+        splits: int64 [B + 1]; image b has the boxes splits[b] ... splits[b + 1] - 1. On the CPU, splits that do not
+            rise from 0 to G raise. On CUDA, where checking would need a synchronization, they are clamped to [0, G].
+        positive: In (0, 1]; an anchor belongs to a face if its IoU is >= this.
+        negative: In [0, positive]; an anchor is background if its IoU is < this.
+        force_best: Whether rule 2 applies.
         compensate: N >= 1; "mean" for the mean number of anchors that the image's faces have after rule 2, rounded
-            half up, at least 1; None for no compensation.
+            half up, at least 1; None: rule 3 does not apply.
         ignore: bool [G], boxes that are neither faces nor background; None: all are faces.
-        valid: bool [A] or [B, A]; others are ignored and no face gets them. None: all are valid.
+        valid: bool [A] or [B, A]; other anchors are ignored, and no face gets them. None: all are valid.
 
     Returns:
         index, int32 [B, A]: the face; -1: background; -2: ignored.
         overlap, float32 [B, A]: IoU with that face, or with the best one where index < 0; 0 for invalid anchors.
 
     Raises:
-        TypeError: not tensors, wrong dtypes, or thresholds that are no numbers.
-        ValueError: wrong shapes, devices, thresholds, splits or compensate.
+        TypeError: An argument is not a tensor, has the wrong dtype, or a threshold is not a number.
+        ValueError: Shapes or devices do not match, or thresholds, splits or compensate are out of range.
 
     Example:
         >>> import torch, pyface
@@ -101,7 +102,7 @@ def assign_anchors(
 
 
 def _number(compensate: str | int | None) -> int:
-    """compensate as csrc/ops.h's Matching takes it."""
+    """compensate in the kernel's form, a field of csrc/ops.h's Matching."""
     if compensate is None:
         return _COMPENSATE_NOBODY
     if compensate == "mean":

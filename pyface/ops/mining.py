@@ -1,8 +1,8 @@
-"""Which anchors or samples take part in a loss: hard_negatives, balanced_sample and online_hard.
+"""Choosing the anchors or samples that count in a loss: hard_negatives, balanced_sample and online_hard.
 
-``index`` is what assign_anchors returns: >= 0 a face, -1 background, -2 ignored. Losses may be float32, float64,
-float16 or bfloat16 (computed in float32). An entry whose loss is not finite is never chosen and not counted, except
-that a positive is one whatever its loss. No gradient flows through a choice.
+``index`` is the result of assign_anchors: >= 0 a face, -1 background, -2 ignored. Losses may be float32, float64,
+float16 or bfloat16 (computed in float32). Entries with a non-finite loss are never chosen and do not count, except that
+positives stay positive whatever their loss. The results have no gradient.
 """
 
 import math
@@ -27,22 +27,23 @@ from pyface.ops._extension import (
 
 
 def hard_negatives(losses: Tensor, index: Tensor, *, ratio: float = 3.0, minimum: int = 16) -> Tensor:
-    """The background of largest loss in every image, ``max(minimum, floor(ratio * positives))`` of it (S3FD, SSD).
+    """Chooses the background anchors with the largest losses of each image (S3FD, SSD).
 
-    Fewer where an image has less background. Ties go to the lower anchor.
+    Each image gets ``max(minimum, floor(ratio * positives))`` of them, or all if it has fewer. Ties go to the lower
+    anchor.
 
     Args:
-        losses: [B, A], any float dtype; those of positive and ignored anchors are not looked at.
-        index: int32 or int64 [B, A]: >= 0 positive, -1 background, else ignored.
-        ratio: >= 0, negatives a positive.
-        minimum: >= 0, for images with few or no faces, which then still teach.
+        losses: [B, A], any float dtype; the values of positive and ignored anchors have no effect.
+        index: int32 or int64 [B, A]: >= 0 positive, -1 background, other values ignored.
+        ratio: Number of negatives per positive, >= 0.
+        minimum: Number of negatives for images with few or no faces, >= 0.
 
     Returns:
         bool [B, A]: the chosen negatives.
 
     Raises:
-        TypeError: not tensors, wrong dtypes, or numbers of the wrong type.
-        ValueError: wrong shapes or devices, a negative or infinite ratio, a negative minimum.
+        TypeError: An argument is not a tensor, or has the wrong dtype or type.
+        ValueError: Shapes or devices do not match, the ratio is negative or infinite, or the minimum is negative.
 
     Example:
         >>> import torch, pyface
@@ -66,25 +67,25 @@ def balanced_sample(
     minimum: int = 16,
     seed: int,
 ) -> Tensor:
-    """All positives and as many negatives, half of them hard, half at random (DenseBox 3.3, docs/detectors.md 1.3).
+    """Chooses all positives and as many negatives, half of them hard (DenseBox 3.3, docs/detectors.md 1.3).
 
-    The hard set of an image is the ``hard_fraction`` of its background (rounded up) with the largest losses, or more
-    where half of the wanted negatives needs more. Half of them (rounded up) are drawn from it, the others from the
-    rest; when the rest has too few, the hard set gives more.
+    The hard set of an image is the ``hard_fraction`` of its background (rounded up) with the largest losses, or more if
+    half of the negatives needs more. Half of the negatives (rounded up) are drawn from it, the others from the rest. If
+    the rest has too few, more come from the hard set.
 
     Args:
-        losses: [B, A], any float dtype; those of positive and ignored entries are not looked at.
-        index: int32 or int64 [B, A]: >= 0 positive, -1 background, else ignored.
-        ratio: >= 0, negatives a positive.
-        hard_fraction: in [0, 1], the hard set's share of the background.
-        minimum: >= 0, negatives of images with few or no faces.
-        seed: in [0, 2**63); the draw depends on it and on nothing else, so pass another one in every step.
+        losses: [B, A], any float dtype; the values of positive and ignored entries have no effect.
+        index: int32 or int64 [B, A]: >= 0 positive, -1 background, other values ignored.
+        ratio: Number of negatives per positive, >= 0.
+        hard_fraction: Share of the background in the hard set, in [0, 1].
+        minimum: Number of negatives for images with few or no faces, >= 0.
+        seed: Random seed in [0, 2**63). The draw depends on nothing else, so use another one for every step.
 
     Returns:
         bool [B, A]: the positives and the chosen negatives.
 
     Raises:
-        TypeError, ValueError: as for hard_negatives; also a hard_fraction outside [0, 1], a seed out of range.
+        TypeError, ValueError: As for hard_negatives; also if hard_fraction or seed is out of range.
 
     Example:
         >>> import torch, pyface
@@ -102,21 +103,21 @@ def balanced_sample(
 
 
 def online_hard(losses: Tensor, *, keep: float = 0.7, valid: Tensor | None = None) -> Tensor:
-    """The ``ceil(keep * count)`` samples of largest loss in a mini-batch (MTCNN's online hard sample mining).
+    """Chooses the ``ceil(keep * count)`` samples with the largest losses (MTCNN's online hard sample mining).
 
     Ties go to the lower index.
 
     Args:
         losses: [N], any float dtype.
-        keep: in [0, 1], the share that is chosen.
-        valid: bool [N], samples that count at all; None: all.
+        keep: Share of the samples to choose, in [0, 1].
+        valid: bool [N], the samples that count; None: all.
 
     Returns:
         bool [N]: the chosen samples.
 
     Raises:
-        TypeError: not tensors, wrong dtypes, or a keep that is no number.
-        ValueError: wrong shapes or devices, a keep outside [0, 1].
+        TypeError: An argument is not a tensor, or has the wrong dtype or type.
+        ValueError: Shapes or devices do not match, or keep is outside [0, 1].
 
     Example:
         >>> import torch, pyface
@@ -169,7 +170,7 @@ def _check_online(losses: Tensor, keep: float, valid: Tensor | None) -> None:
 
 
 def _kinds(index: Tensor) -> Tensor:
-    """index as kernels read it. Only its sign and -1 count, so that no int64 is lost in int32."""
+    """The index in the kernels' form. Only its sign and -1 matter, so int64 is clamped before conversion."""
     return plain(index if index.dtype == torch.int32 else index.clamp(-2, 0), torch.int32)
 
 

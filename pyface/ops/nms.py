@@ -1,10 +1,10 @@
 """Suppression: nms, batched_nms, nms_padded, soft_nms and box_voting.
 
-Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1``; callers whose boxes count the last pixel add 1
-to x2 and y2 first. ``overlap="union"`` is intersection over union, ``"min"`` intersection over the smaller area. All
-ops take float32, float64, float16 or bfloat16 (computed in float32), drop entries whose score or coordinate is not
-finite, visit boxes by score descending with ties by index, and treat a box with x2 < x1 or y2 < y1 as one that overlaps
-nothing.
+Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, of width ``x2 - x1``. If x2 and y2 are the last pixels inside a
+box, add 1 to them first. ``overlap="union"`` is intersection over union, ``"min"`` intersection over the smaller area.
+
+All ops take float32, float64, float16 or bfloat16 and compute in float32. They drop entries whose score or coordinate
+is not finite, and process boxes by descending score, ties by index. A box with x2 < x1 or y2 < y1 overlaps nothing.
 """
 
 import math
@@ -33,20 +33,20 @@ _METHODS = ("linear", "gaussian")
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, overlap: str = "union") -> Tensor:
-    """Greedy non-maximum suppression; what torchvision.ops.nms returns, faster.
+    """Greedy non-maximum suppression, with the results of torchvision.ops.nms.
 
     Args:
         boxes: [N, 4], any float dtype.
         scores: [N], any float dtype.
-        iou_threshold: in [0, 1]; a box is dropped when its overlap with a kept one is > this.
+        iou_threshold: In [0, 1]; a box is dropped if its overlap with a kept one is > this.
         overlap: "union" or "min".
 
     Returns:
-        int64 [K]: indices of the kept boxes, score descending.
+        int64 [K]: indices of the kept boxes, by descending score.
 
     Raises:
-        TypeError: not tensors, or dtypes that are no floats.
-        ValueError: wrong shapes or devices, a threshold outside [0, 1], an unknown overlap.
+        TypeError: An argument is not a tensor, or not of a float dtype.
+        ValueError: Shapes or devices do not match, the threshold is outside [0, 1], or the overlap is unknown.
 
     Example:
         >>> import torch, pyface
@@ -61,20 +61,21 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, overlap: str = "
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, *, overlap: str = "union") -> Tensor:
     """nms within each class (or image, or pyramid level), merged by score.
 
-    Equals nms per class exactly: classes are segments, not coordinate offsets, so large coordinates lose nothing.
+    The result is exactly that of nms per class. Classes are segments instead of coordinate offsets, so large
+    coordinates keep their precision.
 
     Args:
         boxes: [N, 4], any float dtype.
         scores: [N], any float dtype.
-        idxs: [N], any integer dtype, any values; boxes of different values never suppress each other.
-        iou_threshold: in [0, 1]; a box is dropped when its overlap with a kept one of its class is > this.
+        idxs: [N], any integer dtype, any values; boxes with different values never suppress each other.
+        iou_threshold: In [0, 1]; a box is dropped if its overlap with a kept one of its class is > this.
         overlap: "union" or "min".
 
     Returns:
-        int64 [K]: indices of the kept boxes, score descending.
+        int64 [K]: indices of the kept boxes, by descending score.
 
     Raises:
-        TypeError, ValueError: as for nms.
+        TypeError, ValueError: As for nms.
 
     Example:
         >>> import torch, pyface
@@ -96,24 +97,24 @@ def nms_padded(
     score_threshold: float | None = None,
     overlap: str = "union",
 ) -> tuple[Tensor, Tensor]:
-    """nms of a whole batch with static shapes: no host synchronisation, fit for torch.compile and CUDA graphs.
+    """nms for a whole batch with static shapes, without host synchronization; suits torch.compile and CUDA graphs.
 
     Args:
         boxes: [B, N, 4], any float dtype.
         scores: [B, N], any float dtype.
-        counts: integer [B], how many leading entries of each image are valid, or None for all. On the CPU a count
-            outside [0, N] raises; on CUDA, where looking would cost a synchronisation, it is clamped.
-        iou_threshold: in [0, 1]; a box is dropped when its overlap with a kept one is > this.
-        max_detections: M >= 0, the search of an image ends when so many are kept.
-        score_threshold: a box counts only when its score is > this; None: all finite scores count.
+        counts: Integer [B], the number of valid entries of each image, which come first; None: all. On the CPU, a count
+            outside [0, N] raises. On CUDA, where checking would need a synchronization, it is clamped.
+        iou_threshold: In [0, 1]; a box is dropped if its overlap with a kept one is > this.
+        max_detections: M >= 0, the largest number of boxes to keep per image.
+        score_threshold: Boxes with a score that is not > this are dropped; None: all finite scores count.
         overlap: "union" or "min".
 
     Returns:
-        keep, int64 [B, M]: indices of the kept boxes, score descending, padded with -1.
-        count, int32 [B]: how many were kept.
+        keep, int64 [B, M]: indices of the kept boxes, by descending score, padded with -1.
+        count, int32 [B]: the number of kept boxes.
 
     Raises:
-        TypeError, ValueError: as for nms; also a negative max_detections.
+        TypeError, ValueError: As for nms; also if max_detections is negative.
 
     Example:
         >>> import torch, pyface
@@ -138,26 +139,26 @@ def soft_nms(
     score_threshold: float = 0.001,
     overlap: str = "union",
 ) -> tuple[Tensor, Tensor]:
-    """Soft suppression (Bodla et al., arXiv 1704.04503): overlapping boxes lose score instead of vanishing.
+    """Soft suppression (Bodla et al., arXiv 1704.04503): overlapping boxes get lower scores instead of being dropped.
 
-    Again and again the best remaining box is kept, and each other box is multiplied by ``1 - overlap`` where overlap >
-    iou_threshold ("linear"), or by ``exp(-overlap^2 / sigma)`` ("gaussian").
+    Repeatedly keeps the best remaining box and multiplies the score of each other box by ``1 - overlap`` where overlap
+    > iou_threshold ("linear"), or by ``exp(-overlap^2 / sigma)`` ("gaussian").
 
     Args:
         boxes: [N, 4], any float dtype.
         scores: [N], any float dtype.
-        iou_threshold: in [0, 1]; used by "linear" only.
+        iou_threshold: In [0, 1]; used by "linear" only.
         method: "linear" or "gaussian".
         sigma: > 0; used by "gaussian" only.
-        score_threshold: >= 0; a box lives as long as its score is > this.
+        score_threshold: >= 0; a box is dropped once its score is not > this.
         overlap: "union" or "min".
 
     Returns:
-        keep, int64 [K]: indices of the kept boxes in the order of choice, which is by lowered score descending.
+        keep, int64 [K]: indices of the kept boxes in the order in which they were chosen: by descending lowered score.
         scores, float32 [K]: their lowered scores.
 
     Raises:
-        TypeError, ValueError: as for nms; also sigma <= 0, score_threshold < 0, an unknown method.
+        TypeError, ValueError: As for nms; also if sigma <= 0, score_threshold < 0, or the method is unknown.
 
     Example:
         >>> import torch, pyface
@@ -174,23 +175,23 @@ def soft_nms(
 def box_voting(
     boxes: Tensor, scores: Tensor, iou_threshold: float, *, drop_singletons: bool = False, overlap: str = "union"
 ) -> tuple[Tensor, Tensor]:
-    """Box voting as S3FD and SRN test (docs/detectors.md 2.6d): clusters of boxes become their score-weighted means.
+    """Box voting as for S3FD and SRN (docs/detectors.md 2.6d): replaces clusters of boxes by weighted means.
 
-    The best remaining box and all whose overlap with it is >= iou_threshold form a cluster, which becomes one box: the
-    mean weighted by ``max(score, 0)`` (the best box itself where all weights are 0), with the best score.
+    The best remaining box and all boxes whose overlap with it is >= iou_threshold form a cluster. It becomes one box:
+    the mean weighted by ``max(score, 0)`` (the best box itself if all weights are 0), with the best score.
 
     Args:
         boxes: [N, 4], any float dtype.
         scores: [N], any float dtype.
-        iou_threshold: in [0, 1]; note the >=, unlike nms.
-        drop_singletons: leave out clusters of one box, as the papers' code does.
+        iou_threshold: In [0, 1]; note the >=, unlike nms.
+        drop_singletons: Whether to drop clusters of one box, as the papers' code does.
         overlap: "union" or "min".
 
     Returns:
-        boxes, float32 [K, 4], and scores, float32 [K], score descending.
+        boxes, float32 [K, 4], and scores, float32 [K], by descending score.
 
     Raises:
-        TypeError, ValueError: as for nms.
+        TypeError, ValueError: As for nms.
 
     Example:
         >>> import torch, pyface
@@ -283,7 +284,7 @@ def _suppress(
     score_threshold: float,
     overlap: str,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel behind nms, batched_nms and nms_padded: boxes [B * N, 4] -> keep [B * M], count [B]."""
+    """Calls the kernel of nms, batched_nms and nms_padded: boxes [B * N, 4] -> keep [B * M], count [B]."""
     boxes, scores = plain(boxes, torch.float32), plain(scores, torch.float32)
     classes = None if classes is None else plain(classes, torch.int64)
     counts = None if counts is None else plain(counts, torch.int32)

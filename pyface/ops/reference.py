@@ -1,7 +1,7 @@
-"""Every op in plain torch: the executable specification that the kernels are tested against.
+"""Every op in plain torch: the specification that the kernels are tested against.
 
-Same names, same signatures, same results; made to be read, not to be fast. Arithmetic is float32 in the kernels' order
-of operations, and thresholds are compared as doubles.
+Names, signatures and results are those of pyface.ops; the code is written for readers, not for speed. Arithmetic is
+float32 in the kernels' order of operations, and thresholds are compared as doubles.
 """
 
 import math
@@ -134,18 +134,18 @@ def box_voting(
 
 
 def resampling_matrix(low: float, high: float, scale: float, interpolation: str, outputs: int, pixels: int) -> Tensor:
-    """Weights [outputs, pixels] of one axis: output i covers a footprint about low + (i + 0.5) * scale.
+    """Weights [outputs, pixels] of one axis: output i covers a footprint around low + (i + 0.5) * scale.
 
-    The footprint is 1 pixel wide for "bilinear" and max(1, scale) for "area", and is kept inside [low, high]; pixel k
+    The footprint is 1 pixel wide for "bilinear" and max(1, scale) for "area", and is clipped to [low, high]; pixel k
     covers [k, k + 1).
     """
     footprint = max(1.0, scale) if interpolation == "area" else 1.0
-    centre = low + (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
+    center = low + (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
     lowest, highest = low + footprint / 2, high - footprint / 2
-    centre = torch.full_like(centre, (low + high) / 2) if lowest > highest else centre.clamp(lowest, highest)
+    center = torch.full_like(center, (low + high) / 2) if lowest > highest else center.clamp(lowest, highest)
     pixel = torch.arange(pixels, dtype=torch.float64)
-    begin = torch.maximum(pixel, centre[:, None] - footprint / 2)
-    end = torch.minimum(pixel + 1, centre[:, None] + footprint / 2)
+    begin = torch.maximum(pixel, center[:, None] - footprint / 2)
+    end = torch.minimum(pixel + 1, center[:, None] + footprint / 2)
     return ((end - begin).clamp(min=0) / footprint).float()
 
 
@@ -220,18 +220,18 @@ def face_evidence(logits: Tensor, num_background: int) -> Tensor:
 
 
 def logit(probability: float) -> float:
-    """What the evidence must exceed for its sigmoid to exceed a probability."""
+    """The evidence whose sigmoid is the given probability."""
     if probability in (0, 1):
         return math.inf if probability else -math.inf
     return math.log(probability / (1 - probability))
 
 
 def decode_boxes(anchors: Tensor, deltas: Tensor, variances: tuple[float, float]) -> Tensor:
-    """Anchors [..., 4] moved and stretched by deltas (dx, dy, dw, dh) [..., 4]."""
+    """Anchors [..., 4] moved and resized by deltas (dx, dy, dw, dh) [..., 4]."""
     start, sides = anchors[..., :2], anchors[..., 2:] - anchors[..., :2]
-    centre = (start + sides * 0.5) + (deltas[..., :2] * variances[0]) * sides
+    center = (start + sides * 0.5) + (deltas[..., :2] * variances[0]) * sides
     half = (sides * (deltas[..., 2:] * variances[1]).double().exp().float()) * 0.5
-    return torch.cat([centre - half, centre + half], -1)
+    return torch.cat([center - half, center + half], -1)
 
 
 def decode_points(anchors: Tensor, deltas: Tensor, variances: tuple[float, float]) -> Tensor:
@@ -456,7 +456,7 @@ def random_keys(seed: int, image: int, entries: Tensor) -> Tensor:
 
 
 def split_mix(x: Tensor) -> Tensor:
-    """SplitMix64's output in state x; int64 stands for uint64, which wraps alike."""
+    """SplitMix64's output in state x; int64 represents uint64, as both wrap in the same way."""
     x = x - 0x61C8864680B583EB  # minus, and the complement, since these constants exceed int64
     x = (x ^ shift_right(x, 30)) * -0x40A7B892E31B1A47
     x = (x ^ shift_right(x, 27)) * -0x6B2FB644ECCEEE15
@@ -464,7 +464,7 @@ def split_mix(x: Tensor) -> Tensor:
 
 
 def shift_right(x: Tensor, bits: int) -> Tensor:
-    """x >> bits of the unsigned number that int64 x stands for."""
+    """x >> bits of the unsigned number that int64 x represents."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -532,15 +532,15 @@ def densebox_targets(
     y, x = torch.meshgrid(torch.arange(size[0]).float(), torch.arange(size[1]).float(), indexing="ij")
     pixel_x, pixel_y = x * stride + stride * 0.5, y * stride + stride * 0.5
 
-    def disc(centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        """Which cells a disc about a pixel covers, radius in cells, and their squared distance in units of it."""
-        centre = (centre - stride * 0.5) / of(float(stride))
-        squared = (x - centre[0]) * (x - centre[0]) + (y - centre[1]) * (y - centre[1])
-        holds_centre = (x == (centre[0] + 0.5).floor()) & (y == (centre[1] + 0.5).floor())
-        return (squared <= radius * radius) | holds_centre, squared / (radius * radius)
+    def disc(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """Which cells a disc around a pixel covers, radius in cells, and their squared distances in units of it."""
+        center = (center - stride * 0.5) / of(float(stride))
+        squared = (x - center[0]) * (x - center[0]) + (y - center[1]) * (y - center[1])
+        holds_center = (x == (center[0] + 0.5).floor()) & (y == (center[1] + 0.5).floor())
+        return (squared <= radius * radius) | holds_center, squared / (radius * radius)
 
     def labels(positive: Tensor, ignored: Tensor) -> Tensor:
-        """1, 0 and -1 of masks [H, W], after the gray zone is ignored as well."""
+        """1, 0 and -1 for masks [H, W], with the gray zone ignored."""
         for i, j in positive.nonzero().tolist():
             ignored = ignored | ((x - j) * (x - j) + (y - i) * (y - i) <= of(gray) * of(gray))
         return torch.where(positive, 1, torch.where(ignored, -1, 0)).to(torch.int8)
@@ -567,8 +567,8 @@ def densebox_targets(
             is_face = bool(of(positive_band[0]) <= side <= of(positive_band[1]))
             if not is_face and not of(ignore_band[0]) <= side <= of(ignore_band[1]):
                 continue
-            centre = torch.stack([(x1 + x2) * 0.5, (y1 + y2) * 0.5])
-            covered, distance = disc(centre, of(radius) * (y2 - y1) / of(float(stride)))
+            center = torch.stack([(x1 + x2) * 0.5, (y1 + y2) * 0.5])
+            covered, distance = disc(center, of(radius) * (y2 - y1) / of(float(stride)))
             if is_face:
                 owned = covered & (~positive | (distance < nearest))
                 corners = (pixel_x - x1, pixel_y - y1, pixel_x - x2, pixel_y - y2)

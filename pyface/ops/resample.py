@@ -1,8 +1,8 @@
-"""Resampling: letterbox and crop_resize, uint8 pictures in, normalised float planes out, in one pass.
+"""Resampling: letterbox and crop_resize turn uint8 images into normalized float planes in one pass.
 
-Pixel k of a picture covers [k, k + 1), so a box (0, 0, width, height) is the whole picture. ``"bilinear"`` weighs the
-two nearest pixels of each axis whatever the scale; ``"area"`` averages over the output pixel's footprint, which is the
-better choice when reducing, and is bilinear when enlarging.
+Pixel k of an image covers [k, k + 1), so the box (0, 0, width, height) is the whole image. ``"bilinear"`` weights the
+two nearest pixels of each axis whatever the scale. ``"area"`` averages over the output pixel's footprint, which is
+better for reducing, and equals bilinear for enlarging.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from pyface.ops._extension import (
 
 _INTERPOLATIONS = ("bilinear", "area")
 _HUGE = 1e38
-_MAX_SIDE = 2**24  # of pictures and outputs; far beyond memory, well within int32 arithmetic
+_MAX_SIDE = 2**24  # of images and outputs; far beyond memory, well within int32 arithmetic
 
 
 def letterbox(
@@ -38,27 +38,27 @@ def letterbox(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
-    """Pictures of any sizes, each in the top left of a canvas of one size, as one normalised batch.
+    """Resizes images of any sizes into the top left of canvases of one size, as a normalized batch.
 
-    A picture keeps its proportions: both axes are resized by one scale. The rest of its canvas is 0, the mean colour. A
-    box found on the canvas, divided by the scale, is one in the picture.
+    An image keeps its aspect ratio: both axes are resized by one scale. The rest of its canvas is 0 in the
+    result, the mean color. To convert a box from the canvas to the image, divide it by the scale.
 
     Args:
-        images: B pictures, uint8 [height, width, 3], on one device.
+        images: B images, uint8 [height, width, 3], on one device.
         size: (H, W) of the canvas, in pixels.
-        scales: Canvas pixels a picture's pixel, one number > 0 a picture, with which it fits into the canvas; None:
-            as large as fits, ``min(H / height, W / width)``.
+        scales: Canvas pixels per image pixel, one number > 0 per image, at which it fits into the canvas; None: the
+            largest that fits, ``min(H / height, W / width)``.
         interpolation: "area" or "bilinear".
-        mean, std: per channel, in the pixels' units of 0-255; the result is (pixel - mean) / std.
+        mean, std: Per channel, in pixel values from 0 to 255; the result is (pixel - mean) / std.
 
     Returns:
-        batch, float32 [B, 3, H, W], on the pictures' device.
+        batch, float32 [B, 3, H, W], on the images' device.
         scales, float64 [B], on the CPU.
 
     Raises:
-        TypeError: not tensors, not uint8.
-        ValueError: no pictures, wrong shapes, an empty picture, a size below 1, scales that do not fit, a std of 0, an
-            unknown interpolation.
+        TypeError: An image is not a tensor, or not uint8.
+        ValueError: There are no images, a shape is wrong, an image is empty, the size is below 1, a scale does not fit,
+            a std is 0, or the interpolation is unknown.
 
     Example:
         >>> import torch, pyface
@@ -89,32 +89,32 @@ def crop_resize(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
-    """Crops of boxes from pictures, resized to one size, as one normalised batch.
+    """Crops boxes from images and resizes them to one size, as a normalized batch.
 
     Samples are taken inside the box only (MTCNN's crops, docs/detectors.md 3.4), as if the crop were cut out first and
-    resized then. Where a box leaves its picture the pixels are 0 before normalisation.
+    then resized. Where a box reaches beyond its image, pixels are 0 before normalization.
 
     Args:
-        images: pictures, uint8 [height, width, 3], on one device.
+        images: Images, uint8 [height, width, 3], on one device.
         boxes: [N, 4], any float dtype, (x1, y1, x2, y2) in continuous pixels.
-        image_index: integer [N], the picture of each box.
+        image_index: Integer [N], the image of each box.
         size: (H, W) of the crops, in pixels.
         interpolation: "bilinear" or "area".
-        mean, std: per channel, in the pixels' units of 0-255; the result is (pixel - mean) / std.
+        mean, std: Per channel, in pixel values from 0 to 255; the result is (pixel - mean) / std.
 
     Returns:
         float32 [N, 3, H, W].
 
     Raises:
-        TypeError: not tensors, pictures that are not uint8, boxes that are no floats.
-        ValueError: wrong shapes or devices, a size below 1, a std of 0, an unknown interpolation; on the CPU also an
-            image_index without a picture and a box that is not finite (on CUDA, where looking would cost a
-            synchronisation, these give crops of pixels 0).
+        TypeError: An argument is not a tensor, an image is not uint8, or boxes are not of a float dtype.
+        ValueError: Shapes or devices do not match, the size is below 1, a std is 0, or the interpolation is unknown. On
+            the CPU also if an image_index is out of range or a box is not finite. On CUDA, where checking would need a
+            synchronization, these give crops of zero pixels.
 
     Example:
         >>> import torch, pyface
-        >>> picture = torch.full((4, 4, 3), 100, dtype=torch.uint8)
-        >>> crops = pyface.ops.crop_resize([picture], torch.tensor([[0.0, 0, 8, 4]]), torch.tensor([0]), (1, 2))
+        >>> image = torch.full((4, 4, 3), 100, dtype=torch.uint8)
+        >>> crops = pyface.ops.crop_resize([image], torch.tensor([[0.0, 0, 8, 4]]), torch.tensor([0]), (1, 2))
         >>> crops[0, 0]
         tensor([[100.,   0.]])
     """

@@ -1,7 +1,7 @@
 """Face probabilities from logits: max-out over background logits (S3FD, docs/detectors.md 2.1), forward and backward.
 
-Channel 0 to num_background - 1 are background logits, the rest is copied. The largest background stands for all of
-them, so that a level with many small anchors calls fewer of them faces.
+Channels 0 to num_background - 1 are background logits. Max-out replaces them by the largest, so that levels with many
+small anchors give fewer false positives.
 """
 
 from typing import Any
@@ -23,21 +23,21 @@ from pyface.ops._extension import (
 
 
 def maxout_background(logits: Tensor, num_background: int) -> Tensor:
-    """The first num_background channels become one, their maximum; the others are copied.
+    """Replaces the first num_background channels by their maximum; the others are copied.
 
-    Differentiable: the largest background logit gets the whole gradient, the first one where several are largest. NaN
-    is larger than all, so it stays visible.
+    Differentiable: the largest background logit gets the whole gradient, the first one if several are largest. NaN
+    counts as the largest, so it is not hidden.
 
     Args:
-        logits: [B, C, ...] of any float dtype and any number of further dimensions.
+        logits: [B, C, ...] of any float dtype, with any number of further dimensions.
         num_background: 1 to C.
 
     Returns:
-        A new tensor [B, 1 + C - num_background, ...], same dtype and memory format.
+        A new tensor [B, 1 + C - num_background, ...] of the same dtype and memory format.
 
     Raises:
-        TypeError: not a tensor, no float dtype, num_background is no int.
-        ValueError: fewer than two dimensions, num_background outside 1 to C.
+        TypeError: logits is not a tensor of a float dtype, or num_background is not an int.
+        ValueError: There are fewer than two dimensions, or num_background is not from 1 to C.
 
     Source:
         S3FD (arXiv 1708.05237), section 3.3; docs/detectors.md 2.1.
@@ -55,18 +55,18 @@ def maxout_background(logits: Tensor, num_background: int) -> Tensor:
 def face_probability(logits: Tensor, num_background: int) -> Tensor:
     """Softmax over the largest background logit and the face logit; for num_background 0, the sigmoid of the logit.
 
-    One pass over the map where no gradient is wanted; where one is, it flows as in maxout_background.
+    It takes one pass over the map if no gradient is needed. Otherwise the gradient is that of maxout_background.
 
     Args:
-        logits: [B, num_background + 1, ...] of any float dtype and any number of further dimensions.
-        num_background: 0 or more; those channels come first.
+        logits: [B, num_background + 1, ...] of any float dtype, with any number of further dimensions.
+        num_background: 0 or more; these channels come first.
 
     Returns:
-        float32 [B, ...], to 1e-6. NaN where a logit is NaN or both are the same infinity.
+        float32 [B, ...], to within 1e-6. NaN where a logit is NaN or both are the same infinity.
 
     Raises:
-        TypeError: not a tensor, no float dtype, num_background is no int.
-        ValueError: another number of channels.
+        TypeError: logits is not a tensor of a float dtype, or num_background is not an int.
+        ValueError: The number of channels is wrong.
 
     Example:
         >>> import torch, pyface
@@ -121,7 +121,7 @@ def _check_probability(logits: Tensor, num_background: int) -> None:
 
 
 def _as_map(tensor: Tensor) -> Tensor:
-    """[B, C, ...] as [B, C, H, W], without a copy where strides allow it."""
+    """[B, C, ...] as [B, C, H, W], without a copy if the strides allow it."""
     if tensor.ndim == 4:
         return tensor
     if tensor.ndim < 4:
@@ -130,7 +130,7 @@ def _as_map(tensor: Tensor) -> Tensor:
 
 
 def _empty_like(tensor: Tensor, channels: int) -> Tensor:
-    """A new tensor with other channels, in the same memory format."""
+    """A new tensor with another number of channels, in the same memory format."""
     shape = (tensor.shape[0], channels, *tensor.shape[2:])
     for ndim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if tensor.ndim == ndim and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=memory_format):
@@ -246,7 +246,7 @@ def _keep_for_second_backward(ctx: Any, inputs: tuple[Tensor, Tensor, int], outp
 
 
 def _second_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-    """The backward is linear in the gradient that it takes, and flat in the logits; rare, so in plain torch."""
+    """The backward's own backward: linear in the gradient, constant in the logits. Rarely needed, so in plain torch."""
     (logits,) = ctx.saved_tensors
     first_largest = logits[:, : ctx.num_background].argmax(1, keepdim=True)
     return torch.cat([gradient.gather(1, first_largest), gradient[:, ctx.num_background :]], 1), None, None

@@ -74,7 +74,7 @@ CROPS = torch.zeros(2, 3, SIZE, SIZE)
         (lambda: convnet(CROPS, [*WEIGHTS[:-1], WEIGHTS[1]], POOLS), ValueError, r"layer 2's slope .*\[64\]"),
     ],
 )
-def test_errors_say_what_came_and_what_is_taken(call, error, words):
+def test_error_messages(call, error, words):
     with pytest.raises(error, match=words):
         call()
 

@@ -58,7 +58,7 @@ IMAGES, WEIGHTS = torch.zeros(1, 3, 12, 12), random_weights()
         (lambda: pnet(IMAGES, [*WEIGHTS[:-1], torch.zeros(5)]), ValueError, r"bias_heads .* \[6\], got \[5\]"),
     ],
 )
-def test_errors_say_what_came_and_what_is_taken(call, error, words):
+def test_error_messages(call, error, words):
     with pytest.raises(error, match=words):
         call()
 

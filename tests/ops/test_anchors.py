@@ -33,7 +33,7 @@ def srn_levels(**options) -> list[AnchorLevel]:
 
 
 def random_maps(levels, image=(160, 224), batch=2, extras=(), face=0.1, seed=0) -> list[LevelMaps]:
-    """Maps of an image; about a share `face` of the anchors has a large face logit."""
+    """Maps of an image in which about the share `face` of the anchors has a large face logit."""
     generator = torch.Generator().manual_seed(seed)
     maps = []
     for place, level in enumerate(levels):
@@ -89,7 +89,7 @@ def assert_same(got: ops.Candidates, expected: ops.Candidates) -> None:
 
 
 def check(maps, levels, **options) -> ops.Candidates:
-    """Kernel against reference; returns what the kernel gave."""
+    """Compares the kernel with the reference, and returns the kernel's result."""
     got = ops.decode_anchors(maps, levels, **options)
     assert_same(got, reference.decode_anchors(maps, levels, **options))
     return got
@@ -145,7 +145,7 @@ def test_equals_reference(name, dtype, hostile, device):
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_maps_are_read_where_they_lie(name, device):
+def test_maps_of_any_strides(name, device):
     make_levels, extras, options = DETECTORS[name]
     levels, options = make_levels(), on(device, options)
     maps = each(random_maps(levels, extras=extras), lambda t: t.to(device))
@@ -361,7 +361,7 @@ def test_all_and_none_pass(name, device):
     assert not none.boxes.any()
 
 
-def test_nothing_is_left_unwritten(device):
+def test_all_outputs_are_written(device):
     before = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
@@ -408,7 +408,7 @@ def test_sizes_of_any_float_dtype(dtype, device):
     check(maps, levels, score_threshold=0.1, max_candidates=100, sizes=sizes.T.contiguous().T)
 
 
-def test_one_thread_gives_the_same():
+def test_threads_do_not_change_the_result():
     levels = s3fd_levels()
     maps = random_maps(levels, (640, 640), 3)
     before = torch.get_num_threads()
@@ -544,7 +544,7 @@ Z = torch.zeros
         (lambda: AnchorLevel(4, ((0.0, 0.0, math.inf, 8.0),)), ValueError, "finite with x1 < x2 and y1 < y2, got"),
     ],
 )
-def test_errors_say_what_came_and_what_is_taken(function, error, words):
+def test_error_messages(function, error, words):
     with pytest.raises(error, match=words) as raised:
         function()
     assert "\n" not in str(raised.value)
@@ -572,7 +572,7 @@ def flat(maps, levels, sizes=None, max_candidates=30):
     )
 
 
-def test_direct_calls_are_checked_as_well():
+def test_direct_calls_are_checked_too():
     op = torch.ops.pyface.decode_anchors.default
     good = flat(MAPS, TWO)
     op(*good)
@@ -655,7 +655,7 @@ def test_cuda_equals_cpu(name, dtype, hostile, cuda):
 
 
 @pytest.mark.cuda
-def test_chain_never_synchronises(cuda):
+def test_chain_never_synchronizes(cuda):
     make_levels, extras, options = DETECTORS["srn with landmarks"]
     levels = make_levels()
     maps = each(random_maps(levels, extras=extras), lambda t: t.to(cuda))

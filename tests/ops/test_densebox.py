@@ -1,4 +1,4 @@
-"""decode_densebox and densebox_targets: kernels against the reference, the way there and back, hostile input."""
+"""decode_densebox and densebox_targets: kernels against the reference, round trips, hostile input."""
 
 import copy
 import math
@@ -39,7 +39,7 @@ def assert_same(got, expected):
 
 
 def check(scores, offsets, **options):
-    """Kernel against reference; returns what the kernel gave."""
+    """Compares the kernel with the reference, and returns the kernel's result."""
     got = ops.decode_densebox(scores, offsets, **options)
     assert_same(got, reference.decode_densebox(scores, offsets, **options))
     return got
@@ -66,7 +66,7 @@ def test_decode_equals_reference(dtype, hostile, device):
         assert found.count.min() > 20
 
 
-def test_maps_are_read_where_they_lie(device):
+def test_maps_of_any_strides(device):
     options = {"score_threshold": 0.5, "max_candidates": 400}
     scores, offsets = (x.to(device) for x in random_maps())
     expected = ops.decode_densebox(scores, offsets, **options)
@@ -103,7 +103,7 @@ def test_decode_formula(device):
 
 
 def row_of(scores, device):
-    """A map of one row, every box of which has an area."""
+    """A map of one row in which every box has an area."""
     scores = torch.tensor(scores, device=device).reshape(1, 1, 1, -1)
     offsets = torch.tensor([0.5, 0.5, -0.5, -0.5], device=device)[:, None, None].expand(1, 4, 1, scores.shape[3])
     return scores, offsets
@@ -149,7 +149,7 @@ def test_no_gradient_flows_through_decoding(device):
     assert not any(value.requires_grad for value in found)
 
 
-def test_threads_do_not_matter():
+def test_threads_do_not_change_the_result():
     maps, before, results = random_maps((170, 161), 3), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
@@ -165,7 +165,7 @@ def test_threads_do_not_matter():
 
 
 def random_faces(count, extent=240.0, sides=(20.0, 100.0), seed=0, points=5):
-    """Boxes [G, 4] and landmarks [G, N, 2] of which a fifth is unknown."""
+    """Boxes [G, 4] and landmarks [G, N, 2], a fifth of them unknown."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape):
@@ -221,7 +221,7 @@ def test_targets_equal_reference(seed, device):
     )
 
 
-def test_a_centred_face_has_the_papers_disc(device):
+def test_a_centered_face_has_the_papers_disc(device):
     """240 x 240 with a face of 50 px in the middle: 60 x 60 cells, radius 3.75 (docs/detectors.md 1.2)."""
     maps = one((95, 95, 145, 145), device=device)
     y, x = torch.meshgrid(torch.arange(60.0), torch.arange(60.0), indexing="ij")
@@ -264,7 +264,7 @@ def test_cells_belong_to_the_nearest_face_in_units_of_its_radius(device):
     assert torch.equal(first.offsets, one(left, device=device).offsets)
 
 
-def test_the_cell_of_the_centre_is_always_positive(device):
+def test_the_cell_of_the_center_is_always_positive(device):
     small = {"face": 4.0, "radius": 0.01, "gray": 0.0}
     assert (one((11, 19, 14, 23), device=device, **small).label[0] == 1).nonzero().tolist() == [[5, 3]]
     # The cell (0, 0) reaches from pixel 0 to 4; a centre beside the map has no cell.
@@ -273,7 +273,7 @@ def test_the_cell_of_the_centre_is_always_positive(device):
     assert not one((239, 100, 243, 104), device=device, **small).label.any()
 
 
-def test_ignored_is_what_is_not_positive(device):
+def test_ignored_cells(device):
     box, around = (95, 95, 145, 145), (100, 100, 132, 300)
     maps = one(box, around, device=device, ignore=[False, True])
     assert (maps.label[0] == 1).sum() == (one(box, device=device).label == 1).sum()
@@ -308,7 +308,7 @@ def test_landmarks(device):
     assert torch.equal(ignored.landmark_label[0, 1].cpu(), inside)
 
 
-def test_boxes_that_are_none(device):
+def test_invalid_boxes_have_no_effect(device):
     bad = [
         (95, 95, 145, math.nan),
         (95, math.inf, 145, 145),
@@ -376,7 +376,7 @@ def test_boxes_of_any_float_dtype(dtype, device):
     assert torch.equal(check_targets(shuffled, splits, (60, 60)).label, maps.label)
 
 
-def test_nothing_is_left_unwritten(device):
+def test_all_outputs_are_written(device):
     before = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
@@ -473,7 +473,7 @@ def targets(boxes=BOXES, splits=SPLITS, size=(3, 3), **options):
         (lambda: targets(ignore_band=0.6), TypeError, "ignore_band must be two numbers, got 0.6"),
     ],
 )
-def test_errors_say_what_came_and_what_is_taken(function, error, words):
+def test_error_messages(function, error, words):
     with pytest.raises(error, match=words) as raised:
         function()
     assert "\n" not in str(raised.value)
@@ -529,7 +529,7 @@ def test_cuda_equals_cpu(hostile, cuda):
 
 
 @pytest.mark.cuda
-def test_never_synchronises_and_goes_into_a_cuda_graph(cuda):
+def test_never_synchronizes_and_runs_in_a_cuda_graph(cuda):
     boxes, splits = random_faces(30, sides=(40.0, 60.0))[0].to(cuda), torch.tensor([0, 10, 30], device=cuda)
     other = random_faces(30, sides=(40.0, 60.0), seed=1)[0].to(cuda)
     there_and_back(boxes, splits)
@@ -547,7 +547,7 @@ def test_never_synchronises_and_goes_into_a_cuda_graph(cuda):
 
 
 @pytest.mark.cuda
-def test_splits_on_a_gpu_cannot_lead_beyond_the_boxes(cuda):
+def test_splits_are_clamped_on_cuda(cuda):
     boxes = random_faces(10)[0].to(cuda)
     for splits in ([0, 99], [-5, 10], [0, 7, 3, 10], [2**62, -(2**62), 0]):
         ops.densebox_targets(boxes, torch.tensor(splits, device=cuda), (60, 60))

@@ -1,4 +1,4 @@
-"""What lies below the ops' own checks: csrc/bind.h looks at everything that a launcher is given."""
+"""The checks below the ops' own: csrc/bind.h checks every argument of a launcher."""
 
 import math
 import runpy
@@ -62,7 +62,7 @@ def test_a_launch_writes_into_the_tensors():
         ({"more": 1}, TypeError, "nms takes 13 arguments, got 14"),
     ],
 )
-def test_nothing_that_does_not_fit_reaches_a_kernel(changes, error, words):
+def test_arguments_are_checked_before_the_launch(changes, error, words):
     with pytest.raises(error, match=words) as raised:
         nms(**changes)
     assert "\n" not in str(raised.value)
@@ -86,7 +86,7 @@ def decode_densebox(maps, dtype=torch.float32, grid=(6, 7, 4, 12.5), decoding=(0
     launch("decode_densebox", CPU, *maps, dtype, 1, grid, 0.5, decoding, candidates() if found is None else found)
 
 
-def test_structs_and_maps_are_checked_as_well():
+def test_structs_and_maps_are_checked_too():
     decode_densebox(grid_maps(6, 7))
     scores, offsets = grid_maps(6, 7)
     wrong = [
@@ -137,7 +137,7 @@ def test_the_stub_is_up_to_date():
     assert script["STUB"].read_text(encoding="utf-8") == script["make_stub"]()
 
 
-def test_every_launcher_says_what_it_takes():
+def test_every_launcher_has_a_signature():
     functions = {name: vars(_extension._C.cpu)[name] for name in dir(_extension._C.cpu) if name[0] != "_"}
     assert len(functions) >= 17
     for name, function in functions.items():

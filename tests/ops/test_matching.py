@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def square_anchors(size: int, levels: int = 6, scale: float = 4) -> torch.Tensor:
-    """S3FD's: one square of scale x stride in every cell of strides 4, 8, ..."""
+    """S3FD's anchors: one square per cell, of sides scale x stride, at strides 4, 8, ..."""
     found = []
     for stride in (4 * 2**level for level in range(levels)):
         centre = (torch.arange(size // stride) + 0.5) * stride
@@ -37,7 +37,7 @@ def square_anchors(size: int, levels: int = 6, scale: float = 4) -> torch.Tensor
 
 
 def random_faces(n: int, size: float, seed: int = 0) -> torch.Tensor:
-    """Many small ones, few large ones, some beyond the border."""
+    """Many small faces, few large ones, some reaching beyond the border."""
     generator = torch.Generator().manual_seed(seed)
     centre = torch.rand(n, 2, generator=generator) * size
     side = 6 + 0.5 * size * torch.rand(n, 1, generator=generator) ** 4
@@ -46,7 +46,7 @@ def random_faces(n: int, size: float, seed: int = 0) -> torch.Tensor:
 
 
 def lattice_boxes(n: int, rng: np.random.Generator, hostile: bool) -> torch.Tensor:
-    """Boxes on a small integer lattice, so that duplicates and ties abound; hostile ones are no boxes at all."""
+    """Boxes on a small integer lattice, with many duplicates and ties; hostile ones are invalid."""
     corner = rng.integers(0, 14, (n, 2))
     boxes = np.concatenate([corner, corner + rng.integers(0 if hostile else 1, 9, (n, 2))], 1).astype(np.float32)
     if hostile:
@@ -63,7 +63,7 @@ def lattice_boxes(n: int, rng: np.random.Generator, hostile: bool) -> torch.Tens
 
 
 def random_call(seed: int):
-    """Everything at random: arguments of assign_anchors as a tuple and a dictionary."""
+    """Random arguments of assign_anchors, as a tuple and a dictionary."""
     rng = np.random.default_rng(seed)
 
     def maybe(value):
@@ -94,7 +94,7 @@ def moved(value, device: str):
 
 
 def check(tensors, options, device: str = "cpu"):
-    """The op's result on the device, which must be the reference's."""
+    """The op's result on the device, after a comparison with the reference."""
     tensors = [moved(tensor, device) for tensor in tensors]
     options = {name: moved(value, device) for name, value in options.items()}
     index, overlap = ops.assign_anchors(*tensors, **options)
@@ -118,7 +118,7 @@ def match(anchors, boxes, device: str = "cpu", **options):
 
 
 def bar(length: float, at: float = 0) -> list[float]:
-    """A box of height 1, whose IoU with another one from the same start is the ratio of their lengths."""
+    """A box of height 1; the IoU of two such boxes with the same start is the ratio of their lengths."""
     return [at, 0, at + length, 1]
 
 
@@ -273,7 +273,7 @@ def test_compensation_leaves_anchors_with_their_best_face(device):
 
 def test_the_mean_is_rounded_half_up_and_at_least_one(device):
     def scene(counts):
-        """Faces with so many equal anchors each, then five lesser ones (IoU 0.4) of a face without any."""
+        """Faces with these numbers of equal anchors, then a face without any that has five with an IoU of 0.4."""
         faces = [bar(10, 100 * f) for f in range(len(counts) + 1)]
         anchors = [bar(10, 100 * f) for f, count in enumerate(counts) for _ in range(count)]
         return anchors + [bar(4, 100 * len(counts))] * 5, faces
@@ -310,13 +310,13 @@ def test_invalid_anchors_get_no_face(device):
     assert match(anchors, [bar(4)], device, **options) == ([-2, 0, -2], [0, 0.75, 0])
 
 
-def test_faces_that_are_no_boxes_match_nothing(device):
+def test_invalid_faces_match_nothing(device):
     faces = [[0, 0, 0, 4], [4, 1, 0, 0], [0, 0, math.nan, 1], [0, 0, math.inf, 1], [-3e38, -3e38, 3e38, 3e38], bar(4)]
     assert match([bar(4), bar(4, 9)], faces, device, force_best=True, compensate=3)[0] == [5, -1]
     assert match([bar(4)], faces[:5], device, force_best=True, compensate="mean") == ([-1], [0])
 
 
-def test_nothing_at_all(device):
+def test_empty_inputs(device):
     none = torch.zeros(0, 4)
     for options in SETTINGS.values():
         for anchors in (square_anchors(64), none, none.expand(2, 0, 4)):
@@ -398,12 +398,12 @@ def call(anchors=ANCHORS, boxes=BOXES, splits=SPLITS, **options):
         ({"force_best": "no"}, TypeError, "force_best must be True or False, got 'no'"),
     ],
 )
-def test_errors_say_what_came_and_what_is_taken(arguments, error, words):
+def test_error_messages(arguments, error, words):
     with pytest.raises(error, match=words):
         call(**arguments)
 
 
-def test_numpys_integers_are_integers():
+def test_numpy_integers_are_accepted():
     for expected, index in zip(call(compensate=3), call(compensate=np.int64(3)), strict=True):
         assert torch.equal(expected, index)
 
@@ -412,7 +412,7 @@ def test_examples_in_docstrings_run():
     assert doctest.testmod(matching).failed == 0
 
 
-def test_direct_calls_are_checked_as_well():
+def test_direct_calls_are_checked_too():
     op = torch.ops.pyface.assign_anchors.default
     with pytest.raises(ValueError, match="all tensors must be on one device, got cpu and meta"):
         op(ANCHORS, BOXES, SPLITS, 0.5, 0.3, False, -1, None, torch.ones(5, dtype=torch.bool, device="meta"))
@@ -474,7 +474,7 @@ def test_memory_is_that_of_anchors_and_faces():
 
 
 @pytest.mark.cuda
-def test_splits_are_kept_in_range_on_cuda(cuda):
+def test_splits_are_clamped_on_cuda(cuda):
     # Looking at them would synchronise; whatever they hold, nothing beyond the boxes is read.
     anchors, faces = square_anchors(128).to(cuda), random_faces(20, 128).to(cuda)
     for splits in ([0, -5, 99], [7, 3, 20], [-(2**60), 2**60, 5]):
@@ -483,7 +483,7 @@ def test_splits_are_kept_in_range_on_cuda(cuda):
 
 
 @pytest.mark.cuda
-def test_never_synchronises_and_lives_in_a_cuda_graph(cuda):
+def test_never_synchronizes_and_runs_in_a_cuda_graph(cuda):
     arguments = [t.to(cuda) for t in (square_anchors(320), random_faces(60, 320), torch.tensor([0, 20, 20, 60]))]
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -517,7 +517,7 @@ def test_memory_on_cuda_is_that_of_anchors_and_faces(cuda):
 
 
 @pytest.mark.cuda
-def test_crowds_on_cuda_are_those_of_the_cpu_every_time(cuda):
+def test_crowds_on_cuda_equal_the_cpu_every_time(cuda):
     """Thousands of atomics on few faces, and on few anchors."""
     anchors = square_anchors(640)
     for boxes in (random_faces(3_000, 640), random_faces(3_000, 640).div(40).round() * 40):

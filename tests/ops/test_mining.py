@@ -17,7 +17,7 @@ KINDS = [-math.inf, math.nan, math.inf, -0.0, 0.0, 1e-40, -1.5, 3e38]
 
 
 def random_batch(batch: int, n: int, seed: int = 0, device: str = "cpu"):
-    """Losses with ties and what is not finite, and an index with all kinds of entries."""
+    """Losses with ties and non-finite values, and an index with all kinds of entries."""
     generator = torch.Generator().manual_seed(seed)
     losses = torch.randn(batch, n, generator=generator)
     if seed % 2:
@@ -84,7 +84,7 @@ def test_equal_the_reference_on_any_floats(data):
 # --- hard_negatives --------------------------------------------------------------------------------------------------
 
 
-def test_three_negatives_a_positive_by_loss(device):
+def test_three_negatives_per_positive_by_loss(device):
     losses, index = torch.rand(2, 1000, device=device), torch.full((2, 1000), -1, dtype=torch.int32, device=device)
     index[0, 100:110] = 4
     index[0, 500:] = -2
@@ -161,7 +161,7 @@ def test_the_draw_depends_on_seed_and_image_only(device):
     assert 0 < (first[0] & first[1] & rest).sum() < 25
 
 
-def test_the_hard_set_grows_to_half_of_what_is_wanted(device):
+def test_the_hard_set_grows_to_half_of_the_negatives(device):
     losses, index = torch.rand(1, 1000, device=device), torch.full((1, 1000), -1, dtype=torch.int32, device=device)
     index[0, :100] = 0
     selected = ops.balanced_sample(losses, index, hard_fraction=0.001, seed=0)[0]
@@ -177,7 +177,7 @@ def test_the_hard_set_grows_to_half_of_what_is_wanted(device):
     assert ops.balanced_sample(losses, index, ratio=100, seed=0).all()
 
 
-def test_split_mix_is_what_its_authors_give():
+def test_split_mix_equals_its_authors_values():
     # The first outputs of SplitMix64 from state 0, as published with Java's and xoshiro's implementations.
     golden = 0x9E3779B97F4A7C15
     states = torch.tensor([0, golden - 2**64, 2 * golden % 2**64])
@@ -268,19 +268,19 @@ def test_other_dtypes_strides_and_gradients(dtype, device):
         (lambda: ops.online_hard(LOSSES[0], keep=None), TypeError, "keep must be a number, got NoneType"),
     ],
 )
-def test_errors_say_what_came_and_what_is_taken(call, error, words):
+def test_error_messages(call, error, words):
     with pytest.raises(error, match=words):
         call()
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numpy_numbers_are_accepted():
     losses, index = random_batch(2, 40, 1, "cpu")
     expected = ops.balanced_sample(losses, index, ratio=2.0, minimum=3, seed=5)
     got = ops.balanced_sample(losses, index, ratio=np.float32(2), minimum=np.int32(3), seed=np.int64(5))
     assert torch.equal(got, expected)
 
 
-def test_no_int64_index_is_lost_in_int32(device):
+def test_an_int64_index_is_clamped(device):
     """2**32 - 1 and 2**63 - 1 would both become -1, background."""
     kinds = torch.tensor([[2**32 - 1, 2**63 - 1, 2**31, -1, -1, -2, -(2**32) - 1, -(2**63)]], device=device)
     losses = torch.arange(8.0, device=device)[None]
@@ -294,7 +294,7 @@ def test_examples_in_docstrings_run():
     assert doctest.testmod(mining).failed == 0
 
 
-def test_direct_calls_are_checked_as_well():
+def test_direct_calls_are_checked_too():
     meta = torch.zeros(5, dtype=torch.bool, device="meta")
     with pytest.raises(ValueError, match="all tensors must be on one device, got cpu and meta"):
         torch.ops.pyface.online_hard.default(LOSSES[0], 0.7, meta)
@@ -332,7 +332,7 @@ def test_compile_as_a_full_graph(device):
 
 
 @pytest.mark.cuda
-def test_never_synchronise_and_live_in_a_cuda_graph(cuda):
+def test_never_synchronize_and_run_in_a_cuda_graph(cuda):
     losses, index = random_batch(8, 34_125, 1, cuda)
 
     def masks():
@@ -358,7 +358,7 @@ def test_never_synchronise_and_live_in_a_cuda_graph(cuda):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("n", [65_536, 65_537, 300_001, 5_000_000])
-def test_many_blocks_choose_what_the_cpu_does_every_time(n, cuda):
+def test_many_blocks_on_cuda_equal_the_cpu_every_time(n, cuda):
     for seed in range(4):
         losses, index = random_batch(1, n, seed)
         losses, valid = losses[0], index[0] != -2

@@ -134,7 +134,7 @@ def test_nms_equals_torchvision(device):
             assert torch.equal(ops.nms(*on(device, boxes, scores), threshold).cpu(), expected)
 
 
-def test_nms_returns_what_torchvision_returned():
+def test_nms_equals_stored_results_of_torchvision():
     """Indices that torchvision 0.27.1 kept of 40 boxes on a small lattice, with ties in scores and overlaps."""
     generator = torch.Generator().manual_seed(7)
     corner = torch.randint(0, 24, (40, 2), generator=generator)
@@ -447,12 +447,12 @@ BOXES, SCORES = torch.zeros(3, 4), torch.zeros(3)
         (lambda: ops.box_voting(BOXES, torch.zeros(4), 0.5), ValueError, r"got \[4\]"),
     ],
 )
-def test_errors_say_what_came_and_what_is_taken(call, error, words):
+def test_error_messages(call, error, words):
     with pytest.raises(error, match=words):
         call()
 
 
-def test_direct_calls_are_checked_as_well():
+def test_direct_calls_are_checked_too():
     meta = torch.zeros(1, dtype=torch.int32, device="meta")
     with pytest.raises(ValueError, match="all tensors must be on one device, got cpu and meta"):
         torch.ops.pyface.nms_padded.default(BOXES[None], SCORES[None], meta, 0.5, 1, None, "union")
@@ -525,7 +525,7 @@ def test_kernels_survive_threads_and_fork():
 
 
 @pytest.mark.cuda
-def test_nms_padded_never_synchronises(cuda):
+def test_nms_padded_never_synchronizes(cuda):
     boxes, scores = on(cuda, *random_boxes(4 * 1000))
     boxes, scores = boxes.view(4, 1000, 4), scores.view(4, 1000)
     torch.cuda.set_sync_debug_mode("error")

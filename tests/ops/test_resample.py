@@ -44,7 +44,7 @@ def test_letterbox_equals_reference(size, mode, device):
     assert torch.equal(scales, expected_scales)
 
 
-def test_letterbox_places_the_picture_top_left_and_pads_with_zero(device):
+def test_letterbox_places_the_image_top_left_and_pads_with_zero(device):
     image = torch.full((10, 20, 3), 50, dtype=torch.uint8, device=device)
     batch, scales = ops.letterbox([image], (16, 16), mean=(10, 20, 30), std=(2, 2, 2))
     assert scales.tolist() == [0.8]
@@ -63,7 +63,7 @@ def test_letterbox_with_given_scales_equals_reference(mode, device):
     assert torch.equal(same.permute(1, 2, 0).to(torch.uint8), images[0])
 
 
-def test_letterbox_of_more_pictures_than_one_launch_describes(device):
+def test_letterbox_of_more_images_than_fit_one_launch(device):
     images = pictures(*[(5 + i % 7, 9 - i % 5) for i in range(150)], device=device)
     batch, _ = ops.letterbox(images, (8, 8))
     torch.testing.assert_close(batch, reference.letterbox(images, (8, 8))[0], rtol=0, atol=2e-4)
@@ -79,7 +79,7 @@ def test_crop_resize_equals_reference(size, mode, device):
     torch.testing.assert_close(crops, reference.crop_resize(images, boxes, index, size, **arguments), rtol=0, atol=3e-6)
 
 
-def test_crop_resize_with_many_pictures(device):
+def test_crop_resize_with_many_images(device):
     images = pictures(*[(5 + i % 7, 9 - i % 5) for i in range(150)], device=device)
     boxes, index = crops_of(images, 300, device)
     crops = ops.crop_resize(images, boxes, index, (6, 6))
@@ -101,7 +101,7 @@ def test_crop_resize_equals_reference_on_any_box(box, size, sides, mode):
 
 
 @pytest.mark.parametrize(("mode", "flag"), [("bilinear", cv2.INTER_LINEAR), ("area", cv2.INTER_AREA)])
-def test_whole_pictures_agree_with_opencv(mode, flag, device):
+def test_whole_images_agree_with_opencv(mode, flag, device):
     # OpenCV rounds to whole grey levels, and its 8-bit bilinear has 11-bit weights.
     (image,) = pictures((120, 90), device=device)
     box, index = torch.tensor([[0.0, 0, 90, 120]], device=device), torch.tensor([0], device=device)
@@ -149,7 +149,7 @@ def test_degenerate_and_enormous_boxes(device):
         torch.testing.assert_close(crops, reference.crop_resize(images, boxes, index, (24, 24), interpolation=mode))
 
 
-def test_non_contiguous_pictures(device):
+def test_non_contiguous_images(device):
     (wide,) = pictures((60, 80), device=device)
     view = wide[::2, ::2].flip(1)
     for image in (view, wide.permute(1, 0, 2)):
@@ -200,12 +200,12 @@ IMAGE, BOX, INDEX = torch.zeros(8, 8, 3, dtype=torch.uint8), torch.tensor([[0.0,
         (lambda: ops.crop_resize([IMAGE], BOX, INDEX.float(), (8, 8)), TypeError, "image_index must be one of int64"),
     ],
 )
-def test_errors_say_what_came_and_what_is_taken(call, error, words):
+def test_error_messages(call, error, words):
     with pytest.raises(error, match=words):
         call()
 
 
-def test_no_crops_from_no_pictures():
+def test_neither_boxes_nor_images():
     assert ops.crop_resize([], torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), (8, 8)).shape == (0, 3, 8, 8)
 
 

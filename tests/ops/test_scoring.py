@@ -20,7 +20,7 @@ def same(got: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def layouts(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The same values in other places: all must give the same result."""
+    """The same values in different memory layouts, which must give the same result."""
     wide = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), math.nan, dtype=tensor.dtype)
     result = {"contiguous": tensor, "sliced": wide.to(tensor.device)[..., 1::2].copy_(tensor)}
     if tensor.ndim == 4:
@@ -35,7 +35,7 @@ def layouts(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def hostile_logits(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    """A few values only, so that many are equal; with NaN and infinities."""
+    """Few different values, so that many are equal; with NaN and infinities."""
     values = torch.tensor([-1.0, 0.0, -0.0, 0.5, 2.0, 1e30, -1e30, math.inf, -math.inf, math.nan])
     weights = torch.tensor([8.0, 8, 4, 8, 8, 1, 1, 1, 1, 1])
     generator = torch.Generator().manual_seed(seed)
@@ -188,7 +188,7 @@ L = torch.zeros(2, 4, 3, 3)
         ),
     ],
 )
-def test_errors_say_what_came_and_what_is_taken(call, error, words):
+def test_error_messages(call, error, words):
     with pytest.raises(error, match=words):
         call()
 
