@@ -15,14 +15,20 @@ import pytest
 TESTS = Path(__file__).parent
 
 
-def load_fake_cli():
-    """Imports tests/fake_cli.py under a name of its own, since tests are no package."""
-    if "fake_cli" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("fake_cli", TESTS / "fake_cli.py")
+def load_beside(path: str):
+    """Imports tests/<path> under its stem's name, since tests are no package."""
+    name = Path(path).stem
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, TESTS / path)
         module = importlib.util.module_from_spec(spec)
-        sys.modules["fake_cli"] = module
+        sys.modules[name] = module
         spec.loader.exec_module(module)
-    return sys.modules["fake_cli"]
+    return sys.modules[name]
+
+
+def load_fake_cli():
+    """Imports tests/fake_cli.py."""
+    return load_beside("fake_cli.py")
 
 
 @pytest.fixture
@@ -36,6 +42,28 @@ def cuda() -> str:
         pytest.skip("no usable GPU on this machine")
     assert build_info()["cuda"], "a GPU is here, but pyface was built without CUDA"
     return "cuda"
+
+
+@pytest.fixture(scope="session")
+def cuda_host_module():
+    """tests/cuda_host/host.py."""
+    return load_beside("cuda_host/host.py")
+
+
+@pytest.fixture(scope="session")
+def emulated_gpu(cuda_host_module):
+    """The CUDA kernels, compiled for the emulated device (tests/cuda_host/README.md)."""
+    root = cuda_host_module.ROOT
+    return cuda_host_module.Device(
+        cuda_host_module.build(root, root / "build" / f"cuda_host-{sys.implementation.cache_tag}")
+    )
+
+
+@pytest.fixture
+def cuda_host(emulated_gpu, cuda_host_module, monkeypatch, request) -> str:
+    """Ops run their CUDA kernels on the emulated device until the test ends; tensors stay on the CPU."""
+    cuda_host_module.use(emulated_gpu, monkeypatch, request.node.nodeid)
+    return "cpu"
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ namespace pyface::cpu {
 struct CellRange {
   int64_t left, top, right, bottom;
 
-  // At most kMost in each direction, so that nothing overflows.
+  // At most kMost in each direction, so that nothing overflows; 0 when the range is empty.
   int64_t count() const {
     constexpr int64_t kMost = 1 << 20;
     return std::min(right - left + 1, kMost) * std::min(bottom - top + 1, kMost);
@@ -47,7 +47,12 @@ class Grid {
 
   int64_t size() const { return int64_t(side_) * side_; }
 
-  CellRange cells(const Box& b) const { return {cell(b.x1), cell(b.y1), cell(b.x2), cell(b.y2)}; }
+  // None for a box that is turned round, which intersects nothing: on its other axis it may be so long that a loop over
+  // rows without columns never ends.
+  CellRange cells(const Box& b) const {
+    if (b.x2 < b.x1 || b.y2 < b.y1) return {0, 0, -1, -1};
+    return {cell(b.x1), cell(b.y1), cell(b.x2), cell(b.y2)};
+  }
 
   int64_t index(int64_t column, int64_t row) const { return (row & (side_ - 1)) * side_ + (column & (side_ - 1)); }
 

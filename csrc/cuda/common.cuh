@@ -37,6 +37,14 @@ inline int launch_status() { return cudaGetLastError(); }
 
 inline constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+#if defined(PYFACE_CUDA_HOST)
+using cuda_host::declare_array, cuda_host::kWorkspaceGap;  // the emulated device checks that kernels keep to each array
+#else
+constexpr size_t kWorkspaceGap = 0;
+template <typename T>
+void declare_array(T*, size_t) {}
+#endif
+
 // Cuts a workspace into aligned arrays. With a null base it only counts, so that one function describes both the size
 // and the layout.
 class Workspace {
@@ -46,7 +54,8 @@ class Workspace {
   template <typename T>
   T* take(size_t count) {
     T* const array = reinterpret_cast<T*>(next_);
-    next_ = align(next_ + count * sizeof(T));
+    next_ = align(next_ + count * sizeof(T) + kWorkspaceGap);
+    declare_array(array, count);
     return array;
   }
 

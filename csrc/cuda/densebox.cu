@@ -6,6 +6,7 @@
 // densebox_targets takes a kernel for labels and offsets, in which a thread is a cell of one map and an image's boxes
 // pass through shared memory, and one for the gray zone, which needs to know all positive cells.
 #include <algorithm>
+#include <cuda/atomic>
 
 #include "../densebox.h"
 #include "survivors.cuh"
@@ -224,23 +225,32 @@ __global__ void __launch_bounds__(kTile) write_targets(const __grid_constant__ T
   }
 }
 
+// A cell's label while other threads change theirs.
+using SharedLabel = ::cuda::atomic_ref<int8_t, ::cuda::thread_scope_device>;
+
 // Whether a positive cell lies within `gray` cells, `reach` whole ones.
-__device__ bool is_gray(const int8_t* label, const DenseBoxGrid& grid, int row, int column, float gray, int reach) {
+__device__ bool is_gray(int8_t* label, const DenseBoxGrid& grid, int row, int column, float gray, int reach) {
   const Disc disc{static_cast<float>(column), static_cast<float>(row), gray};
-  for (int i = max(row - reach, 0); i <= min(row + reach, grid.height - 1); ++i)
-    for (int j = max(column - reach, 0); j <= min(column + reach, grid.width - 1); ++j)
-      if (label[int64_t{i} * grid.width + j] == 1 && squared_distance(disc, i, j) <= gray * gray) return true;
+  const auto is_positive = [&](int64_t cell) {
+    return SharedLabel(label[cell]).load(::cuda::memory_order_relaxed) == 1;
+  };
+  const int64_t last_row = min(int64_t{row} + reach, int64_t{grid.height} - 1);
+  const int64_t last_column = min(int64_t{column} + reach, int64_t{grid.width} - 1);
+  for (int64_t i = max(row - reach, 0); i <= last_row; ++i)
+    for (int64_t j = max(column - reach, 0); j <= last_column; ++j)
+      if (squared_distance(disc, i, j) <= gray * gray && is_positive(i * grid.width + j)) return true;
   return false;
 }
 
-// No cell becomes or stops being positive here, so blocks need not wait for each other.
+// No cell becomes or stops being positive here, so it does not matter who comes first.
 __global__ void __launch_bounds__(kTile) add_gray_zone(const __grid_constant__ Targets plan, int reach) {
   const Tile tile(plan.grid);
   if (!tile.is_inside) return;
   const int64_t cell = int64_t{tile.row} * plan.grid.width + tile.column;
   for (int64_t i = blockIdx.y; i < plan.batch * plan.num_maps(); i += gridDim.y) {
     int8_t* const label = plan.label_map(i / plan.num_maps(), static_cast<int>(i % plan.num_maps()));
-    if (label[cell] == 0 && is_gray(label, plan.grid, tile.row, tile.column, plan.how.gray, reach)) label[cell] = -1;
+    if (label[cell] == 0 && is_gray(label, plan.grid, tile.row, tile.column, plan.how.gray, reach))
+      SharedLabel(label[cell]).store(-1, ::cuda::memory_order_relaxed);
   }
 }
 

@@ -5,6 +5,7 @@
 // reads its entries several times, mostly from the cache. A longer online_hard is a memset, kPasses narrowings of the
 // range in which the last key lies, each by many blocks together, and a launch that marks.
 #include <algorithm>
+#include <cuda/atomic>
 
 #include "../ops.h"
 #include "../sampling.h"
@@ -221,16 +222,16 @@ __global__ void __launch_bounds__(kThreads) narrow_range(MiniBatch entries, doub
   uint64_t low = is_first ? 0 : range->low, high = is_first ? ~uint64_t{0} : range->high;
   const int shift = Search::bucket_shift(low, high);
   count_keys(entries, low, high, shift, search, range);
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    is_last = atomicAdd(&range->finished, 1u) == gridDim.x - 1;
+    // Releases what the whole block counted, and acquires what the blocks before it did.
+    const ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_device> finished(range->finished);
+    is_last = finished.fetch_add(1, ::cuda::memory_order_acq_rel) == gridDim.x - 1;
     count = 0;
   }
   __syncthreads();
   if (!is_last) return;
 
-  __threadfence();
   add_all(take_over(search, range), count);
   __syncthreads();
   const uint32_t wanted = is_first ? static_cast<uint32_t>(max(kept(keep, count), int64_t{0})) : range->wanted;

@@ -10,6 +10,7 @@
 // Within a block the candidates are arranged by place, not by score: the 32 boxes of a warp lie close together, and a
 // kept box that misses their common bounds costs the warp one lane's test.
 #include <algorithm>
+#include <cuda/atomic>
 
 #include "suppress.cuh"
 
@@ -36,12 +37,21 @@ struct Segment {
 
 // Where a segment's kept boxes go.
 struct Kept {
-  int64_t* keep;    // [limit] their indices
-  int limit;        // max_detections, at most n
-  float4* boxes;    // [limit] or nullptr: what later tiles of the segment are tested against
-  uint64_t* owner;  // [ranks] or nullptr: the slot in `keep` of the box that suppressed this one, or its own
-  volatile uint64_t* progress;  // with `boxes`: tiles done << 32 | boxes kept
+  int64_t* keep;       // [limit] their indices
+  int limit;           // max_detections, at most n
+  float4* boxes;       // [limit] or nullptr: what later tiles of the segment are tested against
+  uint64_t* owner;     // [ranks] or nullptr: the slot in `keep` of the box that suppressed this one, or its own
+  uint64_t* progress;  // with `boxes`: tiles done << 32 | boxes kept
   uint64_t tile;
+
+  // What this block wrote before, other blocks find once they have seen this.
+  __device__ void publish(uint64_t tiles_done, int kept) const {
+    Progress(*progress).store(tiles_done << 32 | static_cast<uint64_t>(kept), ::cuda::memory_order_release);
+  }
+  __device__ uint64_t published() const { return Progress(*progress).load(::cuda::memory_order_acquire); }
+
+ private:
+  using Progress = ::cuda::atomic_ref<uint64_t, ::cuda::thread_scope_device>;
 };
 
 __device__ uint64_t bits_below64(int bit) { return (uint64_t{1} << bit) - 1; }
@@ -120,7 +130,8 @@ class Candidates {
       for (uint32_t todo = __ballot_sync(kWarp, reaches); todo != 0; todo &= todo - 1) {
         const int k = __ffs(todo) - 1;
         if (rank_[e] < 0 || !suppression_(as_box(boxes[k]), areas[k], box_[e], area_[e])) continue;
-        if (!segment_.same_class(indices[k], segment_.order[rank_[e]])) continue;
+        // Without classes `indices` may hold nothing.
+        if (segment_.classes && !segment_.same_class(indices[k], segment_.order[rank_[e]])) continue;
         if (out.owner) out.owner[rank_[e]] = slot + __popc(kept & bits_below(k));
         atomicAnd(&shared_.left[rank_[e] / 32], ~(1u << rank_[e] % 32));
         rank_[e] = -1;
@@ -310,10 +321,7 @@ class Candidates {
     }
     if (!out.progress) return;
     __syncwarp();
-    if (lane_id() == 0) {
-      __threadfence();
-      *out.progress = out.tile << 32 | static_cast<uint64_t>(kept + __popcll(chosen));
-    }
+    if (lane_id() == 0) out.publish(out.tile, kept + __popcll(chosen));
   }
 
   Shared& shared_;
@@ -464,8 +472,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x == 0) {
       // More boxes, or our turn.
       uint64_t now;
-      while (now = *out.progress, static_cast<int>(now & kWarp) == kept && now >> 32 != tile) __nanosleep(40);
-      __threadfence();
+      while (now = out.published(), static_cast<int>(now & kWarp) == kept && now >> 32 != tile) __nanosleep(40);
       seen = now;
     }
     __syncthreads();
@@ -497,8 +504,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   kept = block.resolve(kept, out);
   if (threadIdx.x == 0) {
     keep_count[segment] = kept;
-    __threadfence();
-    *out.progress = (tile + 1) << 32 | static_cast<uint64_t>(kept);
+    out.publish(tile + 1, kept);
   }
 }
 

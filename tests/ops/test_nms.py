@@ -473,6 +473,46 @@ def test_distant_clusters_do_not_slow_the_grid_down(name):
     assert abs(len(kept[0]) - len(kept[1])) < 0.01 * len(kept[0])
 
 
+# Longest and shortest sides, both ways round, nothing and NaN.
+EXTREMES = (-math.inf, -3e38, -1e15, -20.0, 0.0, 1e-38, 9.0, 1e9, 3e38, math.inf, math.nan)
+
+
+def extreme_boxes(n: int, seed: int):
+    """Boxes whose coordinates are EXTREMES, among ordinary ones."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.tensor(EXTREMES)[torch.randint(len(EXTREMES), (n, 4), generator=generator)]
+    boxes, scores = random_boxes(n, seed=seed, extent=60)
+    chosen[::3] = boxes[::3]
+    return chosen, scores
+
+
+def test_boxes_of_any_numbers_come_to_an_end():
+    # In a process of its own: a loop over as many grid cells as a box is long would never return.
+    script = """
+import math, torch
+from pyface import ops
+turned = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [30, 0, 0, 1e38], [0, 30, 1e38, 0], [9, 9, -3e38, 3e38]])
+scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
+for boxes in (turned, turned.repeat(60, 1)):
+    for op in (ops.nms, ops.soft_nms, ops.box_voting):
+        op(boxes, scores.repeat(len(boxes) // 5), 0.3)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_of_any_numbers_equal_reference(seed, device):
+    boxes, scores = on(device, *extreme_boxes(300, seed))
+    for threshold in (0.0, 0.4):
+        assert torch.equal(ops.nms(boxes, scores, threshold), reference.nms(boxes, scores, threshold))
+        keep, values = ops.soft_nms(boxes, scores, threshold)
+        expected, expected_values = reference.soft_nms(boxes, scores, threshold)
+        assert torch.equal(keep, expected)
+        torch.testing.assert_close(values, expected_values)
+        voted, expected = (module.box_voting(boxes, scores, threshold) for module in (ops, reference))
+        torch.testing.assert_close(voted, expected, rtol=1e-6, atol=1e-4, equal_nan=True)
+
+
 def samples():
     boxes, scores = random_boxes(40, extent=60)
     idxs, counts = torch.arange(40) % 3, torch.tensor([30], dtype=torch.int32)

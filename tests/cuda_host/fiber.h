@@ -1,0 +1,71 @@
+// A call that can stop in the middle and go on later: how one CPU thread runs the threads of a block in turns.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace cuda_host {
+
+// Saves the registers that a call preserves, and goes on with another stack.
+#if defined(__x86_64__)
+extern "C" void cuda_host_switch(void** from, void* to);
+#endif
+
+class Fiber {
+ public:
+  static constexpr size_t kStackBytes = 64 << 10;
+
+  Fiber() {
+    void* const pages = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED || mprotect(pages, kGuardBytes, PROT_NONE) != 0) throw std::bad_alloc();
+    stack_ = static_cast<char*>(pages);
+  }
+  ~Fiber() { munmap(stack_, kStackBytes); }
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+
+  bool holds(uintptr_t at) const { return at - reinterpret_cast<uintptr_t>(stack_) < kStackBytes; }
+
+#if defined(__x86_64__)
+  // The next resume() calls `entry`, which must not return.
+  void start(void (*entry)()) {
+    void** top = reinterpret_cast<void**>(stack_ + kStackBytes);
+    *--top = nullptr;                              // where `entry` would return to
+    *--top = reinterpret_cast<void*>(entry);       // where the first switch returns to
+    for (int i = 0; i < 6; ++i) *--top = nullptr;  // the registers that it restores
+    own_ = top;
+  }
+  void resume() { cuda_host_switch(&resumer_, own_); }
+  void suspend() { cuda_host_switch(&own_, resumer_); }
+#else
+  void start(void (*entry)()) {
+    getcontext(&own_);
+    own_.uc_stack.ss_sp = stack_;
+    own_.uc_stack.ss_size = kStackBytes;
+    own_.uc_link = nullptr;
+    makecontext(&own_, entry, 0);
+  }
+  void resume() { swapcontext(&resumer_, &own_); }
+  void suspend() { swapcontext(&own_, &resumer_); }
+#endif
+
+ private:
+  static constexpr size_t kGuardBytes = 4096;  // below a stack: an overflow is a fault, not another thread's data
+
+  char* stack_;
+#if defined(__x86_64__)
+  void *own_ = nullptr, *resumer_ = nullptr;
+#else
+  ucontext_t own_, resumer_;
+#endif
+};
+
+}  // namespace cuda_host

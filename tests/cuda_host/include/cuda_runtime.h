@@ -1,0 +1,239 @@
+// CUDA's names on the emulated device: as much of them as pyface's kernels use, and their near relatives.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "device.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define CUDART_VERSION 13000
+
+#define threadIdx (::cuda_host::thread_index())
+#define blockIdx (::cuda_host::block_index())
+#define blockDim (::cuda_host::block_size())
+#define gridDim (::cuda_host::grid_size())
+constexpr int warpSize = 32;
+
+// --- the runtime -----------------------------------------------------------------------------------------------------
+
+using cudaError_t = int;
+using cudaStream_t = void*;
+constexpr int cudaSuccess = 0, cudaErrorInvalidValue = 1;
+
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return ::cuda_host::last_error(true); }
+inline cudaError_t cudaPeekAtLastError() { return ::cuda_host::last_error(false); }
+inline const char* cudaGetErrorString(cudaError_t status) { return ::cuda_host::error_text(status); }
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+
+[[gnu::no_sanitize("thread")]] inline cudaError_t cudaMemsetAsync(void* array, int value, size_t bytes,
+                                                                  cudaStream_t = nullptr) {
+  if (!::cuda_host::use_array("cudaMemsetAsync", array, bytes, ::cuda_host::Use::Write))
+    return ::cuda_host::last_error(false);
+  std::memset(array, value, bytes);
+  return cudaSuccess;
+}
+
+// --- vectors ---------------------------------------------------------------------------------------------------------
+
+struct float3 {
+  float x, y, z;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float3 make_float3(float x, float y, float z) { return {x, y, z}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+// --- numbers ---------------------------------------------------------------------------------------------------------
+
+template <typename A, typename B>
+constexpr std::common_type_t<A, B> min(A a, B b) {
+  using T = std::common_type_t<A, B>;
+  return static_cast<T>(b) < static_cast<T>(a) ? static_cast<T>(b) : static_cast<T>(a);
+}
+template <typename A, typename B>
+constexpr std::common_type_t<A, B> max(A a, B b) {
+  using T = std::common_type_t<A, B>;
+  return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __popcll(unsigned long long bits) { return __builtin_popcountll(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __ffsll(long long bits) { return __builtin_ffsll(bits); }
+inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }
+inline int __clzll(long long bits) { return bits == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(bits)); }
+
+namespace cuda_host {
+template <typename To, typename From>
+To bits_as(From from) {
+  To to{};
+  static_assert(sizeof(From) <= sizeof(To) && std::is_trivially_copyable_v<From>);
+  std::memcpy(&to, &from, sizeof(From));
+  return to;
+}
+template <typename T>
+T from_bits(uint64_t bits) {
+  T value;
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+}  // namespace cuda_host
+
+inline unsigned __float_as_uint(float value) { return ::cuda_host::bits_as<unsigned>(value); }
+inline int __float_as_int(float value) { return ::cuda_host::bits_as<int>(value); }
+inline float __uint_as_float(unsigned bits) { return ::cuda_host::bits_as<float>(bits); }
+inline float __int_as_float(int bits) { return ::cuda_host::bits_as<float>(bits); }
+
+// --- barriers, fences and exchanges within a warp --------------------------------------------------------------------
+
+#define CUDA_HOST_SITE(name) (::cuda_host::Site{name, __FILE__, __LINE__})
+#define __syncthreads() ::cuda_host::sync_block(CUDA_HOST_SITE("__syncthreads"), false, ::cuda_host::Count::Any)
+#define __syncthreads_count(p) \
+  ::cuda_host::sync_block(CUDA_HOST_SITE("__syncthreads_count"), p, ::cuda_host::Count::Threads)
+#define __syncthreads_and(p) ::cuda_host::sync_block(CUDA_HOST_SITE("__syncthreads_and"), p, ::cuda_host::Count::All)
+#define __syncthreads_or(p) ::cuda_host::sync_block(CUDA_HOST_SITE("__syncthreads_or"), p, ::cuda_host::Count::Any)
+#define __syncwarp \
+  ::cuda_host::WarpBarrier { CUDA_HOST_SITE("__syncwarp") }
+#define __shfl_sync(...) ::cuda_host::shuffle(CUDA_HOST_SITE("__shfl_sync"), __VA_ARGS__)
+#define __shfl_up_sync(...) ::cuda_host::shuffle_up(CUDA_HOST_SITE("__shfl_up_sync"), __VA_ARGS__)
+#define __shfl_down_sync(...) ::cuda_host::shuffle_down(CUDA_HOST_SITE("__shfl_down_sync"), __VA_ARGS__)
+#define __shfl_xor_sync(...) ::cuda_host::shuffle_xor(CUDA_HOST_SITE("__shfl_xor_sync"), __VA_ARGS__)
+#define __ballot_sync(...) ::cuda_host::ballot(CUDA_HOST_SITE("__ballot_sync"), __VA_ARGS__)
+#define __any_sync(mask, p) (::cuda_host::ballot(CUDA_HOST_SITE("__any_sync"), mask, p) != 0)
+#define __all_sync(mask, p) (::cuda_host::ballot(CUDA_HOST_SITE("__all_sync"), mask, p) == (mask))
+#define __match_any_sync(...) ::cuda_host::match_any(CUDA_HOST_SITE("__match_any_sync"), __VA_ARGS__)
+#define __reduce_add_sync(...) \
+  ::cuda_host::reduce(CUDA_HOST_SITE("__reduce_add_sync"), [](auto a, auto b) { return a + b; }, __VA_ARGS__)
+#define __reduce_min_sync(...) \
+  ::cuda_host::reduce(CUDA_HOST_SITE("__reduce_min_sync"), [](auto a, auto b) { return b < a ? b : a; }, __VA_ARGS__)
+#define __reduce_max_sync(...) \
+  ::cuda_host::reduce(CUDA_HOST_SITE("__reduce_max_sync"), [](auto a, auto b) { return a < b ? b : a; }, __VA_ARGS__)
+#define __reduce_and_sync(...) \
+  ::cuda_host::reduce(CUDA_HOST_SITE("__reduce_and_sync"), [](auto a, auto b) { return a & b; }, __VA_ARGS__)
+#define __reduce_or_sync(...) \
+  ::cuda_host::reduce(CUDA_HOST_SITE("__reduce_or_sync"), [](auto a, auto b) { return a | b; }, __VA_ARGS__)
+
+inline void __threadfence() { ::cuda_host::fence(); }
+inline void __nanosleep(unsigned) { ::cuda_host::sleep(); }
+
+namespace cuda_host {
+
+struct WarpBarrier {
+  Site site;
+  void operator()(uint32_t mask = ~0u) const { sync_warp(site, mask); }
+};
+
+template <typename T>
+T shuffle(const Site& site, uint32_t mask, T value, int lane) {
+  return from_bits<T>(value_of_lane(site, mask, bits_as<uint64_t>(value), lane & 31));
+}
+// Lanes beyond either end keep their own value.
+template <typename T>
+T shuffle_up(const Site& site, uint32_t mask, T value, unsigned step) {
+  const int lane = lane_index() - static_cast<int>(step);
+  return shuffle(site, mask, value, lane < 0 ? lane_index() : lane);
+}
+template <typename T>
+T shuffle_down(const Site& site, uint32_t mask, T value, unsigned step) {
+  const int lane = lane_index() + static_cast<int>(step);
+  return shuffle(site, mask, value, lane > 31 ? lane_index() : lane);
+}
+template <typename T>
+T shuffle_xor(const Site& site, uint32_t mask, T value, int bits) {
+  return shuffle(site, mask, value, lane_index() ^ bits);
+}
+
+[[gnu::no_sanitize("thread")]] inline unsigned ballot(const Site& site, uint32_t mask, bool predicate) {
+  uint64_t all[32];
+  exchange(site, mask, predicate, all);
+  unsigned lanes = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (mask >> lane & 1) lanes |= static_cast<unsigned>(all[lane]) << lane;
+  return lanes;
+}
+
+template <typename T>
+[[gnu::no_sanitize("thread")]] unsigned match_any(const Site& site, uint32_t mask, T value) {
+  uint64_t all[32];
+  const uint64_t own = bits_as<uint64_t>(value);
+  exchange(site, mask, own, all);
+  unsigned lanes = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (mask >> lane & 1 && all[lane] == own) lanes |= 1u << lane;
+  return lanes;
+}
+
+template <typename T, typename Join>
+[[gnu::no_sanitize("thread")]] T reduce(const Site& site, const Join& join, uint32_t mask, T value) {
+  uint64_t all[32];
+  exchange(site, mask, bits_as<uint64_t>(value), all);
+  const int first = __builtin_ctz(mask);
+  T result = from_bits<T>(all[first]);
+  for (int lane = first + 1; lane < 32; ++lane)
+    if (mask >> lane & 1) result = join(result, from_bits<T>(all[lane]));
+  return result;
+}
+
+}  // namespace cuda_host
+
+// --- memory ----------------------------------------------------------------------------------------------------------
+
+template <typename T>
+T __ldg(const T* at) {
+  return *at;
+}
+template <typename T>
+T __ldcg(const T* at) {
+  return *at;
+}
+
+template <typename T, typename V>
+T atomicAdd(T* at, V value) {
+  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed,
+                                        [&](T old) { return static_cast<T>(old + value); });
+}
+template <typename T, typename V>
+T atomicAnd(T* at, V value) {
+  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed,
+                                        [&](T old) { return static_cast<T>(old & value); });
+}
+template <typename T, typename V>
+T atomicOr(T* at, V value) {
+  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed,
+                                        [&](T old) { return static_cast<T>(old | value); });
+}
+template <typename T, typename V>
+T atomicMin(T* at, V value) {
+  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed,
+                                        [&](T old) { return min(old, static_cast<T>(value)); });
+}
+template <typename T, typename V>
+T atomicMax(T* at, V value) {
+  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed,
+                                        [&](T old) { return max(old, static_cast<T>(value)); });
+}
+template <typename T, typename V>
+T atomicExch(T* at, V value) {
+  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed, [&](T) { return static_cast<T>(value); });
+}
+template <typename T, typename V, typename W>
+T atomicCAS(T* at, V expected, W value) {
+  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed, [&](T old) {
+    return old == static_cast<T>(expected) ? static_cast<T>(value) : old;
+  });
+}

@@ -1,0 +1,425 @@
+// Checks every access of a kernel. The kernels are compiled with -fsanitize=thread, which makes the compiler call
+// __tsan_read4(address) and its relatives before each access; here they are ours, and no sanitizer library is linked.
+#include "memory.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <unordered_map>
+
+#include "thread.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace cuda_host {
+namespace {
+
+constexpr uint32_t kHostBlock = 1;          // what memsets and sorts write is known to every later kernel
+constexpr size_t kStaticShared = 48 << 10;  // bytes that a block may have
+constexpr unsigned char kPoison = 0xa5;
+
+std::vector<Region> regions;  // ascending, apart
+size_t last_found = 0;
+uintptr_t workspace_begin = 0, workspace_end = 0;
+
+uint32_t next_block = kHostBlock + 1, first_block = next_block;
+std::unordered_map<uintptr_t, std::shared_ptr<const Clock>> released;  // by the atomics of this launch
+std::unordered_map<const Stamp*, std::vector<Stamp>> readers;          // of cells that several blocks read
+const void* caller = nullptr;                                          // the instruction of the present access
+
+// --- who knows what --------------------------------------------------------------------------------------------------
+
+uint64_t key_of_block(uint32_t block) { return uint64_t{block} << 16; }
+uint64_t key_of_warp(uint32_t block, unsigned thread) { return key_of_block(block) | 0x8000 | thread / 32; }
+uint64_t key_of_thread(uint32_t block, unsigned thread) { return key_of_block(block) | 0x4000 | thread; }
+
+std::shared_ptr<const Clock> joined(const std::shared_ptr<const Clock>& a, const std::shared_ptr<const Clock>& b) {
+  if (!a || a == b) return b;
+  if (!b) return a;
+  auto both = std::make_shared<Clock>(*a);
+  for (const auto& [key, time] : *b) {
+    uint32_t& known = (*both)[key];
+    known = std::max(known, time);
+  }
+  return both;
+}
+
+// All that happened before this moment of the calling thread.
+std::shared_ptr<const Clock> snapshot() {
+  Block& block = *self->block;
+  auto clock = self->known ? std::make_shared<Clock>(*self->known) : std::make_shared<Clock>();
+  self->time = ++block.clock;
+  (*clock)[key_of_block(block.id)] = block.time;
+  (*clock)[key_of_warp(block.id, self->index)] = self->warp->time;
+  (*clock)[key_of_thread(block.id, self->index)] = self->time;
+  return clock;
+}
+
+bool knows(uint64_t key, uint32_t time) {
+  if (!self->known) return false;
+  const auto entry = self->known->find(key);
+  return entry != self->known->end() && time < entry->second;
+}
+
+// Whether an access happened before what the calling thread does now.
+bool is_before(const Stamp& stamp) {
+  if (stamp.block < first_block) return true;
+  if (stamp.block == self->block->id) {
+    if (stamp.time < self->block->time) return true;
+    if (stamp.spread < 2 && stamp.thread / 32 == self->index / 32 && stamp.time < self->warp->time) return true;
+    if (stamp.spread == 0 && stamp.thread == self->index) return true;
+  }
+  return knows(key_of_block(stamp.block), stamp.time) ||
+         (stamp.spread < 2 && knows(key_of_warp(stamp.block, stamp.thread), stamp.time)) ||
+         (stamp.spread == 0 && knows(key_of_thread(stamp.block, stamp.thread), stamp.time));
+}
+
+// --- cells -----------------------------------------------------------------------------------------------------------
+
+Stamp stamp_of_self(bool is_atomic) {
+  return {self->block->id, self->time, static_cast<uint16_t>(self->index), 0, is_atomic};
+}
+
+std::string location(const Region& region, uintptr_t at) {
+  return region.name + " + " + std::to_string(at - region.begin) + " bytes";
+}
+
+// The instruction, as the tests' addr2line finds it.
+std::string instruction() {
+  Dl_info info;
+  if (!caller || !dladdr(caller, &info)) return "";
+  char text[40];
+  std::snprintf(text, sizeof text, " [at 0x%zx]",
+                reinterpret_cast<uintptr_t>(caller) - reinterpret_cast<uintptr_t>(info.dli_fbase) - 1);
+  return text;
+}
+
+void report_race(const Stamp& other, const char* they, const char* now, const Region& region, uintptr_t at) {
+  fail("race: %s %s %s, which thread %u of %s %s with no barrier, or release and acquire, between them%s",
+       describe(*self).c_str(), now, location(region, at).c_str(), other.thread,
+       other.block == self->block->id ? "the same block" : "another block", they, instruction().c_str());
+}
+
+void check_order(const Stamp& other, bool is_atomic, const char* they, const char* now, const Region& region,
+                 uintptr_t at) {
+  if (other.block != 0 && !(is_atomic && other.is_atomic) && !is_before(other))
+    report_race(other, they, now, region, at);
+}
+
+void note_read(Stamp& read, const Stamp& now) {
+  if (read.block == 0 || (read.spread < 3 && is_before(read))) {
+    read = now;
+  } else if (read.spread < 3 && read.block == now.block) {
+    const int apart = read.thread == now.thread ? 0 : read.thread / 32 == now.thread / 32 ? 1 : 2;
+    read = {now.block, now.time, now.thread, static_cast<uint8_t>(std::max<int>(read.spread, apart)), now.is_atomic};
+  } else {
+    std::vector<Stamp>& all = readers[&read];
+    if (read.spread < 3) all = {read};
+    read.spread = 3;
+    for (Stamp& other : all) {
+      if (other.block != now.block) continue;
+      other = {now.block, now.time, now.thread, 2, now.is_atomic};
+      return;
+    }
+    all.push_back(now);
+  }
+}
+
+void touch(Cell& cell, bool reads, bool writes, bool is_atomic, const Region& region, uintptr_t at) {
+  const char* const now = writes ? "writes" : "reads";
+  if (reads && cell.write.block == 0)
+    fail("%s reads %s, which nobody has written%s", describe(*self).c_str(), location(region, at).c_str(),
+         instruction().c_str());
+  check_order(cell.write, is_atomic, "wrote", now, region, at);
+  if (!writes) return note_read(is_atomic ? cell.atomic_read : cell.read, stamp_of_self(is_atomic));
+  for (Stamp* const read : {&cell.read, &cell.atomic_read}) {
+    if (read->spread == 3) {
+      for (const Stamp& reader : readers[read]) check_order(reader, is_atomic, "read", now, region, at);
+      readers.erase(read);
+    } else {
+      check_order(*read, is_atomic, "read", now, region, at);
+    }
+    *read = Stamp();
+  }
+  cell.write = stamp_of_self(is_atomic);
+}
+
+// --- regions ---------------------------------------------------------------------------------------------------------
+
+Region make_region(uintptr_t begin, size_t bytes, std::string name, Kind kind, int shift) {
+  void* const cells = kind == Kind::Input ? nullptr : std::calloc((bytes >> shift) + 1, sizeof(Cell));
+  return {begin, begin + bytes, std::move(name), kind, shift, {static_cast<Cell*>(cells), std::free}};
+}
+
+Region* find(uintptr_t at) {
+  if (last_found < regions.size() && at >= regions[last_found].begin && at < regions[last_found].end)
+    return &regions[last_found];
+  const auto after =
+      std::upper_bound(regions.begin(), regions.end(), at, [](uintptr_t a, const Region& r) { return a < r.begin; });
+  if (after == regions.begin() || at >= (after - 1)->end) return nullptr;
+  last_found = after - 1 - regions.begin();
+  return &regions[last_found];
+}
+
+// For an address outside every array: the array that it is nearest to.
+std::string nearest(uintptr_t at) {
+  const Region* best = nullptr;
+  uintptr_t least = 4096;
+  for (const Region& region : regions) {
+    const uintptr_t distance = at < region.begin ? region.begin - at : at - region.end;
+    if (distance < least) best = &region, least = distance;
+  }
+  if (!best) return "no array is near";
+  return std::to_string(least) + (at < best->begin ? " bytes before " : " bytes after the end of ") + best->name +
+         " (" + std::to_string(best->end - best->begin) + " bytes)";
+}
+
+void insert(Region region) {
+  const auto after = std::upper_bound(regions.begin(), regions.end(), region.begin,
+                                      [](uintptr_t a, const Region& r) { return a < r.begin; });
+  if (after != regions.begin() && (after - 1)->end > region.begin) {
+    Region& before = *(after - 1);  // inputs may lie in each other
+    if (before.kind != Kind::Input || region.kind != Kind::Input)
+      fail("%s overlaps %s", region.name.c_str(), before.name.c_str());
+    before.end = std::max(before.end, region.end);
+    return;
+  }
+  if (after != regions.end() && after->begin < region.end) {
+    if (after->kind != Kind::Input || region.kind != Kind::Input)
+      fail("%s overlaps %s", region.name.c_str(), after->name.c_str());
+    after->begin = region.begin;
+    after->end = std::max(after->end, region.end);
+    return;
+  }
+  regions.insert(after, std::move(region));
+}
+
+void check(uintptr_t at, size_t size, bool reads, bool writes, bool is_atomic) {
+  if (self->fiber->holds(at)) return;
+  Region* region = self->block->shared.find(at);
+  if (!region) region = find(at);
+  if (!region || at + size > region->end)
+    fail("%s %s %zu bytes out of bounds: %s%s", describe(*self).c_str(), writes ? "writes" : "reads", size,
+         region ? ("across the end of " + region->name).c_str() : nearest(at).c_str(), instruction().c_str());
+  if (region->kind == Kind::Input) {
+    if (writes)
+      fail("%s writes %s, an input%s", describe(*self).c_str(), location(*region, at).c_str(), instruction().c_str());
+    return;
+  }
+  const size_t first = (at - region->begin) >> region->shift, last = (at + size - 1 - region->begin) >> region->shift;
+  for (size_t i = first; i <= last; ++i) touch(region->cells[i], reads, writes, is_atomic, *region, at);
+}
+
+void check_access(const void* address, size_t size, bool writes, const void* from) {
+  if (!self) return;
+  caller = from;
+  check(reinterpret_cast<uintptr_t>(address), size, !writes, writes, false);
+}
+
+void check_aligned(const void* address, size_t size, bool writes, const void* from) {
+  if (!self) return;
+  caller = from;
+  if (reinterpret_cast<uintptr_t>(address) % size != 0)
+    fail("%s %s %zu bytes at an address that is no multiple of %zu%s", describe(*self).c_str(),
+         writes ? "writes" : "reads", size, size, instruction().c_str());
+  check(reinterpret_cast<uintptr_t>(address), size, !writes, writes, false);
+}
+
+}  // namespace
+
+// --- shared memory ---------------------------------------------------------------------------------------------------
+
+void* SharedMemory::add(int id, const char* name, size_t bytes, size_t alignment) {
+  for (const Variable& variable : variables_)
+    if (variable.id == id) return variable.start;
+  bytes_ += bytes;
+  if (bytes_ > kStaticShared && id >= 0) fail("a block has %zu bytes of shared memory, more than 48 KiB", bytes_);
+  auto memory = std::make_unique<char[]>(bytes + alignment);
+  uintptr_t start = reinterpret_cast<uintptr_t>(memory.get());
+  start += (alignment - start % alignment) % alignment;
+  std::memset(reinterpret_cast<void*>(start), kPoison, bytes);
+  variables_.push_back({id, reinterpret_cast<void*>(start), std::move(memory),
+                        make_region(start, bytes, std::string("shared ") + name, Kind::Workspace, 1)});
+  return variables_.back().start;
+}
+
+Region* SharedMemory::find(uintptr_t at) {
+  for (Variable& variable : variables_)
+    if (at >= variable.region.begin && at < variable.region.end) return &variable.region;
+  return nullptr;
+}
+
+// --- blocks ----------------------------------------------------------------------------------------------------------
+
+Block::Block(const dim3& index, unsigned size)
+    : index(index), id(new_block_id()), threads(size), warps((size + 31) / 32) {
+  for (unsigned i = 0; i < size; ++i) {
+    Warp& warp = warps[i / 32];
+    warp.first = i / 32 * 32;
+    warp.lanes |= 1u << i % 32;
+    threads[i].block = this;
+    threads[i].warp = &warp;
+    threads[i].index = i;
+    threads[i].lane = i % 32;
+  }
+}
+
+uint32_t new_block_id() { return next_block++; }
+
+void begin_launch(const void* parameters, size_t bytes) {
+  first_block = next_block;
+  released.clear();
+  readers.clear();
+  insert(make_region(reinterpret_cast<uintptr_t>(parameters), bytes, "kernel parameters", Kind::Input, 0));
+}
+
+void end_launch(const void* parameters) {
+  const auto is_ours = [&](const Region& r) { return r.begin == reinterpret_cast<uintptr_t>(parameters); };
+  regions.erase(std::remove_if(regions.begin(), regions.end(), is_ours), regions.end());
+}
+
+void order_block(Block& block) {
+  block.time = ++block.clock;
+  std::shared_ptr<const Clock> known;
+  for (const Thread& thread : block.threads) known = joined(known, thread.known);
+  for (Thread& thread : block.threads) {
+    thread.time = block.time;
+    thread.known = known;
+  }
+}
+
+void order_warp(Warp& warp) {
+  Block& block = *self->block;
+  warp.time = ++block.clock;
+  std::shared_ptr<const Clock> known;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    if (warp.lanes >> lane & 1) known = joined(known, block.threads[warp.first + lane].known);
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if (!(warp.lanes >> lane & 1)) continue;
+    Thread& thread = block.threads[warp.first + lane];
+    thread.time = warp.time;
+    thread.known = known;
+  }
+}
+
+void fence() {
+  self->known = joined(self->known, self->met);
+  self->met = nullptr;
+  self->fenced = snapshot();
+}
+
+void check_atomic(void* at, size_t size, bool writes) {
+  caller = __builtin_return_address(0);
+  if (reinterpret_cast<uintptr_t>(at) % size != 0) fail("%s: a misaligned atomic", describe(*self).c_str());
+  check(reinterpret_cast<uintptr_t>(at), size, true, writes, true);
+}
+
+void after_atomic(void* at, Order order, bool reads, bool writes) {
+  if (!self) return;
+  const int bits = static_cast<int>(order);
+  const uintptr_t address = reinterpret_cast<uintptr_t>(at);
+  if (reads) {
+    const auto entry = released.find(address);
+    if (entry != released.end()) {
+      self->met = joined(self->met, entry->second);
+      if (bits & static_cast<int>(Order::Acquire)) self->known = joined(self->known, entry->second);
+    }
+  }
+  if (!writes) return;
+  const std::shared_ptr<const Clock> given = bits & static_cast<int>(Order::Release) ? snapshot() : self->fenced;
+  if (!reads) released.erase(address);  // a store begins anew; a change carries on what was released before
+  if (given) released[address] = joined(released[address], given);
+}
+
+// --- the host's side -------------------------------------------------------------------------------------------------
+
+void declare_array(void* array, size_t bytes) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(array);
+  if (bytes == 0 || begin < workspace_begin || begin >= workspace_end) return;  // sizes are only being counted
+  if (begin + bytes > workspace_end) return fail("an array of %zu bytes reaches beyond the workspace", bytes);
+  if (const Region* same = find(begin); same && same->begin == begin && same->end == begin + bytes) return;
+  insert(make_region(begin, bytes, "workspace array at byte " + std::to_string(begin - workspace_begin),
+                     Kind::Workspace, 2));
+}
+
+bool use_array(const char* who, const void* array, size_t bytes, Use use) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(array), end = begin + bytes;
+  Region* const region = find(begin);
+  if (!region || end > region->end) {
+    // Raw storage is no array, and must keep clear of those.
+    const bool is_raw =
+        use == Use::Spoil && begin >= workspace_begin && end <= workspace_end &&
+        std::none_of(regions.begin(), regions.end(), [&](const Region& r) { return r.begin < end && begin < r.end; });
+    if (!is_raw) fail("%s uses %zu bytes out of bounds: %s", who, bytes, nearest(begin).c_str());
+    return is_raw;
+  }
+  if (region->kind == Kind::Input) {
+    if (use != Use::Read) fail("%s writes an input", who);
+    return use == Use::Read;
+  }
+  for (size_t at = begin; at < end; at += size_t{1} << region->shift) {
+    Cell& cell = region->cells[(at - region->begin) >> region->shift];
+    if (use == Use::Read && cell.write.block == 0) {
+      fail("%s reads %s, which nobody has written", who, location(*region, at).c_str());
+      return false;
+    }
+    if (use != Use::Read) cell.write.block = use == Use::Write ? kHostBlock : 0;
+  }
+  return true;
+}
+
+}  // namespace cuda_host
+
+// --- what Python calls around an op ----------------------------------------------------------------------------------
+
+using namespace cuda_host;
+
+EXPORT void cuda_host_begin(uint64_t seed) {
+  regions.clear();
+  workspace_begin = workspace_end = 0;
+  begin_report(seed);
+}
+
+EXPORT void cuda_host_buffer(const char* name, void* data, size_t bytes, int element_bytes, int kind) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+  if (bytes == 0) return;
+  if (static_cast<Kind>(kind) != Kind::Input) std::memset(data, kPoison, bytes);
+  if (static_cast<Kind>(kind) == Kind::Workspace) {
+    workspace_begin = begin;
+    workspace_end = begin + bytes;
+  } else {
+    insert(make_region(begin, bytes, name, static_cast<Kind>(kind), std::min(__builtin_ctz(element_bytes), 2)));
+  }
+}
+
+// After the launches: nullptr, or what is wrong.
+EXPORT const char* cuda_host_end() {
+  for (const Region& region : regions)
+    if (region.kind == Kind::Output && report().empty())
+      for (size_t i = 0; i < (region.end - region.begin) >> region.shift; ++i)
+        if (region.cells[i].write.block == 0) {
+          fail("%s is left unwritten", location(region, region.begin + (i << region.shift)).c_str());
+          break;
+        }
+  return report().empty() ? nullptr : report().c_str();
+}
+
+// --- what the compiler calls before accesses -------------------------------------------------------------------------
+
+#define HOOKS(size)                                                                                                 \
+  EXPORT void __tsan_read##size(void* at) { check_aligned(at, size, false, __builtin_return_address(0)); }          \
+  EXPORT void __tsan_write##size(void* at) { check_aligned(at, size, true, __builtin_return_address(0)); }          \
+  EXPORT void __tsan_unaligned_read##size(void* at) { check_access(at, size, false, __builtin_return_address(0)); } \
+  EXPORT void __tsan_unaligned_write##size(void* at) { check_access(at, size, true, __builtin_return_address(0)); }
+HOOKS(1)
+HOOKS(2)
+HOOKS(4)
+HOOKS(8)
+HOOKS(16)
+EXPORT void __tsan_read_range(void* at, size_t size) { check_access(at, size, false, __builtin_return_address(0)); }
+EXPORT void __tsan_write_range(void* at, size_t size) { check_access(at, size, true, __builtin_return_address(0)); }
+EXPORT void __tsan_init() {}
+EXPORT void __tsan_func_entry(void*) {}
+EXPORT void __tsan_func_exit() {}
