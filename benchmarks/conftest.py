@@ -3,7 +3,7 @@
 A group of the printed table is one task; the number in brackets is the ratio to the fastest of the group. Peers that
 are not installed are skipped by name. Times on a busy machine are noise: compare within a group of one run.
 
-`-k "not slow"` leaves out what takes minutes on a small machine: large batches, the papers' networks, torch.compile.
+`-m "slow or not slow"` adds what takes minutes on a small machine: large batches, the papers' networks, torch.compile.
 `benchmarks/report.py` makes tables of a run that was kept with `--benchmark-json`.
 """
 
