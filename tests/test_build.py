@@ -1,6 +1,7 @@
 """The build, as users meet it: alone with CMake, repeated, broken, and with CUDA demanded where there is none."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,14 @@ def test_no_torch_header_in_the_core():
         if path.is_file():
             text = path.read_text()
             assert not any(f"#include <{name}/" in text for name in ("torch", "ATen", "c10")), path
+
+
+def test_cpu_and_cuda_share_their_exponential():
+    """Libraries differ in an exponential's last bit, where comparisons must be decided alike."""
+    library = re.compile(r"\b(std::)?(exp|exp2|expm1|log|log1p|pow|tanh)f?\(")
+    shared = [ROOT / "csrc" / name for name in ("geometry.h", "densebox.h", "sampling.h")]
+    for path in [*shared, *(ROOT / "csrc" / "cuda").iterdir()]:
+        assert not library.search(path.read_text()), path
 
 
 def test_a_script_beside_the_clone_imports_the_package(tmp_path: Path):

@@ -276,6 +276,15 @@ def test_equal_scores_keep_the_order_of_the_logits(device):
     assert zeros.index.tolist() == [[0, 1]]
 
 
+def test_scores_are_rounded_once(device):
+    # As a double's sigmoid is: the exponential is our own on both sides, and must be as good as a library's.
+    random = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    logits = torch.cat([torch.linspace(-120, 120, 1501), random * 4, random * 1e-4, torch.tensor([-3e38, 3e38, 1e-30])])
+    found = check(one_row(logits, device=device), [LEVEL], score_threshold=0.0, max_candidates=len(logits))
+    assert found.count == len(logits)
+    assert torch.equal(found.scores[0].cpu(), logits[found.index[0].cpu()].double().sigmoid().float())
+
+
 def test_best_of_each_level_then_best_of_all(device):
     levels = [AnchorLevel(4, ((0.0, 0.0, 8.0, 8.0),), 0, limit) for limit in (2, 0, None)]
     maps = one_row([5.0, 7, 6], device=device) + one_row([9.0], device=device) + one_row([1.0, 8, 6], device=device)
