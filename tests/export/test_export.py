@@ -219,8 +219,10 @@ def test_onnx_file(exported):
     ]
     assert names == [["batch", 3, "height", "width"], ["batch", 2]]
     description = Description.read({entry.key: entry.value for entry in model.metadata_props}, "x")
-    assert (description.model, description.score_threshold, description.size) == ("s3fd_lite", 0.05, None)
-    assert description.nms_threshold == 0.4
+    assert (description.model, description.outputs, description.size) == ("s3fd_lite", "faces", None)
+    original = create_model("s3fd_lite")
+    thresholds = (original.score_threshold, original.nms_threshold)
+    assert (description.score_threshold, description.nms_threshold) == thresholds
     assert "research-only" in description.licence
     assert str(Path(__file__).parents[2]) not in model.SerializeToString().decode("latin-1")
 
@@ -229,7 +231,7 @@ def test_refusals(exported, tmp_path):
     path = str(exported(".onnx", model="s3fd_lite"))
     assert not is_untrained(path)
     for options, message in (
-        ({"score_threshold": 0.01}, "score_threshold must be 0.05 or more"),
+        ({"score_threshold": 0.01}, "score_threshold must be 0.386 or more"),
         ({"precision": "fp16"}, "precision is fixed"),
         ({"limits": "fast"}, "limits are fixed"),
         ({"multiscale": "ssh"}, "candidates before suppression"),
@@ -244,18 +246,7 @@ def test_refusals(exported, tmp_path):
         FaceDetector(str(tmp_path / "none.onnx"))
 
 
-def test_heads_are_refused_by_the_detector(exported):
-    with pytest.raises(ValueError, match="returns raw maps"):
-        FaceDetector(str(exported(".onnx", model="ssh_lite", heads=True)))
-
-
-def test_half_precision(exported, images):
-    found = FaceDetector(str(exported(".onnx", model="s3fd_lite", precision="fp16")), device="cpu")(images[0])
-    expected = FaceDetector("s3fd_lite", device="cpu")(images[0])
-    assert_same([found], [expected], score=2e-3, pixels=0.5)
-
-
-def test_a_detector_that_is_not_bundled_cannot_be_exported_twice(exported, tmp_path):
+def test_exported_files_cannot_be_exported(exported, tmp_path):
     with pytest.raises(ValueError, match="MODEL must be a name"):
         export(ExportRequest(str(exported(".onnx", model="s3fd_lite"))), tmp_path / "again.onnx")
 
@@ -263,17 +254,33 @@ def test_a_detector_that_is_not_bundled_cannot_be_exported_twice(exported, tmp_p
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_command(exported, tmp_path, astronaut):
-    exported(".onnx", model="s3fd_lite")  # skips where the extra is missing
-    path = tmp_path / "faces.onnx"
-    runner = CliRunner()
-    done = runner.invoke(app, ["export", "ssh_lite", str(path), "--size", "320x320"])
-    assert done.exit_code == 0, done.output
-    assert "ssh_lite, faces of images of 320 x 320 pixels, fp32" in done.stderr
-    assert [file.name for file in tmp_path.iterdir()] == ["faces.onnx"]
-    found = runner.invoke(app, ["detect", str(astronaut), "--model", str(path), "--device", "cpu"])
+def test_detect_with_a_file(exported, astronaut):
+    path = exported(".onnx", model="s3fd_lite")
+    found = CliRunner().invoke(app, ["detect", str(astronaut), "--model", str(path), "--device", "cpu"])
     assert found.exit_code == 0, found.output
     assert len(json.loads(found.stdout)["faces"]) == 1
+
+
+def test_export_heads_in_half_precision(tmp_path):
+    pytest.importorskip("onnxscript", reason='needs pip install "pyface-engine[onnx]"')
+    onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install "pyface-engine[onnx]"')
+    path = tmp_path / "heads.onnx"
+    arguments = ["export", "ssh_lite", str(path), "--heads", "--size", "96x128", "--precision", "fp16"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "ssh_lite, heads of images of 96 x 128 pixels, fp16" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["heads.onnx"]
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    images = torch.randn(2, 3, 96, 128)
+    found = session.run(["logits_0", "boxes_2", "landmarks_1"], {"images": images.numpy()})
+    with torch.no_grad():
+        maps = create_model("ssh_lite")(images)
+    for value, expected in zip(found, (maps[0].logits, maps[2].boxes, maps[1].landmarks), strict=True):
+        torch.testing.assert_close(torch.from_numpy(value), expected, atol=0.05, rtol=0.05)
+    with pytest.raises(ValueError, match="returns raw maps"):
+        FaceDetector(str(path))
+    again = CliRunner().invoke(app, arguments)
+    assert (again.exit_code, "add --overwrite" in again.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
