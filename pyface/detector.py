@@ -54,8 +54,9 @@ class FaceDetector:
     where it is unpickled.
 
     Args:
-        model: A name from `list_models()`, or your own `FaceModel`, which is put into evaluation mode and moved to the
-            device.
+        model: A name from `list_models()`; the path of a file that `pyface export` wrote (.onnx or .xml), which runs on
+            the CPU with the weights, limits and precision that it has; or your own `FaceModel`, which is put into
+            evaluation mode and moved to the device.
         weights: "default" for the bundled weights, the path of a weights file, or None for random weights.
         device: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if both the machine and this build of pyface support it,
             else the CPU.
@@ -78,8 +79,9 @@ class FaceDetector:
         TypeError: The model is neither a name nor a model, or an option is not a number.
         ValueError: An option is out of range or not supported by this model, the model or device does not exist, or
             the model has no default weights.
-        FileNotFoundError: The weights file does not exist.
-        RuntimeError: The weights file cannot be read, or is for another model.
+        FileNotFoundError: The weights file or the exported file does not exist.
+        RuntimeError: The weights file or the exported file cannot be read, or is for another model.
+        ImportError: An exported file needs a package that is not installed.
 
     Example:
         >>> detector = FaceDetector("mtcnn", device="cpu")
@@ -143,17 +145,28 @@ class FaceDetector:
         if cuda_graph and self.device.type != "cuda":
             raise ValueError(f"cuda_graph needs a CUDA device, this detector is on {str(self.device)!r}")
         built = zoo.create_model(model, weights) if isinstance(model, str) else model
+        name = model if isinstance(model, str) else type(model).__name__
         if not built.takes_options:
             usual = asdict(InferenceOptions()) | {"precision": "fp32", "channels_last": None, "cuda_graph": False}
             given = asdict(self.options) | {
                 "precision": precision, "channels_last": channels_last, "cuda_graph": cuda_graph
             }  # fmt: skip
-            idle = [name for name in given if given[name] != usual[name]]
+            idle = [option for option in given if given[option] != usual[option]]
             if idle:
                 raise ValueError(
-                    f"{' and '.join(idle)}: for single-shot detectors only, and "
-                    f"{model if isinstance(model, str) else type(model).__name__} is none, leave it out"
+                    f"{' and '.join(idle)}: for single-shot detectors only, and {name} is none, leave it out"
                 )
+        if score_threshold is not None and score_threshold < built.lowest_score:
+            raise ValueError(
+                f"score_threshold must be {built.lowest_score} or more for {name}, got {score_threshold}; "
+                "or export with a lower --score-threshold"
+            )
+        if built.takes_options:
+            built.check_options(self.options)
+        if self.device.type not in built.devices:
+            if self._wanted_device != "auto":
+                raise ValueError(f"device must be auto or cpu for {name}, got {self._wanted_device!r}")
+            self.device = torch.device("cpu")
         model_on_device = built.to(self.device).eval()
         self.model: FaceModel = model_on_device.for_inference(_PRECISIONS[precision], channels_last, cuda_graph)
 
@@ -240,7 +253,8 @@ class FaceDetector:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.device = find_device(self._wanted_device)
+        device = find_device(self._wanted_device)
+        self.device = device if device.type in self.model.devices else torch.device("cpu")
         self.model = self.model.to(self.device)
 
     def _take(self, source: Source, bgr: bool, copy: bool) -> _Item:

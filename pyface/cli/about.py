@@ -83,7 +83,7 @@ def convert_data(
 
 def info() -> None:
     """Shows versions, devices and how the kernels were built, for bug reports."""
-    facts = [*_versions(), *_gpus(), *_kernels()]
+    facts = [*_versions(), *_runtimes(), *_gpus(), *_kernels()]
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         typer.echo(f"{name:<{width}}  {value}")
@@ -106,6 +106,18 @@ def _versions() -> list[tuple[str, str]]:
         ("numpy", np.__version__),
         ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in torch"),
     ]
+
+
+def _runtimes() -> list[tuple[str, str]]:
+    from importlib import metadata
+
+    facts = []
+    for name, extra in (("onnxruntime", "onnx"), ("openvino", "openvino")):
+        try:
+            facts.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            facts.append((name, f'not installed (pip install "pyface-engine[{extra}]")'))
+    return facts
 
 
 def _gpus() -> list[tuple[str, str]]:

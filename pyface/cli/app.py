@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pyface.cli import about, benchmark, detect, evaluate, train
+from pyface.cli import about, benchmark, detect, evaluate, export, train
 
-COMMANDS = ("detect", "models", "evaluate", "train", "benchmark", "convert", "convert-data", "info")
+COMMANDS = ("detect", "models", "evaluate", "train", "benchmark", "export", "convert", "convert-data", "info")
 
 
 class OrderedCommands(TyperGroup):
@@ -33,6 +33,7 @@ app.command()(about.models)
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(train.train)
 app.command()(benchmark.benchmark)
+app.command()(export.export)
 app.command()(about.convert)
 app.command()(about.convert_data)
 app.command()(about.info)

@@ -68,7 +68,7 @@ def time_detectors(request: Request) -> None:
 
         from pyface.benchmark import find_pictures, machine_facts, measure
         from pyface.io.sources import SourceError
-        from pyface.models.zoo import model_info
+        from pyface.models.zoo import CheckpointError, is_untrained
     except ImportError as error:  # the kernels were not built; the text says how to
         fail(error)
     check_outputs(request.json_file)
@@ -77,13 +77,13 @@ def time_detectors(request: Request) -> None:
     console = Console(stderr=True)
     try:
         for name in request.models:
-            model_info(name)
+            is_untrained(name)  # lists the names if there is no such model
         sources = find_pictures(request.images)
         for name in request.models:
             with console.status(f"{name} ..."):
                 detector = _make_detector(name, request, sources)
                 timings[name] = measure(detector, sources, request.seconds)
-    except (SourceError, ValueError, MemoryError, OSError) as error:
+    except (SourceError, CheckpointError, ImportError, ValueError, MemoryError, OSError) as error:
         fail(error)
     facts = machine_facts(detector.device)
     settings = {
@@ -122,9 +122,9 @@ def _make_detector(name: str, request: Request, sources: list[bytes]) -> FaceDet
 
 
 def _is_random(name: str) -> bool:
-    from pyface.models.zoo import model_info
+    from pyface.models.zoo import is_untrained
 
-    return model_info(name).weights is None
+    return is_untrained(name)
 
 
 def _print_table(timings: dict[str, Timing], facts: dict[str, Any], settings: dict[str, Any]) -> None:

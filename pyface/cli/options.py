@@ -13,7 +13,7 @@ from pyface.cli.console import fail, print_status
 if TYPE_CHECKING:
     from pyface.detector import FaceDetector
 
-Model = Annotated[str, typer.Option(help="Detector to run; `pyface models` lists them.")]
+Model = Annotated[str, typer.Option(help="Detector to run; `pyface models` lists them. Or a file by `pyface export`.")]
 OptionalModel = Annotated[str | None, typer.Option(help="Detector to run; `pyface models` lists them.")]
 Weights = Annotated[
     str,
@@ -77,15 +77,15 @@ class DetectorRequest:
         """Makes the detector, or ends the command with the reason why not."""
         try:
             from pyface.detector import FaceDetector
-            from pyface.models.zoo import CheckpointError, model_info
+            from pyface.models.zoo import CheckpointError, is_untrained
         except ImportError as error:  # the kernels were not built; the text says how to
             fail(error)
         try:
-            if self.weights == "default" and model_info(self.model).weights is None:
+            if self.weights == "default" and is_untrained(self.model):
                 print_status(
                     f"pyface: {self.model} is untrained: what it finds is noise, give it weights with --weights FILE"
                 )
                 return FaceDetector(self.model, weights=None, **self.options)
             return FaceDetector(self.model, weights=self.weights, **self.options)
-        except (CheckpointError, OSError, ValueError) as error:
+        except (CheckpointError, ImportError, OSError, ValueError) as error:
             fail(error)

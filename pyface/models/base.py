@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +58,15 @@ class FaceModel(nn.Module, ABC):
     Attributes:
         takes_options: Whether `detect` also takes `options`, an `InferenceOptions`, and `for_inference` values other
             than the defaults.
+        devices: Kinds of devices that the model runs on.
+        lowest_score: Score thresholds below this are not supported.
         trains_on_images: Whether the model trains on whole images, by a `loss` of its output for a batch of them. MTCNN
             trains on crops instead.
     """
 
     takes_options: ClassVar[bool] = False
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    lowest_score: float = 0.0
     trains_on_images: ClassVar[bool] = False
 
     @abstractmethod
@@ -79,6 +83,9 @@ class FaceModel(nn.Module, ABC):
         Returns:
             One `Faces` per image, in the order of the images.
         """
+
+    def check_options(self, options: Any) -> None:  # most models support all options
+        """Raises ValueError if the model does not support these `InferenceOptions`."""
 
     def for_inference(
         self, dtype: torch.dtype = torch.float32, channels_last: bool | None = None, cuda_graph: bool = False

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+import torch
 
 from pyface.models.base import FaceModel
 from pyface.models.checkpoints import (
@@ -24,8 +26,10 @@ from pyface.models.checkpoints import (
     save_checkpoint,
 )
 from pyface.models.densebox import DenseBoxConfig, DenseBoxLite, DenseBoxLiteConfig, DenseBoxVGG19
+from pyface.models.exported import Description, ExportedModel, Graph, is_exported
 from pyface.models.mtcnn import MTCNN, MTCNNConfig
 from pyface.models.s3fd import S3FDVGG16, S3FDLite, S3FDLiteConfig, S3FDVGG16Config
+from pyface.models.single_shot import SingleShot
 from pyface.models.srn import SRNConfig, SRNLite, SRNLiteConfig, SRNResNet50
 from pyface.models.ssh import SSHVGG16, SSHConfig, SSHLite, SSHLiteConfig
 
@@ -202,7 +206,7 @@ def create_model(name: str, weights: str | os.PathLike[str] | Literal["default"]
     """Builds a model by name, in evaluation mode, on the CPU.
 
     Args:
-        name: One of `list_models()`.
+        name: One of `list_models()`, or the path of a file that `pyface export` wrote (.onnx or .xml).
         weights: "default" for the bundled weights, None for random initialization, or the path of a file. That is one
             of pyface's (.safetensors) or a popular public checkpoint, which is detected by its keys (see
             `pyface.models.checkpoints`). Settings that the weights need, such as S3FD's padding of fc6, are applied.
@@ -211,11 +215,14 @@ def create_model(name: str, weights: str | os.PathLike[str] | Literal["default"]
         ValueError: The model does not exist, has no default weights, or their file differs from the released one.
         FileNotFoundError: The weights file does not exist.
         CheckpointError: The file cannot be read, or is for another model; a RuntimeError.
+        ImportError: An exported file needs a package that is not installed.
 
     Example:
         >>> sum(parameter.numel() for parameter in create_model("s3fd_lite", weights=None).parameters()) < 1_500_000
         True
     """
+    if is_exported(name):
+        return _open_exported(name, weights)
     row = model_info(name)
     if weights is None:
         return row.build(row.config).eval()
@@ -230,6 +237,28 @@ def _load(row: Row, path: str | os.PathLike[str]) -> FaceModel:
     model = row.build(configured(row.config, checkpoint.settings, checkpoint.path))
     load_checkpoint(model, checkpoint)
     return model.eval()
+
+
+def _open_exported(path: str, weights: object) -> ExportedModel:
+    if weights != "default":
+        raise ValueError(f"weights must be left out for {path}, which has its own, got {weights!r}")
+    graph = Graph(path)
+    description = Description.read(graph.properties, path)
+    if description.outputs != "faces":
+        raise ValueError(f"{path} returns raw maps, so pyface cannot detect with it; export it without --heads")
+    row = model_info(description.model)
+    with torch.device("meta"):  # only its rules are used, not its weights
+        original = row.build(configured(row.config, description.config, path))
+    return ExportedModel(graph, description, cast(SingleShot, original))
+
+
+def is_untrained(name: str) -> bool:
+    """Whether a model has no weights of its own, so that it finds noise unless it is given some.
+
+    Raises:
+        ValueError: The model does not exist.
+    """
+    return not is_exported(name) and model_info(name).weights is None
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Checkpoint:

@@ -1,0 +1,107 @@
+"""`pyface export`: a detector as a file for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyface.cli.console import fail, print_status
+from pyface.cli.options import Weights
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Single-shot detector; not for mtcnn.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="File to write: .onnx, .xml (OpenVINO, with a .bin) or .pt2 (torch.export)."
+        ),
+    ],
+    weights: Weights = "default",
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Export the network alone: its outputs are raw maps, not faces.")
+    ] = False,
+    uint8: Annotated[
+        bool,
+        typer.Option(
+            "--uint8",
+            help="Take uint8 images [B, H, W, 3] and normalize them in the graph, instead of floats [B, 3, H, W].",
+        ),
+    ] = False,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HEIGHTxWIDTH", help="Fix the size of the images.", show_default="any size"),
+    ] = None,
+    precision: Annotated[str, typer.Option(metavar="fp32|fp16", help="Numeric precision of the network.")] = "fp32",
+    limits: Annotated[
+        str,
+        typer.Option(
+            metavar="ap|fast",
+            help="Limits of the numbers of boxes: the paper's, or fewer (at most 200 faces per image).",
+        ),
+    ] = "ap",
+    score_threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Keep faces with a score above this.", show_default="the model's own"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Exports a detector for other runtimes.
+
+    The file takes a batch of images and their sizes, and returns boxes, scores, landmarks and counts: decoding and
+    suppression are part of the graph. docs/deploy.md describes inputs and outputs. `pyface detect --model OUT` runs
+    .onnx and .xml files.
+
+    Examples:
+
+    ```
+    pyface export s3fd_lite s3fd_lite.onnx
+    pyface export s3fd_lite fixed.onnx --size 480x640 --uint8 --limits fast
+    pyface export ssh_lite ssh_lite.xml --precision fp16
+    ```
+    """
+    options: dict[str, Any] = {
+        "model": model,
+        "weights": weights,
+        "heads": heads,
+        "input": "uint8" if uint8 else "normalised",
+        "size": _parse_sides(size),
+        "precision": precision,
+        "limits": limits,
+        "score_threshold": score_threshold,
+    }
+    _check(options, target, overwrite)
+    try:
+        from pyface.export import ExportRequest
+        from pyface.export import export as export_model
+        from pyface.models.zoo import CheckpointError
+    except ImportError as error:  # the kernels were not built; the text says how to
+        fail(error)
+    try:
+        description = export_model(ExportRequest(**options), target)
+    except (CheckpointError, ImportError, OSError, ValueError) as error:
+        fail(error)
+    shape = "images of any size" if description.size is None else "images of {} x {} pixels".format(*description.size)
+    print_status(f"{target}: {description.model}, {description.outputs} of {shape}, {description.precision}")
+
+
+def _check(options: dict[str, Any], target: Path, overwrite: bool) -> None:
+    """Fails before the work where a choice does not exist or the file could not be written."""
+    for name, choices in (("precision", ("fp32", "fp16")), ("limits", ("ap", "fast"))):
+        if options[name] not in choices:
+            fail(f"--{name} must be {' or '.join(choices)}, got {options[name]}")
+    if target.exists() and not overwrite:
+        fail(f"{target} exists already, add --overwrite to replace it")
+    if not target.parent.is_dir():
+        fail(f"{target} cannot be written: there is no folder {target.parent}")
+
+
+def _parse_sides(text: str | None) -> tuple[int, int] | None:
+    sides = (text or "").lower().split("x")
+    if text is None:
+        return None
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) >= 32 for side in sides):
+        fail(f"--size must be HEIGHTxWIDTH with sides of 32 pixels or more, as 480x640, got {text}")
+    return int(sides[0]), int(sides[1])

@@ -1,0 +1,231 @@
+"""Writes detectors as ONNX (.onnx), OpenVINO (.xml) and torch.export (.pt2) files."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from pyface import __version__
+from pyface.export.graph import Faces, Heads
+from pyface.models.exported import Description, is_exported
+from pyface.models.single_shot import SingleShot
+from pyface.models.zoo import create_model, model_info
+
+OPSET = 18  # old enough for most runtimes, and what torch's exporter writes without conversion
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export.
+
+    Attributes:
+        model: A name from `list_models()`, of a single-shot detector.
+        weights: "default", or the path of a weights file.
+        heads: Export the network alone, whose outputs are raw maps.
+        input: "normalised" for float32 [B, 3, H, W], (pixel - mean) / std in RGB order; "uint8" for [B, H, W, 3].
+        size: Height and width of the images; None: any.
+        precision: Numeric precision of the network, "fp32" or "fp16"; decoding always has float32.
+        limits: Limits of the numbers of boxes, "ap" or "fast"; see `InferenceOptions`.
+        score_threshold: Faces have a score > this; None: the model's default.
+    """
+
+    model: str
+    weights: str = "default"
+    heads: bool = False
+    input: Literal["normalised", "uint8"] = "normalised"
+    size: tuple[int, int] | None = None
+    precision: Literal["fp32", "fp16"] = "fp32"
+    limits: Literal["ap", "fast"] = "ap"
+    score_threshold: float | None = None
+
+
+def export(request: ExportRequest, target: str | os.PathLike[str]) -> Description:
+    """Exports a detector to a file.
+
+    Args:
+        request: What to export.
+        target: The file, with the suffix .onnx, .xml (and .bin beside it) or .pt2.
+
+    Returns:
+        The description that was stored in the file.
+
+    Raises:
+        ValueError: The model does not exist, is no single-shot detector or has no weights, or the suffix is another.
+        ImportError: The format needs a package that is not installed.
+        FileNotFoundError, CheckpointError: As `create_model`.
+    """
+    path = Path(target)
+    if path.suffix not in WRITERS:
+        raise ValueError(f"OUT must end with {', '.join(WRITERS)}, got {path}")
+    if is_exported(request.model):
+        raise ValueError(f"MODEL must be a name that `pyface models` lists, got the exported file {request.model}")
+    model = exportable_model(request)
+    description = describe(request, model)
+    WRITERS[path.suffix](trace(request, model), description, path)
+    return description
+
+
+def exportable_model(request: ExportRequest) -> SingleShot:
+    """Builds the model in the requested precision.
+
+    Raises:
+        ValueError: It is no single-shot detector.
+    """
+    model = create_model(request.model, request.weights)
+    if not model.takes_options:
+        raise ValueError(f"MODEL must be a single-shot detector, got {request.model}, whose cascade is no single graph")
+    # No channels_last: runtimes choose their own memory formats.
+    folded = cast(SingleShot, model.for_inference(PRECISIONS[request.precision], channels_last=False))
+    if request.score_threshold is not None:
+        folded.score_threshold = request.score_threshold
+    return folded
+
+
+def describe(request: ExportRequest, model: SingleShot) -> Description:
+    """What the file will say about itself."""
+    weights = model_info(request.model).weights
+    is_ours = request.weights == "default" and weights is not None
+    return Description(
+        model=request.model,
+        config=asdict(cast(Any, model).config),
+        outputs="heads" if request.heads else "faces",
+        input=request.input,
+        size=request.size,
+        precision=request.precision,
+        limits=request.limits,
+        max_detections=model.limits[request.limits].detections,
+        score_threshold=model.score_threshold,
+        nms_threshold=model.nms_threshold,
+        mean=model.preprocessing.mean,
+        std=model.preprocessing.std,
+        licence=weights.licence if is_ours and weights else "that of the weights file",
+        pyface=__version__,
+    )
+
+
+def trace(request: ExportRequest, model: SingleShot) -> ExportedProgram:
+    """Traces the graph, for any batch size and, unless the request fixes it, any image size."""
+    # Three different numbers, none of which a network has otherwise: equal ones could be taken for the same size.
+    batch, (height, width) = 3, request.size or (352, 416)
+    if request.input == "uint8":
+        images, axes = torch.zeros(batch, height, width, 3, dtype=torch.uint8), (1, 2)
+    else:
+        images, axes = torch.zeros(batch, 3, height, width), (2, 3)
+    shape: dict[int, Any] = {0: Dim.DYNAMIC}
+    if request.size is None:
+        shape |= dict.fromkeys(axes, Dim.DYNAMIC)
+    sizes = torch.tensor([[height, width]] * batch)
+    if request.heads:
+        module: nn.Module = Heads(model, request.input)
+        arguments: dict[str, Tensor] = {"images": images}
+        shapes = {"images": shape}
+    else:
+        module = Faces(model, request.input, request.limits)
+        arguments = {"images": images, "sizes": sizes}
+        shapes = {"images": shape, "sizes": {0: Dim.DYNAMIC}}
+    return torch.export.export(module.eval(), (), arguments, dynamic_shapes=shapes, strict=False)
+
+
+def write_torch(program: ExportedProgram, description: Description, path: Path) -> None:
+    """Writes a .pt2 file."""
+    content = {"pyface": json.dumps(description.properties())}
+    write(path, lambda file: torch.export.save(program, file, extra_files=content))
+
+
+def write_onnx(program: ExportedProgram, description: Description, path: Path) -> None:
+    """Writes an .onnx file, after checking it."""
+    content = onnx_model(program, description).SerializeToString()
+    write(path, lambda file: file.write_bytes(content))
+
+
+def write_openvino(program: ExportedProgram, description: Description, path: Path) -> None:
+    """Writes an .xml file and its .bin file, converted from ONNX."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing(error, ".xml", "openvino") from None
+    model = openvino.Core().read_model(model=onnx_model(program, description).SerializeToString())
+    model.set_rt_info(json.dumps(description.properties()), ["pyface"])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def onnx_model(program: ExportedProgram, description: Description) -> Any:
+    """Converts a traced graph to a checked `onnx.ModelProto`."""
+    try:
+        import onnx
+
+        from pyface.export.suppression import nms_padded
+    except ImportError as error:
+        raise missing(error, ".onnx", "onnx") from None
+    outputs = [str(spec) for spec in program.call_spec.out_spec.context]
+    converted = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        output_names=outputs,
+        custom_translation_table={torch.ops.pyface.nms_padded.default: nms_padded},
+        verbose=False,
+    )
+    assert converted is not None
+    model = converted.model_proto
+    forget_sources(model)
+    is_raw = description.input == "uint8"
+    name_axes(model, ("batch", "height", "width", "channel") if is_raw else ("batch", "channel", "height", "width"))
+    onnx.helper.set_model_props(model, description.properties())
+    model.producer_name, model.producer_version = "pyface", __version__
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def forget_sources(model: Any) -> None:
+    """Removes what the exporter notes about source files, with their paths on this machine."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    graph.ClearField("value_info")
+
+
+def name_axes(model: Any, axes: tuple[str, ...]) -> None:
+    """Gives the free axes of inputs and outputs names that people can read.
+
+    Args:
+        model: The `onnx.ModelProto`.
+        axes: The names of the images' axes.
+    """
+    shape = model.graph.input[0].type.tensor_type.shape
+    names = {dim.dim_param: name for dim, name in zip(shape.dim, axes, strict=True) if dim.dim_param}
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
+
+
+def missing(error: ImportError, suffix: str, extra: str) -> ImportError:
+    """The error of a format whose packages are not installed."""
+    return ImportError(f'exporting to {suffix} needs {error.name}: pip install "pyface-engine[{extra}]"')
+
+
+def write(path: Path, save: Callable[[Path], object]) -> None:
+    """Writes a file beside its place and moves it there, so that no half of a file is left."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pyface-") as folder:
+        part = Path(folder) / path.name
+        save(part)
+        os.replace(part, path)
+
+
+WRITERS: dict[str, Callable[[ExportedProgram, Description, Path], None]] = {
+    ".onnx": write_onnx,
+    ".xml": write_openvino,
+    ".pt2": write_torch,
+}
