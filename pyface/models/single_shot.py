@@ -14,7 +14,7 @@ from torch import Tensor
 from pyface import ops
 from pyface.models.base import FaceModel, Faces, GroundTruth, check_images
 from pyface.models.graphs import CudaGraphs
-from pyface.models.views import MULTISCALE, Size, View, halvings, scale_for, tiles, whole
+from pyface.models.views import MULTISCALE, Size, View, halvings, scale_for, tiles, whole, whole_faces
 
 CANVAS = 32  # canvas sizes are multiples of this, so that images of nearly equal sizes share a batch
 BATCH_PIXELS = 1 << 22  # largest number of canvas pixels per batch
@@ -243,14 +243,14 @@ class SingleShot(FaceModel):
             for k, image in enumerate(images)
             for view in self._views(k, image.shape[0], image.shape[1], options, min_face)
         ]
-        found: list[list[Faces]] = [[] for _ in images]
+        found: list[list[tuple[View, Faces]]] = [[] for _ in images]
         with torch.no_grad():
             seen = []
             for group in _groups(views):
                 seen.append(self._look(images, group, score_threshold, options))
             for view, faces in _unpad(seen):
-                found[view.image].append(faces)
-            return [self._merged(parts, options, min_face) for parts in found]
+                found[view.image].append((view, faces))
+            return [self._merged(without_parts(parts, options), options, min_face) for parts in found]
 
     def own_scale(self, height: int, width: int) -> float:
         """The default scale for an image."""
@@ -314,7 +314,7 @@ class SingleShot(FaceModel):
 
     def _merged(self, parts: list[Faces], options: InferenceOptions, min_face: float | None) -> Faces:
         if not parts:
-            empty = torch.zeros(0, device=self.device)
+            empty = torch.zeros(0, device=self.device, dtype=torch.float32)
             return Faces(empty.reshape(0, 4), empty, None)
         faces = parts[0] if len(parts) == 1 else _together(parts)
         if len(parts) > 1 and options.multiscale in _VOTING:
@@ -448,6 +448,16 @@ def _in_picture(view: View, found: ops.Candidates, row: int, count: int) -> Face
     faces = Faces(boxes, scores, landmarks)
     is_plain = view == whole(view.image, view.region[3], view.region[2], view.scale)
     return faces if is_plain else faces.select(view.counts(boxes).nonzero().squeeze(1))
+
+
+def without_parts(found: list[tuple[View, Faces]], options: InferenceOptions) -> list[Faces]:
+    """The faces of each view of an image, without those that another tile shows better; see `whole_faces`."""
+    if not any(any(view.cut) for view, _ in found):
+        return [faces for _, faces in found]
+    views, faces_of = zip(*found, strict=True)
+    boxes, scores = [of.boxes for of in faces_of], [of.scores for of in faces_of]
+    keep = whole_faces(views, boxes, scores, prefer_finer=options.multiscale is None)
+    return [of.select(kept.nonzero().squeeze(1)) for of, kept in zip(faces_of, keep, strict=True)]
 
 
 def _together(parts: list[Faces]) -> Faces:

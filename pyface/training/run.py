@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -125,6 +126,7 @@ def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = F
         load_backbone(model, run.backbone)
         freeze(model, run.recipe.frozen)
     rule = rule_of(run.recipe, model)
+    check_batch(run, model)
     begin(run, folder, album, resume)
     announce(run, album, sets)
 
@@ -218,6 +220,24 @@ def check_device(run: Run, accelerator: str) -> None:
         raise TrainingError("there is no CUDA GPU here, leave out --device cuda")
     if run.precision == "16-mixed" and (accelerator == "cpu" or not has_gpu):
         raise TrainingError("fp16 is for GPUs, take --precision fp32 or bf16 on a CPU")
+
+
+def check_batch(run: Run, model: SingleShot) -> None:
+    """Checks that batch normalization has more than one value per channel, even on the coarsest map.
+
+    Raises:
+        TrainingError: It has one: a batch of one sample, and a map of 1 x 1.
+    """
+    recipe = run.recipe
+    if recipe.batch_size > 1:
+        return
+    try:  # on torch's device for shapes alone, so that nothing is computed and no statistics change
+        copy.deepcopy(model).to("meta")(torch.zeros(1, 3, recipe.size, recipe.size, device="meta"))
+    except ValueError as error:
+        raise TrainingError(
+            f"a batch of one sample of {recipe.size} pixels gives {run.model} maps of 1 x 1, which batch normalization "
+            f"cannot train on: take --batch-size 2 or more, or a larger --size"
+        ) from error
 
 
 def check_checkpoint(path: Path) -> None:
