@@ -224,8 +224,8 @@ class Detections:
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
         start = (self.boxes[:, :2] - margin * sizes).floor()
         end = (self.boxes[:, 2:] + margin * sizes).ceil()
-        limit = torch.tensor([self.width, self.height])
-        start = start.clamp(min=torch.zeros(2), max=limit - 1).long()
+        limit = torch.tensor([self.width, self.height], device="cpu")
+        start = start.clamp(min=start.new_zeros(2), max=limit - 1).long()
         end = torch.maximum(end.clamp(max=limit).long(), start + 1)
         corners = torch.cat([start, end], dim=1).tolist()
         return [pixels[y1:y2, x1:x2].copy() for x1, y1, x2, y2 in corners]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyface.cores import is_forked, own_cores, threads_for, torch_threads
 from pyface.detections import Detections
 from pyface.io.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, Truncated, decode_image, open_image
 from pyface.io.pipeline import hold_error, ordered_map
@@ -72,6 +73,8 @@ class FaceDetector:
         precision: Numeric precision of a single-shot detector: "fp32", "fp16" or "bf16"; half precision is for GPUs.
         channels_last: Whether a single-shot detector uses the channels_last memory format, which suits GPUs in half
             precision; None: whichever is faster on a CPU.
+        threads: Number of CPU threads that the model runs on. None: as many as torch has been set to, but no more than
+            this process's cores and those that other processes leave free. A detector in a forked process runs on one.
         cuda_graph: Run a single-shot detector as one CUDA graph, captured once per batch shape; the last eight shapes
             are kept.
 
@@ -110,6 +113,7 @@ class FaceDetector:
         precision: Literal["fp32", "fp16", "bf16"] = "fp32",
         channels_last: bool | None = None,
         cuda_graph: bool = False,
+        threads: int | None = None,
     ) -> None:
         if not isinstance(model, str) and (isinstance(model, type) or not callable(getattr(model, "detect", None))):
             got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
@@ -123,7 +127,12 @@ class FaceDetector:
             )
         if min_face is not None and not 1 <= min_face < float("inf"):
             raise ValueError(f"min_face should be 1 pixel or more, or None for the model's own, got {min_face}")
-        for name, value in (("batch_size", batch_size), ("max_pixels", max_pixels)):
+        whole_numbers = {
+            "batch_size": batch_size,
+            "max_pixels": max_pixels,
+            "threads": 1 if threads is None else threads,
+        }
+        for name, value in whole_numbers.items():
             if not isinstance(value, Integral):
                 raise TypeError(f"{name} should be a whole number, got {value!r}")
             if value < 1:
@@ -132,6 +141,7 @@ class FaceDetector:
             raise ValueError("weights belong to the name of a model, but a model was passed, load them into it instead")
         if truncated not in ("refuse", "accept"):
             raise ValueError(f"truncated should be 'refuse' or 'accept', got {truncated!r}")
+        self.threads = threads
         self.score_threshold = score_threshold
         self.min_face = min_face
         self.batch_size = batch_size
@@ -144,7 +154,8 @@ class FaceDetector:
             raise ValueError(f"precision should be one of {', '.join(_PRECISIONS)}, got {precision!r}")
         if cuda_graph and self.device.type != "cuda":
             raise ValueError(f"cuda_graph needs a CUDA device, this detector is on {str(self.device)!r}")
-        built = zoo.create_model(model, weights) if isinstance(model, str) else model
+        with zoo.usual_tensors(), torch_threads(threads_for(threads)):
+            built = zoo.create_model(model, weights) if isinstance(model, str) else model
         name = model if isinstance(model, str) else type(model).__name__
         if not built.takes_options:
             usual = asdict(InferenceOptions()) | {"precision": "fp32", "channels_last": None, "cuda_graph": False}
@@ -167,8 +178,9 @@ class FaceDetector:
             if self._wanted_device != "auto":
                 raise ValueError(f"device must be auto or cpu for {name}, got {self._wanted_device!r}")
             self.device = torch.device("cpu")
-        model_on_device = built.to(self.device).eval()
-        self.model: FaceModel = model_on_device.for_inference(_PRECISIONS[precision], channels_last, cuda_graph)
+        with zoo.usual_tensors(), torch_threads(threads_for(threads)):
+            model_on_device = built.to(self.device).eval()
+            self.model: FaceModel = model_on_device.for_inference(_PRECISIONS[precision], channels_last, cuda_graph)
 
     @overload
     def __call__(self, images: list[Source] | tuple[Source, ...], *, bgr: bool = False) -> list[Detections]: ...
@@ -229,7 +241,7 @@ class FaceDetector:
         if isinstance(sources, str | os.PathLike | bytes | np.ndarray | Tensor):
             raise TypeError(f"stream takes many pictures, got one {type(sources).__name__}, pass it in a list")
         limits = _Limits(self.batch_size)
-        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="pyface-read")
+        pool = ThreadPoolExecutor(min(8, own_cores()), thread_name_prefix="pyface-read")
         try:
             ahead = 2 * self.batch_size
             taken = (self._take(source, bgr, copy) for source in sources)
@@ -296,7 +308,7 @@ class FaceDetector:
         if not batch:
             return []
         try:
-            return list(self._run_model(batch))
+            return [*self._run_model(batch)]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -316,8 +328,22 @@ class FaceDetector:
             f"make the picture smaller, raise min_face or set tile"
         )
 
-    @torch.inference_mode()
-    def _run_model(self, batch: Sequence[_Item]) -> Iterator[Detections]:
+    def _run_model(self, batch: Sequence[_Item]) -> list[Detections]:
+        """Runs the model on a batch, whatever torch's defaults have been set to in this thread or process."""
+        if is_forked() and self.device.type == "cuda":
+            raise RuntimeError(
+                f"this process was forked, and {self.device} cannot be used in forked processes: start processes by "
+                f"the method 'spawn'"
+            )
+        with (
+            torch_threads(threads_for(self.threads)),
+            zoo.default_on_cpu(),
+            torch.autocast(self.device.type, enabled=False),
+            torch.inference_mode(),
+        ):
+            return list(self._detect_batch(batch))
+
+    def _detect_batch(self, batch: Sequence[_Item]) -> Iterator[Detections]:
         images = [torch.as_tensor(item.image).to(self.device) for item in batch]
         arguments: dict[str, Any] = {"score_threshold": self.score_threshold, "min_face": self.min_face}
         if self.model.takes_options:

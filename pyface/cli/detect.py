@@ -23,6 +23,7 @@ from pyface.cli.options import (
     Multiscale,
     Precision,
     Size,
+    Threads,
     Weights,
     parse_size,
 )
@@ -79,6 +80,7 @@ def detect(
     ] = None,
     precision: Precision = "fp32",
     batch_size: BatchSize = 8,
+    threads: Threads = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
     output: Annotated[
         Path | None,
@@ -89,7 +91,8 @@ def detect(
         bool,
         typer.Option(
             "--resume",
-            help="Continue --output FILE: skip the images that it already has. Keep the other options the same.",
+            help="Continue --output FILE: skip the images that it already has. Model, weights and options must be the "
+            "same as before; FILE.run.json keeps them.",
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False,
@@ -126,6 +129,7 @@ def detect(
         "score_threshold": score_threshold,
         "min_face": min_face,
         "batch_size": batch_size,
+        "threads": threads,
         "device": device,
         "size": parse_size(size),
         "multiscale": multiscale,
@@ -193,9 +197,19 @@ def _open_results(request: Request) -> Iterator[tuple[Callable[[dict[str, Any]],
 
     if request.output is not None:
         try:
-            file = ResultFile(request.output, resume=request.resume, overwrite=request.overwrite)
+            file = ResultFile(
+                request.output,
+                resume=request.resume,
+                overwrite=request.overwrite,
+                made_by=request.detector.facts(),
+            )
         except OutputError as error:
             fail(error)
+        if file.is_unchecked:
+            print_status(
+                f"pyface: {request.output} has no {request.output.name}.run.json beside it, so whether the same model "
+                f"and options made it is unknown"
+            )
         with file:
             yield file.write, {os.path.normpath(source): failed for source, failed in file.done.items()}
     elif sys.stdout.isatty():
@@ -342,7 +356,7 @@ class _Report:
         self._lines.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def summarise(self, output: Path | None, save: Path | None) -> None:
-        """Prints totals: on a terminal always, elsewhere only if images failed."""
+        """Prints totals: on a terminal always, elsewhere if there is a file of results, or images failed."""
         read_now = self.done - self.skipped
         parts = [f"{count(self.faces, 'face')} in {count(read_now - self.failed, 'picture')}"]
         if self.failed:
@@ -357,5 +371,5 @@ class _Report:
             console = self._stderr if self._stderr.is_terminal else self._lines
             assert console is not None
             console.print(text, style="bold", markup=False, highlight=False, soft_wrap=True)
-        elif self.failed:
+        elif self.failed or output:
             print_status(f"pyface: {text}")

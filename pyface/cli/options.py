@@ -18,7 +18,9 @@ OptionalModel = Annotated[str | None, typer.Option(help="Detector to run; `pyfac
 Weights = Annotated[
     str,
     typer.Option(
-        metavar="FILE", help="Your own weights: .safetensors, or a popular public checkpoint.", show_default=False
+        metavar="FILE|none",
+        help="Your own weights: .safetensors, or a popular public checkpoint; none: random weights.",
+        show_default=False,
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -40,6 +42,12 @@ Multiscale = Annotated[
     ),
 ]
 Precision = Annotated[str, typer.Option(metavar="fp32|fp16|bf16", help="Numeric precision. Not for mtcnn.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="CPU threads of the model.", show_default="the cores that other processes leave free"
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 LowestScore = Annotated[float, typer.Option(min=0, max=1, help="Measure detections with a score above this.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")]
@@ -65,7 +73,7 @@ class DetectorRequest:
 
     Attributes:
         model: Its name.
-        weights: "default" or a file.
+        weights: "default", a file, or "none" for random weights.
         options: Of `FaceDetector`.
     """
 
@@ -73,19 +81,38 @@ class DetectorRequest:
     weights: str
     options: dict[str, Any]
 
+    def facts(self) -> dict[str, Any]:
+        """What decides the results, by the names of the options: the model, its weights as a hash, and options."""
+        from pyface.models.exported import is_exported
+        from pyface.models.zoo import model_info, weights_hash
+
+        weights = self.weights
+        if is_exported(self.model):
+            weights = weights_hash(Path(self.model))[:16]
+        elif weights == "default":
+            row = model_info(self.model)
+            weights = f"default {row.weights.sha256[:16]}" if row.weights is not None else "none"
+        elif weights != "none":
+            weights = f"{Path(weights).name} {weights_hash(Path(weights))[:16]}"
+        idle = ("device", "batch_size", "threads")
+        return {"model": self.model, "weights": weights} | {k: v for k, v in self.options.items() if k not in idle}
+
     def make(self) -> FaceDetector:
         """Makes the detector, or ends the command with the reason why not."""
         try:
             from pyface.detector import FaceDetector
-            from pyface.models.zoo import CheckpointError, is_untrained
+            from pyface.models.zoo import CheckpointError, is_untrained, model_info
         except ImportError as error:  # the kernels were not built; the text says how to
             fail(error)
         try:
             if self.weights == "default" and is_untrained(self.model):
-                print_status(
-                    f"pyface: {self.model} is untrained: what it finds is noise, give it weights with --weights FILE"
+                fail(
+                    f"{self.model} has no bundled weights: give it some with --weights FILE, or --weights none for "
+                    f"random ones, with which its boxes are random too"
                 )
-                return FaceDetector(self.model, weights=None, **self.options)
-            return FaceDetector(self.model, weights=self.weights, **self.options)
+            if self.weights == "none":
+                model_info(self.model)
+                print_status(f"pyface: {self.model} runs with random weights, so its boxes are random too")
+            return FaceDetector(self.model, weights=None if self.weights == "none" else self.weights, **self.options)
         except (CheckpointError, ImportError, OSError, ValueError) as error:
             fail(error)

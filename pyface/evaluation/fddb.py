@@ -330,7 +330,7 @@ def bundled_sizes() -> dict[str, Size]:
     Example:
         >>> sizes = bundled_sizes()
         >>> len(sizes) == PICTURES, sizes["2002/08/11/big/img_591"]
-        (True, (312, 450))
+        (True, (450, 431))
     """
     sizes = {}
     for line in (files("pyface") / "assets" / "fddb_sizes.txt").read_text(encoding="utf-8").splitlines()[1:]:

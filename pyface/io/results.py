@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,13 +66,16 @@ class ResultFile:
         path: Where to write; `.jsonl` or `.csv` chooses the form. Folders on the way are made.
         resume: Continue the file: cut off a half-written result at its end, and tell in `done` what it holds.
         overwrite: Replace the file.
+        made_by: What makes the results, such as model and options: JSON values by name. A file FILE.run.json beside the
+            results keeps it, and only the same may continue them; None: nothing is kept or checked.
 
     Attributes:
+        is_unchecked: Whether the file is continued without FILE.run.json, so that nobody knows what made it.
         done: The sources that the file held when it was opened, each with whether it had failed.
 
     Raises:
         OutputError: The name ends otherwise, the file exists (is not empty) and neither `resume` nor `overwrite` is
-            given, it is no file of results, or it cannot be written.
+            given, it is no file of results, something else made it, or it cannot be written.
 
     Example:
         >>> import tempfile
@@ -84,8 +87,16 @@ class ResultFile:
         {'a.jpg': True}
     """
 
-    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        made_by: Mapping[str, Any] | None = None,
+    ) -> None:
         self.done: dict[str, bool] = {}
+        self.is_unchecked = False
         self._encode = {".jsonl": json_line, ".csv": csv_rows}.get(path.suffix.lower())
         if self._encode is None:
             raise OutputError(f"{path}: a file of results should end with .jsonl or .csv")
@@ -93,8 +104,12 @@ class ResultFile:
             if path.exists() and path.stat().st_size > 0 and not overwrite:
                 if not resume:
                     raise OutputError(f"{path} exists already: --resume continues it, --overwrite replaces it")
+                if made_by is not None:
+                    self.is_unchecked = not _check_maker(path, made_by)
                 self._continue(path)
             path.parent.mkdir(parents=True, exist_ok=True)
+            if made_by is not None:
+                _write_maker(path, made_by)
             # Unbuffered: what is written has left this process, so killing it loses nothing.
             self._file = open(path, "wb" if overwrite else "ab", buffering=0)  # noqa: SIM115
             if self._encode is csv_rows and path.stat().st_size == 0:
@@ -131,6 +146,44 @@ class ResultFile:
         if whole < path.stat().st_size:
             with path.open("r+b") as file:
                 file.truncate(whole)
+
+
+def _maker_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.run.json")
+
+
+def _write_maker(path: Path, made_by: Mapping[str, Any]) -> None:
+    beside = path.with_name(f"{path.name}.run.json.part")
+    beside.write_text(json.dumps(dict(made_by), indent=1) + "\n", encoding="utf-8")
+    beside.replace(_maker_file(path))
+
+
+def _check_maker(path: Path, made_by: Mapping[str, Any]) -> bool:
+    """Refuses to continue what something else has made; returns False if nobody knows what made it."""
+    file = _maker_file(path)
+    if not file.exists():
+        return False
+    try:
+        before = json.loads(file.read_bytes())
+        known = [name for name in made_by if name in before]  # an older pyface has fewer options
+        changed = [name for name in known if before[name] != json.loads(json.dumps(made_by[name]))]
+    except (ValueError, KeyError, TypeError):
+        raise OutputError(
+            f"{file} is damaged or not of pyface, --overwrite makes {path} and {file.name} anew"
+        ) from None
+    if changed:
+        then, now = (", ".join(f"{name} {_shown(of[name])}" for name in changed) for of in (before, made_by))
+        raise OutputError(
+            f"{path} was made with {then}, this command has {now}: repeat the first command's options, or give another "
+            f"--output"
+        )
+    return True
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _json_results(path: Path) -> Iterator[tuple[int, str | None, bool]]:
@@ -170,7 +223,7 @@ def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
             record += line
             if record.endswith(b"\n") and record.count(b'"') % 2 == 0:
                 end += len(record)
-                text = record.decode("utf-8", "surrogateescape")
+                text = record.decode("utf-8", "surrogateescape").removeprefix("\ufeff")  # Excel's byte order mark
                 try:
                     row = next(csv.reader(io.StringIO(text, newline="")))
                 except csv.Error:

@@ -307,7 +307,7 @@ def peaks(heat: Tensor, boxes: Tensor, stride: int, most: int) -> Tensor:
     corners = (boxes.float().nan_to_num() - stride / 2) / stride
     first, last = corners[..., :2].ceil(), corners[..., 2:].floor()
     first = torch.where(last < first, ((corners[..., :2] + corners[..., 2:]) / 2).round(), first)
-    steps = torch.linspace(0, 1, most, device=heat.device)
+    steps = torch.linspace(0, 1, most, device=heat.device, dtype=torch.float32)
     places = (first[..., None] + (last - first).clamp(min=0)[..., None] * steps).round()  # [B, M, 2, most]
     x, y = places[:, :, 0].clamp(0, width - 1).long(), places[:, :, 1].clamp(0, height - 1).long()
     cells = (y[..., :, None] * width + x[..., None, :]).flatten(2)  # [B, M, most * most]

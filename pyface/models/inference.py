@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyface import ops
 from pyface.models.base import Faces
-from pyface.models.views import MULTISCALE, Size, View, whole
+from pyface.models.views import MULTISCALE, Size, View, whole, whole_faces
 
 CANVAS = 32  # canvas sizes are multiples of this, so that images of nearly equal sizes share a batch
 BATCH_PIXELS = 1 << 22  # largest number of canvas pixels per batch
@@ -138,6 +138,16 @@ def _faces_of_view(view: View, found: ops.Candidates, row: int, count: int) -> F
     faces = Faces(boxes, scores, landmarks)
     is_plain = view == whole(view.image, view.region[3], view.region[2], view.scale)
     return faces if is_plain else faces.select(view.counts(boxes).nonzero().squeeze(1))
+
+
+def without_parts(found: list[tuple[View, Faces]], options: InferenceOptions) -> list[Faces]:
+    """The faces of each view of an image, without those that another tile shows better; see `whole_faces`."""
+    if not any(any(view.cut) for view, _ in found):
+        return [faces for _, faces in found]
+    views, faces_of = zip(*found, strict=True)
+    boxes, scores = [of.boxes for of in faces_of], [of.scores for of in faces_of]
+    keep = whole_faces(views, boxes, scores, prefer_finer=options.multiscale is None)
+    return [of.select(kept.nonzero().squeeze(1)) for of, kept in zip(faces_of, keep, strict=True)]
 
 
 def merge(parts: list[Faces], options: InferenceOptions, suppress: Callable[[Faces], Faces]) -> Faces:

@@ -326,7 +326,7 @@ class MTCNN(FaceModel):
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         levels = pyramid_levels(sizes, config.min_face, config.factor)
         if not levels:
-            empty = torch.zeros(0, device=self.device)
+            empty = torch.zeros(0, device=self.device, dtype=torch.float32)
             return Proposals(empty.reshape(0, 4), empty, empty.long())
         # Cells are numbered row by row through all levels; those of level m begin at `starts[m]`.
         shapes = torch.tensor([cells_of(level) for level in levels], device=self.device)

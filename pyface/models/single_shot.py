@@ -22,6 +22,7 @@ from pyface.models.inference import (
     make_batch,
     merge,
     widened,
+    without_parts,
 )
 from pyface.models.views import MULTISCALE, Size, View, halvings, scale_for, tiles, whole
 
@@ -202,12 +203,12 @@ class SingleShot(FaceModel):
             for k, image in enumerate(images)
             for view in self._views(k, image.shape[0], image.shape[1], options, min_face)
         ]
-        found: list[list[Faces]] = [[] for _ in images]
+        found: list[list[tuple[View, Faces]]] = [[] for _ in images]
         with torch.no_grad():
             batches = [(group, self._find_in(images, group, score_threshold, options)) for group in group_views(views)]
             for view, faces in faces_of_views(batches):
-                found[view.image].append(faces)
-            return [self._merged(parts, options, min_face) for parts in found]
+                found[view.image].append((view, faces))
+            return [self._merged(without_parts(parts, options), options, min_face) for parts in found]
 
     def for_inference(
         self, dtype: torch.dtype = torch.float32, channels_last: bool | None = None, cuda_graph: bool = False
@@ -276,7 +277,7 @@ class SingleShot(FaceModel):
 
     def _merged(self, parts: list[Faces], options: InferenceOptions, min_face: float | None) -> Faces:
         if not parts:
-            empty = torch.zeros(0, device=self.device)
+            empty = torch.zeros(0, device=self.device, dtype=torch.float32)
             return Faces(empty.reshape(0, 4), empty, None)
         faces = merge(parts, options, self._suppressed)
         if min_face is not None:

@@ -6,7 +6,7 @@ The papers' scales: docs/detectors.md 2.6, 4.5, 5.4.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +17,11 @@ Size = Literal["native"] | int | tuple[int, int]
 """Size of the image that a network runs on: "native", the longer side, or (shorter side, longer side at most)."""
 
 SMALL = 96  # longer side in network pixels of the views of a pyramid that share a batch
+NEAR_CUT = 0.25
+"""Boxes nearer to a cut edge than this share of their longer side may be parts of faces."""
+
+_ROWS = 256  # of a matrix of overlaps at a time
+
 S3FD_PIXELS = 0x7FFFFFFF / 577  # the authors' limit, due to Caffe's largest blob
 
 
@@ -80,6 +85,56 @@ class View:
             if is_cut:
                 keep &= distance > margin
         return keep
+
+    def near_cut(self, boxes: Tensor, share: float) -> Tensor:
+        """Which boxes [N, 4], in image pixels, are nearer to a cut edge than this share of their longer side."""
+        left, top, right, bottom = self.region
+        distances = torch.stack(
+            [boxes[:, 0] - left, boxes[:, 1] - top, right - boxes[:, 2], bottom - boxes[:, 3]], dim=1
+        )
+        limit = share * (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True)
+        is_near = distances < limit
+        return is_near[:, [k for k, is_cut in enumerate(self.cut) if is_cut]].any(1)
+
+
+def whole_faces(
+    views: Sequence[View], boxes: Sequence[Tensor], scores: Sequence[Tensor], *, prefer_finer: bool = True
+) -> list[Tensor]:
+    """Which boxes remain of those found in the tiles of an image and of smaller copies of it.
+
+    - A box near a cut edge may be a part of a face, or a whole one whose edge was guessed. It gives way to a box that
+      is not near an edge, from whichever view, if they share half of the smaller area.
+    - A box from a coarser view gives way to one from a finer view that is not near an edge, is of the same face (IoU of
+      0.5 or more) and is about as certain, since that is what the whole image would have given.
+
+    Args:
+        views: The views of one image.
+        boxes: Per view [N, 4], in image pixels.
+        scores: Per view [N].
+        prefer_finer: Whether the second rule applies; where the boxes of all scales vote, it does not.
+
+    Returns:
+        Per view, bool [N].
+    """
+    is_near = torch.cat([view.near_cut(of, NEAR_CUT) for view, of in zip(views, boxes, strict=True)])
+    found, certain = torch.cat(list(boxes)), torch.cat(list(scores))
+    scale = torch.cat([of.new_full((len(of),), view.scale) for view, of in zip(views, boxes, strict=True)])
+    whole = (~is_near).nonzero().squeeze(1)
+    keep = torch.ones_like(is_near)
+    for rows in torch.arange(len(found), device=found.device).split(_ROWS):
+        shared, areas, other_areas = _shared_areas(found[rows], found[whole])
+        is_part = is_near[rows][:, None] & (shared >= 0.5 * torch.minimum(areas, other_areas))
+        is_same = (shared >= 0.5 * (areas + other_areas - shared)) & (certain[whole] >= 0.5 * certain[rows][:, None])
+        is_coarser = scale[rows][:, None] < scale[whole]
+        keep[rows] = ~((is_part | (is_same & is_coarser & prefer_finer)) & (shared > 0)).any(1)
+    return list(keep.split([len(of) for of in boxes]))
+
+
+def _shared_areas(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Areas of the intersections [N, M], of the boxes [N, 1] and of the others [M]."""
+    sides = torch.minimum(boxes[:, None, 2:], others[:, 2:]) - torch.maximum(boxes[:, None, :2], others[:, :2])
+    areas, other_areas = ((of[:, 2:] - of[:, :2]).clamp(min=0).prod(1) for of in (boxes, others))
+    return sides.clamp(min=0).prod(2), areas[:, None], other_areas
 
 
 def scale_for(size: Size, height: int, width: int) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from importlib.resources.abc import Traversable
@@ -225,17 +226,39 @@ def create_model(name: str, weights: str | os.PathLike[str] | Literal["default"]
         return _open_exported(name, weights)
     row = model_info(name)
     if weights is None:
-        return row.build(row.config).eval()
+        return build(row, row.config).eval()
     if weights == "default":
         with as_file(default_weights(row)) as path:
             return _load(row, path)
     return _load(row, weights)
 
 
+def build(row: Row, config: Any) -> FaceModel:
+    """Builds an untrained model, in float32 on the CPU whatever torch's defaults have been set to."""
+    with usual_tensors():
+        return row.build(config).float()
+
+
+@contextlib.contextmanager
+def usual_tensors() -> Iterator[None]:
+    """Makes tensors that anything can be done with, on the CPU unless told otherwise; for the current thread only.
+
+    The default dtype belongs to the whole process, so it stays: code that makes tensors gives their dtype.
+    """
+    with default_on_cpu(), torch.inference_mode(False):
+        yield
+
+
+def default_on_cpu() -> contextlib.AbstractContextManager[Any]:
+    """Makes tensors on the CPU unless told otherwise; free of charge where that is so already."""
+    return contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
 def _load(row: Row, path: str | os.PathLike[str]) -> FaceModel:
-    checkpoint = read_checkpoint(path, row.name)
-    model = row.build(configured(row.config, checkpoint.settings, checkpoint.path))
-    load_checkpoint(model, checkpoint)
+    with usual_tensors():
+        checkpoint = read_checkpoint(path, row.name)
+        model = build(row, configured(row.config, checkpoint.settings, checkpoint.path))
+        load_checkpoint(model, checkpoint)
     return model.eval()
 
 
@@ -283,10 +306,18 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> C
         raise FileNotFoundError(f"there is no folder {target.parent}")
     checkpoint = foreign(read_checkpoint(source))
     row = model_info(str(checkpoint.model))
-    model = row.build(configured(row.config, checkpoint.settings, checkpoint.path))
+    model = build(row, configured(row.config, checkpoint.settings, checkpoint.path))
     load_checkpoint(model, checkpoint)
     save_checkpoint(target, model, row.name, checkpoint.settings)
     return checkpoint
+
+
+def weights_hash(path: Path) -> str:
+    """The SHA-256 of a weights file, or of the files in MTCNN's folder of three."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def default_weights(row: Row) -> Traversable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import cast
@@ -32,6 +33,24 @@ def check_single_shot(run: Run, folder: Path) -> None:
     check_checkpoint(folder / CHECKPOINT)
 
 
+def check_batch(run: Run, model: SingleShot) -> None:
+    """Checks that batch normalization has more than one value per channel, even on the coarsest map.
+
+    Raises:
+        TrainingError: It has one: a batch of one sample, and a map of 1 x 1.
+    """
+    recipe = run.recipe
+    if recipe.batch_size > 1:
+        return
+    try:  # on torch's device for shapes alone, so that nothing is computed and no statistics change
+        copy.deepcopy(model).to("meta")(torch.zeros(1, 3, recipe.size, recipe.size, device="meta"))
+    except ValueError as error:
+        raise TrainingError(
+            f"a batch of one sample of {recipe.size} pixels gives {run.model} maps of 1 x 1, which batch normalization "
+            f"cannot train on: take --batch-size 2 or more, or a larger --size"
+        ) from error
+
+
 def train_single_shot(job: Job) -> None:
     """Trains a single-shot detector, or resumes its training.
 
@@ -44,6 +63,7 @@ def train_single_shot(job: Job) -> None:
         load_backbone(model, run.backbone)
         freeze(model, run.recipe.frozen)
     rule = rule_of(run.recipe, model)
+    check_batch(run, model)
     begin(dataclasses.replace(job, run=run))
 
     per_epoch = max(1, len(job.album) // (run.recipe.batch_size * run.devices))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import cv2
@@ -156,13 +157,15 @@ def test_options_reach_the_detector(run, write_grey):
     run("detect", "a.png", "--max-pixels", 48 * 32)
 
 
-def test_untrained_models_run_and_say_so(run, write_grey, monkeypatch):
+def test_models_without_weights_are_refused_unless_that_is_asked_for(run, write_grey, monkeypatch):
     from pyface.models import zoo
 
     monkeypatch.setitem(zoo.REGISTRY, "srn_lite", replace(zoo.model_info("srn_lite"), weights=None))
     write_grey("a.png", 160)
-    result = run("detect", "a.png", "--model", "srn_lite", "--size", "64x96", "--device", "cpu")
-    assert "srn_lite is untrained: what it finds is noise" in result.stderr
+    arguments = ("detect", "a.png", "--model", "srn_lite", "--size", "64x96", "--device", "cpu")
+    assert_mistake(run(*arguments, status=2), "srn_lite has no bundled weights", "--weights FILE", "--weights none")
+    result = run(*arguments, "--weights", "none")
+    assert "srn_lite runs with random weights" in result.stderr
     assert lines_of(result.stdout)[0]["error"] is None
 
 
@@ -289,6 +292,60 @@ def test_resume_without_a_file_starts_one(run, write_grey):
     assert [line["source"] for line in lines_of(Path("faces.jsonl").read_text())] == ["a.png", "b.png"]
 
 
+@pytest.mark.parametrize("name", ["faces.jsonl", "faces.csv"])
+def test_resume_with_something_else_is_refused(run, write_grey, tmp_path, name):
+    """Faces of two models, or of two thresholds, in one file of results would never be noticed."""
+    import shutil
+
+    weights = files("pyface") / "weights"
+    shutil.copy(str(weights / "s3fd_lite.safetensors"), tmp_path / "a.safetensors")
+    write_grey("in/a.png", 80)
+    options = ["--score-threshold", 0.05, "--min-face", 2]
+    run("detect", "in", "-o", name, *options)
+    before = Path(name).read_bytes()
+    write_grey("in/b.png", 80)
+    for arguments, then, now in (
+        (["--min-face", 2], "score_threshold 0.05", "score_threshold not given"),
+        (["--score-threshold", 0.05, "--min-face", 3], "min_face 2.0", "min_face 3.0"),
+        ([*options, "--truncated", "accept"], "truncated refuse", "truncated accept"),
+        ([*options, "--model", "ssh_lite"], "model s3fd_lite, weights default ", "model ssh_lite, weights default "),
+        ([*options, "--weights", "a.safetensors"], "weights default ", "weights a.safetensors "),
+    ):
+        result = run("detect", "in", "-o", name, "--resume", *arguments, status=2)
+        assert_mistake(result, f"{name} was made with {then}", f"this command has {now}", "another --output")
+        assert Path(name).read_bytes() == before
+    run("detect", "in", "-o", name, "--resume", *options, "--batch-size", 1)
+    assert Path(name).read_bytes().startswith(before)
+    assert Path(name).read_bytes() != before
+    Path(f"{name}.run.json").write_text("{")
+    assert_mistake(
+        run("detect", "in", "-o", name, "--resume", *options, status=2), "run.json is damaged", "--overwrite"
+    )
+    run("detect", "in", "-o", name, "--overwrite")
+    run("detect", "in", "-o", name, "--resume")
+
+
+def test_resume_without_the_file_of_options_says_so(run, write_grey):
+    write_grey("a.png", 80)
+    run("detect", "a.png", "-o", "faces.jsonl")
+    Path("faces.jsonl.run.json").unlink()
+    stderr = run("detect", "a.png", "-o", "faces.jsonl", "--resume").stderr
+    assert "faces.jsonl has no faces.jsonl.run.json beside it" in stderr
+    assert Path("faces.jsonl.run.json").exists()
+
+
+def test_a_redirected_run_ends_with_what_it_did(run, write_grey):
+    write_grey("a.png", 80)
+    write_grey("b.png", 40)
+    stderr = run("detect", "a.png", "b.png", "-o", "faces.csv").stderr
+    assert stderr.startswith("pyface: 3 faces in 2 pictures, ")
+    assert stderr.endswith("; results in faces.csv\n")
+    assert len(stderr.splitlines()) == 1
+    assert (
+        "0 faces in 0 pictures, 2 done before" in run("detect", "a.png", "b.png", "-o", "faces.csv", "--resume").stderr
+    )
+
+
 def test_existing_output(run, write_grey):
     write_grey("a.png")
     Path("empty.jsonl").touch()
@@ -400,7 +457,9 @@ def test_closed_stdout(write_grey, tmp_path):
     assert status == 2
     assert text.startswith("pyface: the standard output is closed")
     assert len(text.splitlines()) == 1
-    assert closed("detect", "a.png", "--output", "faces.jsonl", "--save", "out") == (0, "")
+    status, text = closed("detect", "a.png", "--output", "faces.jsonl", "--save", "out")
+    assert status == 0
+    assert text.startswith("pyface: 1 face in 1 picture, ")
     assert len(lines_of((tmp_path / "faces.jsonl").read_text())[0]["faces"]) == 1
     assert (tmp_path / "out/a.png").exists()
     assert closed("models") == (0, "")

@@ -317,19 +317,19 @@ def test_fddb_with_a_model(run, fddb):
 
 def test_fddb_cuts_regions_by_the_bundled_sizes(run, tmp_path):
     """A face and its detection that reach beyond the picture's border to different lengths are the same within it."""
-    key = "2002/08/11/big/img_591"  # 312 x 450 pixels
-    (tmp_path / "FDDB-fold-01-ellipseList.txt").write_text(f"{key}\n1\n60 40 1.5707963 300 200  1\n")
-    (tmp_path / "out.txt").write_text(f"{key}\n1\n260 140 120 120 0.9\n")
+    key = "2002/08/11/big/img_591"  # 450 x 431 pixels
+    (tmp_path / "FDDB-fold-01-ellipseList.txt").write_text(f"{key}\n1\n60 40 1.5707963 440 200  1\n")
+    (tmp_path / "out.txt").write_text(f"{key}\n1\n400 140 120 120 0.9\n")
     arguments = ("fddb", "--ground-truth", ".", "--predictions", "out.txt", "--json", "roc.json")
     result = run(*arguments)
     assert "unknown size" not in result.stderr
     rate = json.loads((tmp_path / "roc.json").read_text())["true_positive_rate"]["100"]["continuous"]
     folder = tmp_path / "pictures" / "2002/08/11/big"
     folder.mkdir(parents=True)
-    cv2.imwrite(str(folder / "img_591.jpg"), np.zeros((450, 312, 3), np.uint8))
+    cv2.imwrite(str(folder / "img_591.jpg"), np.zeros((431, 450, 3), np.uint8))
     run(*arguments, "--images", "pictures")
     assert json.loads((tmp_path / "roc.json").read_text())["true_positive_rate"]["100"]["continuous"] == rate
-    cv2.imwrite(str(folder / "img_591.jpg"), np.zeros((450, 900, 3), np.uint8))
+    cv2.imwrite(str(folder / "img_591.jpg"), np.zeros((431, 900, 3), np.uint8))
     run(*arguments, "--images", "pictures")
     assert json.loads((tmp_path / "roc.json").read_text())["true_positive_rate"]["100"]["continuous"] < rate
 

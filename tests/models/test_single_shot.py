@@ -11,6 +11,8 @@ from torch import nn
 
 from pyface import ops
 from pyface.detector import FaceDetector
+from pyface.evaluation.average_precision import box_iou
+from pyface.io.images import read_image
 from pyface.models import single_shot
 from pyface.models.base import Faces
 from pyface.models.graphs import CudaGraphs
@@ -195,6 +197,19 @@ def test_ssh_pyramid_leaves_out_the_last_level_at_its_largest_scale(monkeypatch)
     assert_found(SquareFinder().detect([image], options=InferenceOptions(multiscale="ssh"))[0], (96, 48, 32))
     monkeypatch.setitem(single_shot.MULTISCALE, "ssh", lambda view: [replace(view, levels=-1)])
     assert_found(SquareFinder().detect([image], options=InferenceOptions(multiscale="ssh"))[0])
+
+
+@pytest.mark.parametrize("model", ["s3fd_lite", "ssh_lite", "srn_lite", "densebox_lite"])
+def test_real_faces_at_the_borders_of_tiles_come_back_once_and_whole(gallery, model):
+    """Nine faces of 30 to 160 pixels, and tiles that begin and end anywhere on them."""
+    picture = read_image(gallery)
+    for left, top in ((0, 0), (37, 21)):
+        part = picture[top:, left:]
+        whole = FaceDetector(model, device="cpu", size="native")(part)
+        for tile in (256, 320, 416):
+            faces = FaceDetector(model, device="cpu", size="native", tile=tile)(part)
+            assert len(faces) == len(whole)
+            assert box_iou(whole.boxes.numpy(), faces.boxes.numpy()).max(1).min() > 0.8
 
 
 def test_tiles_find_what_the_whole_picture_shows():

@@ -18,6 +18,7 @@ from pyface.models.views import (
     ssh_views,
     tiles,
     whole,
+    whole_faces,
 )
 
 
@@ -138,6 +139,35 @@ def test_points_come_back_from_a_scaled_mirrored_region():
     assert view.to_picture(points).tolist() == [[110.0, 20.0], [10.0, 70.0]]
     picture = torch.arange(80 * 120 * 3).reshape(80, 120, 3).to(torch.uint8)
     assert torch.equal(view.pixels(picture), picture[20:70, 10:110].flip(1))
+
+
+def keeps(*found, **options):
+    """Of each view's boxes, with scores, whether they remain."""
+    views, boxes, scores = zip(*found, strict=True)
+    boxes = [torch.tensor(of, dtype=torch.float32).reshape(-1, 4) for of in boxes]
+    return [kept.tolist() for kept in whole_faces(views, boxes, [torch.tensor(of) for of in scores], **options)]
+
+
+LEFT = View(0, (0, 0, 100, 100), 1.0, cut=(False, False, True, False))
+RIGHT = View(0, (75, 0, 175, 100), 1.0, cut=(True, False, False, False))
+COARSE = View(0, (0, 0, 175, 100), 0.5)
+
+
+def test_a_part_of_a_face_gives_way_to_the_whole():
+    part, whole_face = [70.0, 10, 95, 50], [70.0, 10, 110, 50]
+    assert keeps((LEFT, [part], [0.99]), (COARSE, [whole_face], [0.3])) == [[False], [True]]
+    assert keeps((LEFT, [part], [0.99]), (RIGHT, [[120.0, 10, 160, 50]], [0.9])) == [[True], [True]]  # another's
+    assert keeps((LEFT, [part], [0.9]), (RIGHT, [[77.0, 10, 110, 50]], [0.9])) == [[True], [True]]  # whole nowhere
+    assert keeps((LEFT, [[20.0, 10, 60, 50], [25.0, 20, 45, 40]], [0.9, 0.8])) == [[True, True]]  # far from the edge
+
+
+def test_a_finer_view_is_preferred_for_whole_faces():
+    fine, coarse = [20.0, 10, 60, 50], [18.0, 8, 60, 52]
+    assert keeps((LEFT, [fine], [0.8]), (COARSE, [coarse], [0.95])) == [[True], [False]]
+    assert keeps((LEFT, [fine], [0.1]), (COARSE, [coarse], [0.95])) == [[True], [True]]  # suppression decides
+    assert keeps((LEFT, [fine], [0.8]), (COARSE, [[30.0, 8, 90, 90]], [0.95])) == [[True], [True]]
+    assert keeps((LEFT, [], []), (COARSE, [], [])) == [[], []]
+    assert keeps((LEFT, [fine], [0.8]), (COARSE, [coarse], [0.95]), prefer_finer=False) == [[True], [True]]  # they vote
 
 
 def test_which_boxes_count():

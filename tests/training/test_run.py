@@ -88,6 +88,14 @@ def test_a_killed_run_goes_on_with_the_same_samples(data, tmp_path, monkeypatch)
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["s3fd_lite", "srn_lite"])
+def test_one_sample_on_maps_of_one_cell_is_refused_before_the_folder_is_made(data, tmp_path, model):
+    recipe = replace(SMALL, batch_size=1, size=96)
+    with pytest.raises(TrainingError, match=r"maps of 1 x 1, .* take --batch-size 2 or more, or a larger --size"):
+        train(small_run(data, model=model, recipe=recipe), tmp_path / "run", accelerator="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_time_ends_a_run(data, tmp_path):
     train(small_run(data, max_hours=3 / 3600), tmp_path / "run", accelerator="cpu")
     assert (tmp_path / "run" / "best.safetensors").exists()
