@@ -49,7 +49,7 @@ def explain_low(pictures: Iterable[tuple[Boxes, Boxes]]) -> str | None:
         The end of a sentence about the rows; None if they look like what they should be.
 
     Example:
-        >>> explain_low([(np.array([[10, 10, 30, 40, 0.9]]), np.array([[10, 10, 30, 40]]))])
+        >>> explain_low([(np.array([[90, 90, 130, 140, 0.9]]), np.array([[90, 90, 130, 140]]))])
         'look like x1 y1 x2 y2 score, and should be x y w h score'
     """
     some = list(islice(((rows, faces) for rows, faces in pictures if len(rows) and len(faces)), _PICTURES))
