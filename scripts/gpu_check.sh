@@ -14,7 +14,6 @@ logs=gpu_check
 dry_run=false
 [ "${1:-}" = --dry-run ] && dry_run=true
 failed=0
-mkdir -p "$logs"
 
 # run NAME SECONDS COMMAND...: one step, its output in a log.
 run() {
@@ -53,6 +52,7 @@ else
   [ -n "$gpu" ] || { echo "nvidia-smi finds no GPU here; --dry-run checks the steps without one" >&2; exit 1; }
 fi
 
+$dry_run || mkdir -p "$logs"
 build
 run graphs 60 "$python" -m pytest -q -m cuda -k graph
 run tests 120 "$python" -m pytest -q -m cuda -k "not graph"
@@ -68,6 +68,7 @@ if $dry_run; then
   "$python" -m pytest -q --collect-only -m cuda -k graph | tail -n 1
   "$python" -m pytest -q --collect-only -m cuda tests/ops -k "$small" | tail -n 1
   "$python" -m pytest -q --collect-only benchmarks -m cuda -k "not slow" | tail -n 1
+  exit
 fi
 [ $failed = 0 ] && echo "all steps passed" || echo "some steps failed: see $logs/"
 exit $failed

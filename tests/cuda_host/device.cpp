@@ -343,10 +343,10 @@ uint64_t value_of_lane(const Site& site, uint32_t mask, uint64_t value, int lane
 
 void sleep() { yield(); }
 
-void before_atomic(void* at, size_t size, bool writes) {
+void before_atomic(void* at, size_t size, bool reads, bool writes) {
   if (!self) return;
   if (random_below(4) == 0) yield();
-  check_atomic(at, size, writes);
+  check_atomic(at, size, reads, writes);
   if (writes) grid->idle_turns = 0;
 }
 

@@ -79,7 +79,11 @@ def build(source: Path, folder: Path) -> Path:
 
 def build_with(folder: Path, kernels: Path, unit: str, module: Path) -> None:
     """Links a module from what ``folder`` was built to, but with one file compiled from other rewritten kernels."""
-    compiled = {Path(entry["file"]).name: entry for entry in json.loads((folder / "compile_commands.json").read_text())}
+    compiled = {
+        path.name: entry
+        for entry in json.loads((folder / "compile_commands.json").read_text())
+        if (path := Path(entry["file"])).parent.name in ("kernels", "csrc")
+    }
     arguments = shlex.split(compiled[unit]["command"])
     object_ = kernels / f"{unit}.o"
     arguments[arguments.index("-o") + 1] = str(object_)

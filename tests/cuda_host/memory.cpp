@@ -97,8 +97,9 @@ std::string instruction() {
 }
 
 void report_race(const Stamp& other, const char* they, const char* now, const Region& region, uintptr_t at) {
-  fail("race: %s %s %s, which thread %u of %s %s with no barrier, or release and acquire, between them%s",
-       describe(*self).c_str(), now, location(region, at).c_str(), other.thread,
+  const std::string who = other.spread > 0 ? "other threads" : "thread " + std::to_string(other.thread);
+  fail("race: %s %s %s, which %s of %s %s with no barrier, or release and acquire, between them%s",
+       describe(*self).c_str(), now, location(region, at).c_str(), who.c_str(),
        other.block == self->block->id ? "the same block" : "another block", they, instruction().c_str());
 }
 
@@ -310,10 +311,10 @@ void fence() {
   self->fenced = snapshot();
 }
 
-void check_atomic(void* at, size_t size, bool writes) {
+void check_atomic(void* at, size_t size, bool reads, bool writes) {
   caller = __builtin_return_address(0);
   if (reinterpret_cast<uintptr_t>(at) % size != 0) fail("%s: a misaligned atomic", describe(*self).c_str());
-  check(reinterpret_cast<uintptr_t>(at), size, true, writes, true);
+  check(reinterpret_cast<uintptr_t>(at), size, reads, writes, true);
 }
 
 void after_atomic(void* at, Order order, bool reads, bool writes) {

@@ -180,7 +180,7 @@ FAULTS = [
         "kept), ::cuda::memory_order_release);",
         "kept), ::cuda::memory_order_relaxed);",
         nms_tiles,
-        "race: .* which thread",
+        "race: .* another block",
     ),
     Fault(
         "a flag is read without an acquire",

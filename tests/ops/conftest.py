@@ -1,5 +1,7 @@
 """Every op test runs on the CPU, on the emulated GPU, and on a GPU where there is one (`pytest -m cuda`)."""
 
+from collections.abc import Callable, Iterable
+
 import pytest
 
 
@@ -12,3 +14,28 @@ import pytest
 )
 def device(request: pytest.FixtureRequest) -> str:
     return request.param if request.param == "cpu" else request.getfixturevalue(request.param)
+
+
+def is_emulated(item: pytest.Item) -> bool:
+    """Whether a test runs on the emulated GPU."""
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and callspec.params.get("device") == "cuda_host"
+
+
+@pytest.fixture
+def some(request: pytest.FixtureRequest) -> Callable[[Iterable], list]:
+    """On the emulated GPU, which is slow, the first and the last of a test's repetitions; elsewhere all."""
+
+    def thin_out(values: Iterable) -> list:
+        every = list(values)
+        return [every[0], every[-1]] if is_emulated(request.node) else every
+
+    return thin_out
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what would take minutes on the emulated GPU."""
+    too_large = [item for item in items if is_emulated(item) and item.get_closest_marker("large")]
+    if too_large:
+        config.hook.pytest_deselected(items=too_large)
+        items[:] = [item for item in items if item not in set(too_large)]

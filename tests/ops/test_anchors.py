@@ -134,10 +134,10 @@ def on(device: str, options: dict) -> dict:
 @pytest.mark.parametrize("hostile", [False, True], ids=["random", "hostile"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", DETECTORS)
-def test_equals_reference(name, dtype, hostile, device):
+def test_equals_reference(name, dtype, hostile, device, some):
     make_levels, extras, options = DETECTORS[name]
     levels = make_levels()
-    for seed in range(3):
+    for seed in some(range(3)):
         maps = random_maps(levels, extras=extras, seed=seed)
         maps = make_hostile(maps, seed) if hostile else maps
         found = check(each(maps, lambda t: t.to(device, dtype)), levels, **on(device, options))
@@ -172,7 +172,20 @@ def test_maps_of_any_strides(name, device):
     check(each(maps, lambda t: t[:1].expand_as(t)), levels, **options)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1), (5, 63), (4, 64), (3, 65), (1, 256), (1, 257), (130, 129)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (1, 1),
+        (1, 17),
+        (17, 1),
+        (5, 63),
+        (4, 64),
+        (3, 65),
+        (1, 256),
+        (1, 257),
+        pytest.param((130, 129), marks=pytest.mark.large),
+    ],
+)
 def test_any_map_size(size, device):
     for k, num_background in ((1, 0), (1, 3), (2, 1), (8, 2)):
         level = AnchorLevel(4, square(4, *range(4, 4 + k)), num_background)
@@ -184,6 +197,7 @@ def test_any_map_size(size, device):
         check(maps, [level], score_threshold=0.5, max_candidates=10**6)
 
 
+@pytest.mark.large
 def test_large_levels_are_shared_out_in_order(device):
     # More than one share of work a level, and equal scores everywhere: the order is the index.
     level = AnchorLevel(4, square(4, 8, 16), 1)

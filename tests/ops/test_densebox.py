@@ -85,7 +85,9 @@ def test_maps_of_any_strides(device):
     check(scores[:1].expand(3, -1, -1, -1), offsets[:1].expand(3, -1, -1, -1), **options)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 257), (257, 1), (3, 65), (130, 129)])
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 257), (257, 1), (3, 65), pytest.param((130, 129), marks=pytest.mark.large)]
+)
 def test_any_map_size(size, device):
     check(*(x.to(device) for x in random_maps(size)), score_threshold=0.1, max_candidates=10**6)
 

@@ -168,6 +168,7 @@ def test_equals_reference_in_the_papers_settings(name, device):
     assert (index[2] >= 0).any()
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("name", SETTINGS)
 def test_five_thousand_faces_in_an_image(name, device):
     faces = random_faces(5003, 640)

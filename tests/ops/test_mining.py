@@ -41,24 +41,27 @@ def chosen(selected: torch.Tensor) -> list[int]:
 # --- against the reference -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33, 255, 257, 1023, 1024, 1025, 5000, 34125])
-def test_equal_the_reference(n, device):
+@pytest.mark.parametrize(
+    "n", [0, 1, 2, 31, 32, 33, 255, 257, 1023, 1024, 1025, 5000, pytest.param(34125, marks=pytest.mark.large)]
+)
+def test_equal_the_reference(n, device, some):
     for batch in (0, 1, 5):
-        for seed in range(4):
+        for seed in some(range(4)):
             losses, index = random_batch(batch, n, seed, device)
-            for ratio, minimum in ((3.0, 16), (1.0, 0), (0.5, 1), (0.0, 0), (0.0, 2**40), (1e300, 3), (20.0, 100)):
+            numbers = ((3.0, 16), (1.0, 0), (0.5, 1), (0.0, 0), (0.0, 2**40), (1e300, 3), (20.0, 100))
+            for ratio, minimum in some(numbers):
                 options = {"ratio": ratio, "minimum": minimum}
                 expected = reference.hard_negatives(losses, index, **options)
                 assert torch.equal(ops.hard_negatives(losses, index, **options), expected)
-                for hard_fraction in (0.0, 0.01, 0.4, 1.0):
+                for hard_fraction in some((0.0, 0.01, 1.0, 0.4)):
                     options |= {"hard_fraction": hard_fraction, "seed": seed * 2**61 + seed}
                     expected = reference.balanced_sample(losses, index, **options)
                     assert torch.equal(ops.balanced_sample(losses, index, **options), expected)
-            for keep in (0.0, 0.01, 0.7, 1.0):
+            for keep in some((0.0, 0.01, 1.0, 0.7)):
                 for valid in (None, index.flatten() != -2):
                     expected = reference.online_hard(losses.flatten(), keep=keep, valid=valid)
                     assert torch.equal(ops.online_hard(losses.flatten(), keep=keep, valid=valid), expected)
-        if n > 5000:
+        if n > 5000 and batch > 0:
             break
 
 

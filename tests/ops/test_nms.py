@@ -94,20 +94,43 @@ def on(device: str, *tensors: torch.Tensor):
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
-@pytest.mark.parametrize("n", [0, 1, 2, 15, 16, 17, 31, 32, 33, 127, 128, 129, 511, 512, 513, 2047, 2048, 2049, 4097])
-def test_nms_equals_reference(n, overlap, device):
+@pytest.mark.parametrize(
+    "n",
+    [
+        0,
+        1,
+        2,
+        15,
+        16,
+        17,
+        31,
+        32,
+        33,
+        127,
+        128,
+        129,
+        511,
+        512,
+        513,
+        2047,
+        2048,
+        2049,
+        pytest.param(4097, marks=pytest.mark.large),
+    ],
+)
+def test_nms_equals_reference(n, overlap, device, some):
     boxes, scores = on(device, *random_boxes(n, seed=n, extent=30 * max(n, 1) ** 0.5))
-    for threshold in (0.0, 0.3, 0.7, 1.0):
+    for threshold in some((0.0, 0.7, 1.0, 0.3)):
         expected = reference.nms(boxes, scores, threshold, overlap=overlap)
         assert torch.equal(ops.nms(boxes, scores, threshold, overlap=overlap), expected)
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
 @pytest.mark.parametrize("seed", range(8))
-def test_nms_equals_reference_on_hostile_boxes(seed, overlap, device):
-    for n in (40, 300, 3000):
+def test_nms_equals_reference_on_hostile_boxes(seed, overlap, device, some):
+    for n in some((40, 3000, 300)):
         boxes, scores = on(device, *hostile_boxes(n, seed))
-        for threshold in (0.0, 0.25, 0.5, 1.0):
+        for threshold in some((0.0, 0.25, 1.0, 0.5)):
             expected = reference.nms(boxes, scores, threshold, overlap=overlap)
             assert torch.equal(ops.nms(boxes, scores, threshold, overlap=overlap), expected)
 
@@ -124,6 +147,7 @@ def test_nms_equals_reference_on_any_floats(data):
         assert torch.equal(ops.nms(table[:, :4], table[:, 4], threshold, overlap=overlap), expected)
 
 
+@pytest.mark.large
 def test_nms_equals_torchvision(device):
     torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed: the peer is not compared")
     for n in (1, 100, 1000, 5000):
@@ -192,6 +216,7 @@ def test_strided_and_differentiable_inputs(device):
     assert not keep.requires_grad
 
 
+@pytest.mark.large
 def test_a_million_boxes(device):
     boxes, scores = on(device, *random_boxes(1_000_000, extent=4000))
     keep = ops.nms(boxes, scores, 0.5)
@@ -246,6 +271,12 @@ def test_batched_nms_equals_nms_per_class(classes, overlap, device):
     )
 
 
+def test_several_tiles_with_classes_equal_reference(device):
+    boxes, scores = on(device, *random_boxes(4200, extent=900))
+    idxs = torch.arange(4200, device=device) % 3
+    assert torch.equal(ops.batched_nms(boxes, scores, idxs, 0.3), reference.batched_nms(boxes, scores, idxs, 0.3))
+
+
 def test_batched_nms_loses_nothing_at_large_coordinates(device):
     # Offsets of class x 1e6 would merge what lies 0.1 pixels apart here.
     boxes = torch.tensor([[0.0, 0, 1, 1], [0.4, 0, 1.4, 1], [1e6, 0, 1e6 + 1, 1]], device=device).repeat(2, 1)
@@ -258,7 +289,7 @@ def test_batched_nms_loses_nothing_at_large_coordinates(device):
 # --- nms_padded ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [0, 1, 60, 700, 5000])
+@pytest.mark.parametrize("n", [0, 1, 60, 700, pytest.param(5000, marks=pytest.mark.large)])
 def test_nms_padded_equals_reference(n, device):
     for batch in (0, 1, 3, 9):
         boxes, scores = on(device, *random_boxes(batch * n, seed=n, extent=300))
@@ -317,6 +348,7 @@ def test_soft_nms_on_hostile_boxes(device):
         torch.testing.assert_close(values, expected_values)
 
 
+@pytest.mark.large
 def test_soft_nms_keeps_scores_in_descending_order(device):
     keep, values = ops.soft_nms(*on(device, *random_boxes(3000)), method="gaussian", sigma=0.2)
     assert (values.diff() <= 0).all()

@@ -65,12 +65,12 @@ bool use_array(const char* who, const void* array, size_t bytes, Use use);
 enum class Order { Relaxed = 0, Acquire = 1, Release = 2, Both = 3 };
 
 // An atomic access to `size` bytes by the calling thread, which checks it; other threads may run before it.
-void before_atomic(void* at, size_t size, bool writes);
+void before_atomic(void* at, size_t size, bool reads, bool writes);
 void after_atomic(void* at, Order order, bool reads, bool writes);
 
 template <typename T, typename Change>
 [[gnu::no_sanitize("thread")]] inline T change_atomically(T* at, Order order, const Change& change) {
-  before_atomic(at, sizeof(T), true);
+  before_atomic(at, sizeof(T), true, true);
   T old;
   std::memcpy(&old, at, sizeof(T));
   const T now = change(old);
