@@ -84,6 +84,11 @@ def exportable_model(request: ExportRequest) -> SingleShot:
     model = create_model(request.model, request.weights)
     if not model.takes_options:
         raise ValueError(f"MODEL must be a single-shot detector, got {request.model}, whose cascade is no single graph")
+    if cast(SingleShot, model).nms_overlap != "union" and not request.heads:
+        raise ValueError(
+            f"MODEL must measure overlaps by the union, as ONNX does, but {request.model} has nms_overlap='min'; "
+            "export its --heads"
+        )
     # No channels_last: runtimes choose their own memory formats.
     folded = cast(SingleShot, model.for_inference(PRECISIONS[request.precision], channels_last=False))
     if request.score_threshold is not None:

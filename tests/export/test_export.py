@@ -118,8 +118,8 @@ def test_candidates_beyond_the_limit_and_too_few():
     assert (values > 0).tolist() == [[True, True, False, False]]
 
 
-def test_srn_paper_network_decodes_plainly(images):
-    """Its own `candidates`, with one threshold per level and an added pixel."""
+def test_one_threshold_per_level(images):
+    """As the paper's SRN has."""
     torch.manual_seed(0)
     model = create_model("srn_lite", weights=None)
     batch, sizes, _ = batch_of(images, model, (64, 96))
@@ -242,7 +242,7 @@ def test_refusals(exported, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(CheckpointError, match="cannot be opened"):
         FaceDetector(str(tmp_path / "broken.onnx"))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
         FaceDetector(str(tmp_path / "none.onnx"))
 
 
