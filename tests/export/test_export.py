@@ -126,12 +126,14 @@ def test_one_threshold_per_level(images):
     with torch.no_grad():
         maps = model(batch)
         thresholds = [0.001, 0.002, 0.0, 0.003, 0.0, 0.001]
-        arguments = {"score_threshold": thresholds, "max_candidates": 50, "sizes": sizes.float()}
+        arguments = {"score_threshold": thresholds, "max_candidates": 5000, "sizes": sizes.float()}
         expected = model.candidates(maps, **arguments)
         with PlainOps():
             found = model.candidates(maps, **arguments)
-    assert found.count.tolist() == expected.count.tolist() == [50, 50]
-    torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-3, rtol=1e-5)
+    assert found.count.tolist() == expected.count.tolist()
+    count = int(expected.count[0])
+    assert 500 < count <= expected.boxes.shape[1] < found.boxes.shape[1] == 5000  # plain ops pad to the limit
+    torch.testing.assert_close(found.boxes[0, :count], expected.boxes[0, :count], atol=1e-3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", LITE)
