@@ -143,7 +143,7 @@ def trace(request: ExportRequest, model: SingleShot) -> ExportedProgram:
 
 def write_torch(program: ExportedProgram, description: Description, path: Path) -> None:
     """Writes a .pt2 file."""
-    content = {"pyface": json.dumps(description.properties())}
+    content: dict[str, Any] = {"pyface": json.dumps(description.properties())}
     write(path, lambda file: torch.export.save(program, file, extra_files=content))
 
 
@@ -172,7 +172,7 @@ def onnx_model(program: ExportedProgram, description: Description) -> Any:
         from pyface.export.suppression import nms_padded
     except ImportError as error:
         raise missing(error, ".onnx", "onnx") from None
-    outputs = [str(spec) for spec in program.call_spec.out_spec.context]
+    outputs = list(cast(Any, program.call_spec.out_spec).context)  # the keys of the dictionary that the graph returns
     converted = torch.onnx.export(
         program,
         dynamo=True,

@@ -202,7 +202,9 @@ class ExportedModel(SingleShot):
             setattr(self, name, getattr(original, name))
         self.score_threshold = self.lowest_score = description.score_threshold
         is_raw = description.input == "uint8"
-        self.preprocessing = Preprocessing((0.0,) * 3) if is_raw else Preprocessing(description.mean, description.std)
+        self.preprocessing = (
+            Preprocessing((0.0, 0.0, 0.0)) if is_raw else Preprocessing(description.mean, description.std)
+        )
 
     @property
     def device(self) -> torch.device:
