@@ -102,9 +102,10 @@ def decode_densebox(
 
 def upsample_bilinear(x: Tensor, size: Sequence[int], align_corners: bool, *scales: float | None) -> Tensor:
     """`torch.ops.aten.upsample_bilinear2d` with both a size and factors, of which the exporter ignores the factors."""
-    if None in scales or not scales:
+    factors = [factor for factor in scales if factor is not None]
+    if not factors:
         return torch.ops.aten.upsample_bilinear2d.default(x, size, align_corners, *scales)
-    grown = F.interpolate(x, scale_factor=scales, mode="bilinear", align_corners=align_corners)
+    grown = F.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=align_corners)
     return grown[:, :, : size[0], : size[1]]
 
 

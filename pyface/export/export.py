@@ -84,6 +84,11 @@ def exportable_model(request: ExportRequest) -> SingleShot:
     model = create_model(request.model, request.weights)
     if not model.takes_options:
         raise ValueError(f"MODEL must be a single-shot detector, got {request.model}, whose cascade is no single graph")
+    if cast(SingleShot, model).nms_overlap != "union" and not request.heads:
+        raise ValueError(
+            f"MODEL must measure overlaps by the union, as ONNX does, but {request.model} has nms_overlap='min'; "
+            "export its --heads"
+        )
     # No channels_last: runtimes choose their own memory formats.
     folded = cast(SingleShot, model.for_inference(PRECISIONS[request.precision], channels_last=False))
     if request.score_threshold is not None:
@@ -138,7 +143,7 @@ def trace(request: ExportRequest, model: SingleShot) -> ExportedProgram:
 
 def write_torch(program: ExportedProgram, description: Description, path: Path) -> None:
     """Writes a .pt2 file."""
-    content = {"pyface": json.dumps(description.properties())}
+    content: dict[str, Any] = {"pyface": json.dumps(description.properties())}
     write(path, lambda file: torch.export.save(program, file, extra_files=content))
 
 
@@ -167,7 +172,7 @@ def onnx_model(program: ExportedProgram, description: Description) -> Any:
         from pyface.export.suppression import nms_padded
     except ImportError as error:
         raise missing(error, ".onnx", "onnx") from None
-    outputs = [str(spec) for spec in program.call_spec.out_spec.context]
+    outputs = list(cast(Any, program.call_spec.out_spec).context)  # the keys of the dictionary that the graph returns
     converted = torch.onnx.export(
         program,
         dynamo=True,

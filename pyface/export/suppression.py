@@ -17,11 +17,10 @@ def nms_padded(
     score_threshold: float | None,
     overlap: str,
 ) -> tuple[INT64, INT32]:
-    """`torch.ops.pyface.nms_padded` for candidates that are sorted by score, at least `max_detections` of them."""
-    if overlap != "union":
-        raise ValueError(
-            f"nms_overlap must be 'union', the only one that ONNX's NonMaxSuppression has, got {overlap!r}"
-        )
+    """`torch.ops.pyface.nms_padded` for candidates that are sorted by score, at least `max_detections` of them.
+
+    The exporter calls it with all arguments of the op, but `overlap` must be "union" and `score_threshold` None.
+    """
     number = op.Shape(scores, start=1, end=2)
     place = op.Range(op.Constant(value_int=0), op.Squeeze(number), op.Constant(value_int=1))
     is_candidate = op.Less(place, op.Unsqueeze(op.Cast(counts, to=onnxscript.INT64.dtype), op.Constant(value_ints=[1])))

@@ -314,8 +314,9 @@ def peaks(heat: Tensor, boxes: Tensor, stride: int, most: int) -> Tensor:
     batch, count, window = cells.shape
     values = heat.flatten(2).gather(2, cells.flatten(1)[:, None].expand(-1, heat.shape[1], -1))
     best = values.reshape(batch, heat.shape[1], count, window).argmax(3)  # [B, N, M]
-    peak = cells.gather(2, best.transpose(1, 2))  # [B, M, N]
-    return torch.stack([peak % width, peak // width], dim=-1).float() * stride + stride / 2
+    best = best.transpose(1, 2)  # [B, M, N]
+    peak = torch.stack([x.gather(2, best % most), y.gather(2, best // most)], dim=-1)
+    return peak.float() * stride + stride / 2
 
 
 def upsample(x: Tensor, like: Tensor) -> Tensor:

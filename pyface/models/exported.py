@@ -87,7 +87,7 @@ class Description:
 
 
 class Graph(nn.Module):
-    """The graph of an exported file in its runtime, on the CPU: images and sizes -> outputs by name.
+    """The graph of an exported file in its runtime, on the CPU: images and int64 sizes -> outputs by name.
 
     Several threads may use it at once. A pickled graph includes the file's content, and is opened again where it is
     unpickled.
@@ -100,6 +100,8 @@ class Graph(nn.Module):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
         self.path = str(path)
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}")
         files = [Path(path)] if not self.path.endswith(".xml") else [Path(path), Path(path).with_suffix(".bin")]
         self._content = [file.read_bytes() for file in files]
         self._open()
@@ -200,7 +202,9 @@ class ExportedModel(SingleShot):
             setattr(self, name, getattr(original, name))
         self.score_threshold = self.lowest_score = description.score_threshold
         is_raw = description.input == "uint8"
-        self.preprocessing = Preprocessing((0.0,) * 3) if is_raw else Preprocessing(description.mean, description.std)
+        self.preprocessing = (
+            Preprocessing((0.0, 0.0, 0.0)) if is_raw else Preprocessing(description.mean, description.std)
+        )
 
     @property
     def device(self) -> torch.device:
