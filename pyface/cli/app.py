@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pyface.cli import about, benchmark, detect, evaluate, train
+from pyface.cli import about, benchmark, detect, evaluate, serve, train
 
-COMMANDS = ("detect", "models", "evaluate", "train", "benchmark", "convert", "info")
+COMMANDS = ("detect", "serve", "models", "evaluate", "train", "benchmark", "convert", "info")
 
 
 class OrderedCommands(TyperGroup):
@@ -29,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(detect.detect)
+app.command()(serve.serve)
 app.command()(about.models)
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(train.train)
