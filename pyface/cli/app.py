@@ -8,9 +8,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pyface.cli import about, benchmark, detect, evaluate, export, train
+from pyface.cli import about, benchmark, detect, evaluate, export, serve, train
 
-COMMANDS = ("detect", "models", "evaluate", "train", "benchmark", "export", "convert", "convert-data", "info")
+COMMANDS = (
+    "detect",
+    "models",
+    "evaluate",
+    "train",
+    "benchmark",
+    "serve",
+    "export",
+    "convert",
+    "convert-data",
+    "info",
+)
 
 
 class OrderedCommands(TyperGroup):
@@ -29,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(detect.detect)
+app.command()(serve.serve)
 app.command()(about.models)
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(train.train)

@@ -1,0 +1,159 @@
+"""`pyface serve`: the detector as a web service."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pyface.cli.console import fail, print_status
+from pyface.cli.options import BatchSize, DetectorRequest, Device, Model, Precision, Size, Weights, parse_size
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+MAX_PIXELS = 2**26
+_MEBIBYTE = 2**20
+_GRACE = 5  # seconds beyond the deadline that a stop may take
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call of `pyface serve` asks for; the attributes are its options."""
+
+    detector: DetectorRequest
+    host: str
+    port: int
+    root_path: str
+    queue: int
+    deadline: float
+    max_request: int
+    max_pixels: int
+
+
+def serve(
+    model: Model = "s3fd_lite",
+    weights: Weights = "default",
+    device: Device = "auto",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's, without authentication.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")] = 8000,
+    root_path: Annotated[
+        str, typer.Option(metavar="PATH", help="Path under which a proxy offers the service.", show_default="/")
+    ] = "",
+    score_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Return faces with a score above this, unless a request has its own threshold.",
+            show_default="the model's own",
+        ),
+    ] = None,
+    min_face: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="PIXELS",
+            help="Longer side of the smallest face; images are scaled so that faces of this size can be found.",
+            show_default="the model's own",
+        ),
+    ] = None,
+    size: Size = None,
+    precision: Precision = "fp32",
+    batch_size: BatchSize = 8,
+    queue: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Largest number of images in the service at once.")
+    ] = 64,
+    deadline: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Give up a request after this time.")
+    ] = 30.0,
+    max_request: Annotated[int, typer.Option(min=1, metavar="MIB", help="Refuse larger requests.")] = 32,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Refuse images with more pixels, unread.", show_default="67 million")
+    ] = MAX_PIXELS,
+) -> None:
+    """Runs the detector as a web service, with a page for people at /.
+
+    POST /detect takes an image, or a form with several, and returns the JSON of `pyface detect`. GET /docs describes
+    it, /health and /metrics are for monitoring. Requests of different clients share batches. When the queue is full,
+    the answer is 503 with Retry-After. SIGTERM or Ctrl-C stops the service once accepted requests are finished.
+
+    Examples:
+
+    ```
+    pyface serve                                          # then open http://127.0.0.1:8000
+    curl --data-binary @photo.jpg http://127.0.0.1:8000/detect
+    curl -F file=@a.jpg -F file=@b.jpg http://127.0.0.1:8000/detect
+    pyface serve --device cuda --batch-size 32 --queue 256
+    ```
+    """
+    options = {
+        "score_threshold": score_threshold,
+        "min_face": min_face,
+        "batch_size": batch_size,
+        "max_pixels": max_pixels,
+        "device": device,
+        "size": parse_size(size),
+        "precision": precision,
+    }
+    detector = DetectorRequest(model, weights, options)
+    run_service(Request(detector, host, port, root_path, queue, deadline, max_request, max_pixels))
+
+
+def run_service(request: Request) -> None:
+    """Runs the service until it is told to stop."""
+    # OpenCV checks sizes as well, which protects from files whose real size differs from the one in the header that
+    # pyface reads. It takes its limit when it is loaded.
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(request.max_pixels)
+    app = _make_app(request)
+    listener = _listen(request.host, request.port)
+    host, port = listener.getsockname()[:2]
+    address = f"[{host}]" if ":" in host else host
+    print_status(f"pyface: serving {request.detector.model} on http://{address}:{port}, Ctrl-C stops the service")
+    _run(app, listener, request)
+
+
+def _make_app(request: Request) -> FastAPI:
+    detector = request.detector.make()
+    try:
+        from pyface.serve.app import make_app
+        from pyface.serve.limits import Limits
+    except ImportError as error:
+        fail(f'pyface serve needs more packages ({error}), install them: pip install "pyface-engine[serve]"')
+    request_bytes = request.max_request * _MEBIBYTE
+    limits = Limits(request.queue, request.deadline, request_bytes)
+    return make_app(detector, request.detector.model, limits)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        fail(f"cannot listen on {host}, port {port} ({error.strerror or error}), choose others with --host and --port")
+
+
+def _run(app: FastAPI, listener: socket.socket, request: Request) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        root_path=request.root_path,
+        timeout_graceful_shutdown=math.ceil(request.deadline) + _GRACE,
+    )
+    # After a graceful stop uvicorn raises the signal again. The stop was asked for, so it is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,94 @@
+"""Reads the images of a request into memory. No disk, path or address is involved."""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from pyface.serve.batching import Upload
+from pyface.serve.limits import Limits
+
+_MAX_FIELDS = 64  # form fields that are not files, which are ignored
+
+
+class BadUpload(Exception):
+    """A request's body cannot be accepted; the text says why, `status` is the answer's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _MemoryParser(MultiPartParser):
+    spool_max_size = sys.maxsize  # uploads are limited, and never go to a temporary file
+
+
+def body_size(request: Request, limits: Limits) -> int:
+    """Returns the size of a request's body, or the largest size if the request does not tell.
+
+    Raises:
+        BadUpload: The body is too large.
+    """
+    size = int(request.headers.get("content-length", limits.request_bytes))
+    if size > limits.request_bytes:
+        raise _too_large(limits)
+    return size
+
+
+async def read_uploads(request: Request, limits: Limits, deadline: float) -> list[Upload]:
+    """Reads the files of a multipart form, or the whole body as one file.
+
+    Args:
+        request: Whose body is read.
+        limits: How large the body and how many files may be.
+        deadline: When the body must be complete, in the event loop's time.
+
+    Raises:
+        BadUpload: The body is too large, too slow or incomplete, or the form is damaged or without files.
+    """
+    chunks = _limited(request, limits)
+    try:
+        async with asyncio.timeout_at(deadline):
+            if is_form(request):
+                return await _read_form(request, chunks, limits)
+            return [Upload(None, b"".join([chunk async for chunk in chunks]))]
+    except TimeoutError:
+        raise BadUpload(408, f"the upload took longer than the {limits.deadline:g} s that a request may take") from None
+    except ClientDisconnect:
+        raise BadUpload(400, "the connection was closed before the upload was complete") from None
+
+
+def is_form(request: Request) -> bool:
+    """Whether the body is a multipart form; any other body is taken for a file, whatever its type is called."""
+    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
+async def _limited(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limits.request_bytes:
+            raise _too_large(limits)
+        yield chunk
+
+
+async def _read_form(request: Request, chunks: AsyncGenerator[bytes, None], limits: Limits) -> list[Upload]:
+    parser = _MemoryParser(request.headers, chunks, max_files=limits.queue, max_fields=_MAX_FIELDS)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise BadUpload(400, f"the multipart form cannot be read: {error.message.rstrip('.')}") from None
+    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    if not files:
+        raise BadUpload(400, "the form has no file, send images as files: curl -F file=@photo.jpg")
+    return [Upload(file.filename, await file.read()) for file in files]
+
+
+def _too_large(limits: Limits) -> BadUpload:
+    return BadUpload(
+        413, f"the request is larger than {limits.request_bytes} bytes, send fewer or smaller images per request"
+    )
