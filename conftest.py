@@ -2,4 +2,5 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("fastapi_offline") else ["pyface/serve"]
+NEEDS = {"pyface/serve": "fastapi_offline", "pyface/export": "onnxscript"}
+collect_ignore = [folder for folder, package in NEEDS.items() if find_spec(package) is None]
