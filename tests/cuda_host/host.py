@@ -100,7 +100,9 @@ class Device:
     """The emulated device: a module whose ``cuda`` launchers take CPU tensors."""
 
     def __init__(self, path: Path):
-        loader = importlib.machinery.ExtensionFileLoader("cuda_host._C", str(path))
+        # A name of its own: modules of one name would share their submodule `cuda`.
+        name = f"cuda_host_{zlib.crc32(str(path).encode()):08x}._C"
+        loader = importlib.machinery.ExtensionFileLoader(name, str(path))
         self.path = path
         self.module: ModuleType = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
         loader.exec_module(self.module)
