@@ -36,7 +36,7 @@ from pyface.models.checkpoints import save_checkpoint
 from pyface.models.single_shot import SingleShot
 from pyface.models.zoo import REGISTRY, create_model
 from pyface.training.album import split
-from pyface.training.folder import CONFIG, read_config, write_config
+from pyface.training.folder import CONFIG, counted, read_config, write_config
 from pyface.training.recipes import Run
 
 WEIGHTS = Path(__file__).parents[1] / "pyface" / "weights"
@@ -197,7 +197,7 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], star
     """The model card."""
     recipe, name = run.recipe, run.model
     first = next(iter(figures["sets"]))
-    length = f"{run.max_hours:g} hours" if run.max_hours is not None else f"{recipe.epochs} epochs"
+    length = f"{run.max_hours:g} hours" if run.max_hours is not None else counted(recipe.epochs, "epoch")
     lines = [
         f"# {name}.safetensors",
         "",

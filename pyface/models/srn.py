@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from pyface import ops
 from pyface.models import losses
 from pyface.models.anchors import anchors_around
-from pyface.models.backbones import CompactResNet, ResNet50, TopDown, convolution, extra_level
+from pyface.models.backbones import ResNet50, SlimResNet, TopDown, convolution, extra_level
 from pyface.models.base import GroundTruth
 from pyface.models.heads import LANDMARKS
 from pyface.models.inference import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -437,7 +437,7 @@ class SRNLiteConfig(SRNConfig):
 
 
 class SRNLite(SRN):
-    """SRN on `backbones.CompactResNet`: both steps, STC on the three low levels, STR on the three high ones, RFE.
+    """SRN on `backbones.SlimResNet`: both steps, STC on the three low levels, STR on the three high ones, RFE.
 
     Three quarters of all cells are at stride 4, for faces of 8 ... 11 px. So this level has its own narrow heads; the
     other five levels share theirs. Anchors are plain: in continuous pixels, not rounded, centered on their cells.
@@ -451,7 +451,7 @@ class SRNLite(SRN):
     smallest_face = 24.0  # measured: when scaled to 10 px, an eighth to a third of all 40 px faces were missed
 
     FINE, WIDTH = 16, 32  # input channels of the heads at stride 4, and elsewhere
-    EXTRA = 128  # channels of the trunk at strides 64 and 128
+    EXTRA = 96  # channels of the trunk at strides 64 and 128
 
     def __init__(self, config: SRNLiteConfig | None = None) -> None:
         config = config or SRNLiteConfig()
@@ -461,10 +461,10 @@ class SRNLite(SRN):
             replace(level, anchors=plain_anchors(level.stride, config.anchor_scales, config.anchor_ratio))
             for level in self.levels
         )
-        trunk = (*CompactResNet.WIDTHS, self.EXTRA, self.EXTRA)
+        trunk = (*SlimResNet.WIDTHS, self.EXTRA, self.EXTRA)
         c2, c3, c4, c5, *_ = trunk
         fine, width = self.FINE, self.WIDTH
-        self.backbone = CompactResNet()
+        self.backbone = SlimResNet()
         self.level6 = extra_level(c5, self.EXTRA)
         self.level7 = extra_level(self.EXTRA, self.EXTRA)
         widths = (fine, *(width,) * (len(trunk) - 1))

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from pyface import ops
 from pyface.models import losses
 from pyface.models.anchors import anchors_around
-from pyface.models.backbones import VGG16, CompactResNet, TopDown, convolution, pool
+from pyface.models.backbones import VGG16, SlimResNet, TopDown, convolution, pool
 from pyface.models.base import GroundTruth
 from pyface.models.heads import Predictor
 from pyface.models.inference import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -280,7 +280,7 @@ class SSHLiteConfig(SSHConfig):
 
 
 class SSHLite(SSH):
-    """SSH on `backbones.CompactResNet`: three modules with context, on strides 8, 16 and 32.
+    """SSH on `backbones.SlimResNet`: three modules with context, on strides 8, 16 and 32.
 
     M1 runs on stride 8 fused with stride 16, as in the paper. M2 runs on stride 16 fused with 32, and M3 on stride 32,
     which here is a stage of the trunk and not a pooled map. All modules have the same width, since most faces are M1's.
@@ -298,9 +298,9 @@ class SSHLite(SSH):
     def __init__(self, config: SSHLiteConfig | None = None) -> None:
         config = config or SSHLiteConfig()
         super().__init__(config)
-        _, c3, c4, c5 = CompactResNet.WIDTHS
+        _, c3, c4, c5 = SlimResNet.WIDTHS
         width, one, two, three = self.WIDTH, *self.levels
-        self.backbone = CompactResNet()
+        self.backbone = SlimResNet()
         self.fuse4 = TopDown(c4, c5, width)
         self.fuse4_final = convolution(width, width)
         self.fuse3 = TopDown(c3, width, width)

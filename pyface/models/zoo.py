@@ -115,7 +115,7 @@ REGISTRY = {
             "The default: S3FD on a compact trunk, with five landmarks",
             Weights(
                 file="s3fd_lite.safetensors",
-                sha256="061f89a207ffe2b0f471528e0ddb76d8f3692621efe893a1517d7998c35a226c",
+                sha256="2e5857969231ecd3260ea9a5feea3ce8e71457cc19ae1ad69fe9427d9bef7520",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_WIDER_DATA,
             ),
@@ -128,9 +128,9 @@ REGISTRY = {
             "SRN on a compact trunk, with five landmarks",
             Weights(
                 file="srn_lite.safetensors",
-                sha256="fc8166901eb2fa3615b623ad7ea4edd267be8e37ba81c3f8c76887702554283a",
+                sha256="a104f541e14eadddb7c9fca88c00c58240b7a547bc1529e09661410ffebfaef0",
                 licence=_OWN_LICENCE,
-                training_data=_OWN_DATA,
+                training_data=_OWN_WIDER_DATA,
             ),
         ),
         Row("srn_resnet50", SRNResNet50, SRNConfig(), "The paper's SRN: two steps of classification and regression"),
@@ -141,9 +141,9 @@ REGISTRY = {
             "SSH on a compact trunk, with five landmarks",
             Weights(
                 file="ssh_lite.safetensors",
-                sha256="a911143ff450071e7c65c05ea106c41b95f0142f0968beceb01b7c044f827fe5",
+                sha256="2c6d70a3d300a9209bbcd9b2b717602f56768c86bf4d218452eb2da685a2d1eb",
                 licence=_OWN_LICENCE,
-                training_data=_OWN_DATA,
+                training_data=_OWN_WIDER_DATA,
             ),
         ),
         Row("ssh_vgg16", SSHVGG16, SSHConfig(), "The paper's SSH: three modules with context"),

@@ -23,8 +23,6 @@ class Recipe:
         batch_size: Samples per step and device.
         epochs: Passes over the images, unless the run is limited by time.
         crops: The crop rule, which cuts a sample from an image: one of `crop_rules.RULES`, or "densebox".
-        large: Share of the steps that use a quarter as many samples of twice the side, for faces larger than a normal
-            sample.
         mosaic: Share of the samples that are four crops of half the side, which gives many small faces.
         rotation: Share of the other samples that are rotated.
         most_rotated: Largest angle of that rotation, in degrees either way.
@@ -49,7 +47,6 @@ class Recipe:
     batch_size: int = 32
     epochs: int = 100
     crops: CropRule = "octaves"
-    large: float = 0.0
     mosaic: float = 0.0
     rotation: float = 0.0
     most_rotated: float = 90.0
@@ -67,7 +64,7 @@ class Recipe:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("large", "mosaic", "rotation", "cut_out", "photometric", "warm_up", "average"):
+        for name in ("mosaic", "rotation", "cut_out", "photometric", "warm_up", "average"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("size", "batch_size", "epochs", "rate", "clip"):
@@ -88,7 +85,7 @@ _LITE = Recipe(
     epochs=120,
     mosaic=0.25,
     photometric=0.2,
-    optimizer="adamw",
+    optimizer="muon",
     rate=2e-3,
     weight_decay=0.02,
     average=0.9995,

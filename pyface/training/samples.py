@@ -125,9 +125,9 @@ class Samples(Dataset[Batch]):
     def __getitem__(self, batch: int) -> Batch:
         if not 0 <= batch < self.count:
             raise IndexError(batch)
-        size, count = self._shape(self.first + batch)
-        start = ((self.first + batch) * self.world + self.rank) * self.recipe.batch_size
-        samples = [self.sample(k, size) for k in range(start, start + count)]
+        count = self.recipe.batch_size
+        start = ((self.first + batch) * self.world + self.rank) * count
+        samples = [self.sample(k) for k in range(start, start + count)]
         samples.sort(key=lambda sample: len(sample.crops))
         crops = [crop for sample in samples for crop in sample.crops]
         truth = [sample.faces for sample in samples]
@@ -143,7 +143,7 @@ class Samples(Dataset[Batch]):
             crops=torch.from_numpy(squares),
             mirrored=torch.tensor([crop.is_mirrored for crop in crops]),
             mosaics=sum(len(sample.crops) > 1 for sample in samples),
-            size=size,
+            size=self.recipe.size,
             angles=torch.tensor([sample.angle for sample in samples]),
             colours=torch.from_numpy(np.stack([sample.colours for sample in samples])),
             cuts=torch.tensor(cuts, dtype=torch.float32).reshape(-1, 6),
@@ -156,18 +156,12 @@ class Samples(Dataset[Batch]):
             pixels=pixels,
         )
 
-    def _shape(self, batch: int) -> tuple[int, int]:
-        """The side and the number of a batch's samples, the same on all ranks."""
-        size, count = self.recipe.size, self.recipe.batch_size
-        is_large = np.random.default_rng((self.seed, batch, 2)).random() < self.recipe.large
-        return (2 * size, max(1, count // 4)) if is_large else (size, count)
-
-    def sample(self, k: int, size: int) -> Sample:
-        """Draws sample k of the run, `size` pixels wide and high."""
+    def sample(self, k: int) -> Sample:
+        """Draws sample k of the run."""
         rng = np.random.default_rng((self.seed, k))
         epoch, place = divmod(k, len(self.album))
         picture = int(_order(self.seed, epoch, len(self.album))[place])
-        recipe, angle = self.recipe, 0.0
+        recipe, angle, size = self.recipe, 0.0, self.recipe.size
         if rng.random() < recipe.mosaic:
             half = size // 2
             crops, parts = [], []

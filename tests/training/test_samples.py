@@ -89,16 +89,6 @@ def test_mosaics_are_four_crops(album):
     torch.testing.assert_close(whole[0, :, :48, :48], alone[0])
 
 
-def test_some_steps_have_samples_of_twice_the_size(album):
-    recipe = Recipe(size=96, batch_size=8, large=0.5, mosaic=0.3)
-    batches = [samples(album, recipe, count=20)[k] for k in range(20)]
-    assert {(batch.size, len(batch.colours)) for batch in batches} == {(96, 8), (192, 2)}
-    for batch in batches[:6]:
-        assert render(batch, album.images).shape == (len(batch.colours), 3, batch.size, batch.size)
-    sizes = [[samples(album, recipe, count=20, rank=rank, world=2)[k].size for k in range(20)] for rank in range(2)]
-    assert sizes[0] == sizes[1] == [batch.size for batch in batches]  # no rank waits for another's larger samples
-
-
 def test_a_quarter_turn_is_exact(album):
     """Pixels as `torch.rot90` has them, boxes and landmarks with them."""
     batch = samples(album, Recipe(size=96, batch_size=6, photometric=0.0))[0]
