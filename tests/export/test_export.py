@@ -82,6 +82,7 @@ def batch_of(images, model, size=(160, 192)):
 @pytest.mark.parametrize("name", LITE)
 def test_graph_equals_find(name, limits, images):
     model = create_model(name)
+    model.score_threshold = 0.05  # DenseBox finds few of these faces in a single view
     batch, sizes, _ = batch_of(images, model)
     with torch.no_grad():
         expected = model.find(batch, sizes.float(), limits=limits)
@@ -208,8 +209,7 @@ def test_threads_and_pickling(exported, images):
 
 
 def test_onnx_file(exported):
-    import onnx
-
+    onnx = pytest.importorskip("onnx", reason='needs pip install "pyface-engine[onnx]"')
     model = onnx.load(exported(".onnx", model="s3fd_lite"))
     onnx.checker.check_model(model, full_check=True)
     assert {opset.domain for opset in model.opset_import} == {""}
