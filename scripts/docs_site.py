@@ -17,11 +17,13 @@ FILES = (
     "docs/**/*",
     "examples/**/*.md",
     "examples/**/*.cpp",
+    "examples/**/*.py",
     "pyface/**/*.py",
     "pyface/weights/*.md",
     "pyface/weights/*.json",
     "csrc/**/*.h",
     "csrc/**/*.cu*",
+    "tests/cuda_host/*",
 )
 
 
