@@ -115,7 +115,7 @@ REGISTRY = {
             "The default: S3FD on a compact trunk, with five landmarks",
             Weights(
                 file="s3fd_lite.safetensors",
-                sha256="2e5857969231ecd3260ea9a5feea3ce8e71457cc19ae1ad69fe9427d9bef7520",
+                sha256="94bec32736af505f878b5d2962d8a5a2a1d706e37ec617a3432a1132e9bc4002",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_WIDER_DATA,
             ),

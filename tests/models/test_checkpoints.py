@@ -551,7 +551,7 @@ class TestMTCNN:
         torch.save(mtcnn["rnet"], tmp_path / "rnet.pt")
         with pytest.raises(CheckpointError, match="must be a folder of pnet, rnet and onet, got one of these files"):
             read_checkpoint(tmp_path / "rnet.pt")
-        with pytest.raises(FileNotFoundError, match="there is no pnet"):
+        with pytest.raises(FileNotFoundError, match="got none for pnet"):
             read_checkpoint(tmp_path)
 
     def test_missing_and_misshapen_parts(self, mtcnn, tmp_path):
@@ -726,7 +726,7 @@ class TestOwnFiles:
         assert model.config == config
         assert model.preprocessing.mean == (1, 2.5, 3)
         assert model.fc6.dilation == (2, 2)
-        with pytest.raises(CheckpointError, match="pyface's layout already"):
+        with pytest.raises(CheckpointError, match="must have a foreign layout, got pyface"):
             convert(tmp_path / "own.safetensors", tmp_path / "again.safetensors")
         with pytest.raises(CheckpointError, match="got those of s3fd_vgg16"):
             read_checkpoint(tmp_path / "own.safetensors", "mtcnn")

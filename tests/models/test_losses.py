@@ -691,7 +691,7 @@ class TestTruth:
 
     def test_all_maps_are_wanted(self, name):
         model, maps = answers_of(name)
-        with pytest.raises(ValueError, match=rf"maps of all {len(maps)} levels, got {len(maps) - 1}"):
+        with pytest.raises(ValueError, match=rf"maps must be those of all {len(maps)} levels, got {len(maps) - 1}"):
             model.loss(maps[1:], truth_of([]))
 
     @pytest.mark.parametrize("value", [NAN, INFINITY])
