@@ -201,15 +201,19 @@ def test_ssh_pyramid_leaves_out_the_last_level_at_its_largest_scale(monkeypatch)
 
 @pytest.mark.parametrize("model", ["s3fd_lite", "ssh_lite", "srn_lite", "densebox_lite"])
 def test_real_faces_at_the_borders_of_tiles_come_back_once_and_whole(gallery, model):
-    """Nine faces of 30 to 160 pixels, and tiles that begin and end anywhere on them."""
+    """Nine faces of 30 to 160 pixels, and tiles that begin and end anywhere on them.
+
+    DenseBox's boxes change with the scale of its views, and tiles have other scales (docs/reliability.md).
+    """
+    least = 0.6 if model == "densebox_lite" else 0.8
     picture = read_image(gallery)
     for left, top in ((0, 0), (37, 21)):
         part = picture[top:, left:]
-        whole = FaceDetector(model, device="cpu", size="native")(part)
+        whole = FaceDetector(model, device="cpu", size="native", score_threshold=0.5)(part)
         for tile in (256, 320, 416):
-            faces = FaceDetector(model, device="cpu", size="native", tile=tile)(part)
-            assert len(faces) == len(whole)
-            assert box_iou(whole.boxes.numpy(), faces.boxes.numpy()).max(1).min() > 0.8
+            faces = FaceDetector(model, device="cpu", size="native", score_threshold=0.5, tile=tile)(part)
+            assert len(faces) == len(whole) == 9
+            assert box_iou(whole.boxes.numpy(), faces.boxes.numpy()).max(1).min() > least
 
 
 def test_tiles_find_what_the_whole_picture_shows():

@@ -600,11 +600,11 @@ def test_direct_calls_are_checked_too():
     good = flat(MAPS, TWO)
     op(*good)
     changes = [
-        (1, good[1][:1], "lists of that length"),
+        (1, good[1][:1], "all lists as long, got 2"),
         (6, good[6][:4], "anchors must be 4 numbers for each of 2, got 4"),
-        (7, [9, 1], "anchors have 4 numbers each"),
+        (7, [9, 1], "anchors must be 4 numbers for each of 10, got 8"),
         (8, [4, 0], "level 1 must have 1 to 8 anchors, .* got 1, 0 and"),
-        (9, [-1, 0], "level 0 has 1 anchors, stride 4 and -1 backgrounds"),
+        (9, [-1, 0], "level 0 must have 1 to 8 anchors, .* got 1, 4 and -1"),
         (13, [0.1, 0.2, 0.3], "variances must be two"),
         (15, -1, "max_candidates must be 0 or more"),
     ]

@@ -176,10 +176,11 @@ def test_what_is_left_out_is_said(data, tmp_path, capsys):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
     (folder / "landmarks.txt").unlink()
-    shutil.copy(folder / "images" / "1.png", folder / "images" / "extra.png")
+    for name in ("extra.png", "beyond.png"):
+        shutil.copy(folder / "images" / "1.png", folder / "images" / name)
     outside = "1\n5000 10 20 20 0 0 0 0 0 0\n"
     with (folder / "bbx_gt.txt").open("a") as file:
-        file.write(f"1.png\n{outside}")
+        file.write(f"beyond.png\n{outside}")
     train(small_run(folder, recipe=replace(SMALL, epochs=1)), tmp_path / "run", accelerator="cpu")
     printed = capsys.readouterr().out
     assert "left out: 1 box outside their pictures" in printed
@@ -368,7 +369,7 @@ def test_recipes_are_checked(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"optimizer": "sdg"}, "optimizer must be Literal['adamw', 'sgd'], got 'sdg'"),
+        ({"optimizer": "sdg"}, "optimizer must be Literal['muon', 'adamw', 'sgd'], got 'sdg'"),
         ({"schedule": "cosin"}, "schedule must be"),
         ({"schedule": [0.5, "x"]}, "schedule must be"),
         ({"crops": "none"}, "crops must be"),
