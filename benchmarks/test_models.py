@@ -23,7 +23,7 @@ from pyface.ops import reference
 
 LITE = ["densebox_lite", "s3fd_lite", "srn_lite", "ssh_lite"]
 PAPER = ["densebox_vgg19", "s3fd_vgg16", "srn_resnet50", "ssh_vgg16"]
-RELATIVE_ERROR = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}  # of a map's largest value
+RELATIVE_ERROR = {"fp32": 1e-3, "bf16": 0.15, "fp16": 0.02}  # of a map's largest value
 
 
 def case(*values: object, slow: bool = False):
