@@ -10,20 +10,25 @@ Floor of the networks on two Zen 4 cores: about 100 G multiply-adds a second; at
 
 import os
 from functools import cache
+from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from torch import Tensor
 
 from pyface import FaceDetector, ops
 from pyface.benchmark import CANDIDATES, stand_in_threshold
+from pyface.io.images import read_image
+from pyface.models.inference import IMAGENET_MEAN, IMAGENET_STD
 from pyface.models.single_shot import SingleShot
 from pyface.models.zoo import create_model, model_info
 from pyface.ops import reference
 
+GALLERY = Path(__file__).parents[1] / "examples" / "gallery.jpg"
 LITE = ["densebox_lite", "s3fd_lite", "srn_lite", "ssh_lite"]
 PAPER = ["densebox_vgg19", "s3fd_vgg16", "srn_resnet50", "ssh_vgg16"]
-RELATIVE_ERROR = {"fp32": 1e-3, "bf16": 0.15, "fp16": 0.02}  # of a map's largest value
+RELATIVE_ERROR = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}  # of a map's largest value
 
 
 def case(*values: object, slow: bool = False):
@@ -59,9 +64,10 @@ def network_of(name: str, device: str, precision: str) -> SingleShot:
 
 
 def picture(batch: int, side: int, model: SingleShot) -> Tensor:
-    """A batch as the network takes it."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, 3, side, side, generator=generator).to(model.device, model.dtype)
+    """A batch of one photo as the network takes it. Noise is no measure: nothing trained on it, least of all in bf16."""
+    photo = torch.from_numpy(cv2.resize(read_image(GALLERY), (side, side))).permute(2, 0, 1).float()
+    mean, std = (torch.tensor(of)[:, None, None] for of in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((photo - mean) / std).expand(batch, -1, -1, -1).contiguous().to(model.device, model.dtype)
 
 
 def flat(maps: object) -> list[Tensor]:

@@ -164,9 +164,7 @@ class FaceDetector:
             }  # fmt: skip
             idle = [option for option in given if given[option] != usual[option]]
             if idle:
-                raise ValueError(
-                    f"{' and '.join(idle)}: for single-shot detectors only, and {name} is none, leave it out"
-                )
+                raise ValueError(f"{name} does not support {' or '.join(idle)}; leave it out")
         if score_threshold is not None and score_threshold < built.lowest_score:
             raise ValueError(
                 f"score_threshold must be {built.lowest_score} or more for {name}, got {score_threshold}; "

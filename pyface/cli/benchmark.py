@@ -134,8 +134,8 @@ def _print_table(timings: dict[str, Timing], facts: dict[str, Any], settings: di
     from pyface.benchmark import CANDIDATES, STAGES
 
     on_gpu = facts["gpu"] is not None
-    table = Table("model", caption="ms a picture, one stage after the other; pictures/s with decoding in threads")
-    for title in ("pictures/s", *(f"{stage} ms" for stage in STAGES), "peak RSS", *(["peak GPU"] if on_gpu else [])):
+    table = Table("model", caption="ms per image, one stage after the other; images/s with decoding in threads")
+    for title in ("images/s", *(f"{stage} ms" for stage in STAGES), "peak RSS", *(["peak GPU"] if on_gpu else [])):
         table.add_column(title, justify="right")
     for name, timing in timings.items():
         row = [f"{timing.pictures_per_second:.1f}", *(f"{timing.stages[stage]:.1f}" for stage in STAGES)]
@@ -143,7 +143,7 @@ def _print_table(timings: dict[str, Timing], facts: dict[str, Any], settings: di
         table.add_row(f"{name} *" if _is_random(name) else name, *row)
     Console(width=table_width(120)).print(table, markup=False, highlight=False)
     if any(map(_is_random, timings)):
-        typer.echo(f"* random weights, with a threshold that about {CANDIDATES} candidates a picture pass")
+        typer.echo(f"* random weights, with a threshold that about {CANDIDATES} candidates per image pass")
     machine = f"{facts['cpu']}, {facts['cores']} cores" + (f", {facts['gpu']}" if on_gpu else "")
     typer.echo(
         f"{machine}; {facts['threads']} threads, torch {facts['torch']}, pyface {facts['pyface']}; "

@@ -19,6 +19,7 @@ from pyface.cli.options import (
     BatchSize,
     DetectorRequest,
     Device,
+    MinFace,
     Model,
     Multiscale,
     Precision,
@@ -58,15 +59,7 @@ def detect(
         float | None,
         typer.Option(min=0, max=1, help="Keep faces with a score above this.", show_default="the model's own"),
     ] = None,
-    min_face: Annotated[
-        float | None,
-        typer.Option(
-            min=1,
-            metavar="PIXELS",
-            help="Longer side of the smallest face; images are scaled so that faces of this size can be found.",
-            show_default="the model's own",
-        ),
-    ] = None,
+    min_face: MinFace = None,
     size: Size = None,
     multiscale: Multiscale = None,
     tile: Annotated[

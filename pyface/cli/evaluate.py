@@ -177,7 +177,7 @@ def _print_faces(report: Report, iou: Sequence[float]) -> None:
         table.add_row(name, f"{number:,}", *(f"{figures[threshold]:.3f}" if number else "-" for threshold in iou))
     Console().print(table)
     typer.echo(
-        f"{report.pictures:,} pictures, {report.pictures_per_second:.1f} a second; best F1 {report.best_f1:.3f} at "
+        f"{report.pictures:,} images, {report.pictures_per_second:.1f} per second; best F1 {report.best_f1:.3f} at "
         f"IoU {iou[0]:g} with --score-threshold {report.score_threshold:.3f}"
     )
     if report.landmark_error is not None:

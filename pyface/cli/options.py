@@ -48,6 +48,15 @@ Threads = Annotated[
         min=1, metavar="N", help="CPU threads of the model.", show_default="the cores that other processes leave free"
     ),
 ]
+MinFace = Annotated[
+    float | None,
+    typer.Option(
+        min=1,
+        metavar="PIXELS",
+        help="Longer side of the smallest face; images are scaled so that faces of this size can be found.",
+        show_default="the model's own",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 LowestScore = Annotated[float, typer.Option(min=0, max=1, help="Measure detections with a score above this.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")]

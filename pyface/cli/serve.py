@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pyface.cli.console import fail, print_status
-from pyface.cli.options import BatchSize, DetectorRequest, Device, Model, Precision, Size, Weights, parse_size
+from pyface.cli.options import BatchSize, DetectorRequest, Device, MinFace, Model, Precision, Size, Weights, parse_size
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -56,15 +56,7 @@ def serve(
             show_default="the model's own",
         ),
     ] = None,
-    min_face: Annotated[
-        float | None,
-        typer.Option(
-            min=1,
-            metavar="PIXELS",
-            help="Longer side of the smallest face; images are scaled so that faces of this size can be found.",
-            show_default="the model's own",
-        ),
-    ] = None,
+    min_face: MinFace = None,
     size: Size = None,
     precision: Precision = "fp32",
     batch_size: BatchSize = 8,

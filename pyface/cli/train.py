@@ -160,7 +160,7 @@ def start_training(request: Request) -> None:
         run, folder = _plan_run(request)
         train_run(run, folder, accelerator=DEVICES[request.device], resume=request.resume is not None)
     except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
-        fail(f"interrupted; go on with pyface train --resume {request.resume or request.out}", INTERRUPTED)
+        fail(f"interrupted; continue with pyface train --resume {request.resume or request.out}", INTERRUPTED)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else error)
     except (CheckpointError, DatasetError, TrainingError, ValueError) as error:

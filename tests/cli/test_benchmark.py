@@ -49,7 +49,7 @@ def test_table_and_json(run, folder, tmp_path, monkeypatch):
     result = run(
         "--model", "mtcnn", "--model", "s3fd_lite", "--images", folder, "--device", "cpu", "--json", "out.json"
     )
-    for word in ("mtcnn", "s3fd_lite *", "pictures/s", "random weights", "threads", torch.__version__):
+    for word in ("mtcnn", "s3fd_lite *", "images/s", "random weights", "threads", torch.__version__):
         assert word in result.stdout
     content = json.loads((tmp_path / "out.json").read_text())
     assert [of["model"] for of in content["models"]] == ["mtcnn", "s3fd_lite"]

@@ -518,7 +518,7 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
         (["a.png", "--weights", "a.png"], ["a.png is not a weights file, or contains code"]),
         (
             ["a.png", "--model", "mtcnn", "--size", "640"],
-            ["size: for single-shot detectors only", "mtcnn is none, leave it out"],
+            ["mtcnn does not support size; leave it out"],
         ),
         (["a.png", "--size", "12x"], ["size must be 'native', the longer side in pixels", "'12x'"]),
         (["a.png", "--multiscale", "all"], ["multiscale must be one of s3fd, srn, ssh", "'all'"]),

@@ -54,7 +54,7 @@ def test_faces(run, data, tmp_path):
         *("--json", "report.json", "--plot", "curves.png"),
     )
     assert "AP@0.5" in result.stdout
-    assert "2 pictures" in result.stdout
+    assert "2 images" in result.stdout
     assert "best F1 0.667 at IoU 0.5 with --score-threshold 0.099" in result.stdout  # the score of the hit is 0.1
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["average_precision"] == {"0.5": 0.5, "0.4": 0.5}
@@ -140,7 +140,7 @@ def test_data_without_annotations(run, places, data):
     assert "bare holds no bbx_gt.txt: taken as 1 picture without faces" in result.stderr
     assert "bare: there are no annotated faces, average precision needs some" in result.stderr
     both = run("faces", "--model", "mtcnn", "--data", "bare", "--data", "data", "--device", "cpu")
-    assert "3 pictures" in both.stdout
+    assert "3 images" in both.stdout
 
 
 @pytest.mark.parametrize(

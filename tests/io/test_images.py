@@ -595,7 +595,7 @@ def test_pil_modes(mode):
 
 
 def test_heic(monkeypatch):
-    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif = pytest.importorskip("pillow_heif", reason='needs pip install "pyface-engine[heic]"')
     exif = Image.Exif()
     exif[0x0112] = 6
     upright = Image.fromarray(SMOOTH)
