@@ -75,9 +75,9 @@ def measure(detector: FaceDetector, sources: Sequence[bytes], seconds: float = 5
         (['decode', 'letterbox', 'network', 'post-processing'], 1.0)
     """
     if not sources:
-        raise ValueError("measure takes one picture or more, got none")
+        raise ValueError("sources must be one image or more, got none")
     if not seconds > 0:
-        raise ValueError(f"seconds should be > 0, got {seconds}")
+        raise ValueError(f"seconds must be more than 0, got {seconds}")
     sources = list(sources) * -(-2 * detector.batch_size // len(sources))
     _reset_peaks(detector.device)
     found = detector(sources)

@@ -81,7 +81,7 @@ class Description:
             try:
                 values[field.name] = text if is_text else json.loads(text)
             except ValueError:
-                raise CheckpointError(f"{path}: the property {field.name} is damaged, export the model again") from None
+                raise CheckpointError(f"{path}: the property {field.name} is damaged; export the model again") from None
         values |= {name: tuple(values[name]) for name in ("size", "mean", "std") if values[name] is not None}
         return cls(**values)
 
@@ -269,7 +269,7 @@ class ExportedModel(SingleShot):
             ("cuda_graph", not cuda_graph),
         ):
             if not is_default:
-                raise ValueError(f"{name} is fixed in {self.graph.path}, leave it out")
+                raise ValueError(f"{name} is fixed in {self.graph.path}; leave it out")
         return self
 
     def networks(self) -> list[nn.Module]:

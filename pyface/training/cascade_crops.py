@@ -294,7 +294,7 @@ class Mined(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.proposals / max(self.pictures, 1):.0f} proposals a picture in {self.pictures} pictures, "
+            f"{self.proposals / max(self.pictures, 1):.0f} proposals per image in {self.pictures} images, "
             f"{self.found / max(self.faces, 1):.1%} of {self.faces} faces among them (IoU 0.5)"
         )
 
