@@ -97,7 +97,7 @@ def train(
     batches = views_of(model, images, boxes, size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
     # The rate rises over a tenth of the steps and falls to 0 over the rest, so that the running averages of
-    # normalization catch up.
+    # normalisation catch up.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     model.train()
     for step in range(steps):
@@ -119,7 +119,7 @@ def train(
 
 
 def freeze_statistics(model: SingleShot) -> None:
-    """Makes layers normalize by their running averages, as in detection, where views of all sizes share them."""
+    """Makes layers normalise by their running averages, as in detection, where views of all sizes share them."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()

@@ -72,7 +72,7 @@ def evaluate(
         if not len(rows) or not len(truth[key].boxes):
             continue
         rows = rows[np.argsort(-rows[:, 4], kind="stable")]
-        # If all scores are equal, they cannot be normalized: all predictions count from the first threshold on.
+        # If all scores are equal, they cannot be normalised: all predictions count from the first threshold on.
         normal = (rows[:, 4] - low) / span if span > 0 else np.ones(len(rows))
         best, is_matched = best_boxes(rows[:, :4], truth[key].boxes, iou_threshold)
         for name in SUBSETS:

@@ -41,7 +41,7 @@ class Description:
         max_detections: Largest number of faces per image, which is the padded size of the outputs.
         score_threshold: Faces have a score > this.
         nms_threshold: Faces are dropped if their IoU with a better one is > this.
-        mean, std: Of the normalization, in pixel values and RGB order.
+        mean, std: Of the normalisation, in pixel values and RGB order.
         licence: Of the weights.
         pyface: The version of pyface that exported the file.
     """

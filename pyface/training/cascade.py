@@ -92,7 +92,7 @@ class CropData(L.LightningDataModule):
 
 
 class NetTraining(Training):
-    """One network of the cascade, its loss and its optimizer.
+    """One network of the cascade, its loss and its optimiser.
 
     Args:
         model: The cascade.
@@ -112,7 +112,7 @@ class NetTraining(Training):
         self.net = WithLandmarks(learner) if with_landmarks and net != "onet" else learner
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The network's optimizer, extended by the auxiliary landmark layer, which is not part of the cascade."""
+        """The network's optimiser, extended by the auxiliary landmark layer, which is not part of the cascade."""
         optimizer = super().configure_optimizers()
         if isinstance(self.net, WithLandmarks):
             decay = self.recipe.weight_decay
