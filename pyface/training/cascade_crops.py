@@ -25,10 +25,11 @@ from torch.utils.data import Dataset
 
 from pyface import ops
 from pyface.data.picture import Picture
+from pyface.models.base import MIRRORED
 from pyface.models.mtcnn import CELL, MTCNN, CropKind, CropTruth, MTCNNConfig, normalised_crops
 from pyface.training.album import Album
 from pyface.training.recipes import Recipe
-from pyface.training.samples import MIRRORED, colours
+from pyface.training.samples import colours
 
 Net = Literal["pnet", "rnet", "onet"]
 NETS: tuple[Net, ...] = ("pnet", "rnet", "onet")

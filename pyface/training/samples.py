@@ -18,12 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyface import ops
-from pyface.models.base import GroundTruth
+from pyface.models.base import MIRRORED, GroundTruth
 from pyface.training.album import Album
 from pyface.training.crop_rules import Rule
 from pyface.training.recipes import Recipe
-
-MIRRORED = [1, 0, 2, 4, 3]  # order of the landmarks in a mirrored face: left and right swap
 
 
 class Faces(NamedTuple):
