@@ -55,7 +55,9 @@ def convert(
 def convert_data(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder, in any of the formats.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Data folder to write, with copies of the images.")],
-    form: Annotated[str, typer.Option("--format", metavar="wider|coco|yolo", help="Format of its annotations.")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="wider|coco|yolo", help="Annotation format of the new folder.")
+    ],
 ) -> None:
     """Converts a data folder between the formats of WIDER FACE, COCO and YOLO.
 

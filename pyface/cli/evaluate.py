@@ -107,7 +107,7 @@ def faces(
     multiscale: Multiscale = None,
     lowest_score: LowestScore = LOWEST_SCORE,
     worst: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save the 20 images with the most mistakes, drawn.")
+        Path | None, typer.Option(metavar="DIR", help="Save the 20 images with the most mistakes, annotated.")
     ] = None,
     json_file: JsonFile = None,
     plot: Plot = None,

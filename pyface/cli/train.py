@@ -118,9 +118,9 @@ def train(
 ) -> None:
     """Trains a detector on your own images.
 
-    The run's folder gets best.safetensors (for `pyface detect --weights`), measurements, drawn images, logs, and
-    config.json, with which --config repeats the run, on other data too. --resume DIR resumes an interrupted run,
-    with the samples that would have followed.
+    The run's folder gets best.safetensors (for `pyface detect --weights`), measurements, annotated images, logs, and
+    config.json, which --config takes to repeat the run, also on other data. --resume DIR resumes an interrupted run
+    and goes on with the same samples.
 
     Examples:
 

@@ -199,7 +199,7 @@ def _read_file(path: str, max_pixels: int) -> bytes:
             raise HeaderError("this is a pipe or a device, not a file; save the image to a file and pass that")
         with open(path, "rb") as file:
             start = file.read(32)
-            check_kind(start)  # before the rest: the file may be a film
+            check_kind(start)  # before the rest: the file may be a video
             _check_length(status.st_size, max_pixels)
             return start + file.read()
     except (HeaderError, OSError, ValueError) as error:  # ValueError: a path with a null character

@@ -57,7 +57,7 @@ def find_sources(
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
         recursive: Look into the subfolders of folders too.
         skip: A folder whose content is left out where it lies within another, such as the one for drawn copies.
-        skipped: Gets the number of files in folders that are images or films by their names, but of a kind that
+        skipped: Gets the number of files in folders that are images or videos by their names, but of a kind that
             pyface does not read, by suffix; `describe_skipped` puts them into words.
 
     Returns:
@@ -96,7 +96,7 @@ def _reads_heic() -> bool:
 
 
 def count_unreadable(names: Iterable[str]) -> Counter[str]:
-    """Counts, by suffix, the files that are images or films by their names, but of a kind that pyface does not read.
+    """Counts, by suffix, the files that are images or videos by their names, but of a kind that pyface does not read.
 
     Example:
         >>> count_unreadable(["a.MP4", "b.mp4", "c.jpg", "notes.txt"])
