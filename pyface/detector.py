@@ -189,8 +189,8 @@ class FaceDetector:
 
         Args:
             images: One image, or a list or tuple of them: paths, bytes, open files, PIL images, uint8 arrays [H, W, 3]
-                or tensors [3, H, W], uint8 or floating point with values from 0 to 1. Grayscale and transparent images
-                are accepted too, see `read_image`.
+                or tensors [3, H, W], uint8 or floating point with values from 0 to 1. Greyscale and transparent images
+                are accepted too; see `read_image`.
             bgr: Whether numpy arrays are BGR, as OpenCV reads them.
 
         Returns:

@@ -146,7 +146,7 @@ def _kernels() -> list[tuple[str, str]]:
 
 
 def _words(value: object) -> str:
-    """Formats a fact for people: yes and no, a dash for none."""
+    """Formats a fact for reading: yes and no, a dash for none."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else str(value)

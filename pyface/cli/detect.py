@@ -185,7 +185,7 @@ def _find_files(request: Request) -> tuple[list[str], dict[str, Path] | None]:
 
 @contextlib.contextmanager
 def _open_results(request: Request) -> Iterator[tuple[Callable[[dict[str, Any]], None], dict[str, bool]]]:
-    """Gives the function that writes a result, and the images that are done already, each with whether it failed."""
+    """Returns the function that writes a result, and the images that are done already, each with whether it failed."""
     from pyface.io.results import OutputError, ResultFile, json_line
 
     if request.output is not None:
@@ -224,7 +224,7 @@ def _write_results(
     report: _Report,
     resumable: bool,
 ) -> None:
-    """Detects and writes, and turns what may end a run early into one sentence."""
+    """Detects and writes, and reports an early end in one sentence."""
     try:
         with report:
             for result in _detect_and_draw(detector, paths, copies):
