@@ -1,10 +1,9 @@
 // Every op's launchers, declared once. No torch header is needed to use them: raw pointers, sizes, a stream.
 //
-// Memory: the caller allocates all outputs and, on CUDA, the workspace (its size is the result of the *_workspace
-// function, which answers without a GPU). CUDA launchers never allocate, synchronise or touch the default stream;
-// pointers live on `device`, and the status is 0 or a cudaError_t. CPU kernels may allocate scratch, and use at most
-// `threads` threads (some use one whatever it says); arguments that do not fit each other may throw
-// std::invalid_argument.
+// Memory: the caller allocates all outputs and, on CUDA, the workspace, whose size the *_workspace function returns
+// without a GPU. CUDA launchers never allocate, synchronise or touch the default stream; pointers live on `device`,
+// and the status is 0 or a cudaError_t. CPU kernels may allocate scratch memory, and use at most `threads` threads;
+// arguments that do not fit each other may throw std::invalid_argument.
 //
 // Boxes are float32 (x1, y1, x2, y2), width x2 - x1. An entry whose score or coordinate is not finite is dropped.
 // Order is score descending, ties by index.

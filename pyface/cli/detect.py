@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a call of `pyface detect` asks for; the attributes are its options."""
+    """The options of one call of `pyface detect`."""
 
     sources: list[str]
     recursive: bool

@@ -80,7 +80,7 @@ def parse_size(text: str | None) -> Any:
 
 @dataclass(frozen=True)
 class DetectorRequest:
-    """A detector that the command line asks for.
+    """The detector named on the command line.
 
     Attributes:
         model: Its name.

@@ -24,7 +24,7 @@ _GRACE = 5  # seconds beyond the deadline that a stop may take
 
 @dataclass(frozen=True)
 class Request:
-    """What a call of `pyface serve` asks for; the attributes are its options."""
+    """The options of one call of `pyface serve`."""
 
     detector: DetectorRequest
     host: str

@@ -21,7 +21,7 @@ PRECISIONS: dict[str, Precision] = {"fp32": "32-true", "fp16": "16-mixed", "bf16
 
 @dataclass(frozen=True)
 class Request:
-    """What a call of `pyface train` asks for.
+    """The options of one call of `pyface train`.
 
     Attributes:
         settings: Options that become fields of `Run`, by their names on the command line.
