@@ -1,8 +1,8 @@
 """assign_anchors beside torchvision's box_iou and a maximum.
 
-Floor on the CPU: anchors are read twice (32 bytes) and results written twice (16 bytes); an anchor meets only the faces
-near its block of 64. Floor on CUDA: the same bytes, and a launch a rule. torchvision holds A x G floats several times
-over: 14 MB here, 20 GB for a million anchors and 5,000 faces.
+Floor on the CPU: anchors are read twice (32 bytes) and results written twice (16 bytes); an anchor is compared only
+with the faces near its block of 64. Floor on CUDA: the same bytes, and one launch per rule. torchvision holds A x G
+floats several times over: 14 MB here, 20 GB for a million anchors and 5,000 faces.
 """
 
 import pytest
