@@ -174,7 +174,7 @@ def _check_maker(path: Path, made_by: Mapping[str, Any]) -> bool:
     if changed:
         then, now = (", ".join(f"{name} {_shown(of[name])}" for name in changed) for of in (before, made_by))
         raise OutputError(
-            f"{path} was made with {then}, this command has {now}: repeat the first command's options, or give another "
+            f"{path} was made with {then}, this command has {now}; repeat the first command's options, or give another "
             f"--output"
         )
     return True

@@ -202,16 +202,14 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
     odd = [key for key, value in state.items() if value.layout is not torch.strided or value.is_complex()]
     if expected.keys().isdisjoint(state):
         raise CheckpointError(
-            f"{checkpoint.path} is of no known layout ({', '.join([OWN, *(of.name for of in LAYOUTS)])}); "
+            f"{checkpoint.path} has none of the known layouts ({', '.join([OWN, *(of.name for of in LAYOUTS)])}); "
             f"its keys are {list_keys(state)}"
         )
     if checkpoint.lenient and extra:
         # `fc`, the ImageNet classifier of every ResNet, is not worth a warning.
         unknown = [key for key in extra if not key.startswith("fc.")]
         if unknown:
-            warnings.warn(
-                f"{checkpoint.path}: left aside {len(unknown)} unknown keys: {list_keys(unknown)}", stacklevel=2
-            )
+            warnings.warn(f"{checkpoint.path}: skipped {len(unknown)} unknown keys: {list_keys(unknown)}", stacklevel=2)
         state, extra = {key: value for key, value in state.items() if key in expected}, []
     problems = {"missing": missing, "left over": extra, "of another shape": misshapen, "not dense and real": odd}
     found = [f"{len(keys)} {what}: {list_keys(keys)}" for what, keys in problems.items() if keys]
@@ -256,7 +254,7 @@ def foreign(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.model is None:
         names = ", ".join(layout.name for layout in LAYOUTS)
         raise CheckpointError(
-            f"{checkpoint.path} is of no known foreign layout ({names}); keys: {list_keys(checkpoint.state)}"
+            f"{checkpoint.path} has none of the known foreign layouts ({names}); keys: {list_keys(checkpoint.state)}"
         )
     return checkpoint
 

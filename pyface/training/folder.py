@@ -169,7 +169,7 @@ def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> N
                 f"optimistic"
             )
     if not sets:
-        print("no images to measure on, so best.safetensors will be the newest weights; --val DIR names some")
+        print("no images to measure on, so best.safetensors will be the newest weights; give some with --val DIR")
 
 
 def counted(number: int, noun: str, plural: str = "s") -> str:

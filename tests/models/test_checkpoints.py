@@ -440,7 +440,7 @@ class TestSRN:
 
     def test_unknown_extras_are_named_and_left_aside(self, srn, tmp_path):
         torch.save({"state_dict": {**srn, "aux.weight": torch.zeros(1)}}, tmp_path / "srn.pth")
-        with pytest.warns(UserWarning, match=r"left aside 1 unknown keys: aux.weight"):
+        with pytest.warns(UserWarning, match=r"skipped 1 unknown keys: aux.weight"):
             loaded(tmp_path / "srn.pth", "srn_resnet50")
 
     def test_missing_keys_are_not(self, srn, tmp_path):
