@@ -148,7 +148,7 @@ void soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method
 void box_voting(const float* boxes, const float* scores, int64_t n, double iou_threshold, Overlap overlap,
                 bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count, int threads);
 
-// Each image resized by its scale (output pixels a source pixel) into the top left of its canvas; the rest of the
+// Each image resized by its scale (output pixels per source pixel) into the top left of its canvas; the rest of the
 // canvas is 0 in the output. scales [num_images] > 0, on the host; out [num_images, 3, out_h, out_w]
 void letterbox(const Image* images, const double* scales, int64_t num_images, int out_h, int out_w,
                Interpolation interpolation, Normalization normalization, float* out, int threads);

@@ -2,7 +2,7 @@
 //
 //   find_survivors   A thread takes an anchor: reads its logits, decodes it if it passes, and appends it to its level's
 //                    list.
-//   select_best      One block an image takes the survivors chunk by chunk, best first, until it has enough. Nearly
+//   select_best      One block per image takes the survivors chunk by chunk, best first, until it has enough. Nearly
 //                    always all fit into the first chunk, which is sorted in shared memory; else a histogram says up to
 //                    which key they do.
 //

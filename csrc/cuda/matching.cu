@@ -1,12 +1,12 @@
-// Matching of anchors and faces on the GPU: assign_anchors. What is kept is a word an anchor and some counters a face;
-// their product exists only in registers.
+// Matching of anchors and faces on the GPU: assign_anchors. What is kept is a word per anchor and some counters per
+// face; their product exists only in registers.
 //
 //   match_anchors     A thread takes an anchor, a block a tile of neighbouring ones. The image's boxes pass through
 //                     shared memory in chunks, of which only those that touch the tile are looked at. This alone
 //                     writes the result, unless best anchors are forced or faces with few anchors compensated.
-//   settle_faces      A block an image: faces claim their best anchors, then what each may get more of is counted.
-//   spread_candidates A thread an anchor: a candidate goes to its face, or to the face's list when they are too many.
-//   choose_candidates A block a face with too many: histograms find the last key it gets.
+//   settle_faces      One block per image: faces claim their best anchors, then what each may get more of is counted.
+//   spread_candidates One thread per anchor: a candidate goes to its face, or to the face's list when they are too
+//   many. choose_candidates One block per face with too many: histograms find the last key it gets.
 //
 // Anchors and faces meet in any order; maxima and counts of integers do not depend on it.
 #include <algorithm>
@@ -22,7 +22,7 @@ namespace {
 constexpr int kTile = 256;                                             // anchors of a block, and boxes in shared memory
 constexpr int kImageThreads = 1024;                                    // of a block of settle_faces
 constexpr int kChooseThreads = 128;                                    // of a block of choose_candidates
-constexpr int64_t kChooseBlocks = 256;                                 // at most, an image
+constexpr int64_t kChooseBlocks = 256;                                 // at most, per image
 constexpr int64_t kMaxRows = 65535;                                    // of a grid
 constexpr int64_t kMaxCount = (int64_t{1} << 31) - 2 * kImageThreads;  // loops step by a block beyond it
 
@@ -83,7 +83,7 @@ struct Plan {
   int64_t valid_stride;
   float positive, negative, above;  // IoU >= positive, < negative, > above
   bool forces, compensates;
-  int32_t wanted;  // anchors a face; 0: the mean
+  int32_t wanted;  // anchors per face; 0: the mean
   int32_t* index;
   float* overlap;
   Workspaces state;

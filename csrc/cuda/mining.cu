@@ -1,7 +1,7 @@
 // Choosing the hardest, or random, entries on the GPU without a sort: histograms find the last key that is chosen, keys
 // being a loss or random number and then the entry, so that no two are equal.
 //
-// hard_negatives, balanced_sample and, for up to kOneBlock entries, online_hard are one launch, a block an image: it
+// hard_negatives, balanced_sample and, for up to kOneBlock entries, online_hard are one launch, one block per image: it
 // reads its entries several times, mostly from the cache. A longer online_hard is a memset, kPasses narrowings of the
 // range in which the last key lies, each by many blocks together, and a launch that marks.
 #include <algorithm>

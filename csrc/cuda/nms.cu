@@ -72,7 +72,7 @@ template <int kItems>
 class Candidates {
  public:
   static constexpr int kCapacity = kItems * kThreads;
-  // The coarse map by which boxes are arranged: a square of 2^kSide cells a side, numbered along a Z-order curve.
+  // The coarse map by which boxes are arranged: a square of 2^kSide cells per side, numbered along a Z-order curve.
   static constexpr int kSide = 4, kCells = 1 << 2 * kSide;
 
   struct Shared {

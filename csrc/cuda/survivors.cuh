@@ -1,6 +1,6 @@
 // Survivors of a threshold and the best of them, for every decoder: what passes is appended to a list, in any order,
-// and one block an image takes the lists' best. Keys are all different (score, then entry), so that every run gives the
-// same.
+// and one block per image takes the lists' best. Keys are all different (score, then entry), so that every run gives
+// the same.
 #pragma once
 
 #include <algorithm>

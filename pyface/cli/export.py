@@ -27,7 +27,7 @@ def export(
         bool,
         typer.Option(
             "--uint8",
-            help="Take uint8 images [B, H, W, 3] and normalize them in the graph, instead of floats [B, 3, H, W].",
+            help="Take uint8 images [B, H, W, 3] and normalise them in the graph, instead of floats [B, 3, H, W].",
         ),
     ] = False,
     size: Annotated[

@@ -1,4 +1,4 @@
-"""Why boxes match next to nothing: fractions instead of pixels, corners instead of sizes, another order of columns."""
+"""Why boxes match almost nothing: fractions instead of pixels, corners instead of sizes, another order of columns."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Truncated: TypeAlias = Literal["refuse", "accept"]
 MAX_PIXELS = 2**27
 """Pictures with more pixels are refused unless the caller raises the limit: 134 million, 0.4 GB once decoded."""
 
-_MAX_EXTRA_BYTES = 2**26  # what a file may hold beside 16 bytes a pixel: metadata, thumbnails, further pages
+_MAX_EXTRA_BYTES = 2**26  # what a file may hold beside 16 bytes per pixel: metadata, thumbnails, further pages
 
 
 class ImageError(ValueError):

@@ -1,7 +1,7 @@
 """DenseBox: every cell of one map predicts a box (Huang et al., "DenseBox: Unifying Landmark Localization with End to
 End Object Detection", 2015, arXiv 1509.04874; docs/detectors.md 1).
 
-There are no anchors. The network finds faces of one size: each cell near such a face's center predicts the distances to
+There are no anchors. The network finds faces of one size: each cell near such a face's centre predicts the distances to
 the face's edges. Other sizes are found in smaller and larger copies of the image, so an image pyramid is part of the
 detector.
 
@@ -113,7 +113,7 @@ class DenseBoxOutput(NamedTuple):
     """The network's output per cell: raw regressions, not probabilities.
 
     Attributes:
-        scores: [B, 1, H, W], near 1 at a face's center, near 0 elsewhere.
+        scores: [B, 1, H, W], near 1 at a face's centre, near 0 elsewhere.
         offsets: [B, 4, H, W], (x - x1, y - y1, x - x2, y - y2) in units of the configuration's `face`.
         landmarks: [B, N, H, W], near 1 at a landmark; None without that branch.
         refined: [B, 1, H, W], the refine branch's scores, which replace `scores`; None without that branch.
@@ -436,7 +436,7 @@ class DenseBoxLite(DenseBox):
         self.down4, self.smooth4 = TopDown(c4, c5, p4), convolution(p4, p4)
         self.down3, self.smooth3 = TopDown(c3, p4, p3), convolution(p3, p3)
         self.score = self._branch(c2 + p3, 1)
-        # Initial boxes have size `face` and are centered on their cells.
+        # Initial boxes have size `face` and are centred on their cells.
         self.location = self._branch(c2 + p3, 4, bias=(0.5, 0.5, -0.5, -0.5))
         self.landmark = self._branch(c2 + p3, config.landmarks) if config.landmarks else None
         self.refine = Refine(config.landmarks, self.REFINE_WIDTH) if config.refine else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyface import ops
-from pyface.models.base import Faces
+from pyface.models.base import MIRRORED, Faces
 from pyface.models.views import MULTISCALE, Size, View, whole, whole_faces
 
 CANVAS = 32  # canvas sizes are multiples of this, so that images of nearly equal sizes share a batch
@@ -134,7 +134,7 @@ def _faces_of_view(view: View, found: ops.Candidates, row: int, count: int) -> F
     landmarks = view.to_picture(found.landmarks[row, :count]) if found.landmarks.shape[2] else None
     if view.mirror:  # left and right swap
         boxes = boxes[:, [2, 1, 0, 3]]
-        landmarks = None if landmarks is None else landmarks[:, [1, 0, 2, 4, 3]]
+        landmarks = None if landmarks is None else landmarks[:, MIRRORED]
     faces = Faces(boxes, scores, landmarks)
     is_plain = view == whole(view.image, view.region[3], view.region[2], view.scale)
     return faces if is_plain else faces.select(view.counts(boxes).nonzero().squeeze(1))

@@ -112,7 +112,7 @@ def matched(values: Tensor, splits: Tensor, index: Tensor) -> Tensor:
 def encode_boxes(anchors: Tensor, boxes: Tensor, variances: tuple[float, float]) -> Tensor:
     """The deltas (dx, dy, dw, dh) that turn anchors [..., 4] into boxes [..., 4]; `decode_boxes` is the inverse.
 
-    dx and dy are the center's offset in anchor sides / variances[0]; dw and dh are log(side / anchor side) /
+    dx and dy are the centre's offset in anchor sides / variances[0]; dw and dh are log(side / anchor side) /
     variances[1]. Not finite where a side is 0.
     """
     sides, box_sides = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
@@ -129,7 +129,7 @@ def decode_boxes(anchors: Tensor, deltas: Tensor, variances: tuple[float, float]
 
 
 def encode_landmarks(anchors: Tensor, landmarks: Tensor, variance: float) -> Tensor:
-    """Points [..., 5, 2] relative to anchors [..., 4]: [..., 10], x1, y1, x2 ..., as (x - center) / side / variance."""
+    """Points [..., 5, 2] relative to anchors [..., 4]: [..., 10], x1, y1, x2 ..., as (x - centre) / side / variance."""
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2
     sides = anchors[..., 2:] - anchors[..., :2]
     return ((landmarks - centre[..., None, :]) / sides[..., None, :] / variance).flatten(-2)
@@ -196,7 +196,7 @@ def box_term(
 def diou(boxes: Tensor, faces: Tensor) -> Tensor:
     """The distance-IoU loss (Zheng et al., arXiv 1911.08287), pair by pair: [..., 4] and [..., 4] -> [...], 0 to 2.
 
-    It is 1 - IoU, plus the squared distance of the centers over the squared diagonal of the enclosing box.
+    It is 1 - IoU, plus the squared distance of the centres over the squared diagonal of the enclosing box.
     """
     shared = torch.minimum(boxes[..., 2:], faces[..., 2:]) - torch.maximum(boxes[..., :2], faces[..., :2])
     around = torch.maximum(boxes[..., 2:], faces[..., 2:]) - torch.minimum(boxes[..., :2], faces[..., :2])

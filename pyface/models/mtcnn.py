@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pyface import ops
 from pyface.models import losses
-from pyface.models.base import FaceModel, Faces, check_images
+from pyface.models.base import MIRRORED, FaceModel, Faces, check_images
 from pyface.models.mtcnn_kernels import convnet, pnet
 
 STRIDE, CELL = 2, 12  # P-Net's window is 12 x 12 pixels, at every second pixel
@@ -541,7 +541,7 @@ def calibrate(boxes: Tensor, offsets: Tensor, *, plus_one: bool = True) -> Tenso
 
 
 def whole_squares(boxes: Tensor) -> Tensor:
-    """Squares with the same center and the longer side, rounded towards zero in the author's pixels."""
+    """Squares with the same centre and the longer side, rounded towards zero in the author's pixels."""
     sides = boxes[:, 2:] - boxes[:, :2]
     side = sides.amax(1, keepdim=True)
     corner = boxes[:, :2] + sides * 0.5 - side * 0.5
@@ -559,7 +559,7 @@ def place_landmarks(squares: Tensor, points: Tensor) -> Tensor:
 
 def mirror_points(points: Tensor) -> Tensor:
     """Mirrors the landmarks [K, 10] of mirrored crops back: left and right swap."""
-    x, y = points[:, [1, 0, 2, 4, 3]], points[:, [6, 5, 7, 9, 8]]
+    x, y = points.unflatten(1, (2, 5))[:, :, MIRRORED].unbind(1)
     return torch.cat([1 - x, y], 1)
 
 

@@ -302,7 +302,7 @@ class AnchorDetector(SingleShot):
 
     Attributes:
         levels: The anchors of each map.
-        variances: Units of the box offsets: of centers and of sizes.
+        variances: Units of the box offsets: of centres and of sizes.
         gate_threshold: On maps with a gate (SRN), the gate's score must also be > this.
     """
 

@@ -164,7 +164,7 @@ def decode_anchors(
 
     The score of an anchor is the softmax of its face logit and its largest background logit. That is the sigmoid of
     their difference x, or of the logit x if there is only one. Thresholds are applied to x, as x > log(t / (1 - t)), so
-    only anchors that pass are decoded. A box has its center at ``center + delta * center_variance * side`` and sides
+    only anchors that pass are decoded. A box has its centre at ``center + delta * center_variance * side`` and sides
     ``side * exp(delta * size_variance)``. Landmarks are at ``center + delta * center_variance * side``. The result
     has no gradient.
 

@@ -128,8 +128,8 @@ def densebox_targets(
 
     **Faces.** The height of a face, relative to `face`, decides. Within `positive_band` (>= low and <= high) the face
     has a positive disc. Otherwise, within `ignore_band`, its disc is ignored. All other faces are background. The disc
-    consists of the cells within `radius` * height of the box's center, and always includes the cell that contains the
-    center, unless the center is outside the map. A cell in several positive discs belongs to the one whose center is
+    consists of the cells within `radius` * height of the box's centre, and always includes the cell that contains the
+    centre, unless the centre is outside the map. A cell in several positive discs belongs to the one whose centre is
     nearest in units of its radius, ties to the lower index.
 
     **Ignored cells**, unless they are positive: cells whose pixel is in an ignore box (x1 <= x < x2, y1 <= y < y2),

@@ -41,7 +41,7 @@ def letterbox(
     """Resizes images of any sizes into the top left of canvases of one size, as a normalised batch.
 
     An image keeps its aspect ratio: both axes are resized by one scale. The rest of its canvas is 0 in the
-    result, the mean color. To convert a box from the canvas to the image, divide it by the scale.
+    result, the mean colour. To convert a box from the canvas to the image, divide it by the scale.
 
     Args:
         images: B images, uint8 [height, width, 3], on one device.
