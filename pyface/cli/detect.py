@@ -181,7 +181,7 @@ def _check_request(request: Request) -> None:
     if not request.sources and request.camera is None:
         raise typer.BadParameter("give images, films or folders, or --camera N for a camera", param_hint="SOURCE")
     if request.every > 1 and request.fps is not None:
-        fail("--every and --fps both choose the frames of films, use one of them")
+        fail("--every and --fps both choose the frames of films; use one of them")
     if request.output is None and (request.resume or request.overwrite):
         option = "--resume" if request.resume else "--overwrite"
         fail(f"{option} needs a file of results; add --output FILE")
@@ -210,14 +210,14 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
         sources += [] if request.camera is None else [request.camera]
         live = next((source for source in sources if is_live(source)), None)
         if request.resume and live is not None:
-            fail(f"{source_name(live)} has no frames to go back to, use --overwrite or another --output, not --resume")
+            fail(f"{source_name(live)} has no frames to go back to; use --overwrite or another --output, not --resume")
         copies = None if save is None else plan_copies(sources, save)
         if save is not None:
             save.mkdir(parents=True, exist_ok=True)
     except SourceError as error:
         fail(error)
     except OSError as error:
-        reason = "it is a file, give a folder" if save is not None and save.is_file() else error.strerror
+        reason = "it is a file; give a folder" if save is not None and save.is_file() else error.strerror
         fail(f"{save}: the images cannot be saved there ({reason})")
     return sources, copies
 

@@ -248,7 +248,7 @@ def plan_copies(sources: Iterable[Source], folder: Path) -> dict[Source, Path]:
             below = os.path.relpath(path, shared) if shared else path.replace(":", "").lstrip("/\\")
         copy = _free(folder / _copy_name(below, is_film(source)), taken)
         if os.path.realpath(copy) in originals:
-            raise SourceError(f"{folder}: saving there would overwrite the picture {source}, choose another folder")
+            raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
         plan[source] = copy
     return plan
 
