@@ -71,7 +71,7 @@ def picture(batch: int, side: int, model: SingleShot) -> Tensor:
 
 
 def flat(maps: object) -> list[Tensor]:
-    """All tensors of what a network answers."""
+    """All tensors in the output of a network."""
     if isinstance(maps, Tensor):
         return [maps]
     return [] if maps is None else [tensor for part in maps for tensor in flat(part)]

@@ -20,7 +20,7 @@ def draw(image: Any, detections: Detections, colour: tuple[int, int, int] = _GRE
     Args:
         image: The image the faces were found in, as anything that `FaceDetector` takes.
         detections: The faces of that image.
-        colour: Color of the boxes, from 0 to 255, in the channel order of the image.
+        colour: Colour of the boxes, from 0 to 255, in the channel order of the image.
 
     Returns:
         uint8 [H, W, 3], RGB, or the channel order of the array passed.

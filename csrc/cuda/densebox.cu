@@ -4,7 +4,7 @@
 // then one block per image takes the list's best (survivors.cuh, which decode_anchors has too).
 //
 // densebox_targets takes a kernel for labels and offsets, in which a thread is a cell of one map and an image's boxes
-// pass through shared memory, and one for the gray zone, which needs to know all positive cells.
+// pass through shared memory, and one for the gray zone, which needs all positive cells.
 #include <algorithm>
 #include <cuda/atomic>
 

@@ -234,7 +234,7 @@ class Chunks {
   uint64_t first_ = 0;    // earlier keys are done
 };
 
-// The best of an image's survivors become its candidates; the caller writes what only it knows: write(entry, level,
+// The best of an image's survivors become its candidates; the caller writes what only it has: write(entry, level,
 // slot), a slot of the whole batch.
 template <typename Write>
 __device__ void select_candidates(Chunks::Shared& shared, const Survivors& survivors, int64_t image,

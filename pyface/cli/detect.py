@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a call of `pyface detect` asks for; the attributes are its options."""
+    """The options of one call of `pyface detect`."""
 
     sources: list[str]
     camera: int | None
@@ -223,13 +223,8 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
 
 
 @contextlib.contextmanager
-def _open_results(
-    request: Request, sources: list[Source]
-) -> Iterator[tuple[Callable[[dict[str, Any]], None], dict[str, bool], tuple[str, int] | None]]:
-    """Gives the function that writes a result, the sources that are done, and the film within which the results end.
-
-    The sources come with whether they had failed, the film with the number of its last frame.
-    """
+def _open_results(request: Request) -> Iterator[tuple[Callable[[dict[str, Any]], None], dict[str, bool]]]:
+    """Returns the function that writes a result, and the images that are done already, each with whether it failed."""
     from pyface.io.results import OutputError, ResultFile, json_line
 
     if request.output is not None:
@@ -264,9 +259,15 @@ def _open_results(
         yield write, {}, None
 
 
-def _write_results(run: Run, sources: list[Source], write: Callable[[dict[str, Any]], None], resumable: bool) -> None:
-    """Detects and writes, and turns what may end a run early into one sentence."""
-    report = run.report
+def _write_results(
+    detector: FaceDetector,
+    paths: list[str],
+    copies: dict[str, Path] | None,
+    write: Callable[[dict[str, Any]], None],
+    report: _Report,
+    resumable: bool,
+) -> None:
+    """Detects and writes, and reports an early end in one sentence."""
     try:
         with report, contextlib.closing(run.results(sources)) as results:
             for result in results:

@@ -39,7 +39,7 @@ def export(
         str,
         typer.Option(
             metavar="ap|fast",
-            help="Limits of the numbers of boxes: the paper's, or fewer (at most 200 faces per image).",
+            help="Limits on the number of boxes: the paper's, or lower ones (at most 200 faces per image).",
         ),
     ] = "ap",
     score_threshold: Annotated[

@@ -1,7 +1,6 @@
 """Files of results: one JSON line per image or frame, or CSV with one row per face. A later run can continue both.
 
-A result is a dictionary as `Detections.to_dict` makes it; one that could not be read has an error instead of faces. The
-result of a film's frame has its number and time too. A film that cannot be read or breaks off has one without a number.
+A result is a dictionary as `Detections.to_dict` makes it; that of an unreadable image has an error instead of faces.
 """
 
 import csv
@@ -73,21 +72,21 @@ class ResultFile:
     """A growing file of results that is whole up to the last one, whenever the program ends.
 
     Args:
-        path: Where to write; `.jsonl` or `.csv` chooses the form. Folders on the way are made.
-        resume: Continue the file: cut off a half-written result at its end, and tell in `done` what it holds.
+        path: Where to write; `.jsonl` or `.csv` chooses the form. Missing folders are created.
+        resume: Continue the file: cut off a half-written result at its end, and list in `done` what it holds.
         overwrite: Replace the file.
         whole_films: Cut off a film whose last frame ends the file, so that it is done again from its beginning.
         made_by: What makes the results, such as model and options: JSON values by name. A file FILE.run.json beside the
             results keeps it, and only the same may continue them; None: nothing is kept or checked.
 
     Attributes:
-        is_unchecked: Whether the file is continued without FILE.run.json, so that nobody knows what made it.
+        is_unchecked: Whether the file is continued without FILE.run.json, so what made it is unknown.
         done: The sources that the file held when it was opened, each with whether it had failed.
         begun: A film that may be unfinished, since its last frame ends the file, and the number of that frame.
 
     Raises:
-        OutputError: The name ends otherwise, the file exists (is not empty) and neither `resume` nor `overwrite` is
-            given, it is no file of results, something else made it, or it cannot be written.
+        OutputError: The name has another ending, the file exists (is not empty) and neither `resume` nor `overwrite` is
+            given, it is not a file of results, something else made it, or it cannot be written.
 
     Example:
         >>> import tempfile
@@ -179,7 +178,7 @@ def _write_maker(path: Path, made_by: Mapping[str, Any]) -> None:
 
 
 def _check_maker(path: Path, made_by: Mapping[str, Any]) -> bool:
-    """Refuses to continue what something else has made; returns False if nobody knows what made it."""
+    """Refuses to continue a file that something else has made; returns False if its maker is unknown."""
     file = _maker_file(path)
     if not file.exists():
         return False

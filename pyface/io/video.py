@@ -1,4 +1,4 @@
-"""Films and cameras: frames with their times, and annotated films. PyAV reads and writes them (the extra `video`)."""
+"""Videos and cameras: frames with their times, and annotated videos. PyAV reads and writes them (the extra `video`)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.io.sources import is_address, is_live, source_name
-
-CLOCK = 90_000  # ticks per second of written films: fine enough for every usual frame rate
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
+CLOCK = 90_000  # ticks per second of written videos: fine enough for every usual frame rate
 CODECS = ("libx264", "mpeg4")  # browsers play the first; the second is for builds of PyAV without it
-PATIENCE = 15.0  # seconds that an address may take to answer, or to send the next packet
-MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a film that ends earlier than it says by more than both has broken off
+MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a video that ends earlier than it says by more than both has broken off
 
 
 class VideoError(ValueError):
-    """A film or camera cannot be read, or breaks off."""
+    """A video or camera cannot be read, or breaks off."""
 
 
 class Frame(NamedTuple):
     """Which frame an image is.
 
     Attributes:
-        source: The film or address as given, or "camera 0".
+        source: The video or camera, as given.
         frame: Number of frames before it in the source; live sources leave numbers out when they drop frames.
-        time: Seconds since the first frame, by the film's own clock.
-        dropped: Number of frames that a live source had in between and that the caller was too busy to take.
+        time: Seconds since the first frame, by the video's own clock.
     """
 
     source: str
@@ -45,12 +42,12 @@ class Frame(NamedTuple):
 def video(
     source: str | Path | int, *, every: int = 1, fps: float | None = None, live: bool | None = None
 ) -> Iterator[tuple[Frame, NDArray[np.uint8]]]:
-    """Reads the frames of a film, a camera or an address, upright and in order.
+    """Reads the frames of a video, a camera or an address, upright and in order.
 
     Args:
         source: A file, an address such as rtsp://..., or the number of a camera.
         every: Keep one frame in this many.
-        fps: Keep at most this many frames per second of the film, instead.
+        fps: Keep at most this many frames per second of the video, instead.
         live: Whether to drop frames while the caller is busy, and go on with the newest. None: for cameras and rtsp.
 
     Yields:
@@ -101,8 +98,7 @@ def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
         else:
             container = av.open(name, timeout=PATIENCE if is_address(name) else None)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        what = "opened" if isinstance(source, int) else "read as a film"
-        raise VideoError(f"{name} cannot be {what} ({_reason(error)})") from error
+        raise VideoError(f"{name} cannot be read as a video ({_reason(error)})") from error
     with container:
         if not container.streams.video:
             raise VideoError(f"{name} has no video stream")
@@ -181,7 +177,7 @@ def _newest(frames: Iterator[tuple[Frame, Any]]) -> Iterator[tuple[Frame, Any]]:
 
 
 class FilmWriter:
-    """Writes a film that browsers play (H.264 in MP4), frame by frame. Sound is not written.
+    """Writes a video that browsers play (H.264 in MP4), frame by frame. Sound is not written.
 
     Use it as a context manager, or call `close`.
 
@@ -192,7 +188,7 @@ class FilmWriter:
         codec: The codec in use: "mpeg4", which browsers do not play, only if PyAV has no H.264 encoder.
 
     Raises:
-        VideoError: The path's folder does not exist, or its ending names no kind of film.
+        VideoError: The path's folder does not exist, or its ending names no kind of video.
         ImportError: PyAV is not installed.
     """
 
@@ -200,14 +196,13 @@ class FilmWriter:
         self._av = _pyav()
         self.codec = next(codec for codec in CODECS if codec in self._av.codecs_available)
         if not Path(path).parent.is_dir():
-            raise VideoError(f"{path} cannot be written as a film (there is no folder {Path(path).parent})")
-        # The index comes first, so that browsers play a film while they load it.
+            raise VideoError(f"{path} cannot be written as a video (there is no folder {Path(path).parent})")
+        # The index comes first, so that browsers play a video while they load it.
         options = {"movflags": "+faststart"} if Path(path).suffix.lower() in (".mp4", ".mov", ".m4v") else {}
         try:
             self._container = self._av.open(str(path), "w", options=options)
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            raise VideoError(f"{path} cannot be written as a film ({_reason(error)})") from error
-        self._path = path
+            raise VideoError(f"{path} cannot be written as a video ({_reason(error)})") from error
         self._stream: Any = None
         self._last = -1
 
@@ -215,7 +210,7 @@ class FilmWriter:
         """Appends a frame.
 
         Args:
-            image: uint8 RGB [H, W, 3]; all frames of a film have the size of the first.
+            image: uint8 RGB [H, W, 3]; all frames of a video have the size of the first.
             time: Seconds since the beginning, later than the frame before.
 
         Raises:
@@ -232,7 +227,7 @@ class FilmWriter:
                 self._stream.options = {"preset": "veryfast", "crf": "21"}
             self._size = (height, width)
         if (height, width) != self._size:
-            raise ValueError(f"a film's frames must all be {list(self._size)}, got one of {[height, width]}")
+            raise ValueError(f"a video's frames must all be {list(self._size)}, got one of {[height, width]}")
         even = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
         frame.time_base = self._stream.codec_context.time_base
@@ -279,7 +274,7 @@ def _pyav() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise ImportError("films need PyAV: pip install 'pyface-engine[video]'") from error
+        raise ImportError("videos need PyAV: pip install 'pyface-engine[video]'") from error
     return av
 
 

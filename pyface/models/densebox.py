@@ -152,7 +152,7 @@ class DenseBox(SingleShot):
         self.trained_faces = TrainedFaces(config.face, config.positive_band)
         self.unit = config.face / config.stride
 
-    def answers(self, fused: Tensor) -> DenseBoxOutput:
+    def run_branches(self, fused: Tensor) -> DenseBoxOutput:
         """Runs the branches on the fused maps [B, channels, H / 4, W / 4]."""
         scores = self.score(fused)
         landmarks = None if self.landmark is None else self.landmark(fused)
@@ -275,9 +275,9 @@ class DenseBox(SingleShot):
             )
         return truth.landmarks
 
-    def _map_error(self, answers: Tensor, labels: Tensor, disc: float, seed: int) -> Tensor:
+    def _map_error(self, predictions: Tensor, labels: Tensor, disc: float, seed: int) -> Tensor:
         """Mean squared error of maps [B, N, H, W] over sampled cells; `disc` is the radius of a disc in cells."""
-        error = (answers.float() - (labels == 1).float()).square().flatten(0, 1).flatten(1)
+        error = (predictions.float() - (labels == 1).float()).square().flatten(0, 1).flatten(1)
         teaches = ops.balanced_sample(
             error,
             labels.flatten(0, 1).flatten(1).int() - 1,  # 1, 0, -1: a face, background, ignored
@@ -388,7 +388,7 @@ class DenseBoxVGG19(DenseBox):
     def forward(self, images: Tensor) -> DenseBoxOutput:
         """Preprocessed images [B, 3, H, W] -> scores, offsets, landmarks and refined scores at stride 4."""
         conv3_4, conv4_4 = self.backbone(images)
-        return self.answers(torch.cat([conv3_4, upsample(conv4_4, conv3_4)], dim=1))
+        return self.run_branches(torch.cat([conv3_4, upsample(conv4_4, conv3_4)], dim=1))
 
 
 @dataclass(frozen=True)
@@ -453,4 +453,4 @@ class DenseBoxLite(DenseBox):
         c2, c3, c4, c5 = self.backbone(images)
         p4 = self.smooth4(self.down4(c4, c5))
         p3 = self.smooth3(self.down3(c3, p4))
-        return self.answers(torch.cat([c2, upsample(p3, c2)], dim=1))
+        return self.run_branches(torch.cat([c2, upsample(p3, c2)], dim=1))

@@ -24,7 +24,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Normalization of a network's input: (pixel - mean) / std per channel, in the network's channel order.
+    """Normalisation of a network's input: (pixel - mean) / std per channel, in the network's channel order.
 
     Attributes:
         mean: In pixel values, 0 to 255, in RGB order whatever the network's order.

@@ -156,8 +156,8 @@ class S3FD(AnchorDetector):
         # The loss of a background anchor rises with its evidence, so mining can use the evidence.
         negatives = ops.hard_negatives(evidence, index, ratio=config.negative_ratio, minimum=config.min_negatives)
         entropy = losses.cross_entropy(evidence, is_face)
-        answers = losses.by_anchor([level.boxes for level in maps], self.levels)
-        box = losses.box_term(answers, anchors, truth, index, config.variances, config.box_loss)
+        predictions = losses.by_anchor([level.boxes for level in maps], self.levels)
+        box = losses.box_term(predictions, anchors, truth, index, config.variances, config.box_loss)
         terms = {
             "classification": losses.total(entropy, is_face | negatives) / faces,
             "box": config.box_weight * box / faces,

@@ -212,12 +212,12 @@ class SRN(AnchorDetector):
         valid = torch.cat([passed, passed.new_ones(moved.shape[:2])], dim=1)
         second = assign(anchors, truth, self.config.second_iou, valid=valid)
         evidence = losses.face_evidence([level.logits for level in maps], self.levels)
-        answers = losses.by_anchor([level.boxes for level in maps], self.levels)
+        predictions = losses.by_anchor([level.boxes for level in maps], self.levels)
         terms = {
             "first_classification": self._classification(gate, first_low),
             "first_box": self._regression(moves, far, truth, first_high),
             "classification": self._classification(evidence, second),
-            "box": self._regression(answers, anchors, truth, second),
+            "box": self._regression(predictions, anchors, truth, second),
         }
         landmarks = [level.landmarks for level in maps if level.landmarks is not None]
         if landmarks:
@@ -231,8 +231,8 @@ class SRN(AnchorDetector):
         each = losses.focal(evidence, is_face, gamma=config.focal_gamma, alpha=config.focal_alpha)
         return losses.total(each, index >= -1) / losses.count(is_face)
 
-    def _regression(self, answers: Tensor, anchors: Tensor, truth: GroundTruth, index: Tensor) -> Tensor:
-        return losses.box_term(answers, anchors, truth, index, self.variances) / losses.count(index >= 0)
+    def _regression(self, predictions: Tensor, anchors: Tensor, truth: GroundTruth, index: Tensor) -> Tensor:
+        return losses.box_term(predictions, anchors, truth, index, self.variances) / losses.count(index >= 0)
 
     def in_anchor_pixels(self, boxes: Tensor) -> Tensor:
         """Converts boxes [G, 4] from continuous pixels to those of the anchors; only the paper's network differs."""

@@ -165,10 +165,10 @@ class SSH(AnchorDetector):
         background = losses.hardest(evidence, index == -1, most, most - faces.sum(1))
         samples = losses.count(faces | background)
         boxes = losses.encode_boxes(anchors, losses.matched(truth.boxes, truth.splits, index), config.variances)
-        answers = losses.by_anchor([maps.boxes], [level])
+        predictions = losses.by_anchor([maps.boxes], [level])
         terms = {
             "classification": losses.total(losses.cross_entropy(evidence, faces), faces | background) / samples,
-            "box": losses.smooth_l1(answers, boxes, faces, config.box_sigma) / samples,
+            "box": losses.smooth_l1(predictions, boxes, faces, config.box_sigma) / samples,
         }
         if maps.landmarks is not None:
             points = losses.by_anchor([maps.landmarks], [level])

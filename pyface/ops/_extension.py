@@ -175,7 +175,7 @@ def check_not_nan(op: str, name: str, value: float) -> None:
 # --- launches --------------------------------------------------------------------------------------------------------
 
 
-def plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def contiguous_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor as kernels take it: contiguous and of this dtype."""
     if tensor.dtype == dtype and tensor.is_contiguous():  # skips what costs microseconds even when it changes nothing
         return tensor

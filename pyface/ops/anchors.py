@@ -27,8 +27,8 @@ from pyface.ops._extension import (
     check_shape,
     check_size,
     check_tensors,
+    contiguous_as,
     launch,
-    plain,
     register,
     schema_of,
 )
@@ -474,7 +474,7 @@ def _decode_anchors(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
         return found
     levels = _kernel_levels(request)
     total = levels[-1].first + levels[-1].height * levels[-1].width * levels[-1].num_anchors
-    sizes = None if request.sizes is None else plain(request.sizes, torch.float32)
+    sizes = None if request.sizes is None else contiguous_as(request.sizes, torch.float32)
     center_variance, size_variance = request.variances
     launch(
         "decode_anchors",

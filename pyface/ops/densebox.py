@@ -23,8 +23,8 @@ from pyface.ops._extension import (
     check_size,
     check_splits,
     check_tensors,
+    contiguous_as,
     launch,
-    plain,
     register,
 )
 from pyface.ops.anchors import Candidates, Decoding, arrays_of, empty_candidates
@@ -346,7 +346,7 @@ def _decode_densebox(
         found[4].zero_()
         return found
     height, width = scores.shape[2:]
-    sizes = None if sizes is None else plain(sizes, torch.float32)
+    sizes = None if sizes is None else contiguous_as(sizes, torch.float32)
     launch(
         "decode_densebox",
         scores.device,
@@ -400,9 +400,9 @@ def _densebox_targets(
     maps = _empty_maps(boxes, batch, points, size)
     if batch == 0 or size[0] == 0 or size[1] == 0:
         return maps
-    boxes, splits = plain(boxes, torch.float32), plain(splits, torch.int64)
-    ignore = None if ignore is None else plain(ignore, torch.bool)
-    landmarks = None if landmarks is None or points == 0 else plain(landmarks, torch.float32)
+    boxes, splits = contiguous_as(boxes, torch.float32), contiguous_as(splits, torch.int64)
+    ignore = None if ignore is None else contiguous_as(ignore, torch.bool)
+    landmarks = None if landmarks is None or points == 0 else contiguous_as(landmarks, torch.float32)
     launch(
         "densebox_targets",
         boxes.device,

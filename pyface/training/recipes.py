@@ -26,7 +26,7 @@ class Recipe:
         mosaic: Share of the samples that are four crops of half the side, which gives many small faces.
         rotation: Share of the other samples that are rotated.
         most_rotated: Largest angle of that rotation, in degrees either way.
-        cut_out: Probability that a rectangle of one gray covers a part of a face.
+        cut_out: Probability that a rectangle of one grey covers a part of a face.
         photometric: Probability of each change of brightness, contrast, saturation and hue.
         smallest_face: Faces that are smaller in the sample (square root of the area, in pixels) are ignored: they count
             neither as faces nor as background. MTCNN applies it to the longer side in the image instead.

@@ -52,7 +52,7 @@ class Batch(NamedTuple):
         size: Side of the samples in pixels.
         angles: float32 [B], degrees by which each sample is rotated, from the x axis towards the y axis.
         colours: float32 [B, 3, 4], colour matrices for (R, G, B, 1) with RGB from 0 to 255.
-        cuts: float32 [C, 6], rectangles to fill: number of the sample, (x1, y1, x2, y2) and a gray.
+        cuts: float32 [C, 6], rectangles to fill: number of the sample, (x1, y1, x2, y2) and a grey.
         truth: The ground truth.
         pixels: uint8 [H, W, 3] parts of the images, if the album does not keep images in memory; else None.
     """
@@ -87,7 +87,7 @@ class Sample(NamedTuple):
         angle: Degrees by which the sample is rotated about its centre.
         faces: The ground truth.
         colours: float32 [3, 4], as in `Batch`.
-        cuts: Rectangles to fill: (x1, y1, x2, y2) and a gray.
+        cuts: Rectangles to fill: (x1, y1, x2, y2) and a grey.
     """
 
     crops: list[Crop]
@@ -251,7 +251,7 @@ def _moved(faces: Faces, x: float, y: float) -> Faces:
 
 
 def cut_out(rng: np.random.Generator, box: NDArray[np.float32]) -> tuple[float, ...]:
-    """A random rectangle over a part of a face, 0.3 to 0.6 of its sides, and a gray: (x1, y1, x2, y2, gray)."""
+    """A random rectangle over a part of a face, 0.3 to 0.6 of its sides, and a grey: (x1, y1, x2, y2, grey)."""
     sides = box[2:] - box[:2]
     extent = sides * rng.uniform(0.3, 0.6, 2)
     x, y = box[:2] + rng.uniform(0, 1, 2) * (sides - extent)
@@ -262,7 +262,7 @@ def colours(rng: np.random.Generator, probability: float) -> NDArray[np.float32]
     """Random colour changes as one [3, 4] matrix: brightness +-32, contrast x 0.5 to 1.5, saturation x 0.5 to 1.5 and
     hue +-18 degrees (docs/detectors.md 2.5).
 
-    Saturation and hue scale and rotate colours about the gray axis; the authors change them in HSV.
+    Saturation and hue scale and rotate colours about the grey axis; the authors change them in HSV.
     """
     grey = np.array([0.299, 0.587, 0.114])
     matrix, shift = np.eye(3), np.zeros(3)
@@ -280,7 +280,7 @@ def colours(rng: np.random.Generator, probability: float) -> NDArray[np.float32]
 
 
 def hue(degrees: float) -> NDArray[np.float64]:
-    """The rotation about the gray axis, [3, 3] (Rodrigues' formula)."""
+    """The rotation about the grey axis, [3, 3] (Rodrigues' formula)."""
     angle = math.radians(degrees)
     axis = np.ones(3) / math.sqrt(3)
     cross = np.cross(np.eye(3), axis)

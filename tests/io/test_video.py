@@ -1,4 +1,4 @@
-"""Films that the tests write: frames, times, rotation, and what is wrong with broken ones."""
+"""Videos that the tests write: frames, times, rotation, and what is wrong with broken ones."""
 
 import socket
 import struct
@@ -101,7 +101,7 @@ def test_a_film_that_breaks_off(tmp_path):
         seen.extend(video(tmp_path / "cut.mkv"))
     assert 0 < len(seen) < 11
     (tmp_path / "cut.mp4").write_bytes(write(tmp_path / "film.mp4").read_bytes()[:500])
-    with pytest.raises(VideoError, match=r"cut\.mp4 (cannot be read as a film|breaks off|has no)"):
+    with pytest.raises(VideoError, match=r"cut\.mp4 (cannot be read as a video|breaks off|has no)"):
         list(video(tmp_path / "cut.mp4"))
 
 
@@ -109,15 +109,15 @@ def test_what_is_no_film(tmp_path):
     (tmp_path / "text.mp4").write_text("no film")
     (tmp_path / "empty.mp4").write_bytes(b"")
     for name in ("text.mp4", "empty.mp4", "gone.mp4"):
-        with pytest.raises(VideoError, match=rf"{name} cannot be read as a film \(.+\)$"):
+        with pytest.raises(VideoError, match=rf"{name} cannot be read as a video \(.+\)$"):
             list(video(tmp_path / name))
     for name in ("none/film.mp4", "film.xyz"):
-        with pytest.raises(VideoError, match=rf"{name} cannot be written as a film \(.+\)$"):
+        with pytest.raises(VideoError, match=rf"{name} cannot be written as a video \(.+\)$"):
             FilmWriter(tmp_path / name)
 
 
 def test_a_camera_that_is_not_there():
-    with pytest.raises(VideoError, match=r"^camera 63 cannot be opened \(.+\)$"):
+    with pytest.raises(VideoError, match=r"^63 cannot be read as a video \(.+\)$"):
         next(video(63))
 
 
@@ -134,7 +134,7 @@ def test_sound_alone(tmp_path):
 
 def test_without_pyav(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(ImportError, match=r"films need PyAV: pip install 'pyface-engine\[video\]'"):
+    with pytest.raises(ImportError, match=r"videos need PyAV: pip install 'pyface-engine\[video\]'"):
         list(video("film.mp4"))
 
 

@@ -1,4 +1,4 @@
-"""SingleShot.detect: sizes, scales, tiles, votes and batches around a network whose answers are known."""
+"""SingleShot.detect: sizes, scales, tiles, votes and batches around a network whose outputs are known."""
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
