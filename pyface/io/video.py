@@ -36,6 +36,7 @@ class Frame(NamedTuple):
     source: str
     frame: int
     time: float
+    dropped: int = 0
 
 
 def video(
@@ -62,18 +63,26 @@ def video(
     if every > 1 and fps is not None:
         raise ValueError(f"video: give every or fps, got every={every} and fps={fps}")
     if live is None:
-        live = isinstance(source, int) or str(source).startswith("rtsp")
-    frames = _decode(source)
-    return _selected(_newest(frames) if live else frames, every, fps)
+        live = is_live(source if isinstance(source, int) else str(source))
+    frames = _selected(_decode(source), every, fps)
+    return ((place, _upright(frame)) for place, frame in (_newest(frames) if live else frames))
 
 
-def _selected(
-    frames: Iterator[tuple[Frame, Any]], every: int, fps: float | None
-) -> Iterator[tuple[Frame, NDArray[np.uint8]]]:
+def film_seconds(source: str | Path) -> float:
+    """Returns how long a film says it is in seconds, 0 if it does not say or cannot be read."""
+    av = _pyav()
+    try:
+        with av.open(str(source), timeout=PATIENCE) as container:
+            return _duration(container, container.streams.video[0])
+    except (av.error.FFmpegError, OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _selected(frames: Iterator[tuple[Frame, Any]], every: int, fps: float | None) -> Iterator[tuple[Frame, Any]]:
     due = -math.inf
     for place, frame in frames:
         if place.frame % every == 0 if fps is None else place.time >= due - 1e-6:
-            yield place, _upright(frame)
+            yield place, frame
             # From the due time, not from the frame's, so that rounding to frames does not add up.
             due = place.time if math.isinf(due) or fps is None else max(due, place.time - 1 / fps)
             due += 0 if fps is None else 1 / fps
@@ -82,9 +91,12 @@ def _selected(
 def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
     """The frames of a source as PyAV's, which are converted to pixels only if they are needed."""
     av = _pyav()
-    name = str(source)
+    name = source_name(source if isinstance(source, int) else str(source))
     try:
-        container = av.open(*_address(source)) if isinstance(source, int) else av.open(name)
+        if isinstance(source, int):
+            container = av.open(*_address(source))
+        else:
+            container = av.open(name, timeout=PATIENCE if is_address(name) else None)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{name} cannot be read as a video ({_reason(error)})") from error
     with container:
@@ -125,15 +137,18 @@ def _upright(frame: Any) -> NDArray[np.uint8]:
 def _newest(frames: Iterator[tuple[Frame, Any]]) -> Iterator[tuple[Frame, Any]]:
     """The newest frame whenever the caller asks for one; a thread reads on in between."""
     ready = threading.Condition()
-    newest: list[tuple[Frame, Any]] = []
+    newest: list[tuple[Frame, Any]] = []  # one at most
+    dropped = 0
     ended: list[BaseException | None] = []
     stop = threading.Event()
 
     def read() -> None:
+        nonlocal dropped
         failure: BaseException | None = None
         try:
             for frame in frames:
                 with ready:
+                    dropped += len(newest)
                     newest[:] = [frame]
                     ready.notify()
                 if stop.is_set():
@@ -150,10 +165,11 @@ def _newest(frames: Iterator[tuple[Frame, Any]]) -> Iterator[tuple[Frame, Any]]:
         while True:
             with ready:
                 ready.wait_for(lambda: newest or ended)
-                frame = newest.pop() if newest else None
-            if frame is None:
-                break
-            yield frame
+                if not newest:
+                    break
+                place, frame = newest.pop()
+                place, dropped = place._replace(dropped=dropped), 0
+            yield place, frame
         if ended[0] is not None:
             raise ended[0]
     finally:
@@ -199,6 +215,7 @@ class FilmWriter:
 
         Raises:
             ValueError: The image has another size than the first one.
+            OSError: The disk does not take it.
         """
         height, width = image.shape[:2]
         if self._stream is None:
@@ -215,13 +232,25 @@ class FilmWriter:
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
         frame.time_base = self._stream.codec_context.time_base
         frame.pts = self._last = max(self._last + 1, round(time / frame.time_base))
-        self._container.mux(self._stream.encode(frame))
+        self._mux(frame)
 
     def close(self) -> None:
-        """Completes the file."""
-        if self._stream is not None:
-            self._container.mux(self._stream.encode())
-        self._container.close()
+        """Completes the file.
+
+        Raises:
+            OSError: The disk does not take it.
+        """
+        try:
+            if self._stream is not None:
+                self._mux(None)
+        finally:
+            self._container.close()
+
+    def _mux(self, frame: Any) -> None:
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except self._av.error.FFmpegError as error:
+            raise OSError(error.errno, _reason(error), str(self._path)) from error
 
     def __enter__(self) -> FilmWriter:
         return self
@@ -250,4 +279,6 @@ def _pyav() -> ModuleType:
 
 
 def _reason(error: Exception) -> str:
+    if type(error).__name__ == "ExitError":  # what PyAV's timeout raises
+        return f"no answer within {PATIENCE:g} seconds"
     return str(getattr(error, "strerror", None) or error).split("\n")[0]

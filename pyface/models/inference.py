@@ -140,13 +140,13 @@ def _faces_of_view(view: View, found: ops.Candidates, row: int, count: int) -> F
     return faces if is_plain else faces.select(view.counts(boxes).nonzero().squeeze(1))
 
 
-def without_parts(found: list[tuple[View, Faces]], options: InferenceOptions) -> list[Faces]:
+def without_parts(found: list[tuple[View, Faces]]) -> list[Faces]:
     """The faces of each view of an image, without those that another tile shows better; see `whole_faces`."""
     if not any(any(view.cut) for view, _ in found):
         return [faces for _, faces in found]
     views, faces_of = zip(*found, strict=True)
     boxes, scores = [of.boxes for of in faces_of], [of.scores for of in faces_of]
-    keep = whole_faces(views, boxes, scores, prefer_finer=options.multiscale is None)
+    keep = whole_faces(views, boxes, scores)
     return [of.select(kept.nonzero().squeeze(1)) for of, kept in zip(faces_of, keep, strict=True)]
 
 

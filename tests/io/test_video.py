@@ -1,8 +1,10 @@
 """Videos that the tests write: frames, times, rotation, and what is wrong with broken ones."""
 
+import socket
 import struct
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,10 +151,45 @@ def test_live_sources_go_on_with_the_newest_frame(monkeypatch):
     monkeypatch.setattr(module, "_upright", lambda frame: frame)
     seen = []
     for place, _ in video(0):
-        seen.append(place.frame)
+        seen.append((place.frame, place.dropped))
         consumed.release()
         time.sleep(0.2)  # busy, while frames 1 to 4 are read
-    assert seen == [0, 4, 5]
+    assert seen == [(0, 0), (4, 3), (5, 0)]
+
+
+def test_live_sources_drop_only_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr(module, "_decode", lambda source: ((Frame(str(source), k, k / 10), k) for k in range(10)))
+    monkeypatch.setattr(module, "_upright", lambda frame: frame)
+    monkeypatch.setattr(module, "_newest", lambda frames: frames)
+    assert [place.frame for place, _ in video(0, every=4)] == [0, 4, 8]
+    assert [place.frame for place, _ in video(0, fps=5)] == [0, 2, 4, 6, 8]
+
+
+def test_an_address_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/live"
+        with pytest.raises(VideoError, match=rf"^{address} cannot be read as a film \(no answer within 0.5 seconds\)$"):
+            next(video(address))
+    with pytest.raises(VideoError, match=rf"^{address} cannot be read as a film \(.+\)$"):
+        next(video(address))
+
+
+def test_seconds_of_a_film(tmp_path):
+    assert module.film_seconds(write(tmp_path / "film.mp4")) == pytest.approx(1.1, abs=0.11)
+    (tmp_path / "text.mp4").write_text("no film")
+    assert module.film_seconds(tmp_path / "text.mp4") == 0
+
+
+def test_a_full_disk(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    (tmp_path / "film.mkv").symlink_to("/dev/full")
+    film = FilmWriter(tmp_path / "film.mkv")
+    for k in range(3):
+        film.write(np.zeros((64, 64, 3), np.uint8), k / 10)
+    with pytest.raises(OSError, match="No space left on device"):
+        film.close()
 
 
 def test_a_live_source_s_error_reaches_the_caller(monkeypatch):
