@@ -1,4 +1,4 @@
-"""Which images a command line names, and where their annotated copies go."""
+"""Which images and films a command line means, and where their copies go."""
 
 import glob
 import importlib.util
@@ -61,13 +61,14 @@ def find_sources(
 ) -> list[str]:
     """Finds the images and films that files, folders, patterns and addresses stand for.
 
-    A folder stands for the images in it except hidden ones, in the order of their names; a pattern for what a
-    shell would make of it, so it works in quotes and where shells expand nothing. A missing file is passed on if
-    others are named too, so that it is reported in its turn and the others are read.
+    A folder stands for the images and films in it, hidden ones excepted, in the order of their names; a pattern for
+    what a shell would make of it, so it works in quotes and where shells expand nothing. A file that is not there is
+    passed on where others are named too, so that whoever reads them all reports it and goes on.
 
     Args:
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
-        recursive: Include the subfolders of folders.
+        recursive: Look into the subfolders of folders too.
+        films: Take the films in folders too, if PyAV is installed.
         skip: A folder whose content is left out where it lies within another, such as the one for drawn copies.
         skipped: Gets the number of files in folders that are images or videos by their names, but of a kind that
             pyface does not read, by suffix; `describe_skipped` puts them into words.

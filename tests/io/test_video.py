@@ -117,7 +117,7 @@ def test_what_is_no_film(tmp_path):
 
 
 def test_a_camera_that_is_not_there():
-    with pytest.raises(VideoError, match=r"^63 cannot be read as a video \(.+\)$"):
+    with pytest.raises(VideoError, match=r"^camera 63 cannot be opened \(.+\)$"):
         next(video(63))
 
 
