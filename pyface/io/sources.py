@@ -110,7 +110,7 @@ def _reads_heic() -> bool:
 
 
 def is_film(source: Source) -> bool:
-    """Tells whether a source is read as a film: cameras, addresses that name no image, files by their suffix.
+    """Tells whether a source is read as a video: cameras, addresses that name no image, files by their suffix.
 
     Example:
         >>> [is_film(source) for source in ("a.MP4", "a.jpg", 0, "rtsp://camera/live", "https://x.org/a.jpg")]
@@ -183,7 +183,7 @@ _LIVE = ("rtsp://", "rtsps://", "rtmp://", "udp://", "srt://")
 
 
 def is_film_address(name: str) -> bool:
-    """Tells whether a name is an address that is read as a film: any that does not end like an image."""
+    """Tells whether a name is an address that is read as a video: any that does not end like an image."""
     return is_address(name) and _suffix(urlsplit(name).path) not in (*IMAGE_SUFFIXES, *HEIC_SUFFIXES)
 
 

@@ -101,7 +101,7 @@ def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
         else:
             container = av.open(name, timeout=PATIENCE if is_address(name) else None)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        what = "opened" if isinstance(source, int) else "read as a film"
+        what = "opened" if isinstance(source, int) else "read as a video"
         raise VideoError(f"{name} cannot be {what} ({_reason(error)})") from error
     with container:
         if not container.streams.video:
@@ -206,7 +206,7 @@ class FilmWriter:
         try:
             self._container = self._av.open(str(path), "w", options=options)
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            raise VideoError(f"{path} cannot be written as a film ({_reason(error)})") from error
+            raise VideoError(f"{path} cannot be written as a video ({_reason(error)})") from error
         self._path = path
         self._stream: Any = None
         self._last = -1
