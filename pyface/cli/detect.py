@@ -223,8 +223,13 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
 
 
 @contextlib.contextmanager
-def _open_results(request: Request) -> Iterator[tuple[Callable[[dict[str, Any]], None], dict[str, bool]]]:
-    """Returns the function that writes a result, and the images that are done already, each with whether it failed."""
+def _open_results(
+    request: Request, sources: list[Source]
+) -> Iterator[tuple[Callable[[dict[str, Any]], None], dict[str, bool], tuple[str, int] | None]]:
+    """Gives the function that writes a result, the sources that are done, and the film within which the results end.
+
+    The sources come with whether they had failed, the film with the number of its last frame.
+    """
     from pyface.io.results import OutputError, ResultFile, json_line
 
     if request.output is not None:
@@ -259,15 +264,9 @@ def _open_results(request: Request) -> Iterator[tuple[Callable[[dict[str, Any]],
         yield write, {}, None
 
 
-def _write_results(
-    detector: FaceDetector,
-    paths: list[str],
-    copies: dict[str, Path] | None,
-    write: Callable[[dict[str, Any]], None],
-    report: _Report,
-    resumable: bool,
-) -> None:
-    """Detects and writes, and reports an early end in one sentence."""
+def _write_results(run: Run, sources: list[Source], write: Callable[[dict[str, Any]], None], resumable: bool) -> None:
+    """Detects and writes, and turns what may end a run early into one sentence."""
+    report = run.report
     try:
         with report, contextlib.closing(run.results(sources)) as results:
             for result in results:

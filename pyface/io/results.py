@@ -1,6 +1,7 @@
 """Files of results: one JSON line per image or frame, or CSV with one row per face. A later run can continue both.
 
-A result is a dictionary as `Detections.to_dict` makes it; that of an unreadable image has an error instead of faces.
+A result is a dictionary as `Detections.to_dict` makes it; one that could not be read has an error instead of faces. The
+result of a film's frame has its number and time too. A film that cannot be read or breaks off has one without a number.
 """
 
 import csv

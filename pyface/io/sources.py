@@ -1,4 +1,4 @@
-"""Which images a command line names, and where their annotated copies go."""
+"""Which images and films a command line means, and where their copies go."""
 
 import glob
 import importlib.util
@@ -61,13 +61,14 @@ def find_sources(
 ) -> list[str]:
     """Finds the images and films that files, folders, patterns and addresses stand for.
 
-    A folder stands for the images in it except hidden ones, in the order of their names; a pattern for what a
-    shell would make of it, so it works in quotes and where shells expand nothing. A missing file is passed on if
-    others are named too, so that it is reported in its turn and the others are read.
+    A folder stands for the images and films in it, hidden ones excepted, in the order of their names; a pattern for
+    what a shell would make of it, so it works in quotes and where shells expand nothing. A file that is not there is
+    passed on where others are named too, so that whoever reads them all reports it and goes on.
 
     Args:
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
-        recursive: Include the subfolders of folders.
+        recursive: Look into the subfolders of folders too.
+        films: Take the films in folders too, if PyAV is installed.
         skip: A folder whose content is left out where it lies within another, such as the one for drawn copies.
         skipped: Gets the number of files in folders that are images or videos by their names, but of a kind that
             pyface does not read, by suffix; `describe_skipped` puts them into words.
@@ -109,7 +110,7 @@ def _reads_heic() -> bool:
 
 
 def is_film(source: Source) -> bool:
-    """Tells whether a source is read as a film: cameras, addresses that name no image, files by their suffix.
+    """Tells whether a source is read as a video: cameras, addresses that name no image, files by their suffix.
 
     Example:
         >>> [is_film(source) for source in ("a.MP4", "a.jpg", 0, "rtsp://camera/live", "https://x.org/a.jpg")]
@@ -182,7 +183,7 @@ _LIVE = ("rtsp://", "rtsps://", "rtmp://", "udp://", "srt://")
 
 
 def is_film_address(name: str) -> bool:
-    """Tells whether a name is an address that is read as a film: any that does not end like an image."""
+    """Tells whether a name is an address that is read as a video: any that does not end like an image."""
     return is_address(name) and _suffix(urlsplit(name).path) not in (*IMAGE_SUFFIXES, *HEIC_SUFFIXES)
 
 

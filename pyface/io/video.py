@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
-CLOCK = 90_000  # ticks per second of written videos: fine enough for every usual frame rate
+from pyface.io.sources import is_address, is_live, source_name
+
+CLOCK = 90_000  # ticks per second of written films: fine enough for every usual frame rate
 CODECS = ("libx264", "mpeg4")  # browsers play the first; the second is for builds of PyAV without it
-MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a video that ends earlier than it says by more than both has broken off
+PATIENCE = 15.0  # seconds that an address may take to answer, or to send the next packet
+MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a film that ends earlier than it says by more than both has broken off
 
 
 class VideoError(ValueError):
@@ -28,9 +30,10 @@ class Frame(NamedTuple):
     """Which frame an image is.
 
     Attributes:
-        source: The video or camera, as given.
+        source: The film or address as given, or "camera 0".
         frame: Number of frames before it in the source; live sources leave numbers out when they drop frames.
-        time: Seconds since the first frame, by the video's own clock.
+        time: Seconds since the first frame, by the film's own clock.
+        dropped: Number of frames that a live source had in between and that the caller was too busy to take.
     """
 
     source: str
@@ -98,7 +101,8 @@ def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
         else:
             container = av.open(name, timeout=PATIENCE if is_address(name) else None)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{name} cannot be read as a video ({_reason(error)})") from error
+        what = "opened" if isinstance(source, int) else "read as a video"
+        raise VideoError(f"{name} cannot be {what} ({_reason(error)})") from error
     with container:
         if not container.streams.video:
             raise VideoError(f"{name} has no video stream")
@@ -203,6 +207,7 @@ class FilmWriter:
             self._container = self._av.open(str(path), "w", options=options)
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{path} cannot be written as a video ({_reason(error)})") from error
+        self._path = path
         self._stream: Any = None
         self._last = -1
 

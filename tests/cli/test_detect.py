@@ -480,7 +480,7 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
     [
         (["gone.png"], ["gone.png: there is no such file or folder"]),
         (["https://example.org/a.jpg?x=1"], ["pyface reads images from files, not from addresses: download it first"]),
-        (["*.gif"], ["*.gif: nothing fits this pattern"]),
+        (["*.gif"], ["*.gif: no file matches this pattern"]),
         (["empty"], ["empty: there are no images in this folder", "--recursive"]),
         (["a.png", "--model", "mtcn"], ["there is no model 'mtcn'", "mtcnn"]),
         (["a.png", "--device", "cuda:99"], ["device 'cuda:99' cannot be used"]),
@@ -499,8 +499,8 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
         (["a.png", "--output", "a.png/faces.csv"], ["a.png/faces.csv cannot be written"]),
         (["a.png", "--save", "a.png"], ["a.png: the images cannot be saved there (it is a file; give a folder)"]),
         (["a.png", "--save", "a.png/out"], ["a.png/out: the images cannot be saved there"]),
-        (["a.png", "--resume"], ["--resume belongs to a file of results, add --output"]),
-        (["a.png", "--overwrite"], ["--overwrite belongs to a file of results, add --output"]),
+        (["a.png", "--resume"], ["--resume needs a file of results; add --output"]),
+        (["a.png", "--overwrite"], ["--overwrite needs a file of results; add --output"]),
         (["a.png", "--output", "x.csv", "--resume", "--overwrite"], ["use one of them"]),
     ],
 )

@@ -148,7 +148,7 @@ def test_bad_films_are_reported_and_the_run_goes_on(run, write_film, write_grey,
         status=1,
     )
     lines = lines_of(result.stdout)
-    assert lines[0]["error"].startswith("text.mp4 cannot be read as a film (")
+    assert lines[0]["error"].startswith("text.mp4 cannot be read as a video (")
     cut = [line for line in lines if line["source"] == "cut.mkv"]
     assert 0 < len(cut[:-1]) < 12
     assert all(line["error"] is None for line in cut[:-1])
@@ -156,9 +156,9 @@ def test_bad_films_are_reported_and_the_run_goes_on(run, write_film, write_grey,
     assert "frame" not in cut[-1]
     assert len(list(video("out/cut.mkv.mp4"))) == len(cut) - 1
     assert [line["error"].split(" (")[0] for line in lines[-4:-1]] == [
-        "none.mp4 cannot be read as a film",
-        "gone.mp4 cannot be read as a film",
-        "http://127.0.0.1:9/live cannot be read as a film",
+        "none.mp4 cannot be read as a video",
+        "gone.mp4 cannot be read as a video",
+        "http://127.0.0.1:9/live cannot be read as a video",
     ]
     assert faces_of(lines[-1:]) == [2]
     assert f"in 1 image and {len(cut) - 1} frames, 5 films could not be read, " in result.stderr

@@ -1,4 +1,4 @@
-"""Which images a command line names, and where their annotated copies go."""
+"""Which images and films a command line means, and where their copies go."""
 
 import importlib.util
 import os

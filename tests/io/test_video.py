@@ -117,7 +117,7 @@ def test_what_is_no_film(tmp_path):
 
 
 def test_a_camera_that_is_not_there():
-    with pytest.raises(VideoError, match=r"^63 cannot be read as a video \(.+\)$"):
+    with pytest.raises(VideoError, match=r"^camera 63 cannot be opened \(.+\)$"):
         next(video(63))
 
 
@@ -169,9 +169,9 @@ def test_an_address_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/live"
-        with pytest.raises(VideoError, match=rf"^{address} cannot be read as a film \(no answer within 0.5 seconds\)$"):
+        with pytest.raises(VideoError, match=rf"^{address} cannot be read as a video \(no answer within 0.5 seconds\)$"):
             next(video(address))
-    with pytest.raises(VideoError, match=rf"^{address} cannot be read as a film \(.+\)$"):
+    with pytest.raises(VideoError, match=rf"^{address} cannot be read as a video \(.+\)$"):
         next(video(address))
 
 
