@@ -1,4 +1,4 @@
-"""`pyface detect`: faces of any number of images and films, as lines of results and drawn copies."""
+"""`pyface detect`: faces of any number of images and videos, as lines of results and drawn copies."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def detect(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE",
-            help="Images, films, folders of them, patterns like 'a/*.jpg', addresses of films and cameras (http://, "
+            help="Images, videos, folders of them, patterns like 'a/*.jpg', addresses of videos and cameras (http://, "
             "rtsp://).",
         ),
     ] = None,
@@ -85,11 +85,11 @@ def detect(
     camera: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Read this camera of the machine, 0 for the first.")
     ] = None,
-    every: Annotated[int, typer.Option(min=1, metavar="N", help="Of films, take one frame in N.")] = 1,
+    every: Annotated[int, typer.Option(min=1, metavar="N", help="Of videos, take one frame in N.")] = 1,
     fps: Annotated[
         float | None,
         typer.Option(
-            min=0.001, metavar="F", help="Of films, take at most F frames per second.", show_default="all frames"
+            min=0.001, metavar="F", help="Of videos, take at most F frames per second.", show_default="all frames"
         ),
     ] = None,
     output: Annotated[
@@ -97,7 +97,7 @@ def detect(
         typer.Option("--output", "-o", metavar="FILE", help="Write the results to a .jsonl or .csv file."),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save copies of images and films with the faces drawn.")
+        Path | None, typer.Option(metavar="DIR", help="Save copies of images and videos with the faces drawn.")
     ] = None,
     resume: Annotated[
         bool,
@@ -116,13 +116,13 @@ def detect(
         Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")
     ] = "refuse",
 ) -> None:
-    """Finds faces in images, films and cameras.
+    """Finds faces in images, videos and cameras.
 
     Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE (or CSV, one
-    row per face). On a terminal without --output it prints a short line per image or film instead. An image or film
+    row per face). On a terminal without --output it prints a short line per image or video instead. An image or video
     that cannot be read is reported in a line, and the run continues.
 
-    Results are written as soon as they are ready. Repeat an interrupted command with --resume to continue it. Films
+    Results are written as soon as they are ready. Repeat an interrupted command with --resume to continue it. Videos
     and cameras need `pip install "pyface-engine[video]"`. Ctrl-C ends a camera, and completes the saved film.
 
     Exit status: 0 all was read, 1 some could not be read (with --resume: now or before), 2 a mistake in the command,
@@ -136,7 +136,7 @@ def detect(
     pyface detect photos/ --output faces.jsonl --resume
     pyface detect big.jpg --size native --tile 1280
     pyface detect "photos/*.jpg" --model mtcnn --min-face 40
-    pyface detect film.mp4 --fps 5 --save out/    # the film with the faces drawn, five frames per second
+    pyface detect film.mp4 --fps 5 --save out/    # the video with the faces drawn, five frames per second
     pyface detect --camera 0 --save out/          # until Ctrl-C
     ```
     """
@@ -165,7 +165,7 @@ def detect_sources(request: Request) -> None:
 
     with _open_results(request, sources) as (write, done, begun):
         remaining = [source for source in sources if source_key(source) not in done]
-        if begun is not None:  # first, so that the lines of a film are never parted
+        if begun is not None:  # first, so that the lines of a video are never parted
             remaining.sort(key=lambda source: source_key(source) != begun[0])
         show_lines = request.output is None and sys.stdout.isatty()
         report = Report(len(sources), len(sources) - len(remaining), show_lines=show_lines)
@@ -179,9 +179,9 @@ def detect_sources(request: Request) -> None:
 def _check_request(request: Request) -> None:
     """Fails where options exclude each other, or the results have nowhere to go."""
     if not request.sources and request.camera is None:
-        raise typer.BadParameter("give images, films or folders, or --camera N for a camera", param_hint="SOURCE")
+        raise typer.BadParameter("give images, videos or folders, or --camera N for a camera", param_hint="SOURCE")
     if request.every > 1 and request.fps is not None:
-        fail("--every and --fps both choose the frames of films; use one of them")
+        fail("--every and --fps both choose the frames of videos; use one of them")
     if request.output is None and (request.resume or request.overwrite):
         option = "--resume" if request.resume else "--overwrite"
         fail(f"{option} needs a file of results; add --output FILE")
@@ -194,7 +194,7 @@ def _check_request(request: Request) -> None:
 
 
 def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | None]:
-    """Returns the images and films to read, and where the copy of each goes if copies are asked for."""
+    """Returns the images and videos to read, and where the copy of each goes if copies are asked for."""
     from pyface.io.sources import SourceError, describe_skipped, find_sources, is_live, plan_copies
 
     save = request.save
@@ -226,9 +226,9 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
 def _open_results(
     request: Request, sources: list[Source]
 ) -> Iterator[tuple[Callable[[dict[str, Any]], None], dict[str, bool], tuple[str, int] | None]]:
-    """Gives the function that writes a result, the sources that are done, and the film within which the results end.
+    """Returns the function that writes a result, the sources that are done, and the video within which the results end.
 
-    The sources come with whether they had failed, the film with the number of its last frame.
+    The sources come with whether they had failed, the video with the number of its last frame.
     """
     from pyface.io.results import OutputError, ResultFile, json_line
 
@@ -238,7 +238,7 @@ def _open_results(
                 request.output,
                 resume=request.resume,
                 overwrite=request.overwrite,
-                whole_films=request.save is not None,  # a film is written from its beginning, or not at all
+                whole_films=request.save is not None,  # a video is written from its beginning, or not at all
                 made_by=request.detector.facts() | {"every": request.every, "fps": request.fps},
             )
         except OutputError as error:
@@ -251,7 +251,7 @@ def _open_results(
         begun = None if file.begun is None else (source_key(file.begun[0]), file.begun[1])
         with file:
             if begun is not None and begun[0] not in map(source_key, sources):
-                fail(f"{request.output} ends within {begun[0]}, name that film too, so that it can be finished first")
+                fail(f"{request.output} ends within {begun[0]}; name that video too, so that it can be finished first")
             yield file.write, {source_key(source): failed for source, failed in file.done.items()}, begun
     elif sys.stdout.isatty():
         yield lambda result: None, {}, None

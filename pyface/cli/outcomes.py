@@ -1,4 +1,4 @@
-"""From images and films to results: detects, and writes the copies and films that were asked for."""
+"""From images and videos to results: detects, and writes the copies and videos that were asked for."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Run:
     Attributes:
         detector: Finds the faces.
         copies: Where the copy of each source goes; None: no copies.
-        report: Is told of films and their dropped frames; results are for the caller to count.
-        every: Take one frame of a film in this many.
+        report: Is told of videos and their dropped frames; results are for the caller to count.
+        every: Take one frame of a video in this many.
         fps: Take at most this many frames per second instead.
-        after: The first source is a film, and its frames up to this number are done already; -1: it is not.
+        after: The first source is a video, and its frames up to this number are done already; -1: it is not.
     """
 
     detector: FaceDetector
@@ -62,7 +62,7 @@ class Run:
             pool.shutdown(cancel_futures=True)
 
     def _film_results(self, pool: Executor, film: Source, after: int) -> Iterator[dict[str, Any]]:
-        """Yields the results of a film's frames; if the film cannot be read to its end, the reason is the last one."""
+        """Yields the results of a video's frames; if it cannot be read to its end, the reason is the last one."""
         name = source_name(film)
         try:
             self.report.begin_film(name, 0 if is_live(film) else film_seconds(str(film)))
@@ -97,7 +97,7 @@ class Run:
         return outcome.detections.to_dict()
 
     def _finish_frame(self, outcome: Outcome) -> tuple[dict[str, Any], Pixels | None]:
-        """Makes the result of a frame, and the frame that goes into the film's copy if there is one."""
+        """Makes the result of a frame, and the frame that goes into the video's copy if there is one."""
         frame: Frame = outcome.source
         if outcome.detections is None:
             return of_frame(failed(frame.source, str(outcome.error)), frame.source, frame.frame, frame.time), None
@@ -126,7 +126,7 @@ def _save_image(path: Path, image: Pixels) -> None:
 
 
 class _FilmCopy:
-    """The annotated copy of a film, which begins with its first frame; no path: nothing is written."""
+    """The annotated copy of a video, which begins with its first frame; no path: nothing is written."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

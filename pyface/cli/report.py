@@ -1,4 +1,4 @@
-"""What `pyface detect` shows while it runs: a progress bar, a line per image or film, and a summary."""
+"""What `pyface detect` shows while it runs: a progress bar, a line per image or video, and a summary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Report:
 
         self.total, self.skipped = total, skipped
         self.done, self.faces, self.images, self.frames, self.dropped = skipped, 0, 0, 0, 0
-        self.failed: Counter[str] = Counter()  # by "image", "frame" and "film"
+        self.failed: Counter[str] = Counter()  # by "image", "frame" and "video"
         self._start = time.monotonic()
         self._stderr = Console(stderr=True)
         self._lines: Console | None = None
@@ -57,13 +57,13 @@ class Report:
         self._bar.stop()
 
     def add(self, result: dict[str, Any]) -> None:
-        """Counts the result of an image, of a frame, or of a film that failed, and shows it."""
+        """Counts the result of an image, of a frame, or of a video that failed, and shows it."""
         self.faces += len(result["faces"])
         if "frame" in result:
             self._add_frame(result)
             return
         if result["error"] is not None:
-            self.failed["image" if self._film is None else "film"] += 1
+            self.failed["image" if self._film is None else "video"] += 1
             self._end_source(result["error"], "red")
             return
         self.images += 1
@@ -74,7 +74,7 @@ class Report:
         self._end_source(text, "" if result["faces"] else "dim")
 
     def begin_film(self, name: str, seconds: float) -> None:
-        """Shows the progress of a film; 0 seconds stand for a camera, or a film that does not say how long it is."""
+        """Shows the progress of a video; 0 seconds stand for a camera, or a video that does not say how long it is."""
         task = self._bar.add_task(f"{name} (seconds)" if seconds else name, total=seconds or None)
         self._film = _Film(name, seconds > 0, task)
 
@@ -83,7 +83,7 @@ class Report:
         self.dropped += frames
 
     def end_film(self) -> None:
-        """Counts a film that was read to its end, and shows it."""
+        """Counts a video that was read to its end, and shows it."""
         film = self._film
         if film is not None:
             counts = f"{count(film.frames, 'frame')}, {film.time:.1f} s  {count(film.faces, 'face')}"
@@ -140,7 +140,7 @@ class Report:
 
 
 class _Film:
-    """The film that is being read."""
+    """The video that is being read."""
 
     def __init__(self, name: str, has_length: bool, task: TaskID) -> None:
         self.name, self.has_length, self.task = name, has_length, task

@@ -1,7 +1,8 @@
 """Files of results: one JSON line per image or frame, or CSV with one row per face. A later run can continue both.
 
-A result is a dictionary as `Detections.to_dict` makes it; one that could not be read has an error instead of faces. The
-result of a film's frame has its number and time too. A film that cannot be read or breaks off has one without a number.
+A result is a dictionary as `Detections.to_dict` makes it; that of an unreadable image has an error instead of faces.
+The result of a video's frame has its number and time too. A video that cannot be read or breaks off has one without a
+number.
 """
 
 import csv
@@ -18,7 +19,7 @@ CSV_COLUMNS = [
     "error",
 ]
 """`faces` counts the faces of the image, `face` numbers them from 0; an image without faces has one row too. `frame`
-and `time` are those of a film, `id` is that of a track. Left and right are those of the image."""
+and `time` are those of a video, `id` is that of a track. Left and right are those of the image."""
 
 _FACES = CSV_COLUMNS.index("faces")
 
@@ -28,12 +29,12 @@ class OutputError(ValueError):
 
 
 def failed(source: str, error: str) -> dict[str, Any]:
-    """Returns the result of an image or film that could not be read."""
+    """Returns the result of an image or video that could not be read."""
     return {"source": source, "width": None, "height": None, "faces": [], "error": error}
 
 
 def of_frame(result: dict[str, Any], source: str, frame: int, time: float) -> dict[str, Any]:
-    """Returns the result of a film's frame: that of its image, with the film, its number and its time in seconds."""
+    """Returns the result of a video's frame: that of its image, with the video, its number and its time in seconds."""
     return {"source": source, "frame": frame, "time": round(time, 6)} | {
         k: v for k, v in result.items() if k != "source"
     }
@@ -76,14 +77,14 @@ class ResultFile:
         path: Where to write; `.jsonl` or `.csv` chooses the form. Missing folders are created.
         resume: Continue the file: cut off a half-written result at its end, and list in `done` what it holds.
         overwrite: Replace the file.
-        whole_films: Cut off a film whose last frame ends the file, so that it is done again from its beginning.
+        whole_films: Cut off a video whose last frame ends the file, so that it is done again from its beginning.
         made_by: What makes the results, such as model and options: JSON values by name. A file FILE.run.json beside the
             results keeps it, and only the same may continue them; None: nothing is kept or checked.
 
     Attributes:
         is_unchecked: Whether the file is continued without FILE.run.json, so what made it is unknown.
         done: The sources that the file held when it was opened, each with whether it had failed.
-        begun: A film that may be unfinished, since its last frame ends the file, and the number of that frame.
+        begun: A video that may be unfinished, since its last frame ends the file, and the number of that frame.
 
     Raises:
         OutputError: The name has another ending, the file exists (is not empty) and neither `resume` nor `overwrite` is
@@ -152,7 +153,7 @@ class ResultFile:
 
     def _continue(self, path: Path, whole_films: bool) -> None:
         """Fills `done` and `begun`, and cuts the file after the last whole result or film."""
-        whole = start = 0  # ends of the last result, and of the last one before the film that it belongs to
+        whole = start = 0  # ends of the last result, and of the last one before the video that it belongs to
         for end, source, frame, has_failed in (_json_results if self._encode is json_line else _csv_results)(path):
             if source is not None:
                 start = whole if self.begun is None or self.begun[0] != source else start

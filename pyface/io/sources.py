@@ -1,4 +1,4 @@
-"""Which images and films a command line means, and where their copies go."""
+"""Which images and videos a command line names, and where their copies go."""
 
 import glob
 import importlib.util
@@ -23,7 +23,7 @@ FILM_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mpe", ".m2v", ".mts", ".m2ts"),
     *(".wmv", ".asf", ".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".vob", ".mxf", ".mjpeg", ".mjpg", ".y4m"),
 )
-"""Which files count as films; in a folder only where PyAV is installed."""
+"""Which files count as videos; in a folder only where PyAV is installed."""
 
 _NAMED_FILM_SUFFIXES = (*FILM_SUFFIXES, ".ts")  # in a folder .ts is more often TypeScript
 
@@ -32,7 +32,7 @@ Source: TypeAlias = str | int
 
 _READERS = {
     'pip install "pyface-engine[heic]"': HEIC_SUFFIXES,
-    'pyface detect reads films after pip install "pyface-engine[video]"': FILM_SUFFIXES,
+    'pyface detect reads videos after pip install "pyface-engine[video]"': FILM_SUFFIXES,
     "develop raw files to JPEG or TIFF, for example with darktable": (
         *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf", ".rw2", ".pef"),
         *(".srw", ".x3f", ".3fr", ".iiq", ".erf", ".mrw", ".dcr", ".kdc"),
@@ -59,16 +59,16 @@ def find_sources(
     skip: Path | None = None,
     skipped: Counter[str] | None = None,
 ) -> list[str]:
-    """Finds the images and films that files, folders, patterns and addresses stand for.
+    """Finds the images and videos that files, folders, patterns and addresses stand for.
 
-    A folder stands for the images and films in it, hidden ones excepted, in the order of their names; a pattern for
+    A folder stands for the images and videos in it, hidden ones excepted, in the order of their names; a pattern for
     what a shell would make of it, so it works in quotes and where shells expand nothing. A file that is not there is
     passed on where others are named too, so that whoever reads them all reports it and goes on.
 
     Args:
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
         recursive: Look into the subfolders of folders too.
-        films: Take the films in folders too, if PyAV is installed.
+        films: Include the videos in folders, if PyAV is installed.
         skip: A folder whose content is left out where it lies within another, such as the one for drawn copies.
         skipped: Gets the number of files in folders that are images or videos by their names, but of a kind that
             pyface does not read, by suffix; `describe_skipped` puts them into words.
@@ -217,9 +217,9 @@ def _files(folder: str, recursive: bool, films: bool, skip: Path | None, counted
 
 
 def plan_copies(sources: Iterable[Source], folder: Path) -> dict[Source, Path]:
-    """Chooses where the copy of each image and film goes: its path below the folder that all files share.
+    """Chooses where the copy of each image and video goes: its path below the folder that all files share.
 
-    JPEG and PNG images and MP4 films keep their names; others become PNG or MP4 and have that suffix added.
+    JPEG and PNG images and MP4 videos keep their names; others become PNG or MP4 and have that suffix added.
 
     Raises:
         SourceError: A copy would overwrite one of the sources.

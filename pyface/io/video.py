@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from pyface.io.sources import is_address, is_live, source_name
 
-CLOCK = 90_000  # ticks per second of written films: fine enough for every usual frame rate
+CLOCK = 90_000  # ticks per second of written videos: fine enough for every usual frame rate
 CODECS = ("libx264", "mpeg4")  # browsers play the first; the second is for builds of PyAV without it
 PATIENCE = 15.0  # seconds that an address may take to answer, or to send the next packet
-MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a film that ends earlier than it says by more than both has broken off
+MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a video that ends earlier than it says by more than both has broken off
 
 
 class VideoError(ValueError):
@@ -30,9 +30,9 @@ class Frame(NamedTuple):
     """Which frame an image is.
 
     Attributes:
-        source: The film or address as given, or "camera 0".
+        source: The video or address as given, or "camera 0".
         frame: Number of frames before it in the source; live sources leave numbers out when they drop frames.
-        time: Seconds since the first frame, by the film's own clock.
+        time: Seconds since the first frame, by the video's own clock.
         dropped: Number of frames that a live source had in between and that the caller was too busy to take.
     """
 
@@ -72,7 +72,7 @@ def video(
 
 
 def film_seconds(source: str | Path) -> float:
-    """Returns how long a film says it is in seconds, 0 if it does not say or cannot be read."""
+    """Returns how long a video says it is in seconds, 0 if it does not say or cannot be read."""
     av = _pyav()
     try:
         with av.open(str(source), timeout=PATIENCE) as container:

@@ -1,4 +1,4 @@
-"""`pyface detect` on films and cameras: a line per frame, annotated films, and what is wrong with them."""
+"""`pyface detect` on videos and cameras: a line per frame, annotated videos, and what is wrong with them."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from pyface.io.video import FilmWriter, Frame, VideoError, video
 
 @pytest.fixture
 def write_film(tmp_path):
-    """Writes a film of flat grey frames, four per second (40 is one fake face, 80 two), and returns its path."""
+    """Writes a video of flat grey frames, four per second (40 is one fake face, 80 two), and returns its path."""
 
     def write(name, levels=(40, 80, 0, 120), size=(32, 48)):
         path = tmp_path / name
@@ -139,7 +139,7 @@ def test_bad_films_are_reported_and_the_run_goes_on(run, write_film, write_grey,
             film.write(rng.integers(60, 100, (96, 128, 3), dtype=np.uint8), k / 2)
     content = Path("whole.mkv").read_bytes()
     Path("cut.mkv").write_bytes(content[: len(content) * 6 // 10])
-    Path("text.mp4").write_text("no film")
+    Path("text.mp4").write_text("no video")
     write_film("none.mp4", ())
     write_grey("z.png", 80)
     result = run(
@@ -161,7 +161,7 @@ def test_bad_films_are_reported_and_the_run_goes_on(run, write_film, write_grey,
         "http://127.0.0.1:9/live cannot be read as a video",
     ]
     assert faces_of(lines[-1:]) == [2]
-    assert f"in 1 image and {len(cut) - 1} frames, 5 films could not be read, " in result.stderr
+    assert f"in 1 image and {len(cut) - 1} frames, 5 videos could not be read, " in result.stderr
 
 
 def test_without_pyav(run, write_film, write_grey, monkeypatch):
@@ -169,7 +169,7 @@ def test_without_pyav(run, write_film, write_grey, monkeypatch):
     write_grey("a.png", 40)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     lines = lines_of(run("detect", "film.mp4", "a.png", status=1).stdout)
-    assert lines[0]["error"] == "films need PyAV: pip install 'pyface-engine[video]'"
+    assert lines[0]["error"] == "videos need PyAV: pip install 'pyface-engine[video]'"
     assert faces_of(lines) == [0, 1]
 
 
@@ -179,10 +179,10 @@ def test_without_pyav(run, write_film, write_grey, monkeypatch):
 @pytest.mark.parametrize("name", ["faces.jsonl", "faces.csv"])
 @pytest.mark.parametrize("save", [(), ("--save", "out")])
 def test_resume_after_any_cut(run, write_film, write_grey, name, save):
-    """Whatever byte the file was cut at, resuming makes it what an uncut run makes, and the saved films are whole."""
+    """Whatever byte the file was cut at, resuming makes it what an uncut run makes, and the saved videos are whole."""
     write_grey("in/a.png", 80)
     write_film("in/b.mp4", (80, 0, 40, 40, 120))
-    Path("in/c.mp4").write_bytes(b"no film")
+    Path("in/c.mp4").write_bytes(b"no video")
     write_film("in/d.mp4", (40, 80))
     run("detect", "in", "--output", f"whole/{name}", *save, status=1)
     whole = Path(f"whole/{name}").read_bytes()
@@ -208,7 +208,7 @@ def test_resume_goes_on_within_a_film(run, write_film, fake_model):
 
 
 def test_resume_finishes_the_film_that_was_cut_first(run, write_film, write_grey):
-    """Otherwise a third run could not tell that the film is unfinished."""
+    """Otherwise a third run could not tell that the video is unfinished."""
     write_film("film.mp4", (40,) * 6)
     run("detect", "film.mp4", "--output", "faces.jsonl")
     Path("faces.jsonl").write_bytes(b"".join(Path("faces.jsonl").read_bytes().splitlines(keepends=True)[:3]))
@@ -216,7 +216,7 @@ def test_resume_finishes_the_film_that_was_cut_first(run, write_film, write_grey
     assert_one_sentence(
         run("detect", "a.png", "--output", "faces.jsonl", "--resume", status=2),
         "ends within film.mp4",
-        "name that film",
+        "name that video",
     )
     run("detect", "a.png", "film.mp4", "--output", "faces.jsonl", "--resume")
     lines = lines_of(Path("faces.jsonl").read_text())
@@ -240,7 +240,7 @@ def test_camera(run, camera):
     assert [line["source"] for line in lines] == ["camera 0"] * 4
     assert faces_of(lines) == [1, 2, 3, 0]
     assert "camera 0 breaks off after 3 frames" in lines[-1]["error"]
-    assert "6 faces in 3 frames, 3 frames dropped, 1 film could not be read" in result.stderr
+    assert "6 faces in 3 frames, 3 frames dropped, 1 video could not be read" in result.stderr
     assert len(list(video("out/camera 0.mp4"))) == 3
 
 

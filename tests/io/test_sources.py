@@ -1,4 +1,4 @@
-"""Which images and films a command line means, and where their copies go."""
+"""Which images and videos a command line names, and where their copies go."""
 
 import importlib.util
 import os
@@ -69,7 +69,7 @@ def test_what_a_folder_leaves_out_is_counted(write_grey, tmp_path, monkeypatch, 
     heic = {} if has_heic else {".heic": 1, ".heif": 1}
     assert skipped == {".mp4": 2, ".cr2": 1} | heic
     (text,) = describe_skipped(skipped)
-    assert '2 .mp4 (pyface detect reads films after pip install "pyface-engine[video]")' in text
+    assert '2 .mp4 (pyface detect reads videos after pip install "pyface-engine[video]")' in text
     assert ('1 .heic (pip install "pyface-engine[heic]")' in text) is not has_heic
     skipped.clear()
     find_sources(["in"], recursive=True, skipped=skipped)

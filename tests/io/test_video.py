@@ -31,7 +31,7 @@ def levels(frames):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
 def test_frames_and_times(tmp_path, suffix):
-    path = write(tmp_path / f"film{suffix}")
+    path = write(tmp_path / f"video{suffix}")
     frames = list(video(path))
     assert [place.frame for place, _ in frames] == list(range(11))
     assert [place.time for place, _ in frames] == pytest.approx([k / 10 for k in range(11)], abs=2e-3)
@@ -106,7 +106,7 @@ def test_a_film_that_breaks_off(tmp_path):
 
 
 def test_what_is_no_film(tmp_path):
-    (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "empty.mp4").write_bytes(b"")
     for name in ("text.mp4", "empty.mp4", "gone.mp4"):
         with pytest.raises(VideoError, match=rf"{name} cannot be read as a video \(.+\)$"):
@@ -169,7 +169,9 @@ def test_an_address_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/live"
-        with pytest.raises(VideoError, match=rf"^{address} cannot be read as a video \(no answer within 0.5 seconds\)$"):
+        with pytest.raises(
+            VideoError, match=rf"^{address} cannot be read as a video \(no answer within 0.5 seconds\)$"
+        ):
             next(video(address))
     with pytest.raises(VideoError, match=rf"^{address} cannot be read as a video \(.+\)$"):
         next(video(address))
@@ -177,7 +179,7 @@ def test_an_address_that_does_not_answer(monkeypatch):
 
 def test_seconds_of_a_film(tmp_path):
     assert module.film_seconds(write(tmp_path / "film.mp4")) == pytest.approx(1.1, abs=0.11)
-    (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "text.mp4").write_text("no video")
     assert module.film_seconds(tmp_path / "text.mp4") == 0
 
 
