@@ -73,7 +73,7 @@ def serve(
         typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="67 million"),
     ] = MAX_PIXELS,
 ) -> None:
-    """Runs the detector as a web service, with a web page at /.
+    """Runs the detector as a web service, with a page to try it at /.
 
     POST /detect takes an image, or a form with several, and returns the JSON of `pyface detect`. GET /docs describes
     it, /health and /metrics are for monitoring. Requests of different clients share batches. When the queue is full,
