@@ -83,8 +83,9 @@ struct Anchor {
   }
 };
 
-// A grid's row takes an image, a block a tile of one level: the k-th anchors of neighbouring cells, whose logits lie
-// side by side in memory. It also clears the output, which here many blocks share.
+// A grid's row takes an image, a block a tile of one level: anchors whose logits lie side by side in memory. These are
+// the k-th anchors of neighbouring cells, or in channels_last all anchors of a cell, then the next one's. It also
+// clears the output, which here many blocks share.
 template <Dtype kDtype>
 __global__ void __launch_bounds__(kTile) find_survivors(const __grid_constant__ Plan plan) {
   const int at = level_of(plan.first_tile, plan.num_levels, blockIdx.x);
@@ -92,9 +93,11 @@ __global__ void __launch_bounds__(kTile) find_survivors(const __grid_constant__ 
   const uint32_t num_anchors = level.num_anchors, width = level.width;
   // There is one tile even where there are no cells.
   const bool is_empty = blockIdx.x >= plan.first_tile[plan.num_levels];
-  const uint32_t tile = is_empty ? 0 : (blockIdx.x - plan.first_tile[at]) / num_anchors;
-  const uint32_t k = is_empty ? 0 : (blockIdx.x - plan.first_tile[at]) % num_anchors;
-  const uint32_t cell = tile * kTile + threadIdx.x;
+  const uint32_t tile = is_empty ? 0 : blockIdx.x - plan.first_tile[at];
+  const bool by_cell = level.logits.channel_stride < level.logits.column_stride;
+  const uint32_t place = tile * kTile + threadIdx.x;
+  const uint32_t k = by_cell ? place % num_anchors : tile % num_anchors;
+  const uint32_t cell = by_cell ? place / num_anchors : tile / num_anchors * kTile + threadIdx.x;
   const bool is_inside = !is_empty && cell < width * level.height;
   const uint32_t row = is_inside ? cell / width : 0, column = is_inside ? cell - row * width : 0;
   const uint32_t entry = plan.survivors.first[at] + cell * num_anchors + k;

@@ -22,6 +22,14 @@ inline __device__ uint32_t warp_inclusive_sum(uint32_t value) {
   return value;
 }
 
+inline __device__ uint64_t warp_min(uint64_t value) {
+  for (int step = 16; step > 0; step /= 2) {
+    const uint64_t other = __shfl_xor_sync(kWarp, value, step);
+    value = other < value ? other : value;
+  }
+  return value;
+}
+
 // Makes room in a list for each lane of the warp that `has_item`, with one atomic; the position is the lane's own.
 inline __device__ uint32_t warp_append(uint32_t* size, bool has_item) {
   const uint32_t items = __ballot_sync(kWarp, has_item);

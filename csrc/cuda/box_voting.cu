@@ -6,8 +6,61 @@
 namespace pyface::cuda {
 namespace {
 
-// The entries, sorted by cluster and within it by score, become one box per cluster. One block, so that the clusters
-// which are left out can be counted in order. A thread adds up a cluster in score order: the same sum as on the CPU.
+constexpr int kLong = 32;  // a warp adds up a cluster of more members
+
+// The five sums of a cluster, over its members in score order: the same as on the CPU.
+struct Sums {
+  double box[4], weight;
+
+  __device__ void add(const Box& b, float score) {
+    const double w = fmaxf(score, 0.f);
+    box[0] += w * b.x1;
+    box[1] += w * b.y1;
+    box[2] += w * b.x2;
+    box[3] += w * b.y2;
+    weight += w;
+  }
+};
+
+// Members that the lanes of a warp have loaded.
+struct Members {
+  float box[4][33];  // 33: lanes that read rows side by side meet different banks
+  float weight[32];
+};
+
+// For one warp, the sums of the cluster that starts at `first`: each lane loads a member, then each of five lanes adds
+// up one sum, so that no load waits for an addition.
+__device__ Sums add_up(Members& members, const float* boxes, const float* scores, const uint64_t* cluster,
+                       const uint32_t* order, int64_t first, int64_t n) {
+  const uint64_t mine = cluster[first];
+  const int lane = lane_id();
+  double sum = 0;
+  for (int size = 32; size == 32; first += 32) {
+    const int64_t at = first + lane;
+    const bool is_member = at < n && cluster[at] == mine;
+    size = __popc(__ballot_sync(kWarp, is_member));
+    if (is_member) {
+      const Box b = load_box(boxes, order[at]);
+      members.box[0][lane] = b.x1;
+      members.box[1][lane] = b.y1;
+      members.box[2][lane] = b.x2;
+      members.box[3][lane] = b.y2;
+      members.weight[lane] = fmaxf(scores[order[at]], 0.f);
+    }
+    __syncwarp();
+    for (int i = 0; lane < 5 && i < size; ++i) {
+      const double weight = members.weight[i];
+      sum += lane < 4 ? weight * members.box[lane][i] : weight;
+    }
+    __syncwarp();
+  }
+  return {
+      {__shfl_sync(kWarp, sum, 0), __shfl_sync(kWarp, sum, 1), __shfl_sync(kWarp, sum, 2), __shfl_sync(kWarp, sum, 3)},
+      __shfl_sync(kWarp, sum, 4)};
+}
+
+// The entries, sorted by cluster and within it by score, become one box a cluster. One block, so that the clusters
+// which are left out can be counted in order. A thread adds up a short cluster, its warp a long one.
 __global__ void __launch_bounds__(kThreads, 1)
     vote(const float* boxes,       // [n, 4]
          const float* scores,      // [n]
@@ -19,6 +72,7 @@ __global__ void __launch_bounds__(kThreads, 1)
          int32_t* voted_count)  // [1]
 {
   __shared__ uint32_t warp_heads[2][32];  // taken in turns, so that a step needs one barrier
+  __shared__ Members members[32];
   int64_t count = 0;
   int turn = 0;
   for (int64_t first = 0; first < n && cluster[first] != kNone; first += kThreads, turn ^= 1) {
@@ -34,26 +88,25 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int before = warp_id() == 0 ? 0 : __shfl_sync(kWarp, through, warp_id() - 1);
     const int64_t slot = count + before + __popc(heads & bits_below(lane_id()));
     count += __shfl_sync(kWarp, through, 31);
-    if (!is_head) continue;
 
-    double sum[4] = {}, total = 0;
-    for (int64_t member = at; member < n && cluster[member] == mine; ++member) {
-      const Box b = load_box(boxes, order[member]);
-      const double weight = fmaxf(scores[order[member]], 0.f);
-      sum[0] += weight * b.x1;
-      sum[1] += weight * b.y1;
-      sum[2] += weight * b.x2;
-      sum[3] += weight * b.y2;
-      total += weight;
+    Sums sums{};
+    const bool is_long = is_head && at + kLong < n && cluster[at + kLong] == mine;
+    for (int64_t member = at; is_head && !is_long && member < n && cluster[member] == mine; ++member)
+      sums.add(load_box(boxes, order[member]), scores[order[member]]);
+    for (uint32_t todo = __ballot_sync(kWarp, is_long); todo != 0; todo &= todo - 1) {
+      const int head = __ffs(static_cast<int>(todo)) - 1;
+      const Sums whole = add_up(members[warp_id()], boxes, scores, cluster, order, at - lane_id() + head, n);
+      if (lane_id() == head) sums = whole;
     }
+    if (!is_head) continue;
     const Box best = load_box(boxes, order[at]);
-    float* const out = voted_boxes + 4 * slot;
-    out[0] = total > 0 ? static_cast<float>(sum[0] / total) : best.x1;
-    out[1] = total > 0 ? static_cast<float>(sum[1] / total) : best.y1;
-    out[2] = total > 0 ? static_cast<float>(sum[2] / total) : best.x2;
-    out[3] = total > 0 ? static_cast<float>(sum[3] / total) : best.y2;
+    const float coordinates[4] = {best.x1, best.y1, best.x2, best.y2};
+    for (int i = 0; i < 4; ++i)
+      voted_boxes[4 * slot + i] = sums.weight > 0 ? static_cast<float>(sums.box[i] / sums.weight) : coordinates[i];
     voted_scores[slot] = scores[order[at]];
   }
+  for (int64_t i = 4 * count + threadIdx.x; i < 4 * n; i += kThreads) voted_boxes[i] = 0.f;
+  for (int64_t i = count + threadIdx.x; i < n; i += kThreads) voted_scores[i] = 0.f;
   if (threadIdx.x == 0) *voted_count = static_cast<int32_t>(count);
 }
 
@@ -84,10 +137,7 @@ int box_voting(const float* boxes, const float* scores, int64_t n, double iou_th
   const DeviceGuard guard(device);
   if (guard.status()) return guard.status();
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  if (const int status = cudaMemsetAsync(voted_count, 0, sizeof(int32_t), cuda_stream)) return status;
-  if (n == 0) return cudaSuccess;
-  if (const int status = cudaMemsetAsync(voted_boxes, 0, 4 * n * sizeof(float), cuda_stream)) return status;
-  if (const int status = cudaMemsetAsync(voted_scores, 0, n * sizeof(float), cuda_stream)) return status;
+  if (n == 0) return cudaMemsetAsync(voted_count, 0, sizeof(int32_t), cuda_stream);
 
   // Clusters are what suppression finds: every box joins the first kept one that it overlaps. For floats, >= is > of
   // the next lower threshold.
@@ -98,7 +148,9 @@ int box_voting(const float* boxes, const float* scores, int64_t n, double iou_th
                                    voting.keep_count, /*with_owner=*/true, tiles, cuda_stream))
     return status;
   std::swap(tiles.keys.current, tiles.keys.other);
-  if (const int status = sort_pairs(tiles.keys, tiles.order, n, 32, tiles.sort, tiles.sort_bytes, cuda_stream))
+  int bits = 1;  // of kNone, too, so many are more than any cluster's number
+  while (n >> bits > 0) ++bits;
+  if (const int status = sort_pairs(tiles.keys, tiles.order, n, bits, tiles.sort, tiles.sort_bytes, cuda_stream))
     return status;
   vote<<<1, kThreads, 0, cuda_stream>>>(boxes, scores, tiles.keys.current, tiles.order.current, n, drop_singletons,
                                         voted_boxes, voted_scores, voted_count);

@@ -35,7 +35,7 @@ class DeviceGuard {
 
 inline int launch_status() { return cudaGetLastError(); }
 
-inline constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline constexpr __host__ __device__ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 #if defined(PYFACE_CUDA_HOST)
 using cuda_host::declare_array, cuda_host::kWorkspaceGap;  // the emulated device checks that kernels keep to each array

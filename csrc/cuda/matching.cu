@@ -377,9 +377,10 @@ __global__ void __launch_bounds__(kChooseThreads) choose_candidates(const __grid
           static_cast<uint32_t>(max(min(int64_t{face.listed}, plan.num_anchors - face.first), int64_t{0}));
       if (face.wanted == 0 || face.wanted >= size) continue;
       const uint64_t* const keys = plan.state.list + image * plan.num_anchors + face.first;
-      const uint64_t last = search.last_key(0, face.wanted, face.wanted, [&](const auto& take) {
+      const auto visit = [&](const auto& take) {
         for (uint32_t i = threadIdx.x; i < size; i += kChooseThreads) take(keys[i]);
-      });
+      };
+      const uint64_t last = search.last_key(search.range_from(0, visit), face.wanted, face.wanted, visit);
       for (uint32_t i = threadIdx.x; i < size; i += kChooseThreads) {
         const uint32_t anchor = static_cast<uint32_t>(keys[i]);
         if (keys[i] <= last && anchor < plan.num_anchors) plan.index[image * plan.num_anchors + anchor] = f;

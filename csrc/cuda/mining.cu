@@ -108,7 +108,7 @@ __device__ uint64_t beyond(uint64_t last) { return last == ~uint64_t{0} ? last :
 template <typename Visit>
 __device__ uint64_t end_of(Search& search, int64_t wanted, const Visit& visit) {
   if (wanted <= 0) return 0;
-  return beyond(search.last_key(0, static_cast<uint32_t>(wanted), static_cast<uint32_t>(wanted), visit));
+  return beyond(search.last_key(kAllKeys, static_cast<uint32_t>(wanted), static_cast<uint32_t>(wanted), visit));
 }
 
 // That of the background's hardest.

@@ -1,7 +1,8 @@
 // Images to normalised planes: letterbox and crop_resize.
 //
-// A thread makes one output pixel in all three planes from the source pixels under its footprint. Where footprints are
-// wide a warp shares each, lane by lane along its rows, and makes its 32 pixels one after the other.
+// A thread makes one output pixel in all three planes from the source pixels under its footprint. A block's tile needs
+// a window per column and per row, which are made in double precision and shared. Where footprints are wide a warp
+// shares each, lane by lane along its rows, and makes its 32 pixels one after the other.
 #include <algorithm>
 #include <cmath>
 
@@ -12,7 +13,8 @@ namespace pyface::cuda {
 namespace {
 
 constexpr unsigned kWarp = 0xffffffffu;
-constexpr int kThreads = 256;
+constexpr int kTileWidth = 32, kTileHeight = 8;  // of the pixels that a block makes at a time
+constexpr int kThreads = kTileWidth * kTileHeight;
 constexpr double kWide = 16;  // columns in a footprint from which a warp shares it
 
 // The descriptors travel as kernel parameters (4 KiB at most), so nothing is copied from the host.
@@ -78,32 +80,48 @@ __device__ float warp_sum(float value) {
   return value;
 }
 
-// A block's share (tiles blockIdx.y, blockIdx.y + gridDim.y, ...) of one image's planes; 0 outside the region.
+__host__ __device__ int64_t num_tiles(int out_h, int out_w) {
+  return ceil_div(out_h, kTileHeight) * ceil_div(out_w, kTileWidth);
+}
+
+// The windows of a tile's columns and rows.
+struct Windows {
+  Window x[kTileWidth], y[kTileHeight];
+};
+
+// A block's share (tiles blockIdx.y, blockIdx.y + gridDim.y, ...) of one picture's planes; 0 outside the region.
 __device__ void resample(const Image& image, const Axis& x_axis, const Axis& y_axis, int region_h, int region_w,
                          int out_h, int out_w, const Normalization& normalization, float* out /* [3, out_h, out_w] */) {
-  const int64_t pixels = static_cast<int64_t>(out_h) * out_w;
+  __shared__ Windows windows;
+  const int64_t pixels = static_cast<int64_t>(out_h) * out_w, tiles = num_tiles(out_h, out_w);
   const float part = static_cast<float>(1.0 / (x_axis.footprint * y_axis.footprint));
   const bool is_shared = x_axis.footprint >= kWide;
-  const int lane = threadIdx.x % 32;
-  for (int64_t first = static_cast<int64_t>(blockIdx.y) * kThreads; first < pixels;
-       first += static_cast<int64_t>(gridDim.y) * kThreads) {
-    const int64_t pixel = first + threadIdx.x;
-    const int y = static_cast<int>(pixel / out_w), x = static_cast<int>(pixel % out_w);
-    const bool is_inside = pixel < pixels && y < region_h && x < region_w;
+  const int lane = threadIdx.x % kTileWidth, tile_row = threadIdx.x / kTileWidth;
+  for (int64_t tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
+    const int64_t across = ceil_div(out_w, kTileWidth);
+    const int first_x = static_cast<int>(tile % across) * kTileWidth;
+    const int first_y = static_cast<int>(tile / across) * kTileHeight;
+    __syncthreads();  // the windows of the tile before are done with
+    if (threadIdx.x < kTileWidth)
+      windows.x[threadIdx.x] = window_of(x_axis, first_x + threadIdx.x);
+    else if (threadIdx.x < kTileWidth + kTileHeight)
+      windows.y[threadIdx.x - kTileWidth] = window_of(y_axis, first_y + threadIdx.x - kTileWidth);
+    __syncthreads();
+    const int x = first_x + lane, y = first_y + tile_row;
+    const bool is_inside = y < region_h && x < region_w;
     float3 sum = make_float3(0.f, 0.f, 0.f);
     if (is_shared) {
       for (uint32_t todo = __ballot_sync(kWarp, is_inside); todo != 0; todo &= todo - 1) {
         const int owner = __ffs(todo) - 1;
-        const int64_t shared_pixel = pixel - lane + owner;
-        const float3 piece = sum_pixels(image, window_of(x_axis, static_cast<int>(shared_pixel % out_w)),
-                                        window_of(y_axis, static_cast<int>(shared_pixel / out_w)), lane, 32);
+        const float3 piece = sum_pixels(image, windows.x[owner], windows.y[tile_row], lane, 32);
         const float3 whole = make_float3(warp_sum(piece.x), warp_sum(piece.y), warp_sum(piece.z));
         if (lane == owner) sum = whole;
       }
     } else if (is_inside) {
-      sum = sum_pixels(image, window_of(x_axis, x), window_of(y_axis, y), 0, 1);
+      sum = sum_pixels(image, windows.x[lane], windows.y[tile_row], 0, 1);
     }
-    if (pixel >= pixels) continue;
+    if (x >= out_w || y >= out_h) continue;
+    const int64_t pixel = static_cast<int64_t>(y) * out_w + x;
     const float value[3] = {sum.x * part, sum.y * part, sum.z * part};
     for (int c = 0; c < 3; ++c)
       out[c * pixels + pixel] = is_inside ? (value[c] - normalization.mean[c]) * normalization.scale[c] : 0.f;
@@ -172,7 +190,7 @@ Placed place(const Image& image, double scale, int out_h, int out_w) {
 
 // Blocks along y: one per tile of the canvas, as far as a grid allows.
 unsigned tile_blocks(int out_h, int out_w) {
-  return static_cast<unsigned>(std::min<int64_t>(ceil_div(static_cast<int64_t>(out_h) * out_w, kThreads), 65535));
+  return static_cast<unsigned>(std::min<int64_t>(num_tiles(out_h, out_w), 65535));
 }
 
 }  // namespace

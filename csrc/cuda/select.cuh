@@ -5,6 +5,12 @@
 
 namespace pyface::cuda {
 
+// Both ends belong to it.
+struct KeyRange {
+  uint64_t low, high;
+};
+constexpr KeyRange kAllKeys{0, ~uint64_t{0}};
+
 // For blocks of kThreads threads, all of which call each function.
 template <int kThreads>
 struct KeySearch {
@@ -14,18 +20,19 @@ struct KeySearch {
   uint32_t buckets[kBuckets];
   uint32_t warp_sums[32];
   uint32_t bucket, before, inside;  // what find_bucket found
+  uint64_t warp_least[2][32];       // of the keys, and of their complements
 
   // Keys of a bucket differ in so many low bits.
   __device__ static int bucket_shift(uint64_t low, uint64_t high) {
     return max(0, 64 - __clzll(static_cast<long long>(high - low)) - kBucketBits);
   }
 
-  // The key up to which at least `wanted` and at most `enough` of those from `low` on lie; there must be `wanted` or
-  // more, which is 1 or more. visit(take) calls take(key) for all keys, here and there in the block, several times;
+  // The key up to which at least `wanted` and at most `enough` of those in a range lie; there must be `wanted` or more,
+  // which is 1 or more. visit(take) calls take(key) for all keys, here and there in the block, several times;
   // keys differ. The bucket in which the wanted-th key lies, if it holds too many, is the next range that is divided.
   template <typename Visit>
-  __device__ uint64_t last_key(uint64_t low, uint32_t wanted, uint32_t enough, const Visit& visit) {
-    uint64_t high = ~uint64_t{0};
+  __device__ uint64_t last_key(KeyRange range, uint32_t wanted, uint32_t enough, const Visit& visit) {
+    uint64_t low = range.low, high = range.high;
     uint32_t passed = 0;  // keys before `low`, of those that count
     for (;;) {
       const int shift = bucket_shift(low, high);
@@ -39,6 +46,28 @@ struct KeySearch {
       narrow(low, high, shift);
       if (passed + inside <= enough || shift == 0) return high;
     }
+  }
+
+  // The range of the keys from `low` on, of which there must be any; visit as for last_key. It costs a pass and saves
+  // more where keys are close: those of equal scores differ in their low bits alone, and would meet in one bucket.
+  template <typename Visit>
+  __device__ KeyRange range_from(uint64_t low, const Visit& visit) {
+    uint64_t least = ~uint64_t{0}, least_complement = ~uint64_t{0};
+    visit([&](uint64_t key) {
+      if (key < low) return;
+      least = key < least ? key : least;
+      least_complement = ~key < least_complement ? ~key : least_complement;
+    });
+    least = warp_min(least);
+    least_complement = warp_min(least_complement);
+    if (lane_id() == 0) {
+      warp_least[0][warp_id()] = least;
+      warp_least[1][warp_id()] = least_complement;
+    }
+    __syncthreads();
+    const bool is_warp = lane_id() < kThreads / 32;
+    return {warp_min(is_warp ? warp_least[0][lane_id()] : ~uint64_t{0}),
+            ~warp_min(is_warp ? warp_least[1][lane_id()] : ~uint64_t{0})};
   }
 
   __device__ void clear() {

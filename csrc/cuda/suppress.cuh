@@ -24,14 +24,6 @@ inline __device__ Box load_box(const float* boxes, int64_t i) {
 inline __device__ Box as_box(const float4& v) { return {v.x, v.y, v.z, v.w}; }
 inline __device__ float4 as_vector(const Box& b) { return make_float4(b.x1, b.y1, b.x2, b.y2); }
 
-inline __device__ uint64_t warp_min(uint64_t value) {
-  for (int step = 16; step > 0; step /= 2) {
-    const uint64_t other = __shfl_xor_sync(kWarp, value, step);
-    value = other < value ? other : value;
-  }
-  return value;
-}
-
 // Whether box_overlap() > threshold, nearly always without its division. With q = inter / base, and rounding monotone:
 // inter > above * base, even rounded, means q > above, thus float(q) >= above > threshold; and inter < threshold * base
 // means q < threshold, thus float(q) <= threshold. Only what lies between is divided.

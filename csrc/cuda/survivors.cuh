@@ -170,11 +170,12 @@ class Chunks {
 
   // The key up to which there are between `wanted` and kChunk keys from first_ on. There must be more than kChunk.
   __device__ uint64_t last_key(uint32_t wanted) {
-    return shared_.search.last_key(first_, wanted, kChunk, [&](const auto& take) {
+    const auto visit = [&](const auto& take) {
       visit_keys([&](bool is_key, uint64_t key) {
         if (is_key) take(key);
       });
-    });
+    };
+    return shared_.search.last_key(shared_.search.range_from(first_, visit), wanted, kChunk, visit);
   }
 
   // The keys from first_ to `last` into shared_.keys, in any order.

@@ -209,6 +209,22 @@ def test_large_levels_are_shared_out_in_order(device):
     assert (found.scores == 0.5).all()
 
 
+@pytest.mark.parametrize("wanted", [200, 5000])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_more_survivors_than_a_block_sorts(memory_format, wanted, device):
+    # Two scores, many times each: the order is the score, then the index.
+    level = AnchorLevel(4, square(4, 8, 16), 0)
+    logits = torch.zeros(1, 2, 60, 50)
+    logits[0, :, 30:] = 1
+    maps = [
+        LevelMaps(*(m.to(device).contiguous(memory_format=memory_format) for m in (logits, torch.zeros(1, 8, 60, 50))))
+    ]
+    found = ops.decode_anchors(maps, [level], score_threshold=0.4, max_candidates=wanted)
+    order = torch.cat([torch.arange(3000, 6000), torch.arange(3000)])[:wanted]
+    assert torch.equal(found.index[0].cpu(), order)
+    torch.testing.assert_close(found.boxes[0].cpu(), ops.anchor_boxes([level], [(60, 50)])[order])
+
+
 WIDE = st.one_of(st.floats(width=32), st.sampled_from([0.0, 1.0, math.nan, math.inf, -math.inf, 3e38]))
 
 

@@ -400,6 +400,21 @@ def test_box_voting_threshold_is_inclusive(device):
     assert len(ops.box_voting(boxes, scores, 0.6, drop_singletons=True)[0]) == 0
 
 
+@pytest.mark.parametrize("sizes", [(1, 32, 33, 64), (1030, 40)])
+def test_box_voting_of_long_clusters(sizes, device):
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.cat([torch.full((size, 1), 200.0 * k) for k, size in enumerate(sizes)])
+    boxes = torch.cat([corner, corner, corner + 100, corner + 100], 1) + torch.rand(len(corner), 4, generator=generator)
+    scores = torch.rand(len(boxes), generator=generator)
+    voted, values = ops.box_voting(boxes.to(device), scores.to(device), 0.5)
+    assert len(voted) == len(sizes)
+    of = (voted[:, 0].cpu() / 200).round().long()
+    for k, (box, score) in enumerate(zip(boxes.split(sizes), scores.split(sizes), strict=True)):
+        mean = (box * score[:, None]).double().sum(0) / score.double().sum()
+        torch.testing.assert_close(voted[of == k][0].cpu(), mean.float())
+        assert values[of == k].item() == score.max()
+
+
 def test_box_voting_without_positive_weights_returns_the_best_box(device):
     boxes, scores = on(device, torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1]]), torch.tensor([-1.0, 0.0]))
     voted, values = ops.box_voting(boxes, scores, 0.5)
