@@ -9,7 +9,6 @@ more than 5 % after the first images, or files stay open. Needs /proc, so it run
 
 import argparse
 import io
-import itertools
 import json
 import os
 import random
@@ -120,7 +119,7 @@ def detect_in_threads(folder: Path, results: Path, threads: int) -> None:
 
 @dataclass
 class Watched:
-    """What was seen of a process after each of its first results had settled."""
+    """What was seen of a process after its first results had settled."""
 
     memory: list[int] = field(default_factory=list)  # bytes
     files: list[int] = field(default_factory=list)
@@ -138,16 +137,16 @@ def soak(
     """Runs a command and prints what was seen. Returns its faults."""
     results.unlink(missing_ok=True)
     watched, started = Watched(), time.monotonic()
-    with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as process:
-        for _ in itertools.takewhile(lambda _: process.poll() is None, itertools.count()):
+    messages = results.with_name("messages.txt")  # a pipe that nobody reads would fill up
+    with messages.open("wb") as file, subprocess.Popen([sys.executable, *command], stderr=file) as process:
+        while process.poll() is None:
             if results.exists() and count_lines(results) >= options.settled:
                 try:
                     watched.look(process.pid)
                 except (FileNotFoundError, ProcessLookupError):
                     break
             time.sleep(0.2)
-        assert process.stderr is not None
-        message = process.stderr.read().strip()[-400:]
+    message = messages.read_text(encoding="utf-8", errors="replace").strip()[-400:]
     if not results.exists() or not watched.memory:
         return [f"{name}: too few results to measure; {message}"]
     first, highest = watched.memory[0], max(watched.memory)
