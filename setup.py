@@ -2,6 +2,7 @@
 
 Environment: PYFACE_CUDA=0|1 builds without or with CUDA (default: with it when nvcc is found), and
 PYFACE_CUDA_ARCHS="80;90" chooses the architectures (default: the visible GPU's, else PTX for any GPU since Turing).
+PYFACE_SANITIZE=address,undefined or thread compiles with sanitizers in another build folder (scripts/sanitize.py).
 """
 
 import hashlib
@@ -55,8 +56,10 @@ class CMakeBuild(build_ext):
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
-        build = ROOT / "build" / f"python-{sys.implementation.cache_tag}-{self.plat_name}"
-        self._configure(build)
+        sanitize = os.environ.get("PYFACE_SANITIZE", "")
+        name = "-".join(filter(None, ["python", sys.implementation.cache_tag, self.plat_name, *sanitize.split(",")]))
+        build = ROOT / "build" / name
+        self._configure(build, sanitize)
         run("cmake", "--build", str(build), "--target", "_C")
         put(build / self._place(ext).name, self._built(ext))
 
@@ -73,7 +76,7 @@ class CMakeBuild(build_ext):
         """Where an editable install has the module."""
         return ROOT / self.get_ext_filename(ext.name)
 
-    def _configure(self, build: Path) -> None:
+    def _configure(self, build: Path, sanitize: str) -> None:
         cuda = os.environ.get("PYFACE_CUDA", "")
         if cuda not in ("", "0", "1"):
             raise SystemExit(f"PYFACE_CUDA is {cuda!r}: set it to 0 (CPU only), 1 (with CUDA) or leave it unset.")
@@ -81,6 +84,7 @@ class CMakeBuild(build_ext):
             "PYFACE_PYTHON": "ON",
             "PYFACE_CUDA": {"": "AUTO", "0": "OFF", "1": "ON"}[cuda],
             "PYFACE_CUDA_ARCHS": os.environ.get("PYFACE_CUDA_ARCHS", ""),
+            "PYFACE_SANITIZE": sanitize,
             "PYFACE_VERSION": self.distribution.get_version(),
             "PYFACE_SOURCE_HASH": source_hash(),
             "CMAKE_MAKE_PROGRAM": shutil.which("ninja") or "ninja",

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 
+from pyface import ops
 from pyface.detector import FaceDetector
 from pyface.models import create_model
 
@@ -53,6 +54,17 @@ def test_faces(usual, astronaut, model, state):
         torch.testing.assert_close(found.boxes, usual[model].boxes, rtol=1e-4, atol=1e-2)
         torch.testing.assert_close(found.scores, usual[model].scores, rtol=1e-4, atol=1e-4)
     assert len(chips) == len(inside) > 0
+
+
+@pytest.mark.parametrize("state", ["float64", "bfloat16", "device"])
+def test_tiles_and_anchors(astronaut, state):
+    level = ops.AnchorLevel(stride=4, anchors=((-6.3, -6.0, 10.1, 10.0),))
+    usual = FaceDetector(device="cpu", tile=256)(astronaut), ops.anchor_boxes([level], [(3, 5)])
+    with STATES[state]():
+        found, anchors = FaceDetector(device="cpu", tile=256)(astronaut), ops.anchor_boxes([level], [(3, 5)])
+    torch.testing.assert_close(found.boxes, usual[0].boxes)
+    assert anchors.dtype == torch.float32
+    assert torch.equal(anchors, usual[1])
 
 
 @pytest.mark.parametrize("model", MODELS)

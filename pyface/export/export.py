@@ -125,7 +125,7 @@ def trace(request: ExportRequest, model: SingleShot) -> ExportedProgram:
     if request.input == "uint8":
         images, axes = torch.zeros(batch, height, width, 3, dtype=torch.uint8), (1, 2)
     else:
-        images, axes = torch.zeros(batch, 3, height, width), (2, 3)
+        images, axes = torch.zeros(batch, 3, height, width, dtype=torch.float32), (2, 3)
     shape: dict[int, Any] = {0: Dim.DYNAMIC}
     if request.size is None:
         shape |= dict.fromkeys(axes, Dim.DYNAMIC)

@@ -27,8 +27,8 @@ class Preprocess(nn.Module):
     def __init__(self, preprocessing: Preprocessing, kind: Input, dtype: torch.dtype) -> None:
         super().__init__()
         self.is_raw, self.bgr, self.dtype = kind == "uint8", preprocessing.bgr, dtype
-        self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None])
+        self.register_buffer("mean", torch.tensor(preprocessing.mean, dtype=torch.float32)[:, None, None])
+        self.register_buffer("std", torch.tensor(preprocessing.std, dtype=torch.float32)[:, None, None])
 
     def forward(self, images: Tensor, sizes: Tensor | None) -> Tensor:
         if self.is_raw:

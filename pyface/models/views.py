@@ -130,12 +130,12 @@ def whole_faces(views: Sequence[View], boxes: Sequence[Tensor], scores: Sequence
     Returns:
         Per view, bool [N].
     """
-    counts = torch.tensor([len(of) for of in boxes])
+    counts = torch.tensor([len(of) for of in boxes], device="cpu")
     found, certain = torch.cat(list(boxes)), torch.cat(list(scores))
     depth = torch.cat([view.depth(of) for view, of in zip(views, boxes, strict=True)])
 
     def per_box(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64).repeat_interleave(counts).to(found.device)
+        return torch.tensor(values, dtype=torch.float64, device="cpu").repeat_interleave(counts).to(found.device)
 
     first_like = {view.uncut: k for k, view in reversed(list(enumerate(views)))}
     scale, stand_in = per_box([view.scale for view in views]), per_box([view.stand_in for view in views]) > 0

@@ -145,7 +145,7 @@ def anchor_boxes(
         columns = torch.arange(width, device=device, dtype=torch.float32) * level.stride
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         corner = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-        parts.append((corner + torch.tensor(level.anchors, device=device)).reshape(-1, 4))
+        parts.append((corner + torch.tensor(level.anchors, device=device, dtype=torch.float32)).reshape(-1, 4))
     return torch.cat(parts)
 
 

@@ -151,7 +151,7 @@ def resampling_matrix(low: float, high: float, scale: float, interpolation: str,
 
 def _resample(image: Tensor, rows: Tensor, columns: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     value = torch.einsum("hy,yxc,wx->chw", rows.to(image.device), image.float(), columns.to(image.device))
-    mean_of, std_of = (torch.tensor(v, device=image.device)[:, None, None] for v in (mean, std))
+    mean_of, std_of = (torch.tensor(v, device=image.device, dtype=torch.float32)[:, None, None] for v in (mean, std))
     return (value - mean_of) / std_of
 
 
@@ -164,7 +164,7 @@ def letterbox(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
-    out = torch.zeros(len(images), 3, *size, device=images[0].device)
+    out = torch.zeros(len(images), 3, *size, device=images[0].device, dtype=torch.float32)
     if scales is None:
         scales = [min(size[0] / image.shape[0], size[1] / image.shape[1]) for image in images]
     for i, (image, ratio) in enumerate(zip(images, scales, strict=True)):
@@ -188,7 +188,7 @@ def crop_resize(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
-    out = torch.zeros(len(boxes), 3, *size, device=boxes.device)
+    out = torch.zeros(len(boxes), 3, *size, device=boxes.device, dtype=torch.float32)
     for i, (x1, y1, x2, y2) in enumerate(boxes.detach().float().tolist()):
         image = images[int(image_index[i])]
         rows = resampling_matrix(y1, y2, max(0.0, y2 - y1) / size[0], interpolation, size[0], image.shape[0])
@@ -292,9 +292,11 @@ def decode_anchors(
         limits.append(x.shape[1] if level.max_candidates is None else min(level.max_candidates, x.shape[1]))
 
     found = Candidates(
-        boxes=torch.zeros(batch, min(max_candidates, sum(limits)), 4, device=device),
-        scores=torch.zeros(batch, min(max_candidates, sum(limits)), device=device),
-        landmarks=torch.zeros(batch, min(max_candidates, sum(limits)), num_points, 2, device=device),
+        boxes=torch.zeros(batch, min(max_candidates, sum(limits)), 4, device=device, dtype=torch.float32),
+        scores=torch.zeros(batch, min(max_candidates, sum(limits)), device=device, dtype=torch.float32),
+        landmarks=torch.zeros(
+            batch, min(max_candidates, sum(limits)), num_points, 2, device=device, dtype=torch.float32
+        ),
         index=torch.full((batch, min(max_candidates, sum(limits))), -1, dtype=torch.int64, device=device),
         count=torch.zeros(batch, dtype=torch.int32, device=device),
     )
@@ -335,7 +337,7 @@ def assign_anchors(
     ignore = torch.zeros(len(boxes), dtype=torch.bool, device=device) if ignore is None else ignore
     valid = torch.ones(num_anchors, dtype=torch.bool, device=device) if valid is None else valid
     index = torch.empty(batch, num_anchors, dtype=torch.int32, device=device)
-    overlap = torch.empty(batch, num_anchors, device=device)
+    overlap = torch.empty(batch, num_anchors, device=device, dtype=torch.float32)
     for b in range(batch):
         own = slice(int(splits[b]), int(splits[b + 1]))
         index[b], overlap[b] = assign_anchors_of_image(
@@ -365,7 +367,9 @@ def assign_anchors_of_image(
     valid = valid & anchors.isfinite().all(1)
     is_face = ~ignore & boxes.isfinite().all(1) & (area_of(boxes) > 0)
     faces = torch.where(is_face)[0].tolist()
-    iou = torch.zeros(len(boxes) + 1, len(anchors), device=anchors.device)  # the last row stands for "no face"
+    iou = torch.zeros(
+        len(boxes) + 1, len(anchors), device=anchors.device, dtype=torch.float32
+    )  # the last row stands for "no face"
     for face in faces:
         iou[face] = torch.where(valid, overlap_with(boxes[face], anchors, "union").nan_to_num(nan=0), 0)
 
@@ -482,7 +486,9 @@ def decode_densebox(
     (batch, _, height, width), device = scores.shape, scores.device
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     cells = torch.stack([columns, rows, columns, rows]).to(device).float()
-    boxes = (cells - torch.tensor(unit, device=device) * offsets.detach().float()) * float(stride) + stride * 0.5
+    boxes = (cells - torch.tensor(unit, device=device, dtype=torch.float32) * offsets.detach().float()) * float(
+        stride
+    ) + stride * 0.5
     boxes = boxes.permute(0, 2, 3, 1).flatten(1, 2)
     x = scores.detach().float().flatten(1)
     passes = x.isfinite() & (x.double() > score_threshold) & boxes.isfinite().all(2)
@@ -493,9 +499,9 @@ def decode_densebox(
     passes &= (sides > 0).all(2) & (sides.double() >= min_side).all(2)
     size = min(max_candidates, height * width)
     found = Candidates(
-        boxes=torch.zeros(batch, size, 4, device=device),
-        scores=torch.zeros(batch, size, device=device),
-        landmarks=torch.zeros(batch, size, 0, 2, device=device),
+        boxes=torch.zeros(batch, size, 4, device=device, dtype=torch.float32),
+        scores=torch.zeros(batch, size, device=device, dtype=torch.float32),
+        landmarks=torch.zeros(batch, size, 0, 2, device=device, dtype=torch.float32),
         index=torch.full((batch, size), -1, dtype=torch.int64, device=device),
         count=torch.zeros(batch, dtype=torch.int32, device=device),
     )
@@ -528,7 +534,9 @@ def densebox_targets(
     device, batch = boxes.device, len(splits) - 1
     # On the CPU with numbers as tensors: a GPU would divide by a number as it multiplies by its reciprocal.
     boxes, of = boxes.detach().float().cpu(), torch.tensor
-    points = torch.zeros(len(boxes), 0, 2) if landmarks is None else landmarks.detach().float().cpu()
+    points = (
+        torch.zeros(len(boxes), 0, 2, dtype=torch.float32) if landmarks is None else landmarks.detach().float().cpu()
+    )
     y, x = torch.meshgrid(torch.arange(size[0]).float(), torch.arange(size[1]).float(), indexing="ij")
     pixel_x, pixel_y = x * stride + stride * 0.5, y * stride + stride * 0.5
 
@@ -547,13 +555,13 @@ def densebox_targets(
 
     found = DenseBoxMaps(
         torch.zeros(batch, *size, dtype=torch.int8),
-        torch.zeros(batch, 4, *size),
+        torch.zeros(batch, 4, *size, dtype=torch.float32),
         torch.zeros(batch, points.shape[1], *size, dtype=torch.int8),
     )
     for b in range(batch):
         positive, ignored = torch.zeros(2, *size, dtype=torch.bool)
         landmark_positive, landmark_ignored = torch.zeros(2, points.shape[1], *size, dtype=torch.bool)
-        nearest = torch.full(size, math.inf)
+        nearest = torch.full(size, math.inf, dtype=torch.float32)
         for g in range(int(splits[b]), int(splits[b + 1])):
             x1, y1, x2, y2 = boxes[g]
             if not boxes[g].isfinite().all() or not x2 > x1 or not y2 > y1:

@@ -162,7 +162,7 @@ def targets(
     both = boxes[:, 0] + boxes[:, 2]
     turned = torch.stack([both - faces[:, 2], faces[:, 1], both - faces[:, 0], faces[:, 3]], 1)
     faces = torch.where(mirrored[:, None], turned, faces)
-    points = landmarks[:, MIRRORED] * torch.tensor([-1.0, 1.0])
+    points = landmarks[:, MIRRORED] * torch.tensor([-1.0, 1.0], dtype=torch.float32)
     points[..., 0] += both[:, None]
     points = torch.where(mirrored[:, None, None], points, landmarks)
 

@@ -65,7 +65,9 @@ def read_config(path: Path) -> Run:
             range.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # editors on Windows add a byte order mark
         return fields_of(Run, content | {"recipe": fields_of(Recipe, content["recipe"])})
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror}") from error

@@ -56,7 +56,7 @@ class Muon(torch.optim.AdamW):
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
-            state["step"] = torch.tensor(0.0)  # AdamW's `load_state_dict` reads it
+            state["step"] = torch.tensor(0.0, dtype=torch.float32)  # AdamW's `load_state_dict` reads it
         state["momentum"].lerp_(gradient, 1 - self.momentum)
         ahead = gradient.lerp(state["momentum"], self.momentum)  # Nesterov's
         matrix = ahead.flatten(1)

@@ -52,7 +52,7 @@ def _from_torchvision(state: dict[str, Tensor], backbone: nn.Module, preprocessi
     first = "conv1_1.weight" if isinstance(backbone, VGG) else "conv1.weight"
     if first in state:
         # The means differ by less than one pixel value and are left alone.
-        scale = torch.tensor(preprocessing.std) / torch.tensor(IMAGENET_STD)
+        scale = torch.tensor(preprocessing.std, dtype=torch.float32) / torch.tensor(IMAGENET_STD, dtype=torch.float32)
         weight = state[first] * scale[:, None, None].to(state[first])
         state[first] = weight.flip(1) if preprocessing.bgr else weight
     return state

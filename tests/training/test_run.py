@@ -358,6 +358,8 @@ def test_configurations(tmp_path):
     run = Run("srn_resnet50", ("a", "b"), held_out=("x.jpg",), recipe=RECIPES["srn_resnet50"])
     write_config(run, tmp_path / "config.json")
     assert read_config(tmp_path / "config.json") == run
+    (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "config.json").read_bytes())
+    assert read_config(tmp_path / "marked.json") == run
     (tmp_path / "other.json").write_text("[1]")
     with pytest.raises(TrainingError, match=r"other\.json is not a run's configuration"):
         read_config(tmp_path / "other.json")
