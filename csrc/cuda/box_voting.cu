@@ -59,7 +59,7 @@ __device__ Sums add_up(Members& members, const float* boxes, const float* scores
       __shfl_sync(kWarp, sum, 4)};
 }
 
-// The entries, sorted by cluster and within it by score, become one box a cluster. One block, so that the clusters
+// The entries, sorted by cluster and within it by score, become one box per cluster. One block, so that the clusters
 // which are left out can be counted in order. A thread adds up a short cluster, its warp a long one.
 __global__ void __launch_bounds__(kThreads, 1)
     vote(const float* boxes,       // [n, 4]

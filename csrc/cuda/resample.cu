@@ -89,7 +89,7 @@ struct Windows {
   Window x[kTileWidth], y[kTileHeight];
 };
 
-// A block's share (tiles blockIdx.y, blockIdx.y + gridDim.y, ...) of one picture's planes; 0 outside the region.
+// A block's share (tiles blockIdx.y, blockIdx.y + gridDim.y, ...) of one image's planes; 0 outside the region.
 __device__ void resample(const Image& image, const Axis& x_axis, const Axis& y_axis, int region_h, int region_w,
                          int out_h, int out_w, const Normalization& normalization, float* out /* [3, out_h, out_w] */) {
   __shared__ Windows windows;
