@@ -219,6 +219,7 @@ def test_folders_and_archives(tmp_path, folds):
         ("a\n1\n-1 2 3 4 5 0.5\n", "line 3: radii should be at least 0"),
         ("a\n1\n1 2 3 1e9 0.5\n", "line 3: .*nothing above 10000"),
         ("a\nb\n", "line 2: should be the number of rows of a, got 'b'"),
+        pytest.param("a\n" + "9" * 5000, "line 2: should be the number of rows of a", id="5,000 digits"),
         ("\n\na\n", "line 4: should be the number of rows of a, got the end"),
         ("a\n2\n1 2 3 4 0.5\n", "line 1: a should have 2 rows, the file ends before that"),
         ("a\n1\n1 2 3 4 0.5\n1 2 3 4 0.5\n", "line 4: should be the name of a picture, got '1 2 3 4 0.5'"),
