@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.picture import Box, DatasetError, Picture, picture_of
+from pyface.data.picture import Box, DatasetError, Picture, is_coordinate, picture_of
 
 KEYPOINTS = ("left_eye", "right_eye", "nose", "left_mouth_corner", "right_mouth_corner")  # image-left first
 
@@ -45,15 +45,15 @@ def read_coco(file: Path, images: Path) -> list[Picture]:
             is called "face".
     """
     content = _load(file)
-    category = _face_category(file, content.get("categories", []), content["annotations"])
+    category = _face_category(file, content.get("categories") or [], content["annotations"])
     boxes: dict[object, list[Box]] = {}
     for entry in content["images"]:
-        image = _field(file, entry, "id", "images")
+        image = _id(file, entry, "id", "images")
         if image in boxes:
             raise DatasetError(f"{file}: every image must have an id of its own, got {image!r} twice")
         boxes[image] = []
     for entry in content["annotations"]:
-        image = _field(file, entry, "image_id", "annotations")
+        image = _id(file, entry, "image_id", "annotations")
         if image not in boxes:
             raise DatasetError(f"{file}: annotation {entry.get('id')} is of image {image!r}, which is not in `images`")
         if category is None or entry.get("category_id") == category:
@@ -63,7 +63,7 @@ def read_coco(file: Path, images: Path) -> list[Picture]:
         path = images / str(_field(file, entry, "file_name", "images"))
         if path in pictures:
             raise DatasetError(f"{file} must list an image once, got {entry['file_name']} twice")
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike `Path.is_file`, False for names that no system takes
             raise DatasetError(f"{file} names {entry['file_name']}, which is not in {images}")
         pictures[path] = picture_of(path, boxes[entry["id"]])
     return list(pictures.values())
@@ -113,7 +113,7 @@ def coco_dict(pictures: Sequence[Picture], names: Sequence[str], sizes: Sequence
 def _load(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{file} cannot be read as JSON ({error})") from error
     for name in ("images", "annotations"):
         entries = content.get(name) if isinstance(content, dict) else None
@@ -125,17 +125,19 @@ def _load(file: Path) -> dict[str, Any]:
 def _holds_coco(path: Path) -> bool:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
 
 
 def _face_category(file: Path, categories: Any, annotations: Sequence[Mapping[str, Any]]) -> object:
     """The id of the category "face"; None: all annotations are faces, since there is one category at most."""
+    if not isinstance(categories, list):
+        raise DatasetError(f"{file}: `categories` must be a list of objects, as in COCO's format")
     named = {str(entry.get("name", "")).lower(): entry.get("id") for entry in categories if isinstance(entry, dict)}
     if "face" in named:
         return named["face"]
-    if len({entry.get("category_id") for entry in annotations}) > 1:
+    if len({json.dumps(entry.get("category_id")) for entry in annotations}) > 1:
         raise DatasetError(f'{file}: one of its categories must be called "face", got {", ".join(sorted(named))}')
     return None
 
@@ -144,6 +146,13 @@ def _field(file: Path, entry: Mapping[str, Any], name: str, of: str) -> Any:
     if name not in entry:
         raise DatasetError(f"{file}: every entry of `{of}` must have `{name}`, got {json.dumps(entry)[:200]}")
     return entry[name]
+
+
+def _id(file: Path, entry: Mapping[str, Any], name: str, of: str) -> int | str:
+    value = _field(file, entry, name, of)
+    if not isinstance(value, int | str):
+        raise DatasetError(f"{file}: `{name}` in `{of}` must be a number or text, got {json.dumps(value)[:200]}")
+    return value
 
 
 def _box(file: Path, entry: Mapping[str, Any]) -> Box:
@@ -167,5 +176,5 @@ def _landmarks(file: Path, entry: Mapping[str, Any]) -> NDArray[np.float32] | No
 
 def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values
+        isinstance(value, int | float) and not isinstance(value, bool) and is_coordinate(value) for value in values
     )

@@ -31,6 +31,11 @@ class Picture(NamedTuple):
     landmarks: NDArray[np.float32]
 
 
+def is_coordinate(value: float) -> bool:
+    """Whether a number from a file can be a coordinate: neither NaN nor so large that float32 loses it."""
+    return abs(value) <= 1e9
+
+
 class Box(NamedTuple):
     """One annotation of an image, in pixels.
 

@@ -3,15 +3,16 @@ RetinaFace's format, whose rows belong to the boxes of the same file with the sa
 
 from __future__ import annotations
 
-import math
+import os
 import posixpath
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.picture import Box, DatasetError, Picture, picture_of
+from pyface.data.picture import Box, DatasetError, Picture, is_coordinate, picture_of
 
 Row = tuple[float, ...]
 
@@ -30,7 +31,7 @@ def read_wider(folder: Path) -> list[Picture]:
     pictures = []
     for name, rows in read_boxes(annotations):
         path = images / name
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike `Path.is_file`, False for names that no system takes
             raise DatasetError(f"{annotations} names {name}, which is not in {images}")
         of = points.get(name, {})
         pictures.append(
@@ -53,8 +54,8 @@ def read_boxes(path: Path) -> Iterator[tuple[str, list[Row]]]:
     while k < len(lines):
         number, name = lines[k]
         _refuse_second_block(path, listed, name, number)
-        if k + 1 == len(lines) or not lines[k + 1][1].isdecimal():
-            raise DatasetError(f"{path}, line {number + 1}: must be the number of boxes of {name}")
+        if k + 1 == len(lines) or not re.fullmatch("[0-9]{1,9}", lines[k + 1][1]):
+            raise DatasetError(f"{path}, line {number + 1}: should be the number of boxes of {name}")
         count = int(lines[k + 1][1])
         k += 2
         if count == 0 and k < len(lines) and set(lines[k][1].split()) == {"0"}:
@@ -107,8 +108,8 @@ def _numbers(path: Path, line: tuple[int, str], count: int, meaning: str) -> Row
         numbers = tuple(float(value) for value in line[1].split())
     except ValueError:
         numbers = ()
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise DatasetError(f"{path}, line {line[0]}: must be {count} numbers, {meaning}, got {line[1]!r}")
+    if len(numbers) != count or not all(map(is_coordinate, numbers)):
+        raise DatasetError(f"{path}, line {line[0]}: should be {count} numbers, {meaning}, got {line[1]!r}")
     return numbers
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.picture import Box, DatasetError, Picture, picture_of, size_of
+from pyface.data.picture import Box, DatasetError, Picture, is_coordinate, picture_of, size_of
 from pyface.io.sources import is_picture
 
 COUNTS = {5: 0, 15: 2, 20: 3}  # numbers in a row -> numbers per landmark
@@ -65,7 +65,7 @@ def _rows(file: Path) -> Iterator[list[float]]:
             numbers = [float(value) for value in line.split()]
         except ValueError:
             numbers = []
-        if len(numbers) not in COUNTS or not all(map(math.isfinite, numbers)):
+        if len(numbers) not in COUNTS or not all(map(is_coordinate, numbers)):
             raise DatasetError(
                 f"{file}, line {k}: must be `class x y w h`, with five landmarks or none, got {line.strip()!r}"
             )

@@ -8,6 +8,8 @@ faces. For both, detections without a match in the discrete score are false posi
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -263,7 +265,7 @@ def _blocks(text: str, name: str, meanings: dict[int, str]) -> Iterator[tuple[in
             raise EvaluationError(
                 f"{name}, line {number}: must be the name of an image, got {key!r}; check the number of rows before it"
             )
-        if k + 1 == len(lines) or not lines[k + 1][1].isdecimal():
+        if k + 1 == len(lines) or not re.fullmatch("[0-9]{1,9}", lines[k + 1][1]):
             place, got = (number + 1, "the end") if k + 1 == len(lines) else (lines[k + 1][0], repr(lines[k + 1][1]))
             raise EvaluationError(f"{name}, line {place}: must be the number of rows of {key}, got {got}")
         count = int(lines[k + 1][1])
@@ -306,7 +308,7 @@ def find_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
     """
     found = {}
     for key in keys:
-        path = next((path for suffix in IMAGE_SUFFIXES if (path := folder / f"{key}{suffix}").is_file()), None)
+        path = next((path for suffix in IMAGE_SUFFIXES if os.path.isfile(path := folder / f"{key}{suffix}")), None)
         if path is not None:
             found[key] = path
     if not found:

@@ -188,7 +188,7 @@ def _check_maker(path: Path, made_by: Mapping[str, Any]) -> bool:
         before = json.loads(file.read_bytes())
         known = [name for name in made_by if name in before]  # an older pyface has fewer options
         changed = [name for name in known if before[name] != json.loads(json.dumps(made_by[name]))]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise OutputError(
             f"{file} is damaged or was not written by pyface; --overwrite makes {path} and {file.name} anew"
         ) from None
@@ -217,9 +217,12 @@ def _json_results(path: Path) -> Iterator[tuple[int, str | None, int | None, boo
             end += len(line)
             try:
                 result = json.loads(line)
-                yield end, result["source"], result.get("frame"), result["error"] is not None
-            except (ValueError, KeyError, TypeError, AttributeError):
+                source, has_failed = result["source"], result["error"] is not None
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise _foreign(path, number) from None
+            if not isinstance(source, str):
+                raise _foreign(path, number)
+            yield end, source, has_failed
 
 
 def _csv_results(path: Path) -> Iterator[tuple[int, str | None, int | None, bool]]:

@@ -152,7 +152,7 @@ def settings_in(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
     text = metadata.get("settings", "{}")
     try:
         settings = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path}: the settings in its metadata must be a JSON object, got {text[:40]!r}")
@@ -326,7 +326,7 @@ def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
             return {str(k): torch.from_numpy(array) for k, array in enumerate(read_arrays(path))}, {}
         with torch.serialization.safe_globals([(_Skipped, name) for name in _Skipped.NAMES]):
             return torch.load(path, map_location="cpu", weights_only=True), {}
-    except (OSError, CheckpointError):
+    except CheckpointError:
         raise
     except pickle.UnpicklingError as error:  # torch's message suggests loading the file anyway
         if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
@@ -338,12 +338,12 @@ def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
         raise CheckpointError(
             f"{path} is not a weights file, or contains code, which pyface refuses to load"
         ) from error
-    except Exception as error:  # damaged files raise all kinds of errors
+    except Exception as error:  # damaged files raise all kinds of errors, OSError included
         raise CheckpointError(f"{path} cannot be read as weights: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
 
 
 def part_of(folder: Path, net: str) -> Path:

@@ -71,7 +71,7 @@ def read_config(path: Path) -> Run:
         return fields_of(Run, content | {"recipe": fields_of(Recipe, content["recipe"])})
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TrainingError(f"{path} is not a run's configuration: it is not JSON") from error
     except KeyError as error:
         raise TrainingError(f"{path} is not a run's configuration: it has no {error}") from error

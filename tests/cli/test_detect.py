@@ -336,6 +336,8 @@ def test_existing_output(run, write_grey):
         ("a.jsonl", "{}\n"),
         ("a.jsonl", "notes\n"),
         ("a.jsonl", "[1]\n"),
+        ("a.jsonl", '{"source": [], "error": null}\n'),
+        pytest.param("a.jsonl", "[" * 100_000 + "\n", id="deeper than json reads"),
         ("a.csv", "x,y\n1,2\n"),
         ("a.csv", "a\n"),
         pytest.param("a.csv", "a" * 200_000 + "\n", id="more than csv takes"),

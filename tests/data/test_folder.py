@@ -69,6 +69,10 @@ def test_one_category_is_faces_whatever_its_name(folder):
         ([annotation(bbox=[1, 2, "3", 4])], "must be four numbers"),
         ([annotation(bbox=[1, 2, float("nan"), 4])], "must be four numbers"),
         ([annotation(keypoints="no")], "`keypoints` must be numbers"),
+        ([annotation(bbox=[10**400, 2, 3, 4])], "must be four numbers"),
+        ([annotation(bbox=[1, 2, 1e39, 4])], "must be four numbers"),  # infinite in float32
+        ([annotation(image_id=[0])], "`image_id` in `annotations` must be a number or text, got \\[0\\]"),
+        ([annotation(category_id=[1]), annotation()], 'must be called "face"'),
         ([annotation(image_id=9)], "annotation 1 is of image 9, which is not in `images`"),
         ([{"id": 1, "bbox": [1, 2, 3, 4]}], "every entry of `annotations` must have `image_id`"),
         ([3], "`annotations` must be a list of objects"),
@@ -79,6 +83,28 @@ def test_malformed_coco(folder, annotations, words):
     write_coco(folder, annotations, categories=({"id": 1, "name": "person"},))
     with pytest.raises(DatasetError, match=words):
         read_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": [{"id": [1], "file_name": "a.jpg"}]}, "`id` in `images` must be a number or text"),
+        ({"images": [{"id": 1, "file_name": "a" * 300}]}, "which is not in"),
+        ({"categories": 1}, "`categories` must be a list"),
+    ],
+)
+def test_coco_of_other_types(folder, change, words):
+    content = {"images": [], "annotations": [], "categories": []} | change
+    (folder / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=words):
+        read_folder(folder)
+
+
+def test_coco_without_categories(folder):
+    write_coco(folder, [annotation()])
+    content = json.loads((folder / "boxes.json").read_text())
+    (folder / "boxes.json").write_text(json.dumps(content | {"categories": None}))
+    assert len(read_folder(folder)[0].faces) == 1
 
 
 def test_an_image_that_is_not_there(folder):
@@ -141,6 +167,7 @@ def test_yolo(folder):
         ),
         ("0 0.5 0.5 0.1 x", "line 1: must be"),
         ("0 0.5 0.5 0.1 inf", "line 1: must be"),
+        ("0 -1e39 0.5 0.1 0.1", "line 1: must be"),
         ("1 0.5 0.5 0.1 0.1", "the only class must be 0, a face, got 1"),
         ("0 50 50 10 10", "must be shares of the image's size"),
     ],

@@ -1,0 +1,10 @@
+"""What every target raises when pyface is wrong without an exception of its own."""
+
+
+class Fault(AssertionError):
+    """A silent error: a result came, and it is not right."""
+
+
+def expect(holds: bool, message: str) -> None:
+    if not holds:
+        raise Fault(message)

@@ -1,0 +1,17 @@
+"""The fuzzer's short form: 15 seconds for each kind of input, without a finding."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["images", "files", "checkpoints", "ops"])
+def test_no_input_is_too_much(target):
+    command = [sys.executable, "-m", "tests.fuzz", target, "--seconds", "15", "--count", "100000"]
+    run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert json.loads(run.stdout.splitlines()[-1])["inputs"] > 0
