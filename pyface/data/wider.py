@@ -55,7 +55,7 @@ def read_boxes(path: Path) -> Iterator[tuple[str, list[Row]]]:
         number, name = lines[k]
         _refuse_second_block(path, listed, name, number)
         if k + 1 == len(lines) or not re.fullmatch("[0-9]{1,9}", lines[k + 1][1]):
-            raise DatasetError(f"{path}, line {number + 1}: should be the number of boxes of {name}")
+            raise DatasetError(f"{path}, line {number + 1}: must be the number of boxes of {name}")
         count = int(lines[k + 1][1])
         k += 2
         if count == 0 and k < len(lines) and set(lines[k][1].split()) == {"0"}:
@@ -109,7 +109,7 @@ def _numbers(path: Path, line: tuple[int, str], count: int, meaning: str) -> Row
     except ValueError:
         numbers = ()
     if len(numbers) != count or not all(map(is_coordinate, numbers)):
-        raise DatasetError(f"{path}, line {line[0]}: should be {count} numbers, {meaning}, got {line[1]!r}")
+        raise DatasetError(f"{path}, line {line[0]}: must be {count} numbers, {meaning}, got {line[1]!r}")
     return numbers
 
 

@@ -217,12 +217,12 @@ def _json_results(path: Path) -> Iterator[tuple[int, str | None, int | None, boo
             end += len(line)
             try:
                 result = json.loads(line)
-                source, has_failed = result["source"], result["error"] is not None
-            except (ValueError, KeyError, TypeError, RecursionError):
+                source, frame, has_failed = result["source"], result.get("frame"), result["error"] is not None
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise _foreign(path, number) from None
             if not isinstance(source, str):
                 raise _foreign(path, number)
-            yield end, source, has_failed
+            yield end, source, frame, has_failed
 
 
 def _csv_results(path: Path) -> Iterator[tuple[int, str | None, int | None, bool]]:
