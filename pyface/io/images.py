@@ -135,7 +135,7 @@ def decode_image(opened: EncodedImage | Pixels | Tensor) -> Pixels | Tensor:
 def _decode_grey_alpha(opened: EncodedImage, form: tiff.GreyAlpha) -> NDArray[Any]:
     wide = _decode_by_opencv(opened, tiff.as_wide_grey(opened.data))
     if wide.shape != (opened.header.height, 2 * opened.header.width):
-        raise ImageError(f"{opened.name}: the TIFF file is damaged, its pixels are not as many as its header says")
+        raise ImageError(f"{opened.name}: the TIFF file is damaged: it does not hold as many pixels as its header says")
     return np.ascontiguousarray(tiff.split_grey_alpha(wide, form)[..., [0, 0, 0, 1]])
 
 
