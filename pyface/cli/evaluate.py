@@ -97,9 +97,7 @@ class ProtocolRequest:
 @app.command()
 def faces(
     model: Model,
-    data: Annotated[
-        list[Path], typer.Option(metavar="DIR", help="Folder of images and annotations; may be repeated.")
-    ],
+    data: Annotated[list[Path], typer.Option(metavar="DIR", help="Folder of images and annotations; may be repeated.")],
     iou: Annotated[list[float], typer.Option(min=0.01, max=1, help="IoU of a match; may be repeated.")] = [0.5, 0.4],  # noqa: B006
     weights: Weights = "default",
     device: Device = "auto",

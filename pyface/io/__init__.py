@@ -1,1 +1,1 @@
-"""Input and output: images, videos, the files that a command line names, and result files. Knows no models."""
+"""Input and output: images, videos, the files that a command line names, and result files. Independent of the models."""

@@ -195,7 +195,7 @@ def _open_encoded(name: str, data: bytes, max_pixels: int, truncated: Truncated)
 def _read_file(path: str, max_pixels: int) -> bytes:
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # open() tells of folders
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # open() refuses folders
             raise HeaderError("this is a pipe or a device, not a file; save the image to a file and pass that")
         with open(path, "rb") as file:
             start = file.read(32)

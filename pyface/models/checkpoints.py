@@ -209,9 +209,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
         # `fc`, the ImageNet classifier of every ResNet, is not worth a warning.
         unknown = [key for key in extra if not key.startswith("fc.")]
         if unknown:
-            warnings.warn(
-                f"{checkpoint.path}: ignored {len(unknown)} unknown keys: {list_keys(unknown)}", stacklevel=2
-            )
+            warnings.warn(f"{checkpoint.path}: ignored {len(unknown)} unknown keys: {list_keys(unknown)}", stacklevel=2)
         state, extra = {key: value for key, value in state.items() if key in expected}, []
     problems = {"missing": missing, "left over": extra, "of another shape": misshapen, "not dense and real": odd}
     found = [f"{len(keys)} {what}: {list_keys(keys)}" for what, keys in problems.items() if keys]
