@@ -75,7 +75,15 @@ def timed(benchmark, device: str, request: pytest.FixtureRequest) -> Callable:
     """Times a call beside the others of its task; on CUDA until its work is done."""
 
     def run(call: Callable, op: str, task: str, library: str = "pyface", precision: str = "fp32") -> None:
-        """Args: what is called; which op or model; on what; whose it is: "pyface" or a peer; what it computes in."""
+        """Times one call.
+
+        Args:
+            call: What to time.
+            op: The op or model.
+            task: The input, such as "1,000 boxes".
+            library: "pyface" or the peer that the call belongs to.
+            precision: The numeric precision.
+        """
         benchmark.group = f"{op}, {task}, {precision}, {device}"
         benchmark.extra_info.update(
             op=op, task=task, library=library, precision=precision, device=device, threads=torch.get_num_threads()
@@ -125,7 +133,7 @@ def jpeg() -> bytes:
 
 @pytest.fixture(scope="session")
 def decode() -> Callable[[bytes], np.ndarray]:
-    """JPEG bytes to RGB by OpenCV, as users of the peers do it."""
+    """Decodes JPEG bytes to RGB with OpenCV, as users of the peers do."""
     return lambda data: cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 

@@ -23,7 +23,7 @@ def batch_of_losses(device: str) -> tuple[Tensor, Tensor]:
 
 
 def two_sorts(losses: Tensor, index: Tensor) -> Tensor:
-    """Hard negatives by the rank of each loss, as the circulating ports of SSD find them."""
+    """Hard negatives by the rank of each loss, as popular ports of SSD find them."""
     rank = losses.masked_fill(index >= 0, 0).argsort(1, descending=True).argsort(1)
     return (rank < 3 * (index >= 0).sum(1, keepdim=True)) & (index == -1)
 

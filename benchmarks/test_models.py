@@ -36,7 +36,7 @@ def case(*values: object, slow: bool = False):
 
 
 def precision_of(name: str, device: str) -> str:
-    """Half precision is bfloat16 on the CPU, whose cores know no other, and float16 on CUDA."""
+    """Half precision is float16 on CUDA and bfloat16 on the CPU, whose cores support no other."""
     return "fp32" if name == "fp32" else "fp16" if device == "cuda" else "bf16"
 
 
@@ -99,7 +99,7 @@ def test_network(name, batch, side, precision, library, device, timed):
     if library == "CUDA graph" and device == "cpu":
         pytest.skip("CUDA graphs need a GPU")
     if library != "pyface" and device == "cpu" and (name in PAPER or batch > 8):
-        pytest.skip("tells nothing beyond the smaller ones on a CPU")
+        pytest.skip("shows nothing beyond the smaller ones on a CPU")
     precision = precision_of(precision, device)
     model = network_of(name, device, precision)
     layout = torch.channels_last if device == "cuda" or model.channels_last else torch.contiguous_format

@@ -54,7 +54,7 @@ class Recorded(nn.Module):
     """A network that records inputs and outputs, then replays the outputs.
 
     Attributes:
-        notes: (input, answer) of each call since the recording began.
+        notes: (input, output) of each call since the recording began.
     """
 
     def __init__(self, net: nn.Module) -> None:

@@ -17,7 +17,7 @@ IOU = 0.3
 
 
 def corner_and_size(boxes: torch.Tensor) -> torch.Tensor:
-    """(x, y, width, height), as OpenCV has rectangles."""
+    """(x, y, width, height), as in OpenCV."""
     return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
 
 

@@ -15,7 +15,7 @@ from pyface.models.mtcnn_kernels import pnet, pnet_in_torch
 @pytest.mark.parametrize("batch", [1, 8, 32])
 def test_pnet(library, batch, size, device, timed):
     if batch == 32 and size[0] > 100 and device == "cpu":
-        pytest.skip("tells nothing beyond a batch of 8")
+        pytest.skip("shows nothing beyond a batch of 8")
     weights = PNet().to(device).weights()
     images = torch.randn(batch, 3, *size, device=device)
     torch.testing.assert_close(pnet(images, weights), pnet_in_torch(images, weights), rtol=1e-4, atol=1e-4)

@@ -193,7 +193,7 @@ void face_probability(const Map& logits, Dtype dtype, int64_t batch, int64_t hei
 void decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int64_t batch,
                     const AnchorDecoding& decoding, const CandidateArrays& out, int threads);
 
-// The face, or background, of every anchor. Ignore boxes are no faces; an anchor of which one covers at least half is
+// The face, or background, of every anchor. Ignore boxes are not faces; an anchor of which one covers at least half is
 // kIgnored unless it has a face; an invalid anchor is kIgnored. Ties: the lower index.
 //   anchors [num_anchors, 4], image b's begin at b * anchor_stride anchors (0: shared); boxes [num_boxes, 4],
 //   image b's are splits[b] ... splits[b + 1] - 1; ignore [num_boxes] or nullptr

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-_INTERVAL = 0.25  # seconds; shorter ones tell little, since the kernel counts in hundredths
+_INTERVAL = 0.25  # seconds; shorter ones are too coarse, since the kernel counts in hundredths
 
 _is_forked = False
 
@@ -80,7 +80,7 @@ class FreeCores:
         self._last = self._used()
 
     def __call__(self) -> int:
-        """The number of cores, at least 1; all where the system does not tell."""
+        """The number of cores, at least 1; all of them where the system does not report their use."""
         if self._last is None:
             return self.cores
         now = self._used()

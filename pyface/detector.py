@@ -198,7 +198,7 @@ class FaceDetector:
             empty for an image without faces.
 
         Raises:
-            ImageError: An image cannot be read; `stream` goes on after such an image.
+            ImageError: An image cannot be read; `stream` continues after such an image.
             MemoryError: An image is too large for the model, even on its own.
         """
         several = isinstance(images, list | tuple)

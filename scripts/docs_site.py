@@ -43,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Leads a link to the folder of the weights, which is no page, to the page about them."""
+    """Points links to the folder of the weights, which is not a page, to the page about them."""
     return markdown.replace("](../pyface/weights)", "](models.md)")
 
 

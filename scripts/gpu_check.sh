@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What only a GPU can tell about pyface's CUDA code, in one call of about ten minutes on a machine with an NVIDIA GPU:
+# Checks of pyface's CUDA code that need a GPU, in one call of about ten minutes on a machine with an NVIDIA GPU:
 #
 #   scripts/gpu_check.sh              builds, tests, runs the sanitizers and benchmarks, writes benchmarks/results/<gpu>.json
 #   scripts/gpu_check.sh --dry-run    prints the steps, and checks as much of them as a machine without a GPU can

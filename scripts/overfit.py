@@ -2,7 +2,7 @@
 
     python scripts/overfit.py s3fd_vgg16 --data faces/train --device cuda
 
-The images are taken from a data folder: `images/`, with `bbx_gt.txt` beside it in WIDER FACE's format. The weights are
+The images are taken from a data folder: `images/` and annotations, as for `pyface train`. The weights are
 discarded. tests/models/test_overfit.py does the same with the lite detectors. At --size, faces should have sizes that
 the network can find: 40 px and more for densebox_vgg19, which never enlarges an image here.
 """

@@ -37,6 +37,12 @@ def convert(
 
     Popular public checkpoints are detected automatically: of S3FD (yxlijun, clcarwin, face-alignment), SRN, SSH
     (Caffe's names) and MTCNN (facenet-pytorch, ipazc). `pyface detect --weights` takes a file of either format.
+
+    Example:
+
+    ```
+    pyface convert s3fd.pth s3fd.safetensors
+    ```
     """
     if target.exists() and not overwrite:
         fail(f"{target} exists already; add --overwrite to replace it")
@@ -62,6 +68,12 @@ def convert_data(
     """Converts a data folder between the formats of WIDER FACE, COCO and YOLO.
 
     `pyface train` and `pyface evaluate faces` read all three.
+
+    Example:
+
+    ```
+    pyface convert-data mine/ mine_coco/ --format coco
+    ```
     """
     if form not in ("wider", "coco", "yolo"):
         fail(f"--format must be wider, coco or yolo, got {form}")

@@ -38,7 +38,7 @@ def benchmark(
         typer.Option(
             metavar="NAME",
             help="Detector to time; `pyface models` lists them. May be repeated.",
-            show_default="mtcnn and the lite ones",
+            show_default="mtcnn and the lite detectors",
         ),
     ] = None,
     images: Annotated[
@@ -56,6 +56,13 @@ def benchmark(
 
     Prints images per second, milliseconds per image by stage, and peak memory. Detectors without weights are timed
     with random ones, at a score threshold that about 300 candidates per image pass.
+
+    Examples:
+
+    ```
+    pyface benchmark
+    pyface benchmark --model s3fd_lite --images photos/ --size native
+    ```
     """
     names = list(dict.fromkeys(model or DEFAULT_MODELS))
     time_detectors(Request(names, images, size, batch_size, device, precision, seconds, json_file))

@@ -77,7 +77,7 @@ def check_outputs(json_file: Path | None, plot: Path | None = None, folder: Path
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fail(f"{folder} cannot be made: {error.strerror}")
+        fail(f"{folder} cannot be created: {error.strerror}")
     except (ImportError, ValueError) as error:
         fail(error)
 

@@ -97,9 +97,7 @@ class ProtocolRequest:
 @app.command()
 def faces(
     model: Model,
-    data: Annotated[
-        list[Path], typer.Option(metavar="DIR", help="Folder with images/ and bbx_gt.txt; may be repeated.")
-    ],
+    data: Annotated[list[Path], typer.Option(metavar="DIR", help="Folder of images and annotations; may be repeated.")],
     iou: Annotated[list[float], typer.Option(min=0.01, max=1, help="IoU of a match; may be repeated.")] = [0.5, 0.4],  # noqa: B006
     weights: Weights = "default",
     device: Device = "auto",
@@ -114,7 +112,8 @@ def faces(
 ) -> None:
     """Average precision of a detector on annotated images, by size of face.
 
-    Folders are in WIDER FACE's format. A detection that matches a box marked invalid is ignored.
+    Folders are in the format of WIDER FACE (images/ and bbx_gt.txt), COCO or YOLO. A detection that matches an ignore
+    box does not count.
 
     Example:
 
@@ -155,12 +154,12 @@ def measure_faces(request: FacesRequest) -> None:
 
 
 def _read_data(folder: Path) -> list[Picture]:
-    from pyface.data.folder import read_folder
+    from pyface.data.folder import annotations_in, read_folder
     from pyface.io.sources import count_unreadable, describe_skipped
 
     pictures = read_folder(folder)
-    if not (folder / "bbx_gt.txt").exists():
-        print_status(f"{folder} has no bbx_gt.txt, so all its images count as having no faces")
+    if not annotations_in(folder):
+        print_status(f"{folder} has no annotations, so all its images count as having no faces")
         for text in describe_skipped(count_unreadable(path.name for path in (folder / "images").rglob("*"))):
             print_status(f"{folder}: {text}")
     return pictures
@@ -251,7 +250,7 @@ def widerface(
     if model is None:
         _refuse_model_options(context)
     if (model is None) != (images is None):
-        fail("--model and --images belong together")
+        fail("--model and --images must be given together, got one of them; add the other")
     detector = None if model is None else _detector_request(model, weights, lowest_score, device, size, multiscale)
     predictions = predictions or Path(f"widerface-{model}")
     score_widerface(ProtocolRequest(ground_truth, predictions, detector, images, json_file, plot))

@@ -103,5 +103,5 @@ def _parse_sides(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     if len(sides) != 2 or not all(side.isdecimal() and int(side) >= 32 for side in sides):
-        fail(f"--size must be HEIGHTxWIDTH with sides of 32 pixels or more, as 480x640, got {text}")
+        fail(f"--size must be HEIGHTxWIDTH with sides of 32 pixels or more, such as 480x640, got {text}")
     return int(sides[0]), int(sides[1])

@@ -118,8 +118,8 @@ class DetectorRequest:
         try:
             if self.weights == "default" and is_untrained(self.model):
                 fail(
-                    f"{self.model} has no bundled weights: give it some with --weights FILE, or --weights none for "
-                    f"random ones, with which its boxes are random too"
+                    f"{self.model} has no bundled weights; give a file with --weights FILE, or use --weights none for "
+                    "random weights and random boxes"
                 )
             if self.weights == "none":
                 model_info(self.model)

@@ -77,7 +77,7 @@ def serve(
 
     POST /detect takes an image, or a form with several, and returns the JSON of `pyface detect`. GET /docs describes
     it, /health and /metrics are for monitoring. Requests of different clients share batches. When the queue is full,
-    the answer is 503 with Retry-After. SIGTERM or Ctrl-C stops the service once accepted requests are finished.
+    the response is 503 with Retry-After. SIGTERM or Ctrl-C stops the service once accepted requests are finished.
 
     Examples:
 
@@ -102,7 +102,7 @@ def serve(
 
 
 def run_service(request: Request) -> None:
-    """Runs the service until it is told to stop."""
+    """Runs the service until SIGTERM or Ctrl-C."""
     # OpenCV checks sizes as well, which protects from files whose real size differs from the one in the header that
     # pyface reads. It takes its limit when it is loaded.
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(request.max_pixels)
@@ -147,7 +147,7 @@ def _run(app: FastAPI, listener: socket.socket, request: Request) -> None:
         root_path=request.root_path,
         timeout_graceful_shutdown=math.ceil(request.deadline) + _GRACE,
     )
-    # After a graceful stop uvicorn raises the signal again. The stop was asked for, so it is no failure.
+    # After a graceful stop uvicorn raises the signal again. The stop was asked for, so it is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listener])

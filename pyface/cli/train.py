@@ -49,7 +49,7 @@ def train(
         list[Path],
         typer.Option(
             metavar="DIR",
-            help="Folder with images/ and bbx_gt.txt; without annotations, its images count as having no faces. May be "
+            help="Folder of images and annotations; without annotations, its images count as having no faces. May be "
             "repeated; a folder given twice is used twice as often.",
             show_default=False,
         ),
@@ -118,9 +118,9 @@ def train(
 ) -> None:
     """Trains a detector on your own images.
 
-    The run's folder gets best.safetensors (for `pyface detect --weights`), measurements, annotated images, logs, and
-    config.json, which --config takes to repeat the run, also on other data. --resume DIR resumes an interrupted run
-    and goes on with the same samples.
+    The run's folder holds best.safetensors (for `pyface detect --weights`), measurements, annotated images, logs and
+    config.json. --config repeats a run from its config.json, on the same data or on other data. --resume continues an
+    interrupted run with the same samples.
 
     Examples:
 

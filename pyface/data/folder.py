@@ -31,13 +31,7 @@ def read_folder(folder: str | Path) -> list[Picture]:
     folder = Path(folder)
     if not (folder / "images").is_dir():
         raise DatasetError(f"{folder} must hold a folder `images`, and there is no {folder / 'images'}")
-    readers: dict[str, Callable[[], list[Picture]]] = {}
-    if (folder / "bbx_gt.txt").exists():
-        readers["bbx_gt.txt"] = lambda: read_wider(folder)
-    elif (coco := annotation_file(folder)) is not None:
-        readers[coco.name] = lambda: read_coco(coco, folder / "images")
-    if (folder / "labels").is_dir():
-        readers["labels/"] = lambda: read_yolo(folder)
+    readers = _readers(folder)
     if len(readers) > 1:
         raise DatasetError(f"{folder} must have annotations in one format, got {' and '.join(readers)}; move one away")
     for read in readers.values():
@@ -46,6 +40,11 @@ def read_folder(folder: str | Path) -> list[Picture]:
     if not files:
         raise DatasetError(f"{folder / 'images'} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return [picture_of(path, []) for path in files]
+
+
+def annotations_in(folder: str | Path) -> list[str]:
+    """The annotations in a data folder by name, such as `bbx_gt.txt`; none in a folder of images alone."""
+    return list(_readers(Path(folder)))
 
 
 def unlisted(folder: str | Path) -> list[str]:
@@ -87,6 +86,18 @@ def write_folder(pictures: Sequence[Picture], names: Sequence[str], folder: Path
             label = (folder / "labels" / name).with_suffix(".txt")
             label.parent.mkdir(parents=True, exist_ok=True)
             label.write_text(yolo_rows(picture, height, width), encoding="utf-8")
+
+
+def _readers(folder: Path) -> dict[str, Callable[[], list[Picture]]]:
+    """What reads each of a folder's annotations, by their names."""
+    readers: dict[str, Callable[[], list[Picture]]] = {}
+    if (folder / "bbx_gt.txt").exists():
+        readers["bbx_gt.txt"] = lambda: read_wider(folder)
+    elif (coco := annotation_file(folder)) is not None:
+        readers[coco.name] = lambda: read_coco(coco, folder / "images")
+    if (folder / "labels").is_dir():
+        readers["labels/"] = lambda: read_yolo(folder)
+    return readers
 
 
 def _images(folder: Path) -> list[Path]:

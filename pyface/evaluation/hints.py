@@ -13,7 +13,7 @@ from pyface.evaluation.average_precision import box_iou
 LOW = 0.1
 """Below this average precision, or rate of found faces, the format of the boxes is doubted."""
 
-_PICTURES = 500  # enough to tell formats apart
+_PICTURES = 500  # enough to distinguish formats
 _TELLING = 0.2  # share of faces that another reading of the rows has to match
 
 Boxes = NDArray[np.float64]

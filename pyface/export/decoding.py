@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyface.ops.anchors import AnchorLevel, anchor_boxes
 
-NONE = -1e9  # the evidence of what is no candidate; finite, since not every runtime sorts infinities
+NONE = -1e9  # the evidence of anything but a candidate; finite, since not every runtime sorts infinities
 
 
 class PlainOps(TorchFunctionMode):

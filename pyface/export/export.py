@@ -83,7 +83,7 @@ def exportable_model(request: ExportRequest) -> SingleShot:
     """
     model = create_model(request.model, request.weights)
     if not model.takes_options:
-        raise ValueError(f"MODEL must be a single-shot detector, got {request.model}, whose cascade is no single graph")
+        raise ValueError(f"MODEL must be a single-shot detector, got {request.model}, which is not a single graph")
     if cast(SingleShot, model).nms_overlap != "union" and not request.heads:
         raise ValueError(
             f"MODEL must measure overlaps by the union, as ONNX does, but {request.model} has nms_overlap='min'; "

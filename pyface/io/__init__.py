@@ -1,1 +1,1 @@
-"""Input and output: images, videos, the files that a command line names, and result files. Knows no models."""
+"""Input and output, independent of models: images, videos, the files that a command line names, and result files."""

@@ -211,7 +211,7 @@ def _largest_part(kind: str, data: bytes) -> tuple[int, int]:
     """Width and height of the image: thumbnails, tiles and the transparency, which have sizes too, are no larger."""
     sizes = [struct.unpack_from(">II", data, found.end() + 4) for found in re.finditer(b"ispe", data[: 1 << 20])]
     if not sizes:
-        raise HeaderError(f"the {kind} file is cut short or damaged: it tells no size")
+        raise HeaderError(f"the {kind} file is cut short or damaged: its size is missing")
     return max(sizes, key=lambda size: size[0] * size[1])
 
 
@@ -226,7 +226,7 @@ _AVIF_ORIENTATIONS = {
 def _jp2(data: bytes) -> Header:
     found = data.find(b"ihdr")
     if found < 0:
-        raise HeaderError("the JPEG 2000 file is cut short or damaged: it tells no size")
+        raise HeaderError("the JPEG 2000 file is cut short or damaged: its size is missing")
     height, width = struct.unpack_from(">II", data, found + 4)
     return Header("JPEG 2000", width, height)
 

@@ -135,9 +135,7 @@ def decode_image(opened: EncodedImage | Pixels | Tensor) -> Pixels | Tensor:
 def _decode_grey_alpha(opened: EncodedImage, form: tiff.GreyAlpha) -> NDArray[Any]:
     wide = _decode_by_opencv(opened, tiff.as_wide_grey(opened.data))
     if wide.shape != (opened.header.height, 2 * opened.header.width):
-        raise ImageError(
-            f"{opened.name}: the TIFF file is damaged: it has another number of pixels than its header says"
-        )
+        raise ImageError(f"{opened.name}: the TIFF file is damaged: it does not hold as many pixels as its header says")
     return np.ascontiguousarray(tiff.split_grey_alpha(wide, form)[..., [0, 0, 0, 1]])
 
 
@@ -197,7 +195,7 @@ def _open_encoded(name: str, data: bytes, max_pixels: int, truncated: Truncated)
 def _read_file(path: str, max_pixels: int) -> bytes:
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # open() tells of folders
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # open() refuses folders
             raise HeaderError("this is a pipe or a device, not a file; save the image to a file and pass that")
         with open(path, "rb") as file:
             start = file.read(32)

@@ -228,7 +228,7 @@ def _json_results(path: Path) -> Iterator[tuple[int, str | None, int | None, boo
 def _csv_results(path: Path) -> Iterator[tuple[int, str | None, int | None, bool]]:
     """Yields (where it ends, source, number of the frame, whether it failed) of the header and every whole result."""
     rows_left = 0
-    for number, (end, row) in enumerate(_csv_records(path), 1):  # a row that is no CSV has no fields
+    for number, (end, row) in enumerate(_csv_records(path), 1):  # a row that is not CSV has no fields
         if number == 1 and row == CSV_COLUMNS:
             yield end, None, None, False
             continue

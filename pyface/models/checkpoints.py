@@ -175,7 +175,7 @@ def configured(config: Config, settings: Mapping[str, Any], path: str = "the che
     for name, value in settings.items():
         value = tupled(value)
         if name not in kinds or not is_of_kind(value, kinds[name], getattr(config, name)):
-            raise CheckpointError(f"{path}: {type(config).__name__} takes no {name} = {value!r}")
+            raise CheckpointError(f"{path}: {type(config).__name__} does not accept {name} = {value!r}")
         values[name] = value
     try:
         return dataclasses.replace(config, **values)  # type: ignore[type-var]
@@ -209,7 +209,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
         # `fc`, the ImageNet classifier of every ResNet, is not worth a warning.
         unknown = [key for key in extra if not key.startswith("fc.")]
         if unknown:
-            warnings.warn(f"{checkpoint.path}: skipped {len(unknown)} unknown keys: {list_keys(unknown)}", stacklevel=2)
+            warnings.warn(f"{checkpoint.path}: ignored {len(unknown)} unknown keys: {list_keys(unknown)}", stacklevel=2)
         state, extra = {key: value for key, value in state.items() if key in expected}, []
     problems = {"missing": missing, "left over": extra, "of another shape": misshapen, "not dense and real": odd}
     found = [f"{len(keys)} {what}: {list_keys(keys)}" for what, keys in problems.items() if keys]
@@ -450,7 +450,7 @@ class _ArrayReader(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.NAMES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it holds {module}.{name}")
         return self.NAMES[module, name]
 
     def load_build(self) -> None:
@@ -471,7 +471,7 @@ def read_arrays(path: Path) -> list[np.ndarray]:
     with lz4.open(path) as file:
         arrays = _ArrayReader(file).load()
     if not isinstance(arrays, list) or not all(isinstance(array, np.ndarray) for array in arrays):
-        raise pickle.UnpicklingError("it is no list of arrays")
+        raise pickle.UnpicklingError("it is not a list of arrays")
     return arrays
 
 

@@ -291,10 +291,10 @@ class ExportedModel(SingleShot):
         """Raises ValueError for options that the file or the exported model does not support."""
         path, size = self.graph.path, self.description.size
         if options.limits != "ap":
-            raise ValueError(f"limits are fixed in {path}: leave them out, or export with --limits {options.limits}")
+            raise ValueError(f"limits are fixed in {path}; leave them out, or export with --limits {options.limits}")
         if options.multiscale == "ssh":
             raise ValueError(
-                f"multiscale='ssh' merges candidates before suppression, which {path} does not return: use 's3fd', "
+                f"multiscale='ssh' merges candidates before suppression, which {path} does not return; use 's3fd', "
                 "'srn', or the model's name instead of the file"
             )
         if size is not None:

@@ -241,7 +241,7 @@ def build(row: Row, config: Any) -> FaceModel:
 
 @contextlib.contextmanager
 def usual_tensors() -> Iterator[None]:
-    """Makes tensors that anything can be done with, on the CPU unless told otherwise; for the current thread only.
+    """Makes new tensors ordinary ones on the CPU by default, not inference tensors; for the current thread only.
 
     The default dtype belongs to the whole process, so it stays: code that makes tensors gives their dtype.
     """
@@ -250,7 +250,7 @@ def usual_tensors() -> Iterator[None]:
 
 
 def default_on_cpu() -> contextlib.AbstractContextManager[Any]:
-    """Makes tensors on the CPU unless told otherwise; free of charge where that is so already."""
+    """Makes the CPU the default device of new tensors; costs nothing where it already is."""
     return contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
@@ -276,7 +276,7 @@ def _open_exported(path: str, weights: object) -> ExportedModel:
 
 
 def is_untrained(name: str) -> bool:
-    """Whether a model has no weights of its own, so that it finds noise unless it is given some.
+    """Whether a model has no bundled weights: without a file of weights it returns random boxes.
 
     Raises:
         ValueError: The model does not exist.

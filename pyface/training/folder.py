@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import torch
 
-from pyface.data.folder import unlisted
+from pyface.data.folder import annotations_in, unlisted
 from pyface.data.picture import DatasetError, Picture
 from pyface.models.checkpoints import is_of_kind, tupled
 from pyface.training.album import Album
@@ -161,7 +161,8 @@ def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> N
     for folder in dict.fromkeys(run.data):
         names = unlisted(folder)
         if names:
-            print(f"left out: {counted(len(names), 'image')} missing from {folder}/bbx_gt.txt, such as {names[0]}")
+            where = Path(folder) / annotations_in(folder)[0]
+            print(f"left out: {counted(len(names), 'image')} missing from {where}, such as {names[0]}")
     learned = {picture.path.resolve() for picture in album.pictures}
     for name, pictures in sets.items():
         shared = sum(picture.path.resolve() in learned for picture in pictures)
@@ -171,7 +172,7 @@ def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> N
                 f"optimistic"
             )
     if not sets:
-        print("no images to measure on, so best.safetensors will be the newest weights; give some with --val DIR")
+        print("no images to measure on, so best.safetensors will be the newest weights; add some with --val DIR")
 
 
 def counted(number: int, noun: str, plural: str = "s") -> str:

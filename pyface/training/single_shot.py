@@ -46,8 +46,8 @@ def check_batch(run: Run, model: SingleShot) -> None:
         copy.deepcopy(model).to("meta")(torch.zeros(1, 3, recipe.size, recipe.size, device="meta"))
     except ValueError as error:
         raise TrainingError(
-            f"a batch of one sample of {recipe.size} pixels gives {run.model} maps of 1 x 1, which batch normalization "
-            f"cannot train on: take --batch-size 2 or more, or a larger --size"
+            f"a batch of one sample of {recipe.size} pixels gives {run.model} maps of 1 x 1, which batch normalisation "
+            f"cannot train on; use --batch-size 2 or more, or a larger --size"
         ) from error
 
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pyface.cli import app
-from pyface.data.folder import read_folder, unlisted, write_folder
+from pyface.data.folder import annotations_in, read_folder, unlisted, write_folder
 from pyface.data.picture import DatasetError
 
 SIZES = {"a.jpg": (100, 200), "event/b.png": (50, 40), "c.jpg": (30, 30)}
@@ -193,6 +193,16 @@ def test_two_formats_at_once(folder):
     (folder / "bbx_gt.txt").write_text("a.jpg\n0\n")
     with pytest.raises(DatasetError, match=r"must have annotations in one format, got bbx_gt\.txt and labels/"):
         read_folder(folder)
+
+
+def test_annotations_are_named(folder):
+    assert annotations_in(folder) == []
+    (folder / "labels").mkdir()
+    assert annotations_in(folder) == ["labels/"]
+    write_coco(folder, [])
+    assert annotations_in(folder) == ["boxes.json", "labels/"]
+    (folder / "bbx_gt.txt").write_text("a.jpg\n0\n")
+    assert annotations_in(folder) == ["bbx_gt.txt", "labels/"]
 
 
 def test_unlisted(folder):

@@ -109,10 +109,10 @@ FDDB = ("fddb", "--ground-truth", "lists", "--predictions")
         ([*FACES, "data", "--json", "gone/x.json"], "gone/x.json cannot be written: there is no gone"),
         ([*FACES, "data", "--json", "empty"], "empty cannot be written: it is a folder"),
         ([*FACES, "data", "--plot", "x.doc"], "x.doc must end with .png"),
-        ([*FACES, "data", "--worst", "bad.txt"], "bad.txt cannot be made: File exists"),
+        ([*FACES, "data", "--worst", "bad.txt"], "bad.txt cannot be created: File exists"),
         ([*WIDER, "data"], "widerface needs --predictions"),
         ([*WIDER, "data", "--predictions", "data"], "data must hold wider_face_val.mat"),
-        ([*WIDER, "data", "--predictions", "x", "--model", "mtcnn"], "belong together"),
+        ([*WIDER, "data", "--predictions", "x", "--model", "mtcnn"], "must be given together"),
         (["fddb", "--ground-truth", "lists"], "fddb needs --predictions"),
         ([*FDDB, "x", "--model", "mtcnn"], "--model needs --images"),
         ([*FDDB, "x", "--model", "mtcn", "--images", "bare/images"], "there is no model 'mtcn'"),
@@ -137,9 +137,12 @@ def test_mistakes_of_the_user_are_one_sentence(run, places, arguments, words):
 
 def test_data_without_annotations(run, places, data):
     result = run("faces", "--model", "mtcnn", "--data", "bare", status=2)
-    assert "bare has no bbx_gt.txt, so all its images count as having no faces" in result.stderr
+    assert "bare has no annotations, so all its images count as having no faces" in result.stderr
     assert "bare: there are no annotated faces; average precision needs some" in result.stderr
     both = run("faces", "--model", "mtcnn", "--data", "bare", "--data", "data", "--device", "cpu")
+    (data.parent / "bare" / "labels").mkdir()
+    (data.parent / "bare" / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    assert "annotations" not in run("faces", "--model", "mtcnn", "--data", "bare", "--device", "cpu").stderr
     assert "3 images" in both.stdout
 
 

@@ -440,7 +440,7 @@ class TestSRN:
 
     def test_unknown_extras_are_named_and_left_aside(self, srn, tmp_path):
         torch.save({"state_dict": {**srn, "aux.weight": torch.zeros(1)}}, tmp_path / "srn.pth")
-        with pytest.warns(UserWarning, match=r"skipped 1 unknown keys: aux.weight"):
+        with pytest.warns(UserWarning, match=r"ignored 1 unknown keys: aux.weight"):
             loaded(tmp_path / "srn.pth", "srn_resnet50")
 
     def test_missing_keys_are_not(self, srn, tmp_path):
@@ -742,12 +742,12 @@ class TestOwnFiles:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"fc7_padding": 1}, "takes no fc7_padding = 1"),
-            ({"fc6_padding": "3"}, "takes no fc6_padding = '3'"),
-            ({"fc6_padding": True}, "takes no fc6_padding = True"),
-            ({"fc6_padding": 3.0}, "takes no fc6_padding = 3.0"),
-            ({"mean": [1, 2]}, r"takes no mean = \(1, 2\)"),
-            ({"mean": None}, "takes no mean = None"),
+            ({"fc7_padding": 1}, "does not accept fc7_padding = 1"),
+            ({"fc6_padding": "3"}, "does not accept fc6_padding = '3'"),
+            ({"fc6_padding": True}, "does not accept fc6_padding = True"),
+            ({"fc6_padding": 3.0}, "does not accept fc6_padding = 3.0"),
+            ({"mean": [1, 2]}, r"does not accept mean = \(1, 2\)"),
+            ({"mean": None}, "does not accept mean = None"),
         ],
     )
     def test_settings_of_another_kind(self, settings, message):
@@ -787,7 +787,8 @@ class TestOwnFiles:
         ],
     )
     def test_and_nothing_else(self, config, settings):
-        with pytest.raises(CheckpointError, match=f"file.pth: {type(config).__name__} takes no {next(iter(settings))}"):
+        refused = f"file.pth: {type(config).__name__} does not accept {next(iter(settings))}"
+        with pytest.raises(CheckpointError, match=refused):
             configured(config, settings, "file.pth")
 
     def test_settings_out_of_range(self):

@@ -108,7 +108,7 @@ def test_a_complete_run_says_so(data, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
         "s3fd_lite: 6 images with 9 faces, 6 of them with landmarks, 4 epochs",
-        "no images to measure on, so best.safetensors will be the newest weights; give some with --val DIR",
+        "no images to measure on, so best.safetensors will be the newest weights; add some with --val DIR",
     ]
     assert [line.split(": ")[0] for line in lines[2:4]] == ["step 6, 50% of the run", "step 12, 100% of the run"]
     assert "loss" in lines[2]
