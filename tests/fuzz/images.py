@@ -1,4 +1,4 @@
-"""Damaged image files of 40 kinds: `read_image` gives uint8 RGB of the size in the header, or an ImageError."""
+"""Damaged image files of 45 kinds: `read_image` gives uint8 RGB of the size in the header, or an ImageError."""
 
 import functools
 import io
@@ -17,7 +17,7 @@ MAX_PIXELS = 10**6
 
 @functools.cache
 def seeds() -> list[bytes]:
-    """Whole files of 40 kinds, all small."""
+    """Whole files of 45 kinds, all small."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 4), np.uint8)
     pixels = cv2.resize(pixels, (37, 23), interpolation=cv2.INTER_CUBIC)
     rgba = Image.fromarray(pixels, "RGBA")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.kills import check_kills
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["images", "files", "checkpoints", "ops"])
@@ -15,3 +17,8 @@ def test_no_input_is_too_much(target):
     run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert json.loads(run.stdout.splitlines()[-1])["inputs"] > 0
+
+
+@pytest.mark.slow
+def test_killed_runs_give_the_results_of_an_unbroken_one():
+    check_kills(runs=4, count=12)

@@ -820,3 +820,15 @@ class TestOwnFiles:
         with pytest.raises(OSError, match="disk full"):
             save_checkpoint(tmp_path / "own.safetensors", MTCNN(), "mtcnn")
         assert not list(tmp_path.iterdir())
+
+
+def test_a_zip_whose_directory_lies_elsewhere_is_a_damaged_file(tmp_path):
+    """Reading it seeks to a place before the file, which is an OSError."""
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.zeros(3, np.float32))
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\5\6") + 16
+    data[at : at + 4] = (2**31).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        read_checkpoint(path)
