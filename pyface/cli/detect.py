@@ -32,6 +32,28 @@ from pyface.io.sources import Source, source_key, source_name
 
 if TYPE_CHECKING:
     from pyface.cli.outcomes import Run
+    from pyface.detector import FaceDetector
+    from pyface.redact import Cover
+
+
+@dataclass(frozen=True)
+class CopyRequest:
+    """The files that a call of `pyface detect` asks for beside its results; the attributes are its options."""
+
+    save: Path | None
+    covers: list[Cover]
+    strip_gps: bool
+    crops: Path | None
+    crop_margin: float | None
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the files go."""
+        return [folder for folder in (self.save, self.crops) if folder is not None]
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the results."""
+        return {"crops": self.crops and str(self.crops), "crop_margin": self.crop_margin}
 
 
 @dataclass(frozen=True)
@@ -45,9 +67,9 @@ class Request:
     fps: float | None
     detector: DetectorRequest
     output: Path | None
-    save: Path | None
     resume: bool
     overwrite: bool
+    copies: CopyRequest
 
 
 def detect(
@@ -97,7 +119,8 @@ def detect(
         typer.Option("--output", "-o", metavar="FILE", help="Write the results to a .jsonl or .csv file."),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save copies of images and films with the faces drawn.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Save copies of images and films with the faces drawn, or covered."),
     ] = None,
     resume: Annotated[
         bool,
@@ -108,6 +131,41 @@ def detect(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False,
+    blur: Annotated[
+        bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel="Crops and privacy")
+    ] = False,
+    pixelate: Annotated[
+        bool, typer.Option("--pixelate", help="Pixelate the faces instead.", rich_help_panel="Crops and privacy")
+    ] = False,
+    box: Annotated[
+        bool, typer.Option("--box", help="Cover the faces with black boxes.", rich_help_panel="Crops and privacy")
+    ] = False,
+    strip_gps: Annotated[
+        bool,
+        typer.Option(
+            "--strip-gps",
+            help="Leave the place out of the metadata of blurred, pixelated or boxed photos.",
+            rich_help_panel="Crops and privacy",
+        ),
+    ] = False,
+    crops: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Save every face, aligned, 112 x 112; its line names the file.",
+            rich_help_panel="Crops and privacy",
+        ),
+    ] = None,
+    crop_margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="M",
+            help="Save the faces' boxes instead, with M times their size around them.",
+            show_default="aligned faces",
+            rich_help_panel="Crops and privacy",
+        ),
+    ] = None,
     max_pixels: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
@@ -138,6 +196,8 @@ def detect(
     pyface detect "photos/*.jpg" --model mtcnn --min-face 40
     pyface detect film.mp4 --fps 5 --save out/    # the film with the faces drawn, five frames per second
     pyface detect --camera 0 --save out/          # until Ctrl-C
+    pyface detect photos/ --save out/ --blur      # nobody can be recognised
+    pyface detect photos/ --crops faces/          # every face, aligned
     ```
     """
     options = {
@@ -153,14 +213,21 @@ def detect(
         "truncated": truncated,
     } | ({} if max_pixels is None else {"max_pixels": max_pixels})
     detector = DetectorRequest(model, weights, options)
-    detect_sources(Request(sources or [], camera, recursive, every, fps, detector, output, save, resume, overwrite))
+    covers: list[Cover] = []
+    covers += ["blur"] if blur else []
+    covers += ["pixelate"] if pixelate else []
+    covers += ["box"] if box else []
+    copies = CopyRequest(save, covers, strip_gps, crops, crop_margin)
+    detect_sources(Request(sources or [], camera, recursive, every, fps, detector, output, resume, overwrite, copies))
 
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the sources that are asked for, and ends with the status of the command."""
     _check_request(request)
-    sources, copies = _find_sources(request)
+    sources, places, crops = _find_sources(request)
     detector = request.detector.make()
+    _check_landmarks(request, detector)
+    from pyface.cli.copies import Copies
     from pyface.cli.outcomes import Run  # not before the detector, which says it if the kernels were not built
 
     with _open_results(request, sources) as (write, done, begun):
@@ -169,9 +236,13 @@ def detect_sources(request: Request) -> None:
             remaining.sort(key=lambda source: source_key(source) != begun[0])
         show_lines = request.output is None and sys.stdout.isatty()
         report = Report(len(sources), len(sources) - len(remaining), show_lines=show_lines)
+        wanted = request.copies
+        cover = wanted.covers[0] if wanted.covers else None
+        copies = Copies(places, cover, not wanted.strip_gps, crops, wanted.crop_margin)
         run = Run(detector, copies, report, request.every, request.fps, after=-1 if begun is None else begun[1])
         _write_results(run, remaining, write, resumable=request.output is not None)
-    report.summarise({"results": request.output, "drawn": request.save})
+    drawn = "faces covered" if request.copies.covers else "drawn"
+    report.summarise({"results": request.output, drawn: request.copies.save, "crops": request.copies.crops})
     if report.failed.total() or any(done.get(source_key(source), False) for source in sources):
         raise typer.Exit(FAILED)
 
@@ -182,28 +253,51 @@ def _check_request(request: Request) -> None:
         raise typer.BadParameter("give images, films or folders, or --camera N for a camera", param_hint="SOURCE")
     if request.every > 1 and request.fps is not None:
         fail("--every and --fps both choose the frames of films, use one of them")
+    copies = request.copies
+    if len(copies.covers) > 1:
+        fail(f"--{' and --'.join(copies.covers)} exclude each other, use one of them")
+    if copies.covers and copies.save is None:
+        fail(f"--{copies.covers[0]} changes the saved copies, add --save DIR")
+    if copies.strip_gps and not copies.covers:
+        fail("--strip-gps is for photos with covered faces, add --blur, --pixelate or --box; drawn ones have no place")
+    if copies.crop_margin is not None and copies.crops is None:
+        fail("--crop-margin is for crops, add --crops DIR")
     if request.output is None and (request.resume or request.overwrite):
         option = "--resume" if request.resume else "--overwrite"
         fail(f"{option} belongs to a file of results, add --output FILE")
     if request.resume and request.overwrite:
         fail("--resume continues the file of results and --overwrite replaces it, use one of them")
     if sys.stdout is None:  # closed, as by >&- in a shell
-        if request.output is None and request.save is None:
+        if request.output is None and not copies.folders:
             fail("the standard output is closed, so the results have nowhere to go, add --output FILE or --save DIR")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | None]:
-    """Returns the images and films to read, and where the copy of each goes if copies are asked for."""
+def _check_landmarks(request: Request, detector: FaceDetector) -> None:
+    """Fails where faces cannot be aligned."""
+    import numpy as np
+
+    copies = request.copies
+    if copies.crops is not None and copies.crop_margin is None:
+        nothing = detector(np.zeros((64, 64, 3), np.uint8))
+        if nothing.landmarks is None:
+            fail(
+                f"{request.detector.model} finds no landmarks to align faces by, add --crop-margin 0.2 for plain crops"
+            )
+
+
+def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | None, dict[Source, Path] | None]:
+    """Returns the images and films to read, and where the copy and the crops of each go if these are asked for."""
     from pyface.io.sources import SourceError, describe_skipped, find_sources, is_live, plan_copies
 
-    save = request.save
+    save, folders = request.copies.save, request.copies.folders
+    folder = None
     skipped: Counter[str] = Counter()
     try:
         sources: list[Source] = []
         if request.sources:
             sources += find_sources(
-                request.sources, recursive=request.recursive, films=True, skip=save, skipped=skipped
+                request.sources, recursive=request.recursive, films=True, skip=folders, skipped=skipped
             )
         for text in describe_skipped(skipped):
             print_status(f"pyface: {text}")
@@ -211,15 +305,17 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
         live = next((source for source in sources if is_live(source)), None)
         if request.resume and live is not None:
             fail(f"{source_name(live)} has no frames to go back to, use --overwrite or another --output, not --resume")
-        copies = None if save is None else plan_copies(sources, save)
-        if save is not None:
-            save.mkdir(parents=True, exist_ok=True)
+        places = None if save is None else plan_copies(sources, save)
+        wanted = request.copies.crops
+        crops = None if wanted is None else plan_copies(sources, wanted, lambda name, _: name)
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
     except SourceError as error:
         fail(error)
     except OSError as error:
-        reason = "it is a file, give a folder" if save is not None and save.is_file() else error.strerror
-        fail(f"{save}: the images cannot be saved there ({reason})")
-    return sources, copies
+        reason = "it is a file, give a folder" if folder is not None and folder.is_file() else error.strerror
+        fail(f"{folder}: the images cannot be saved there ({reason})")
+    return sources, places, crops
 
 
 @contextlib.contextmanager
@@ -238,8 +334,10 @@ def _open_results(
                 request.output,
                 resume=request.resume,
                 overwrite=request.overwrite,
-                whole_films=request.save is not None,  # a film is written from its beginning, or not at all
-                made_by=request.detector.facts() | {"every": request.every, "fps": request.fps},
+                whole_films=request.copies.save is not None,  # a film is written from its beginning, or not at all
+                made_by=request.detector.facts()
+                | {"every": request.every, "fps": request.fps}
+                | request.copies.facts(),
             )
         except OutputError as error:
             fail(error)

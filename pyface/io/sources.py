@@ -5,7 +5,7 @@ import importlib.util
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -56,7 +56,7 @@ def find_sources(
     *,
     recursive: bool = False,
     films: bool = False,
-    skip: Path | None = None,
+    skip: Sequence[Path] = (),
     skipped: Counter[str] | None = None,
 ) -> list[str]:
     """Finds the images and films that files, folders, patterns and addresses stand for.
@@ -69,7 +69,7 @@ def find_sources(
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
         recursive: Look into the subfolders of folders too.
         films: Take the films in folders too, if PyAV is installed.
-        skip: A folder whose content is left out where it lies within another, such as the one for drawn copies.
+        skip: Folders whose content is left out where they lie within another, such as the one for drawn copies.
         skipped: Gets the number of files in folders that are images or films by their names, but of a kind that
             pyface does not read, by suffix; `describe_skipped` puts them into words.
 
@@ -199,16 +199,16 @@ def _nothing(argument: str, recursive: bool) -> str:
     return f"{argument}: there are no pictures in this folder{hint}"
 
 
-def _files(folder: str, recursive: bool, films: bool, skip: Path | None, counted: Counter[str]) -> Iterator[str]:
+def _files(folder: str, recursive: bool, films: bool, skip: Sequence[Path], counted: Counter[str]) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise SourceError(f"{error.filename}: the folder cannot be read ({error.strerror})")
 
-    skipped = None if skip is None else os.path.realpath(skip)
+    skipped = {os.path.realpath(path) for path in skip}
     for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(
             name
             for name in (folders if recursive else [])
-            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) != skipped
+            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) not in skipped
         )
         counted.update(count_unreadable(files))
         for name in sorted(files):
@@ -216,10 +216,26 @@ def _files(folder: str, recursive: bool, films: bool, skip: Path | None, counted
                 yield os.path.join(root, name)
 
 
-def plan_copies(sources: Iterable[Source], folder: Path) -> dict[Source, Path]:
+def copy_name(name: str, is_film: bool) -> str:
+    """Returns what the copy of a file is called: JPEG, PNG and MP4 files keep their names, others become PNG or MP4.
+
+    Example:
+        >>> copy_name("a.JPG", False), copy_name("a.tif", False), copy_name("a.mov", True)
+        ('a.JPG', 'a.tif.png', 'a.mov.mp4')
+    """
+    kept, added = ((".mp4",), ".mp4") if is_film else ((".jpg", ".jpeg", ".png"), ".png")
+    return name if name.lower().endswith(kept) else f"{name}{added}"
+
+
+def plan_copies(
+    sources: Iterable[Source], folder: Path, rename: Callable[[str, bool], str] = copy_name
+) -> dict[Source, Path]:
     """Chooses where the copy of each image and film goes: its path below the folder that all files share.
 
-    JPEG and PNG images and MP4 films keep their names; others become PNG or MP4 and have that suffix added.
+    Args:
+        sources: The images and films.
+        folder: Where all copies go.
+        rename: Makes the copy's name from the original's, and from whether that is a film.
 
     Raises:
         SourceError: A copy would overwrite one of the sources.
@@ -246,7 +262,7 @@ def plan_copies(sources: Iterable[Source], folder: Path) -> dict[Source, Path]:
             below = _address_name(source)
         else:
             below = os.path.relpath(path, shared) if shared else path.replace(":", "").lstrip("/\\")
-        copy = _free(folder / _copy_name(below, is_film(source)), taken)
+        copy = _free(folder / rename(below, is_film(source)), taken)
         if os.path.realpath(copy) in originals:
             raise SourceError(f"{folder}: saving there would overwrite the picture {source}, choose another folder")
         plan[source] = copy
@@ -259,11 +275,6 @@ def _address_name(source: Source) -> str:
         return source_name(source)
     parts = urlsplit(source)
     return re.sub(r"[^\w.-]+", "-", f"{parts.hostname or ''}{parts.path}").strip("-") or "film"
-
-
-def _copy_name(name: str, is_film: bool) -> str:
-    kept, added = ((".mp4",), ".mp4") if is_film else ((".jpg", ".jpeg", ".png"), ".png")
-    return name if name.lower().endswith(kept) else f"{name}{added}"
 
 
 def _free(path: Path, taken: set[str]) -> Path:
