@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,9 +38,9 @@ class Copies:
     crops: dict[Source, Path] | None
     crop_margin: float | None
 
-    def picture(self, image: Any, faces: Detections) -> Pixels:
-        """Returns the image with its faces drawn or covered."""
-        return draw(image, faces) if self.cover is None else redact(image, faces, self.cover)
+    def picture(self, image: Any, faces: Detections, ids: Sequence[int | None] | None = None) -> Pixels:
+        """Returns the image with its faces drawn, with the numbers of their tracks, or covered."""
+        return draw(image, faces, ids=ids) if self.cover is None else redact(image, faces, self.cover)
 
     def save_image(self, source: str, image: Any, faces: Detections) -> None:
         """Saves the copy of an image, if copies are asked for; covered ones with the metadata of the original."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sys
 from collections import Counter
@@ -65,11 +66,17 @@ class Request:
     recursive: bool
     every: int
     fps: float | None
+    track: bool
     detector: DetectorRequest
     output: Path | None
     resume: bool
     overwrite: bool
     copies: CopyRequest
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the results, by the names of the options."""
+        frames = {"every": self.every, "fps": self.fps, "track": self.track}
+        return self.detector.facts() | frames | self.copies.facts()
 
 
 def detect(
@@ -114,6 +121,10 @@ def detect(
             min=0.001, metavar="F", help="Of films, take at most F frames per second.", show_default="all frames"
         ),
     ] = None,
+    track: Annotated[
+        bool,
+        typer.Option("--track", help="In films, give the faces of one person the same id, in lines and saved films."),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write the results to a .jsonl or .csv file."),
@@ -195,6 +206,7 @@ def detect(
     pyface detect big.jpg --size native --tile 1280
     pyface detect "photos/*.jpg" --model mtcnn --min-face 40
     pyface detect film.mp4 --fps 5 --save out/    # the film with the faces drawn, five frames per second
+    pyface detect film.mp4 --track --save out/    # one id per person
     pyface detect --camera 0 --save out/          # until Ctrl-C
     pyface detect photos/ --save out/ --blur      # nobody can be recognised
     pyface detect photos/ --crops faces/          # every face, aligned
@@ -218,7 +230,9 @@ def detect(
     covers += ["pixelate"] if pixelate else []
     covers += ["box"] if box else []
     copies = CopyRequest(save, covers, strip_gps, crops, crop_margin)
-    detect_sources(Request(sources or [], camera, recursive, every, fps, detector, output, resume, overwrite, copies))
+    detect_sources(
+        Request(sources or [], camera, recursive, every, fps, track, detector, output, resume, overwrite, copies)
+    )
 
 
 def detect_sources(request: Request) -> None:
@@ -239,7 +253,9 @@ def detect_sources(request: Request) -> None:
         wanted = request.copies
         cover = wanted.covers[0] if wanted.covers else None
         copies = Copies(places, cover, not wanted.strip_gps, crops, wanted.crop_margin)
-        run = Run(detector, copies, report, request.every, request.fps, after=-1 if begun is None else begun[1])
+        run = Run(
+            detector, copies, report, request.every, request.fps, request.track, -1 if begun is None else begun[1]
+        )
         _write_results(run, remaining, write, resumable=request.output is not None)
     drawn = "faces covered" if request.copies.covers else "drawn"
     report.summarise({"results": request.output, drawn: request.copies.save, "crops": request.copies.crops})
@@ -253,6 +269,8 @@ def _check_request(request: Request) -> None:
         raise typer.BadParameter("give images, films or folders, or --camera N for a camera", param_hint="SOURCE")
     if request.every > 1 and request.fps is not None:
         fail("--every and --fps both choose the frames of films, use one of them")
+    if request.track and importlib.util.find_spec("trackers") is None:
+        fail("--track needs the package trackers: pip install 'pyface-engine[track]'")
     copies = request.copies
     if len(copies.covers) > 1:
         fail(f"--{' and --'.join(copies.covers)} exclude each other, use one of them")
@@ -334,10 +352,9 @@ def _open_results(
                 request.output,
                 resume=request.resume,
                 overwrite=request.overwrite,
-                whole_films=request.copies.save is not None,  # a film is written from its beginning, or not at all
-                made_by=request.detector.facts()
-                | {"every": request.every, "fps": request.fps}
-                | request.copies.facts(),
+                # A saved film and its tracks begin with its first frame.
+                whole_films=request.track or request.copies.save is not None,
+                made_by=request.facts(),
             )
         except OutputError as error:
             fail(error)

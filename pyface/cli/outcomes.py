@@ -8,12 +8,13 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 
 from pyface.cli.copies import Copies, FilmCopy
 from pyface.cli.report import Report
+from pyface.cli.tracks import Tracks
 from pyface.detector import FaceDetector, Outcome
 from pyface.io.images import Pixels
 from pyface.io.pipeline import ordered_map
@@ -22,6 +23,19 @@ from pyface.io.sources import Source, is_film, is_live, source_name
 from pyface.io.video import Frame, VideoError, film_seconds, video
 
 Finished = TypeVar("Finished")
+
+
+class Found(NamedTuple):
+    """What was found in an image or frame, and the numbers of the tracks of its faces, None if they have none."""
+
+    outcome: Outcome
+    ids: list[int | None] | None
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels of the image, 0 if it could not be read."""
+        faces = self.outcome.detections
+        return faces.width * faces.height if faces is not None else 0
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,7 @@ class Run:
         report: Is told of films and their dropped frames; results are for the caller to count.
         every: Take one frame of a film in this many.
         fps: Take at most this many frames per second instead.
+        track: Give the faces of films the numbers of their tracks, and those of images None.
         after: The first source is a film, and its frames up to this number are done already; -1: it is not.
     """
 
@@ -42,6 +57,7 @@ class Run:
     report: Report
     every: int
     fps: float | None
+    track: bool
     after: int
 
     def results(self, sources: list[Source]) -> Generator[dict[str, Any]]:
@@ -53,7 +69,8 @@ class Run:
         try:
             for are_films, group in groupby(sources, is_film):
                 if not are_films:
-                    yield from _finished(pool, self._finish_image, self.detector.stream(group))
+                    found = (Found(outcome, None) for outcome in self.detector.stream(group))
+                    yield from _finished(pool, self._finish_image, found)
                     continue
                 for film in group:
                     yield from self._film_results(pool, film, self.after if film == sources[0] else -1)
@@ -76,51 +93,57 @@ class Run:
 
     def _frames(self, pool: Executor, film: Source, after: int) -> Iterator[tuple[dict[str, Any], Pixels | None]]:
         frames = video(film, every=self.every, fps=self.fps)
+        finish = partial(self._finish_frame, film)
         if not is_live(film):
             remaining = (pair for pair in frames if pair[0].frame > after)
-            return _finished(pool, partial(self._finish_frame, film), self.detector.stream(remaining, copy=False))
+            return _finished(pool, finish, self._tracked(self.detector.stream(remaining, copy=False)))
         # One at a time: a stream would take frames ahead, which would no longer be the newest at their turn.
         newest = (self.detector.stream([pair], copy=False) for pair in self._count_drops(frames))
-        return (self._finish_frame(film, outcome) for outcomes in newest for outcome in outcomes)
+        return map(finish, self._tracked(outcome for outcomes in newest for outcome in outcomes))
+
+    def _tracked(self, outcomes: Iterable[Outcome]) -> Iterator[Found]:
+        tracks = Tracks() if self.track else None
+        for outcome in outcomes:
+            if tracks is None or outcome.detections is None:
+                yield Found(outcome, None)
+            else:
+                yield Found(outcome, tracks.ids(outcome.detections, outcome.source.time))
 
     def _count_drops(self, frames: Iterable[tuple[Frame, Pixels]]) -> Iterator[tuple[Frame, Pixels]]:
         for frame, image in frames:
             self.report.add_drops(frame.dropped)
             yield frame, image
 
-    def _finish_image(self, outcome: Outcome) -> dict[str, Any]:
+    def _finish_image(self, found: Found) -> dict[str, Any]:
         """Makes the result of an image, and saves its copies."""
+        outcome = found.outcome
         if outcome.detections is None:
             return failed(outcome.source, str(outcome.error))
         self.copies.save_image(outcome.source, outcome.image, outcome.detections)
-        return self._result(outcome.source, None, outcome)
+        return self._result(outcome.source, None, found)
 
-    def _finish_frame(self, film: Source, outcome: Outcome) -> tuple[dict[str, Any], Pixels | None]:
+    def _finish_frame(self, film: Source, found: Found) -> tuple[dict[str, Any], Pixels | None]:
         """Makes the result of a frame, and the frame that goes into the film's copy if there is one."""
-        frame: Frame = outcome.source
+        outcome, frame = found.outcome, found.outcome.source
         if outcome.detections is None:
             return of_frame(failed(frame.source, str(outcome.error)), frame.source, frame.frame, frame.time), None
         has_copy = self.copies.places is not None
-        picture = self.copies.picture(outcome.image, outcome.detections) if has_copy else None
-        result = self._result(film, frame.frame, outcome)
+        picture = self.copies.picture(outcome.image, outcome.detections, found.ids) if has_copy else None
+        result = self._result(film, frame.frame, found)
         return of_frame(result, frame.source, frame.frame, frame.time), picture
 
-    def _result(self, source: Source, frame: int | None, outcome: Outcome) -> dict[str, Any]:
+    def _result(self, source: Source, frame: int | None, found: Found) -> dict[str, Any]:
         """Makes the result of the faces that were found, and saves their crops."""
-        assert outcome.detections is not None
-        result = outcome.detections.to_dict()
-        crops = self.copies.save_crops(source, frame, outcome.image, outcome.detections)
-        for face, crop in zip(result["faces"], crops, strict=False):  # no crops are asked for: there are none
-            face["crop"] = crop
+        faces = found.outcome.detections
+        assert faces is not None
+        result = faces.to_dict()
+        crops = self.copies.save_crops(source, frame, found.outcome.image, faces)
+        for k, face in enumerate(result["faces"]):
+            face |= {"id": None if found.ids is None else found.ids[k]} if self.track else {}
+            face |= {"crop": crops[k]} if crops else {}
         return result
 
 
-def _finished(pool: Executor, finish: Callable[[Outcome], Finished], outcomes: Iterator[Outcome]) -> Iterator[Finished]:
+def _finished(pool: Executor, finish: Callable[[Found], Finished], found: Iterable[Found]) -> Iterator[Finished]:
     """What `finish` makes of outcomes, in order; a bounded number of them are under way."""
-    return ordered_map(
-        pool, finish, outcomes, ahead=1.0, weight=lambda outcome: max(1 / 16, _pixels(outcome) / 2**26), eager=True
-    )
-
-
-def _pixels(outcome: Outcome) -> int:
-    return outcome.detections.width * outcome.detections.height if outcome.detections is not None else 0
+    return ordered_map(pool, finish, found, ahead=1.0, weight=lambda item: max(1 / 16, item.pixels / 2**26), eager=True)
