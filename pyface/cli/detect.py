@@ -58,12 +58,23 @@ class CopyRequest:
 
 
 @dataclass(frozen=True)
+class SourceRequest:
+    """The images and films that a call of `pyface detect` asks for; the attributes are its options."""
+
+    sources: list[str]
+    list_file: str | None
+    camera: int | None
+    recursive: bool
+    globs: list[str]
+    excludes: list[str]
+    shard: str | None
+
+
+@dataclass(frozen=True)
 class Request:
     """What a call of `pyface detect` asks for; the attributes are its options."""
 
-    sources: list[str]
-    camera: int | None
-    recursive: bool
+    sources: SourceRequest
     every: int
     fps: float | None
     track: bool
@@ -85,7 +96,7 @@ def detect(
         typer.Argument(
             metavar="SOURCE",
             help="Images, films, folders of them, patterns like 'a/*.jpg', addresses of films and cameras (http://, "
-            "rtsp://).",
+            "rtsp://), or - for a list of files on the standard input.",
         ),
     ] = None,
     model: Model = "s3fd_lite",
@@ -111,6 +122,21 @@ def detect(
     batch_size: BatchSize = 8,
     threads: Threads = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
+    from_file: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Read the names of files from this list: one per line, or separated by NUL."),
+    ] = None,
+    glob: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Take only files whose names fit, such as '*.jpg'.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave out files whose names or folders fit: 'thumbs/*'."),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Take the I-th of N parts; each file is in one, chosen by its path."),
+    ] = None,
     camera: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Read this camera of the machine, 0 for the first.")
     ] = None,
@@ -208,6 +234,7 @@ def detect(
     pyface detect film.mp4 --fps 5 --save out/    # the film with the faces drawn, five frames per second
     pyface detect film.mp4 --track --save out/    # one id per person
     pyface detect --camera 0 --save out/          # until Ctrl-C
+    find photos -newer last -print0 | pyface detect - --output new.jsonl
     pyface detect photos/ --save out/ --blur      # nobody can be recognised
     pyface detect photos/ --crops faces/          # every face, aligned
     ```
@@ -230,9 +257,8 @@ def detect(
     covers += ["pixelate"] if pixelate else []
     covers += ["box"] if box else []
     copies = CopyRequest(save, covers, strip_gps, crops, crop_margin)
-    detect_sources(
-        Request(sources or [], camera, recursive, every, fps, track, detector, output, resume, overwrite, copies)
-    )
+    wanted = SourceRequest(sources or [], from_file, camera, recursive, glob or [], exclude or [], shard)
+    detect_sources(Request(wanted, every, fps, track, detector, output, resume, overwrite, copies))
 
 
 def detect_sources(request: Request) -> None:
@@ -265,8 +291,11 @@ def detect_sources(request: Request) -> None:
 
 def _check_request(request: Request) -> None:
     """Fails where options exclude each other, or the results have nowhere to go."""
-    if not request.sources and request.camera is None:
+    given = request.sources
+    if not given.sources and given.list_file is None and given.camera is None:
         raise typer.BadParameter("give images, films or folders, or --camera N for a camera", param_hint="SOURCE")
+    if given.list_file is not None and "-" in given.sources:
+        fail("--from-file and - are both lists of files, use one of them")
     if request.every > 1 and request.fps is not None:
         fail("--every and --fps both choose the frames of films, use one of them")
     if request.track and importlib.util.find_spec("trackers") is None:
@@ -306,26 +335,21 @@ def _check_landmarks(request: Request, detector: FaceDetector) -> None:
 
 def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | None, dict[Source, Path] | None]:
     """Returns the images and films to read, and where the copy and the crops of each go if these are asked for."""
-    from pyface.io.sources import SourceError, describe_skipped, find_sources, is_live, plan_copies
+    from pyface.io.sources import SourceError, is_in_shard, is_live, parse_shard, plan_copies
 
     save, folders = request.copies.save, request.copies.folders
     folder = None
-    skipped: Counter[str] = Counter()
+    shard = request.sources.shard
     try:
-        sources: list[Source] = []
-        if request.sources:
-            sources += find_sources(
-                request.sources, recursive=request.recursive, films=True, skip=folders, skipped=skipped
-            )
-        for text in describe_skipped(skipped):
-            print_status(f"pyface: {text}")
-        sources += [] if request.camera is None else [request.camera]
+        part = (1, 1) if shard is None else parse_shard(shard)
+        sources = _select_sources(request.sources, folders)
         live = next((source for source in sources if is_live(source)), None)
         if request.resume and live is not None:
             fail(f"{source_name(live)} has no frames to go back to, use --overwrite or another --output, not --resume")
         places = None if save is None else plan_copies(sources, save)
         wanted = request.copies.crops
         crops = None if wanted is None else plan_copies(sources, wanted, lambda name, _: name)
+        sources = [source for source in sources if is_in_shard(source, part)]  # copies are named as without shards
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
     except SourceError as error:
@@ -334,6 +358,23 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
         reason = "it is a file, give a folder" if folder is not None and folder.is_file() else error.strerror
         fail(f"{folder}: the images cannot be saved there ({reason})")
     return sources, places, crops
+
+
+def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:
+    """Returns all sources but those that are left out by patterns, and tells which kinds of files are skipped."""
+    from pyface.io.sources import describe_skipped, find_sources, read_list, select_sources
+
+    skipped: Counter[str] = Counter()
+    sources: list[Source] = [] if request.camera is None else [request.camera]
+    list_file = "-" if "-" in request.sources else request.list_file
+    names = [] if list_file is None else read_list(list_file)
+    arguments = [argument for argument in request.sources if argument != "-"]
+    found = find_sources(arguments, names=names, recursive=request.recursive, films=True, skip=skip, skipped=skipped)
+    for text in describe_skipped(skipped):
+        print_status(f"pyface: {text}")
+    if request.globs or request.excludes:
+        return select_sources([*found, *sources], request.globs, request.excludes)
+    return [*found, *sources]
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ import glob
 import importlib.util
 import os
 import re
+import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
@@ -54,6 +56,7 @@ class SourceError(ValueError):
 def find_sources(
     arguments: Iterable[str],
     *,
+    names: Iterable[str] = (),
     recursive: bool = False,
     films: bool = False,
     skip: Sequence[Path] = (),
@@ -67,6 +70,7 @@ def find_sources(
 
     Args:
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
+        names: More files and folders, such as those of a list; none of them is a pattern.
         recursive: Look into the subfolders of folders too.
         films: Take the films in folders too, if PyAV is installed.
         skip: Folders whose content is left out where they lie within another, such as the one for drawn copies.
@@ -96,7 +100,77 @@ def find_sources(
                 count += 1
         if count == 0:
             raise SourceError("; ".join([_nothing(argument, recursive), *describe_skipped(skipped)]))
+    for name in names:
+        files = list(_files(name, recursive, films, skip, skipped)) if os.path.isdir(name) else []
+        for path in files or [name]:  # an empty folder is reported as what cannot be read
+            found.setdefault(source_key(path), path)
     return list(found.values())
+
+
+def read_list(file: str) -> list[str]:
+    """Reads names of files, one per line, or separated by null characters if there are any (`find -print0`).
+
+    Args:
+        file: A text file; "-" for the standard input.
+
+    Raises:
+        SourceError: The file cannot be read, or names nothing.
+    """
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise SourceError(f"{file}: the list cannot be read ({error.strerror or error})") from None
+    parts = data.split(b"\0") if b"\0" in data else [line.removesuffix(b"\r") for line in data.split(b"\n")]
+    names = [os.fsdecode(part) for part in parts if part]
+    if not names:
+        raise SourceError(f"{'the standard input' if file == '-' else file}: this list names no files")
+    return names
+
+
+def select_sources(sources: Iterable[Source], globs: Sequence[str] = (), excludes: Sequence[str] = ()) -> list[Source]:
+    """Keeps the sources that fit one of `globs`, if there are any, and none of `excludes`.
+
+    A pattern without a slash is that of a name, one with slashes that of the end of a path.
+
+    Raises:
+        SourceError: Nothing is left.
+
+    Example:
+        >>> select_sources(["a/1.jpg", "a/1.png", "a/thumbs/1.jpg"], ["*.jpg"], ["thumbs/*"])
+        ['a/1.jpg']
+    """
+
+    def fits(source: Source, patterns: Sequence[str]) -> bool:
+        return any(PurePath(source_name(source)).match(pattern) for pattern in patterns)
+
+    kept = [source for source in sources if (not globs or fits(source, globs)) and not fits(source, excludes)]
+    if not kept:
+        raise SourceError("--glob and --exclude leave no images or films, use fewer of them or other sources")
+    return kept
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Reads "I/N", the I-th of N shards, counted from 1.
+
+    Raises:
+        SourceError: The text is something else.
+
+    Example:
+        >>> parse_shard("2/8")
+        (2, 8)
+    """
+    numbers = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
+        raise SourceError(f"--shard must be I/N with I from 1 to N, such as 2/8, got {text}")
+    return int(numbers[1]), int(numbers[2])
+
+
+def is_in_shard(source: Source, shard: tuple[int, int]) -> bool:
+    """Tells whether a source belongs to a shard.
+
+    Its name alone decides, so that it stays in its shard when others are added or done before.
+    """
+    return zlib.crc32(os.fsencode(source_key(source))) % shard[1] == shard[0] - 1
 
 
 def is_picture(name: str) -> bool:
