@@ -124,32 +124,66 @@ def detect(
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
     from_file: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="Read the names of files from this list: one per line, or separated by NUL."),
+        typer.Option(
+            metavar="LIST",
+            help="Read the names of files from this list: one per line, or separated by NUL.",
+            rich_help_panel="Choice of files",
+        ),
     ] = None,
     glob: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Take only files whose names fit, such as '*.jpg'.")
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Take only files whose names fit, such as '*.jpg'.",
+            rich_help_panel="Choice of files",
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Leave out files whose names or folders fit: 'thumbs/*'."),
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave out files whose names or folders fit: 'thumbs/*'.",
+            rich_help_panel="Choice of files",
+        ),
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="Take the I-th of N parts; each file is in one, chosen by its path."),
+        typer.Option(
+            metavar="I/N",
+            help="Take the I-th of N parts; each file is in one, chosen by its path.",
+            rich_help_panel="Choice of files",
+        ),
     ] = None,
     camera: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Read this camera of the machine, 0 for the first.")
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Read this camera of the machine, 0 for the first.",
+            rich_help_panel="Films and cameras",
+        ),
     ] = None,
-    every: Annotated[int, typer.Option(min=1, metavar="N", help="Of films, take one frame in N.")] = 1,
+    every: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Of films, take one frame in N.", rich_help_panel="Films and cameras"),
+    ] = 1,
     fps: Annotated[
         float | None,
         typer.Option(
-            min=0.001, metavar="F", help="Of films, take at most F frames per second.", show_default="all frames"
+            min=0.001,
+            metavar="F",
+            help="Of films, take at most F frames per second.",
+            show_default="all frames",
+            rich_help_panel="Films and cameras",
         ),
     ] = None,
     track: Annotated[
         bool,
-        typer.Option("--track", help="In films, give the faces of one person the same id, in lines and saved films."),
+        typer.Option(
+            "--track",
+            help="In films, give the faces of one person the same id, in lines and saved films.",
+            rich_help_panel="Films and cameras",
+        ),
     ] = False,
     output: Annotated[
         Path | None,
@@ -231,7 +265,7 @@ def detect(
     pyface detect photos/ --output faces.jsonl --resume
     pyface detect big.jpg --size native --tile 1280
     pyface detect "photos/*.jpg" --model mtcnn --min-face 40
-    pyface detect film.mp4 --fps 5 --save out/    # the film with the faces drawn, five frames per second
+    pyface detect film.mp4 --fps 5 --save out/    # five frames per second
     pyface detect film.mp4 --track --save out/    # one id per person
     pyface detect --camera 0 --save out/          # until Ctrl-C
     find photos -newer last -print0 | pyface detect - --output new.jsonl
