@@ -22,6 +22,7 @@ __all__ = [
     "list_models",
     "ops",
     "read_image",
+    "redact",
     "video",
 ]
 
@@ -39,7 +40,7 @@ _ROOMS = {
 }
 
 if TYPE_CHECKING:
-    from pyface import draw, ops
+    from pyface import draw, ops, redact
     from pyface.detections import Detections
     from pyface.detector import FaceDetector
     from pyface.io.images import ImageError, read_image
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("draw", "ops"):
+    if name in ("draw", "ops", "redact"):
         return importlib.import_module(f"pyface.{name}")
     if name in _ROOMS:
         return getattr(importlib.import_module(_ROOMS[name]), name)

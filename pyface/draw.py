@@ -14,19 +14,38 @@ _LANDMARK = (255, 0, 200)  # unlike any skin colour, in RGB and in BGR order
 _DARK = (0, 0, 0)
 
 
-def draw(image: Any, detections: Detections, colour: tuple[int, int, int] = _GREEN) -> Pixels:
+_TRACKS = (
+    (60, 220, 60),
+    (250, 160, 40),
+    (70, 170, 255),
+    (250, 110, 200),
+    (240, 230, 60),
+    (60, 230, 220),
+    (190, 130, 255),
+)
+
+
+def draw(
+    image: Any,
+    detections: Detections,
+    colour: tuple[int, int, int] = _GREEN,
+    *,
+    ids: Sequence[int | None] | None = None,
+) -> Pixels:
     """Draws the faces on a copy of their image; lines and text are scaled to the image.
 
     Args:
         image: The image the faces were found in, as anything that `FaceDetector` takes.
         detections: The faces of that image.
-        colour: Colour of the boxes, from 0 to 255, in the channel order of the image.
+        colour: Color of the boxes, from 0 to 255, in the channel order of the image.
+        ids: Numbers of tracks, one per face: written before the score, each in a color of its own. None: no track.
 
     Returns:
         uint8 [H, W, 3], RGB, or the channel order of the array passed.
 
     Raises:
-        ValueError: The image has another size than the one the faces were found in.
+        ValueError: The image has another size than the one the faces were found in, or there are not as many ids as
+            faces.
 
     Example:
         >>> faces = Detections([[10, 10, 50, 60]], [0.98], None, width=80, height=80)
@@ -34,15 +53,20 @@ def draw(image: Any, detections: Detections, colour: tuple[int, int, int] = _GRE
         (80, 80, 3)
     """
     canvas = read_original(image, detections.width, detections.height).copy()
-    for box, score, landmarks in reversed(list(detections)):  # the best face last, on top
-        x1, y1, x2, y2 = frame(canvas, box.tolist(), colour)
+    tracks = [None] * len(detections) if ids is None else ids
+    if len(tracks) != len(detections):
+        raise ValueError(f"ids must be one per face, got {len(tracks)} for {len(detections)} faces")
+    for (box, score, landmarks), track in reversed(list(zip(detections, tracks, strict=True))):  # the best face on top
+        rim = colour if track is None else _TRACKS[track % len(_TRACKS)]
+        x1, y1, x2, y2 = frame(canvas, box.tolist(), rim)
         if landmarks is not None:
             radius = max(1, round((x2 - x1) / 30))
             for x, y in landmarks.clamp(-_FAR, _FAR).round().int().tolist():
                 if radius > 1:
                     cv2.circle(canvas, (x, y), radius + 1, _DARK, cv2.FILLED, cv2.LINE_AA)
                 cv2.circle(canvas, (x, y), radius, _LANDMARK, cv2.FILLED, cv2.LINE_AA)
-        _label(canvas, f"{score:.2f}", (x1, y1, x2, y2), colour)
+        text = f"{score:.2f}" if track is None else f"#{track} {score:.2f}"
+        _label(canvas, text, (x1, y1, x2, y2), rim)
     return canvas
 
 

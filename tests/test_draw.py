@@ -51,3 +51,13 @@ def test_faces_beyond_the_picture():
 def test_another_picture_is_refused():
     with pytest.raises(ValueError, match="got 60 x 50"):
         draw(np.zeros((50, 60, 3), np.uint8), faces([1, 1, 9, 9], 61, 50))
+
+
+def test_tracks_have_colors_of_their_own():
+    image = np.zeros((300, 400, 3), np.uint8)
+    two = Detections([[50, 80, 120, 200], [200, 80, 300, 200]], [0.9, 0.8], None, 400, 300)
+    tracked = draw(image, two, ids=[1, 2])
+    assert tracked[150, 50].tolist() != tracked[150, 200].tolist()
+    np.testing.assert_array_equal(draw(image, two, ids=[None, None]), draw(image, two))
+    with pytest.raises(ValueError, match="ids must be one per face, got 1 for 2 faces"):
+        draw(image, two, ids=[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sys
 from collections import Counter
@@ -32,22 +33,61 @@ from pyface.io.sources import Source, source_key, source_name
 
 if TYPE_CHECKING:
     from pyface.cli.outcomes import Run
+    from pyface.detector import FaceDetector
+    from pyface.redact import Cover
+
+
+@dataclass(frozen=True)
+class CopyRequest:
+    """The files that a call of `pyface detect` asks for beside its results; the attributes are its options."""
+
+    save: Path | None
+    covers: list[Cover]
+    strip_gps: bool
+    crops: Path | None
+    crop_margin: float | None
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the files go."""
+        return [folder for folder in (self.save, self.crops) if folder is not None]
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the results."""
+        return {"crops": self.crops and str(self.crops), "crop_margin": self.crop_margin}
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """The images and films that a call of `pyface detect` asks for; the attributes are its options."""
+
+    sources: list[str]
+    list_file: str | None
+    camera: int | None
+    recursive: bool
+    globs: list[str]
+    excludes: list[str]
+    shard: str | None
 
 
 @dataclass(frozen=True)
 class Request:
     """The options of one call of `pyface detect`."""
 
-    sources: list[str]
-    camera: int | None
-    recursive: bool
+    sources: SourceRequest
     every: int
     fps: float | None
+    track: bool
     detector: DetectorRequest
     output: Path | None
-    save: Path | None
     resume: bool
     overwrite: bool
+    copies: CopyRequest
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the results, by the names of the options."""
+        frames = {"every": self.every, "fps": self.fps, "track": self.track}
+        return self.detector.facts() | frames | self.copies.facts()
 
 
 def detect(
@@ -55,8 +95,8 @@ def detect(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE",
-            help="Images, videos, folders of them, patterns like 'a/*.jpg', addresses of videos and cameras (http://, "
-            "rtsp://).",
+            help="Images, films, folders of them, patterns like 'a/*.jpg', addresses of films and cameras (http://, "
+            "rtsp://), or - for a list of files on the standard input.",
         ),
     ] = None,
     model: Model = "s3fd_lite",
@@ -82,22 +122,76 @@ def detect(
     batch_size: BatchSize = 8,
     threads: Threads = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
-    camera: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Read this camera of the machine, 0 for the first.")
+    from_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Read the names of files from this list: one per line, or separated by NUL.",
+            rich_help_panel="Choice of files",
+        ),
     ] = None,
-    every: Annotated[int, typer.Option(min=1, metavar="N", help="Of videos, take one frame in N.")] = 1,
+    glob: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Take only files whose names fit, such as '*.jpg'.",
+            rich_help_panel="Choice of files",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave out files whose names or folders fit: 'thumbs/*'.",
+            rich_help_panel="Choice of files",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Take the I-th of N parts; each file is in one, chosen by its path.",
+            rich_help_panel="Choice of files",
+        ),
+    ] = None,
+    camera: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Read this camera of the machine, 0 for the first.",
+            rich_help_panel="Films and cameras",
+        ),
+    ] = None,
+    every: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Of films, take one frame in N.", rich_help_panel="Films and cameras"),
+    ] = 1,
     fps: Annotated[
         float | None,
         typer.Option(
-            min=0.001, metavar="F", help="Of videos, take at most F frames per second.", show_default="all frames"
+            min=0.001,
+            metavar="F",
+            help="Of films, take at most F frames per second.",
+            show_default="all frames",
+            rich_help_panel="Films and cameras",
         ),
     ] = None,
+    track: Annotated[
+        bool,
+        typer.Option(
+            "--track",
+            help="In films, give the faces of one person the same id, in lines and saved films.",
+            rich_help_panel="Films and cameras",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write the results to a .jsonl or .csv file."),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save copies of images and videos with the faces drawn.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Save copies of images and films with the faces drawn, or covered."),
     ] = None,
     resume: Annotated[
         bool,
@@ -108,6 +202,41 @@ def detect(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False,
+    blur: Annotated[
+        bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel="Crops and privacy")
+    ] = False,
+    pixelate: Annotated[
+        bool, typer.Option("--pixelate", help="Pixelate the faces instead.", rich_help_panel="Crops and privacy")
+    ] = False,
+    box: Annotated[
+        bool, typer.Option("--box", help="Cover the faces with black boxes.", rich_help_panel="Crops and privacy")
+    ] = False,
+    strip_gps: Annotated[
+        bool,
+        typer.Option(
+            "--strip-gps",
+            help="Leave the place out of the metadata of blurred, pixelated or boxed photos.",
+            rich_help_panel="Crops and privacy",
+        ),
+    ] = False,
+    crops: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Save every face, aligned, 112 x 112; its line names the file.",
+            rich_help_panel="Crops and privacy",
+        ),
+    ] = None,
+    crop_margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="M",
+            help="Save the faces' boxes instead, with M times their size around them.",
+            show_default="aligned faces",
+            rich_help_panel="Crops and privacy",
+        ),
+    ] = None,
     max_pixels: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
@@ -136,8 +265,12 @@ def detect(
     pyface detect photos/ --output faces.jsonl --resume
     pyface detect big.jpg --size native --tile 1280
     pyface detect "photos/*.jpg" --model mtcnn --min-face 40
-    pyface detect film.mp4 --fps 5 --save out/    # the video with the faces drawn, five frames per second
+    pyface detect film.mp4 --fps 5 --save out/    # five frames per second
+    pyface detect film.mp4 --track --save out/    # one id per person
     pyface detect --camera 0 --save out/          # until Ctrl-C
+    find photos -newer last -print0 | pyface detect - --output new.jsonl
+    pyface detect photos/ --save out/ --blur      # nobody can be recognised
+    pyface detect photos/ --crops faces/          # every face, aligned
     ```
     """
     options = {
@@ -153,14 +286,22 @@ def detect(
         "truncated": truncated,
     } | ({} if max_pixels is None else {"max_pixels": max_pixels})
     detector = DetectorRequest(model, weights, options)
-    detect_sources(Request(sources or [], camera, recursive, every, fps, detector, output, save, resume, overwrite))
+    covers: list[Cover] = []
+    covers += ["blur"] if blur else []
+    covers += ["pixelate"] if pixelate else []
+    covers += ["box"] if box else []
+    copies = CopyRequest(save, covers, strip_gps, crops, crop_margin)
+    wanted = SourceRequest(sources or [], from_file, camera, recursive, glob or [], exclude or [], shard)
+    detect_sources(Request(wanted, every, fps, track, detector, output, resume, overwrite, copies))
 
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the sources that are asked for, and ends with the status of the command."""
     _check_request(request)
-    sources, copies = _find_sources(request)
+    sources, places, crops = _find_sources(request)
     detector = request.detector.make()
+    _check_landmarks(request, detector)
+    from pyface.cli.copies import Copies
     from pyface.cli.outcomes import Run  # not before the detector, which says it if the kernels were not built
 
     with _open_results(request, sources) as (write, done, begun):
@@ -169,57 +310,105 @@ def detect_sources(request: Request) -> None:
             remaining.sort(key=lambda source: source_key(source) != begun[0])
         show_lines = request.output is None and sys.stdout.isatty()
         report = Report(len(sources), len(sources) - len(remaining), show_lines=show_lines)
-        run = Run(detector, copies, report, request.every, request.fps, after=-1 if begun is None else begun[1])
+        wanted = request.copies
+        cover = wanted.covers[0] if wanted.covers else None
+        copies = Copies(places, cover, not wanted.strip_gps, crops, wanted.crop_margin)
+        run = Run(
+            detector, copies, report, request.every, request.fps, request.track, -1 if begun is None else begun[1]
+        )
         _write_results(run, remaining, write, resumable=request.output is not None)
-    report.summarise({"results": request.output, "drawn": request.save})
+    drawn = "faces covered" if request.copies.covers else "drawn"
+    report.summarise({"results": request.output, drawn: request.copies.save, "crops": request.copies.crops})
     if report.failed.total() or any(done.get(source_key(source), False) for source in sources):
         raise typer.Exit(FAILED)
 
 
 def _check_request(request: Request) -> None:
     """Fails where options exclude each other, or the results have nowhere to go."""
-    if not request.sources and request.camera is None:
-        raise typer.BadParameter("give images, videos or folders, or --camera N for a camera", param_hint="SOURCE")
+    given = request.sources
+    if not given.sources and given.list_file is None and given.camera is None:
+        raise typer.BadParameter("give images, films or folders, or --camera N for a camera", param_hint="SOURCE")
+    if given.list_file is not None and "-" in given.sources:
+        fail("--from-file and - are both lists of files, use one of them")
     if request.every > 1 and request.fps is not None:
-        fail("--every and --fps both choose the frames of videos; use one of them")
+        fail("--every and --fps both choose the frames of films, use one of them")
+    if request.track and importlib.util.find_spec("trackers") is None:
+        fail("--track needs the package trackers: pip install 'pyface-engine[track]'")
+    copies = request.copies
+    if len(copies.covers) > 1:
+        fail(f"--{' and --'.join(copies.covers)} exclude each other, use one of them")
+    if copies.covers and copies.save is None:
+        fail(f"--{copies.covers[0]} changes the saved copies, add --save DIR")
+    if copies.strip_gps and not copies.covers:
+        fail("--strip-gps is for photos with covered faces, add --blur, --pixelate or --box; drawn ones have no place")
+    if copies.crop_margin is not None and copies.crops is None:
+        fail("--crop-margin is for crops, add --crops DIR")
     if request.output is None and (request.resume or request.overwrite):
         option = "--resume" if request.resume else "--overwrite"
         fail(f"{option} needs a file of results; add --output FILE")
     if request.resume and request.overwrite:
         fail("--resume continues the file of results and --overwrite replaces it; use one of them")
     if sys.stdout is None:  # closed, as by >&- in a shell
-        if request.output is None and request.save is None:
-            fail("the standard output is closed, so the results have nowhere to go; add --output FILE or --save DIR")
+        if request.output is None and not copies.folders:
+            fail("the standard output is closed, so the results have nowhere to go, add --output FILE or --save DIR")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | None]:
-    """Returns the images and videos to read, and where the copy of each goes if copies are asked for."""
-    from pyface.io.sources import SourceError, describe_skipped, find_sources, is_live, plan_copies
+def _check_landmarks(request: Request, detector: FaceDetector) -> None:
+    """Fails where faces cannot be aligned."""
+    import numpy as np
 
-    save = request.save
-    skipped: Counter[str] = Counter()
-    try:
-        sources: list[Source] = []
-        if request.sources:
-            sources += find_sources(
-                request.sources, recursive=request.recursive, films=True, skip=save, skipped=skipped
+    copies = request.copies
+    if copies.crops is not None and copies.crop_margin is None:
+        nothing = detector(np.zeros((64, 64, 3), np.uint8))
+        if nothing.landmarks is None:
+            fail(
+                f"{request.detector.model} finds no landmarks to align faces by, add --crop-margin 0.2 for plain crops"
             )
-        for text in describe_skipped(skipped):
-            print_status(f"pyface: {text}")
-        sources += [] if request.camera is None else [request.camera]
+
+
+def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | None, dict[Source, Path] | None]:
+    """Returns the images and films to read, and where the copy and the crops of each go if these are asked for."""
+    from pyface.io.sources import SourceError, is_in_shard, is_live, parse_shard, plan_copies
+
+    save, folders = request.copies.save, request.copies.folders
+    folder = None
+    shard = request.sources.shard
+    try:
+        part = (1, 1) if shard is None else parse_shard(shard)
+        sources = _select_sources(request.sources, folders)
         live = next((source for source in sources if is_live(source)), None)
         if request.resume and live is not None:
-            fail(f"{source_name(live)} has no frames to go back to; use --overwrite or another --output, not --resume")
-        copies = None if save is None else plan_copies(sources, save)
-        if save is not None:
-            save.mkdir(parents=True, exist_ok=True)
+            fail(f"{source_name(live)} has no frames to go back to, use --overwrite or another --output, not --resume")
+        places = None if save is None else plan_copies(sources, save)
+        wanted = request.copies.crops
+        crops = None if wanted is None else plan_copies(sources, wanted, lambda name, _: name)
+        sources = [source for source in sources if is_in_shard(source, part)]  # copies are named as without shards
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
     except SourceError as error:
         fail(error)
     except OSError as error:
-        reason = "it is a file; give a folder" if save is not None and save.is_file() else error.strerror
-        fail(f"{save}: the images cannot be saved there ({reason})")
-    return sources, copies
+        reason = "it is a file, give a folder" if folder is not None and folder.is_file() else error.strerror
+        fail(f"{folder}: the images cannot be saved there ({reason})")
+    return sources, places, crops
+
+
+def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:
+    """Returns all sources but those that are left out by patterns, and tells which kinds of files are skipped."""
+    from pyface.io.sources import describe_skipped, find_sources, read_list, select_sources
+
+    skipped: Counter[str] = Counter()
+    sources: list[Source] = [] if request.camera is None else [request.camera]
+    list_file = "-" if "-" in request.sources else request.list_file
+    names = [] if list_file is None else read_list(list_file)
+    arguments = [argument for argument in request.sources if argument != "-"]
+    found = find_sources(arguments, names=names, recursive=request.recursive, films=True, skip=skip, skipped=skipped)
+    for text in describe_skipped(skipped):
+        print_status(f"pyface: {text}")
+    if request.globs or request.excludes:
+        return select_sources([*found, *sources], request.globs, request.excludes)
+    return [*found, *sources]
 
 
 @contextlib.contextmanager
@@ -238,8 +427,9 @@ def _open_results(
                 request.output,
                 resume=request.resume,
                 overwrite=request.overwrite,
-                whole_films=request.save is not None,  # a video is written from its beginning, or not at all
-                made_by=request.detector.facts() | {"every": request.every, "fps": request.fps},
+                # A saved film and its tracks begin with its first frame.
+                whole_films=request.track or request.copies.save is not None,
+                made_by=request.facts(),
             )
         except OutputError as error:
             fail(error)

@@ -129,7 +129,7 @@ def decode_image(opened: EncodedImage | Pixels | Tensor) -> Pixels | Tensor:
     if header.kind == "BMP" and _is_unused_alpha(image):
         image = np.ascontiguousarray(image[..., :3])
     image = _to_rgb(_to_8_bits(image, header.peak), bgr=True, premultiplied=premultiplied)
-    return np.ascontiguousarray(_upright(image, header.orientation))
+    return np.ascontiguousarray(turn_upright(image, header.orientation))
 
 
 def _decode_grey_alpha(opened: EncodedImage, form: tiff.GreyAlpha) -> NDArray[Any]:
@@ -336,7 +336,7 @@ def _from_pil(image: Any, name: str, max_pixels: int) -> Pixels:
             f"{name}: Pillow cannot load its pixels ({_brief(error)}); pass an image that is open and "
             f"whole, of mode RGB or L"
         ) from None
-    return np.ascontiguousarray(_upright(rgb, _orientation_of_pil(image)))
+    return np.ascontiguousarray(turn_upright(rgb, _orientation_of_pil(image)))
 
 
 def _pixels_of_pil(image: Any, name: str) -> Pixels:
@@ -388,8 +388,8 @@ def _to_rgb(image: NDArray[Any], bgr: bool, premultiplied: bool = False) -> NDAr
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if bgr else image
 
 
-def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undoes an EXIF orientation, of which 5 to 8 swap rows and columns and the rest mirror or rotate by 180°."""
+def turn_upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Undoes an EXIF orientation, of which 5 to 8 swap rows and columns and the rest mirror or turn half round."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

@@ -4,9 +4,11 @@ import glob
 import importlib.util
 import os
 import re
+import sys
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
@@ -54,9 +56,10 @@ class SourceError(ValueError):
 def find_sources(
     arguments: Iterable[str],
     *,
+    names: Iterable[str] = (),
     recursive: bool = False,
     films: bool = False,
-    skip: Path | None = None,
+    skip: Sequence[Path] = (),
     skipped: Counter[str] | None = None,
 ) -> list[str]:
     """Finds the images and videos that files, folders, patterns and addresses stand for.
@@ -67,10 +70,11 @@ def find_sources(
 
     Args:
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
+        names: More files and folders, such as those of a list; none of them is a pattern.
         recursive: Look into the subfolders of folders too.
-        films: Include the videos in folders, if PyAV is installed.
-        skip: A folder whose content is left out where it lies within another, such as the one for drawn copies.
-        skipped: Gets the number of files in folders that are images or videos by their names, but of a kind that
+        films: Take the films in folders too, if PyAV is installed.
+        skip: Folders whose content is left out where they lie within another, such as the one for drawn copies.
+        skipped: Gets the number of files in folders that are images or films by their names, but of a kind that
             pyface does not read, by suffix; `describe_skipped` puts them into words.
 
     Returns:
@@ -96,7 +100,77 @@ def find_sources(
                 count += 1
         if count == 0:
             raise SourceError("; ".join([_nothing(argument, recursive), *describe_skipped(skipped)]))
+    for name in names:
+        files = list(_files(name, recursive, films, skip, skipped)) if os.path.isdir(name) else []
+        for path in files or [name]:  # an empty folder is reported as what cannot be read
+            found.setdefault(source_key(path), path)
     return list(found.values())
+
+
+def read_list(file: str) -> list[str]:
+    """Reads names of files, one per line, or separated by null characters if there are any (`find -print0`).
+
+    Args:
+        file: A text file; "-" for the standard input.
+
+    Raises:
+        SourceError: The file cannot be read, or names nothing.
+    """
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise SourceError(f"{file}: the list cannot be read ({error.strerror or error})") from None
+    parts = data.split(b"\0") if b"\0" in data else [line.removesuffix(b"\r") for line in data.split(b"\n")]
+    names = [os.fsdecode(part) for part in parts if part]
+    if not names:
+        raise SourceError(f"{'the standard input' if file == '-' else file}: this list names no files")
+    return names
+
+
+def select_sources(sources: Iterable[Source], globs: Sequence[str] = (), excludes: Sequence[str] = ()) -> list[Source]:
+    """Keeps the sources that fit one of `globs`, if there are any, and none of `excludes`.
+
+    A pattern without a slash is that of a name, one with slashes that of the end of a path.
+
+    Raises:
+        SourceError: Nothing is left.
+
+    Example:
+        >>> select_sources(["a/1.jpg", "a/1.png", "a/thumbs/1.jpg"], ["*.jpg"], ["thumbs/*"])
+        ['a/1.jpg']
+    """
+
+    def fits(source: Source, patterns: Sequence[str]) -> bool:
+        return any(PurePath(source_name(source)).match(pattern) for pattern in patterns)
+
+    kept = [source for source in sources if (not globs or fits(source, globs)) and not fits(source, excludes)]
+    if not kept:
+        raise SourceError("--glob and --exclude leave no images or films, use fewer of them or other sources")
+    return kept
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Reads "I/N", the I-th of N shards, counted from 1.
+
+    Raises:
+        SourceError: The text is something else.
+
+    Example:
+        >>> parse_shard("2/8")
+        (2, 8)
+    """
+    numbers = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
+        raise SourceError(f"--shard must be I/N with I from 1 to N, such as 2/8, got {text}")
+    return int(numbers[1]), int(numbers[2])
+
+
+def is_in_shard(source: Source, shard: tuple[int, int]) -> bool:
+    """Tells whether a source belongs to a shard.
+
+    Its name alone decides, so that it stays in its shard when others are added or done before.
+    """
+    return zlib.crc32(os.fsencode(source_key(source))) % shard[1] == shard[0] - 1
 
 
 def is_picture(name: str) -> bool:
@@ -199,16 +273,16 @@ def _nothing(argument: str, recursive: bool) -> str:
     return f"{argument}: there are no images in this folder{hint}"
 
 
-def _files(folder: str, recursive: bool, films: bool, skip: Path | None, counted: Counter[str]) -> Iterator[str]:
+def _files(folder: str, recursive: bool, films: bool, skip: Sequence[Path], counted: Counter[str]) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise SourceError(f"{error.filename}: the folder cannot be read ({error.strerror})")
 
-    skipped = None if skip is None else os.path.realpath(skip)
+    skipped = {os.path.realpath(path) for path in skip}
     for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(
             name
             for name in (folders if recursive else [])
-            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) != skipped
+            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) not in skipped
         )
         counted.update(count_unreadable(files))
         for name in sorted(files):
@@ -216,10 +290,26 @@ def _files(folder: str, recursive: bool, films: bool, skip: Path | None, counted
                 yield os.path.join(root, name)
 
 
-def plan_copies(sources: Iterable[Source], folder: Path) -> dict[Source, Path]:
-    """Chooses where the copy of each image and video goes: its path below the folder that all files share.
+def copy_name(name: str, is_film: bool) -> str:
+    """Returns what the copy of a file is called: JPEG, PNG and MP4 files keep their names, others become PNG or MP4.
 
-    JPEG and PNG images and MP4 videos keep their names; others become PNG or MP4 and have that suffix added.
+    Example:
+        >>> copy_name("a.JPG", False), copy_name("a.tif", False), copy_name("a.mov", True)
+        ('a.JPG', 'a.tif.png', 'a.mov.mp4')
+    """
+    kept, added = ((".mp4",), ".mp4") if is_film else ((".jpg", ".jpeg", ".png"), ".png")
+    return name if name.lower().endswith(kept) else f"{name}{added}"
+
+
+def plan_copies(
+    sources: Iterable[Source], folder: Path, rename: Callable[[str, bool], str] = copy_name
+) -> dict[Source, Path]:
+    """Chooses where the copy of each image and film goes: its path below the folder that all files share.
+
+    Args:
+        sources: The images and films.
+        folder: Where all copies go.
+        rename: Makes the copy's name from the original's, and from whether that is a film.
 
     Raises:
         SourceError: A copy would overwrite one of the sources.
@@ -246,7 +336,7 @@ def plan_copies(sources: Iterable[Source], folder: Path) -> dict[Source, Path]:
             below = _address_name(source)
         else:
             below = os.path.relpath(path, shared) if shared else path.replace(":", "").lstrip("/\\")
-        copy = _free(folder / _copy_name(below, is_film(source)), taken)
+        copy = _free(folder / rename(below, is_film(source)), taken)
         if os.path.realpath(copy) in originals:
             raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
         plan[source] = copy
@@ -259,11 +349,6 @@ def _address_name(source: Source) -> str:
         return source_name(source)
     parts = urlsplit(source)
     return re.sub(r"[^\w.-]+", "-", f"{parts.hostname or ''}{parts.path}").strip("-") or "film"
-
-
-def _copy_name(name: str, is_film: bool) -> str:
-    kept, added = ((".mp4",), ".mp4") if is_film else ((".jpg", ".jpeg", ".png"), ".png")
-    return name if name.lower().endswith(kept) else f"{name}{added}"
 
 
 def _free(path: Path, taken: set[str]) -> Path:

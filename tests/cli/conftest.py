@@ -20,8 +20,8 @@ def run(fake_model, monkeypatch, tmp_path):
     monkeypatch.setattr(zoo, "create_model", create_model)
     monkeypatch.chdir(tmp_path)
 
-    def invoke(*arguments, status=0):
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    def invoke(*arguments, status=0, stdin=None):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         assert result.exit_code == status, result.output

@@ -23,7 +23,7 @@ def test_sources(write_grey, tmp_path, monkeypatch):
 
     assert found("in") == ["in/a.jpg", "in/b.PNG"]
     assert found("in", recursive=True) == ["in/a.jpg", "in/b.PNG", "in/sub/c.png", "in/sub/deep/d.png"]
-    assert found("in", recursive=True, skip=Path("in/sub/deep"))[2:] == ["in/sub/c.png"]
+    assert found("in", recursive=True, skip=[Path("in/sub/deep")])[2:] == ["in/sub/c.png"]
     assert found("in/*.jpg") == ["in/a.jpg"]
     assert found("in/**/*.png") == ["in/sub/c.png", "in/sub/deep/d.png"]
     assert found("in/su?") == ["in/sub/c.png"]
