@@ -1,4 +1,4 @@
-"""The files that `pyface detect` writes beside its results: annotated or covered images and films, and crops."""
+"""The files that `pyface detect` writes beside its results: annotated or covered images and videos, and crops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Copies:
     """What to write.
 
     Attributes:
-        places: Where the copy of each image and film goes; None: no copies.
+        places: Where the copy of each image and video goes; None: no copies.
         cover: How copies cover the faces; None: copies have the faces drawn instead.
         gps: Whether covered photos keep the place where they were taken.
         crops: Where the faces of each source go, without their numbers and the suffix; None: nowhere.
@@ -82,7 +82,7 @@ def _write_image(path: Path, image: Pixels) -> None:
 
 
 class FilmCopy:
-    """The copy of a film, which is begun with its first frame; no path: nothing is written."""
+    """The copy of a video, which is begun with its first frame; no path: nothing is written."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

@@ -59,7 +59,7 @@ class CopyRequest:
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """The images and films that a call of `pyface detect` asks for; the attributes are its options."""
+    """The images and videos that a call of `pyface detect` asks for; the attributes are its options."""
 
     sources: list[str]
     list_file: str | None
@@ -95,7 +95,7 @@ def detect(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE",
-            help="Images, films, folders of them, patterns like 'a/*.jpg', addresses of films and cameras (http://, "
+            help="Images, videos, folders of them, patterns like 'a/*.jpg', addresses of videos and cameras (http://, "
             "rtsp://), or - for a list of files on the standard input.",
         ),
     ] = None,
@@ -160,29 +160,29 @@ def detect(
             min=0,
             metavar="N",
             help="Read this camera of the machine, 0 for the first.",
-            rich_help_panel="Films and cameras",
+            rich_help_panel="Videos and cameras",
         ),
     ] = None,
     every: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Of films, take one frame in N.", rich_help_panel="Films and cameras"),
+        typer.Option(min=1, metavar="N", help="Of videos, take one frame in N.", rich_help_panel="Videos and cameras"),
     ] = 1,
     fps: Annotated[
         float | None,
         typer.Option(
             min=0.001,
             metavar="F",
-            help="Of films, take at most F frames per second.",
+            help="Of videos, take at most F frames per second.",
             show_default="all frames",
-            rich_help_panel="Films and cameras",
+            rich_help_panel="Videos and cameras",
         ),
     ] = None,
     track: Annotated[
         bool,
         typer.Option(
             "--track",
-            help="In films, give the faces of one person the same id, in lines and saved films.",
-            rich_help_panel="Films and cameras",
+            help="In videos, give the faces of one person the same id, in lines and saved videos.",
+            rich_help_panel="Videos and cameras",
         ),
     ] = False,
     output: Annotated[
@@ -191,7 +191,7 @@ def detect(
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Save copies of images and films with the faces drawn, or covered."),
+        typer.Option(metavar="DIR", help="Save copies of images and videos with the faces drawn, or covered."),
     ] = None,
     resume: Annotated[
         bool,
@@ -327,22 +327,22 @@ def _check_request(request: Request) -> None:
     """Fails where options exclude each other, or the results have nowhere to go."""
     given = request.sources
     if not given.sources and given.list_file is None and given.camera is None:
-        raise typer.BadParameter("give images, films or folders, or --camera N for a camera", param_hint="SOURCE")
+        raise typer.BadParameter("give images, videos or folders, or --camera N for a camera", param_hint="SOURCE")
     if given.list_file is not None and "-" in given.sources:
-        fail("--from-file and - are both lists of files, use one of them")
+        fail("--from-file and - are both lists of files; use one of them")
     if request.every > 1 and request.fps is not None:
-        fail("--every and --fps both choose the frames of films, use one of them")
+        fail("--every and --fps both choose the frames of videos; use one of them")
     if request.track and importlib.util.find_spec("trackers") is None:
         fail("--track needs the package trackers: pip install 'pyface-engine[track]'")
     copies = request.copies
     if len(copies.covers) > 1:
-        fail(f"--{' and --'.join(copies.covers)} exclude each other, use one of them")
+        fail(f"--{' and --'.join(copies.covers)} exclude each other; use one of them")
     if copies.covers and copies.save is None:
-        fail(f"--{copies.covers[0]} changes the saved copies, add --save DIR")
+        fail(f"--{copies.covers[0]} changes the saved copies; add --save DIR")
     if copies.strip_gps and not copies.covers:
-        fail("--strip-gps is for photos with covered faces, add --blur, --pixelate or --box; drawn ones have no place")
+        fail("--strip-gps is for photos with covered faces; add --blur, --pixelate or --box (drawn copies keep no position)")
     if copies.crop_margin is not None and copies.crops is None:
-        fail("--crop-margin is for crops, add --crops DIR")
+        fail("--crop-margin is for crops; add --crops DIR")
     if request.output is None and (request.resume or request.overwrite):
         option = "--resume" if request.resume else "--overwrite"
         fail(f"{option} needs a file of results; add --output FILE")
@@ -350,7 +350,7 @@ def _check_request(request: Request) -> None:
         fail("--resume continues the file of results and --overwrite replaces it; use one of them")
     if sys.stdout is None:  # closed, as by >&- in a shell
         if request.output is None and not copies.folders:
-            fail("the standard output is closed, so the results have nowhere to go, add --output FILE or --save DIR")
+            fail("the standard output is closed, so the results have nowhere to go; add --output FILE or --save DIR")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
@@ -363,12 +363,12 @@ def _check_landmarks(request: Request, detector: FaceDetector) -> None:
         nothing = detector(np.zeros((64, 64, 3), np.uint8))
         if nothing.landmarks is None:
             fail(
-                f"{request.detector.model} finds no landmarks to align faces by, add --crop-margin 0.2 for plain crops"
+                f"{request.detector.model} finds no landmarks to align faces by; add --crop-margin 0.2 for plain crops"
             )
 
 
 def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | None, dict[Source, Path] | None]:
-    """Returns the images and films to read, and where the copy and the crops of each go if these are asked for."""
+    """Returns the images and videos to read, and where the copy and the crops of each go if these are asked for."""
     from pyface.io.sources import SourceError, is_in_shard, is_live, parse_shard, plan_copies
 
     save, folders = request.copies.save, request.copies.folders
@@ -379,7 +379,7 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
         sources = _select_sources(request.sources, folders)
         live = next((source for source in sources if is_live(source)), None)
         if request.resume and live is not None:
-            fail(f"{source_name(live)} has no frames to go back to, use --overwrite or another --output, not --resume")
+            fail(f"{source_name(live)} has no frames to go back to; use --overwrite or another --output, not --resume")
         places = None if save is None else plan_copies(sources, save)
         wanted = request.copies.crops
         crops = None if wanted is None else plan_copies(sources, wanted, lambda name, _: name)
@@ -427,7 +427,7 @@ def _open_results(
                 request.output,
                 resume=request.resume,
                 overwrite=request.overwrite,
-                # A saved film and its tracks begin with its first frame.
+                # A saved video and its tracks begin with its first frame.
                 whole_films=request.track or request.copies.save is not None,
                 made_by=request.facts(),
             )

@@ -45,11 +45,11 @@ class Run:
     Attributes:
         detector: Finds the faces.
         copies: The files that are written beside the results.
-        report: Is told of films and their dropped frames; results are for the caller to count.
-        every: Take one frame of a film in this many.
+        report: Is told of videos and their dropped frames; results are for the caller to count.
+        every: Take one frame of a video in this many.
         fps: Take at most this many frames per second instead.
-        track: Give the faces of films the numbers of their tracks, and those of images None.
-        after: The first source is a film, and its frames up to this number are done already; -1: it is not.
+        track: Give the faces of videos the numbers of their tracks, and those of images None.
+        after: The first source is a video, and its frames up to this number are done already; -1: it is not.
     """
 
     detector: FaceDetector

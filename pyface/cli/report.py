@@ -18,7 +18,7 @@ class Report:
     """Counts results, and shows them if it writes to a terminal.
 
     Args:
-        total: Number of images and films.
+        total: Number of images and videos.
         skipped: How many of them are done already.
         show_lines: Print a line per image and film.
     """

@@ -72,9 +72,9 @@ def find_sources(
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
         names: More files and folders, such as those of a list; none of them is a pattern.
         recursive: Look into the subfolders of folders too.
-        films: Take the films in folders too, if PyAV is installed.
+        films: Take the videos in folders too, if PyAV is installed.
         skip: Folders whose content is left out where they lie within another, such as the one for drawn copies.
-        skipped: Gets the number of files in folders that are images or films by their names, but of a kind that
+        skipped: Gets the number of files in folders that are images or videos by their names, but of a kind that
             pyface does not read, by suffix; `describe_skipped` puts them into words.
 
     Returns:
@@ -145,7 +145,7 @@ def select_sources(sources: Iterable[Source], globs: Sequence[str] = (), exclude
 
     kept = [source for source in sources if (not globs or fits(source, globs)) and not fits(source, excludes)]
     if not kept:
-        raise SourceError("--glob and --exclude leave no images or films, use fewer of them or other sources")
+        raise SourceError("--glob and --exclude leave no images or videos; use fewer of them or other sources")
     return kept
 
 
@@ -304,12 +304,12 @@ def copy_name(name: str, is_film: bool) -> str:
 def plan_copies(
     sources: Iterable[Source], folder: Path, rename: Callable[[str, bool], str] = copy_name
 ) -> dict[Source, Path]:
-    """Chooses where the copy of each image and film goes: its path below the folder that all files share.
+    """Chooses where the copy of each image and video goes: its path below the folder that all files share.
 
     Args:
-        sources: The images and films.
+        sources: The images and videos.
         folder: Where all copies go.
-        rename: Makes the copy's name from the original's, and from whether that is a film.
+        rename: Makes the copy's name from the original's, and from whether that is a video.
 
     Raises:
         SourceError: A copy would overwrite one of the sources.

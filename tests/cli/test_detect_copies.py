@@ -163,10 +163,10 @@ def test_detectors_without_landmarks(run, write_noise, fake_model):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--blur"], ["--blur changes the saved copies, add --save DIR"]),
+        (["--blur"], ["--blur changes the saved copies; add --save DIR"]),
         (["--blur", "--box", "--save", "out"], ["--blur and --box exclude each other"]),
         (["--strip-gps", "--save", "out"], ["--strip-gps is for photos with covered faces", "--blur"]),
-        (["--crop-margin", 0.1], ["--crop-margin is for crops, add --crops DIR"]),
+        (["--crop-margin", 0.1], ["--crop-margin is for crops; add --crops DIR"]),
         (["--crops", "a.png"], ["a.png: the images cannot be saved there (it is a file, give a folder)"]),
     ],
 )
