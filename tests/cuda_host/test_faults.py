@@ -46,6 +46,11 @@ def box_voting():
     return ops.box_voting(boxes.round() // 40 * 40 + torch.tensor([0.0, 0, 30, 30]), scores, 0.3)
 
 
+def box_voting_of_one_cluster():
+    boxes, scores = boxes_and_scores(70)
+    return ops.box_voting(boxes / 100 + torch.tensor([0.0, 0, 30, 30]), scores, 0.3)
+
+
 def hard_negatives():
     losses = torch.rand(2, 700, generator=torch.Generator().manual_seed(0))
     return ops.hard_negatives(losses, (torch.arange(1400).view(2, 700) % 9 == 0).int() - 1)
@@ -259,6 +264,14 @@ FAULTS = [
         "(high) << 32 | low;\n    }",
         nms,
         "shared shared",
+    ),
+    Fault(
+        "lanes read what their warp wrote without a barrier",
+        "box_voting.cu",
+        "fmaxf(scores[order[at]], 0.f);\n    }\n    __syncwarp();",
+        "fmaxf(scores[order[at]], 0.f);\n    }",
+        box_voting_of_one_cluster,
+        "shared members",
     ),
 ]
 
