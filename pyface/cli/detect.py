@@ -389,7 +389,7 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
     except SourceError as error:
         fail(error)
     except OSError as error:
-        reason = "it is a file, give a folder" if folder is not None and folder.is_file() else error.strerror
+        reason = "it is a file; give a folder" if folder is not None and folder.is_file() else error.strerror
         fail(f"{folder}: the images cannot be saved there ({reason})")
     return sources, places, crops
 

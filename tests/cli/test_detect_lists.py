@@ -109,7 +109,7 @@ def test_names_that_are_no_text(run, write_grey):
         (["--from-file", "gone"], ["gone: the list cannot be read (No such file or directory)"]),
         (["--from-file", "empty"], ["empty: this list names no files"]),
         (["-", "--from-file", "empty"], ["--from-file and - are both lists of files"]),
-        (["in", "--glob", "*.gif"], ["--glob and --exclude leave no images or films"]),
+        (["in", "--glob", "*.gif"], ["--glob and --exclude leave no images or videos"]),
         (["in", "--shard", "0/3"], ["--shard must be I/N with I from 1 to N, such as 2/8, got 0/3"]),
         (["in", "--shard", "4/3"], ["got 4/3"]),
         (["in", "--shard", "a"], ["got a"]),
