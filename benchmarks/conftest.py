@@ -119,7 +119,7 @@ def facenet(peer: Callable, device: str) -> Callable:
 
 @pytest.fixture(scope="session")
 def jpeg() -> bytes:
-    """The example picture as its file holds it: 512 x 512 pixels, one face."""
+    """The example image as its file holds it: 512 x 512 pixels, one face."""
     return (EXAMPLES / "astronaut.jpg").read_bytes()
 
 

@@ -49,7 +49,7 @@ HEADLINES = [
     ("online_hard", "100,000 losses"),
     ("densebox_targets", "8 x 10 faces"),
     ("mtcnn", "end to end, 1 x 512 x 512"),
-    ("mtcnn", "48 decoded pictures"),
+    ("mtcnn", "48 decoded images"),
 ]
 
 NETWORK = "network alone, 1 x 640 x 640"  # the task whose times the plot of accuracy shows
@@ -277,7 +277,7 @@ def filled(text: str, parts: dict[str, str]) -> str:
 
 
 def digest(results: Path) -> str:
-    """Of what the plot shows; it is written into the file, since pictures of two matplotlibs differ."""
+    """Of what the plot shows; it is written into the file, since images of two matplotlibs differ."""
     found = [list(headlines(run)) for run in runs(results, "benchmarks")]
     shown = [[(task.op, task.task, task.peers) for task in tasks] for tasks in found if tasks]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()

@@ -3,7 +3,7 @@
 "usual torch chain", to decode: boxes of all cells, threshold, top-k, image by image; for targets: masks over the map
 for all faces of an image at once, the gray zone by a convolution, as training code does it on tensors.
 
-Floor of decode_densebox, 160 x 160 cells (a picture of 640 x 640): each score is read once, 102 KB, and a cache line of
+Floor of decode_densebox, 160 x 160 cells (an image of 640 x 640): each score is read once, 102 KB, and a cache line of
 each of 4 offsets for each of the 512 survivors, 131 KB: 16 us an image at the 15 GB/s that a core reads from memory
 here. Floor of densebox_targets: 22 bytes a cell are written (label, offsets, five landmark maps), 563 KB or 38 us an
 image; a face touches a hundred cells or two. On a GPU of 3 TB/s both are below a microsecond, so that the launches are

@@ -1,6 +1,6 @@
 """Detectors: their networks alone, what follows the networks alone, and from the bytes of a JPEG file to faces.
 
-Weights are random where pyface brings none; thresholds then let some 300 candidates a picture pass, as a picture with
+Weights are random where pyface brings none; thresholds then let some 300 candidates an image pass, as an image with
 a dozen faces has. "pyface" is the network as `FaceDetector` runs it: eager, batch normalisation folded, in the memory
 format that suits it.
 
@@ -175,7 +175,7 @@ def test_post_processing(name, batch, precision, device, timed, monkeypatch):
 
 
 def repeated(maps: object, batch: int) -> object:
-    """The maps of one picture as those of a batch."""
+    """The maps of one image as those of a batch."""
     if isinstance(maps, Tensor):
         return maps.expand(batch, -1, -1, -1).contiguous()
     if maps is None:

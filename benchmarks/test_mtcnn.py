@@ -1,6 +1,6 @@
-"""MTCNN beside facenet-pytorch: the same weights, decoded pictures, thresholds and threads; and its stages alone.
+"""MTCNN beside facenet-pytorch: the same weights, decoded images, thresholds and threads; and its stages alone.
 
-Floor on the CPU for the mean picture of faces/val, in million multiply-adds: P-Net 370 over 217,000 pyramid pixels in 9
+Floor on the CPU for the mean image of faces/val, in million multiply-adds: P-Net 370 over 217,000 pyramid pixels in 9
 levels (conv1 58, conv2 74, conv3 229, heads 10), R-Net 340 for 222 crops, O-Net 280 for 22 crops. That is 10 ms at the
 100 GMAC/s that two cores of a 2023 server reach in convolutions.
 """
@@ -21,7 +21,7 @@ BATCH = 8
 
 @pytest.fixture(params=["astronaut", pytest.param("faces_val", marks=pytest.mark.slow)])
 def pictures(request, jpeg, decode) -> list[np.ndarray]:
-    """The example picture alone, or the first 48 of faces/val, of many sizes."""
+    """The example image alone, or the first 48 of faces/val, of many sizes."""
     if request.param == "astronaut":
         return [decode(jpeg)]
     if not FACES_VAL.is_dir():
@@ -35,7 +35,7 @@ def detect_all(model: MTCNN, images: list[torch.Tensor]):
 
 @pytest.mark.parametrize("library", ["pyface", "facenet-pytorch"])
 def test_mtcnn(library, pictures, device, facenet, timed):
-    task = f"{len(pictures)} decoded pictures"
+    task = f"{len(pictures)} decoded images"
     expected = create_model("mtcnn").detect([torch.from_numpy(pictures[0])])[0].boxes
     assert len(expected) >= 1
     if library == "pyface":

@@ -16,7 +16,7 @@
 
 namespace pyface {
 
-// One uint8 RGB picture, rows of width * 3 bytes without gaps.
+// One uint8 RGB image, rows of width * 3 bytes without gaps.
 struct Image {
   const uint8_t* data;
   int32_t height;
@@ -148,13 +148,13 @@ void soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method
 void box_voting(const float* boxes, const float* scores, int64_t n, double iou_threshold, Overlap overlap,
                 bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count, int threads);
 
-// Each picture resized by its scale (output pixels a source pixel) into the top left of its canvas; the rest of the
+// Each image resized by its scale (output pixels a source pixel) into the top left of its canvas; the rest of the
 // canvas is 0 in the output. scales [num_images] > 0, on the host; out [num_images, 3, out_h, out_w]
 void letterbox(const Image* images, const double* scales, int64_t num_images, int out_h, int out_w,
                Interpolation interpolation, Normalization normalization, float* out, int threads);
 
 // Crops of boxes resized to one size. A sample is taken inside the box only (as if the crop were cut out first, then
-// resized); pixels outside the picture are 0 before normalisation.
+// resized); pixels outside the image are 0 before normalisation.
 //   boxes [n, 4] (finite), image_index [n] in [0, num_images) (others give crops of zero pixels); out [n, 3, out_h,
 //   out_w]
 void crop_resize(const Image* images, int64_t num_images, const float* boxes, const int64_t* image_index, int64_t n,
@@ -162,7 +162,7 @@ void crop_resize(const Image* images, int64_t num_images, const float* boxes, co
                  int threads);
 
 // MTCNN's P-Net in one pass; there is no CUDA twin, where cuDNN's convolutions serve.
-//   pictures [batch, 3, height, width], height and width >= 11; out [batch, 6, (height - 1) / 2 - 4, (width - 1) / 2 -
+//   images [batch, 3, height, width], height and width >= 11; out [batch, 6, (height - 1) / 2 - 4, (width - 1) / 2 -
 //   4]: logits of background and face, then the box offsets
 void pnet(const float* pictures, int64_t batch, int height, int width, const PNetWeights& weights, float* out,
           int threads);

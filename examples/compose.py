@@ -14,7 +14,7 @@ QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 92]
 
 
 def tilted(picture: np.ndarray, degrees: float) -> np.ndarray:
-    """Turns a square picture about its centre; the corners show what was nearest to them."""
+    """Turns a square image about its centre; the corners show what was nearest to them."""
     side = picture.shape[0]
     matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), degrees, 1.0)
     return cv2.warpAffine(picture, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)

@@ -37,7 +37,7 @@ class Timing:
 
     Attributes:
         pictures_per_second: Images per second, end to end; median over passes.
-        stages: Milliseconds per image for each of `STAGES`, median over passes, with synchronization after each stage.
+        stages: Milliseconds per image for each of `STAGES`, median over passes, with synchronisation after each stage.
             "letterbox" is all resampling (including MTCNN's pyramid and crops) and the transfer to the device.
         faces: Mean number of faces found per image.
         repeats: Number of passes behind `pictures_per_second`.
@@ -75,9 +75,9 @@ def measure(detector: FaceDetector, sources: Sequence[bytes], seconds: float = 5
         (['decode', 'letterbox', 'network', 'post-processing'], 1.0)
     """
     if not sources:
-        raise ValueError("measure takes one picture or more, got none")
+        raise ValueError("sources must be one image or more, got none")
     if not seconds > 0:
-        raise ValueError(f"seconds should be > 0, got {seconds}")
+        raise ValueError(f"seconds must be more than 0, got {seconds}")
     sources = list(sources) * -(-2 * detector.batch_size // len(sources))
     _reset_peaks(detector.device)
     found = detector(sources)
@@ -125,7 +125,7 @@ class StageClock:
     """A context manager that splits the time of a detector's calls into stages.
 
     Every moment belongs to one stage: "letterbox" begins when a resampling op is called, "network" when a network
-    starts, and "post-processing" when it ends. On CUDA each stage ends with a synchronization, which takes some time
+    starts, and "post-processing" when it ends. On CUDA each stage ends with a synchronisation, which takes some time
     itself.
 
     Attributes:

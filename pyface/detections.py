@@ -79,7 +79,7 @@ class Detections:
         for name in ("width", "height"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} should be a positive number of pixels, got {value!r}")
+                raise ValueError(f"{name} must be a positive number of pixels, got {value!r}")
 
     def _take(self, name: str, values: Any, *sizes: int) -> None:
         """Checks that a field is [N, *sizes], and converts it to a float32 tensor on the CPU."""
@@ -87,11 +87,11 @@ class Detections:
         if tensor.shape == (0,):  # an empty list does not have the other dimensions
             tensor = tensor.reshape(0, *sizes)
         if tensor.dim() == 0 or tensor.shape[1:] != sizes:
-            raise ValueError(f"{name} should be [{', '.join(map(str, ('N', *sizes)))}], got {list(tensor.shape)}")
+            raise ValueError(f"{name} must be [{', '.join(map(str, ('N', *sizes)))}], got {list(tensor.shape)}")
         if len(tensor) != len(self.boxes):
-            raise ValueError(f"there should be as many {name} as boxes, got {len(tensor)} and {len(self.boxes)}")
+            raise ValueError(f"there must be as many {name} as boxes, got {len(tensor)} and {len(self.boxes)}")
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} should be finite numbers, got NaN or infinity")
+            raise ValueError(f"{name} must be finite numbers, got NaN or infinity")
         object.__setattr__(self, name, tensor)
 
     def __repr__(self) -> str:
@@ -176,7 +176,7 @@ class Detections:
                 line.get("source"),
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"this is no line of pyface detect: {error!r}") from None
+            raise ValueError(f"line must be one that pyface detect writes, got another ({error!r})") from None
 
     def to_torchvision(self) -> dict[str, Tensor]:
         """Returns the format of torchvision's detectors: boxes [N, 4], scores [N], labels int64 [N], all of them 1.
@@ -219,7 +219,7 @@ class Detections:
                 number >= 0.
         """
         if not 0 <= margin < float("inf"):
-            raise ValueError(f"margin should be a fraction of the box >= 0, got {margin}")
+            raise ValueError(f"margin must be a fraction of the box >= 0, got {margin}")
         pixels = read_original(image, self.width, self.height)
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
         start = (self.boxes[:, :2] - margin * sizes).floor()
@@ -249,9 +249,11 @@ class Detections:
                 one the faces were found in, or size is not positive.
         """
         if self.landmarks is None:
-            raise ValueError("align needs landmarks and this detector gives none, use a detector like mtcnn, or crop")
+            raise ValueError(
+                "align needs landmarks, which this detector does not return; use a detector such as mtcnn, or crop"
+            )
         if size < 1:
-            raise ValueError(f"size should be a positive number of pixels, got {size}")
+            raise ValueError(f"size must be a positive number of pixels, got {size}")
         pixels = read_original(image, self.width, self.height)
         template = np.array(ARCFACE_LANDMARKS) * (size / ARCFACE_SIZE)
         faces = [_warp(pixels, similarity(points, template), size) for points in self.landmarks.numpy()]
@@ -269,8 +271,8 @@ def read_original(image: Any, width: int, height: int) -> Pixels:
     rows, columns = pixels.shape[:2]
     if (columns, rows) != (width, height):
         raise ValueError(
-            f"the faces were found in a picture of {width} x {height} pixels, got one of "
-            f"{columns} x {rows}, pass the same picture"
+            f"image must have the {width} x {height} pixels of the one in which the faces were found, got "
+            f"{columns} x {rows}; pass the same image"
         )
     return pixels
 
@@ -299,7 +301,7 @@ def similarity(source: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64
     centred = z - z.mean()
     spread = np.vdot(centred, centred).real
     if spread == 0:
-        raise ValueError("the landmarks of a face coincide, so there is nothing to align by, crop it instead")
+        raise ValueError("landmarks must be five distinct points, got a face whose landmarks coincide; crop it instead")
     a = np.vdot(centred, w - w.mean()) / spread
     b = w.mean() - a * z.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])

@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
     """The result for one source of `FaceDetector.stream`.
 
     Attributes:
-        source: The source as passed, or the key of a pair (key, picture).
+        source: The source as passed, or the key of a pair (key, image).
         image: The image, uint8 RGB [H, W, 3]: a tensor if a tensor was passed, else an array. None if unreadable.
         detections: The faces; None if there was an error.
         error: Why there are no detections: an `ImageError`, or a `MemoryError` for an image too large for the model.
@@ -117,16 +117,14 @@ class FaceDetector:
     ) -> None:
         if not isinstance(model, str) and (isinstance(model, type) or not callable(getattr(model, "detect", None))):
             got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-            raise TypeError(f"model should be a name from list_models() or a FaceModel, got {got}")
+            raise TypeError(f"model must be a name from list_models() or a FaceModel, got {got}")
         for name, number in (("score_threshold", score_threshold), ("min_face", min_face)):
             if number is not None and not isinstance(number, Real):
-                raise TypeError(f"{name} should be a number, or None for the model's own, got {number!r}")
+                raise TypeError(f"{name} must be a number, or None for the model's own, got {number!r}")
         if score_threshold is not None and not 0 <= score_threshold <= 1:
-            raise ValueError(
-                f"score_threshold should be from 0 to 1, or None for the model's own, got {score_threshold}"
-            )
+            raise ValueError(f"score_threshold must be from 0 to 1, or None for the model's own, got {score_threshold}")
         if min_face is not None and not 1 <= min_face < float("inf"):
-            raise ValueError(f"min_face should be 1 pixel or more, or None for the model's own, got {min_face}")
+            raise ValueError(f"min_face must be 1 pixel or more, or None for the model's own, got {min_face}")
         whole_numbers = {
             "batch_size": batch_size,
             "max_pixels": max_pixels,
@@ -134,13 +132,13 @@ class FaceDetector:
         }
         for name, value in whole_numbers.items():
             if not isinstance(value, Integral):
-                raise TypeError(f"{name} should be a whole number, got {value!r}")
+                raise TypeError(f"{name} must be a whole number, got {value!r}")
             if value < 1:
-                raise ValueError(f"{name} should be 1 or more, got {value}")
+                raise ValueError(f"{name} must be 1 or more, got {value}")
         if not isinstance(model, str) and weights != "default":
-            raise ValueError("weights belong to the name of a model, but a model was passed, load them into it instead")
+            raise ValueError("weights must be left out when model is a FaceModel; load them into the model")
         if truncated not in ("refuse", "accept"):
-            raise ValueError(f"truncated should be 'refuse' or 'accept', got {truncated!r}")
+            raise ValueError(f"truncated must be 'refuse' or 'accept', got {truncated!r}")
         self.threads = threads
         self.score_threshold = score_threshold
         self.min_face = min_face
@@ -151,9 +149,9 @@ class FaceDetector:
         self.device = find_device(device)
         self.options = InferenceOptions(size, multiscale, limits, tile, drop_singletons)
         if precision not in _PRECISIONS:
-            raise ValueError(f"precision should be one of {', '.join(_PRECISIONS)}, got {precision!r}")
+            raise ValueError(f"precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}")
         if cuda_graph and self.device.type != "cuda":
-            raise ValueError(f"cuda_graph needs a CUDA device, this detector is on {str(self.device)!r}")
+            raise ValueError(f"cuda_graph needs a CUDA device, got {str(self.device)!r}")
         with zoo.usual_tensors(), torch_threads(threads_for(threads)):
             built = zoo.create_model(model, weights) if isinstance(model, str) else model
         name = model if isinstance(model, str) else type(model).__name__
@@ -207,7 +205,7 @@ class FaceDetector:
         found = []
         for k, outcome in enumerate(self.stream(images if several else [images], bgr=bgr, copy=False)):
             if outcome.detections is None:
-                error = outcome.error or RuntimeError("a picture has neither detections nor an error")
+                error = outcome.error or RuntimeError("an image has neither detections nor an error")
                 raise type(error)(f"images[{k}]: {error}") if several else error
             found.append(outcome.detections)
         return found if several else found[0]
@@ -237,7 +235,7 @@ class FaceDetector:
             my key True
         """
         if isinstance(sources, str | os.PathLike | bytes | np.ndarray | Tensor):
-            raise TypeError(f"stream takes many pictures, got one {type(sources).__name__}, pass it in a list")
+            raise TypeError(f"sources must be several images, got one {type(sources).__name__}; pass it in a list")
         limits = _Limits(self.batch_size)
         pool = ThreadPoolExecutor(min(8, own_cores()), thread_name_prefix="pyface-read")
         try:
@@ -322,16 +320,15 @@ class FaceDetector:
     def _too_large(self, item: _Item) -> MemoryError:
         height, width = item.image.shape[:2]
         return MemoryError(
-            f"{item.path or 'a picture'}: {width} x {height} pixels are too many for the memory of {self.device}, "
-            f"make the picture smaller, raise min_face or set tile"
+            f"{item.path or 'an image'}: {width} x {height} pixels are too many for the memory of {self.device}; "
+            f"make the image smaller, raise min_face or set tile"
         )
 
     def _run_model(self, batch: Sequence[_Item]) -> list[Detections]:
         """Runs the model on a batch, whatever torch's defaults have been set to in this thread or process."""
         if is_forked() and self.device.type == "cuda":
             raise RuntimeError(
-                f"this process was forked, and {self.device} cannot be used in forked processes: start processes by "
-                f"the method 'spawn'"
+                f"{self.device} cannot be used in a forked process; start processes with the method 'spawn'"
             )
         with (
             torch_threads(threads_for(self.threads)),
@@ -365,7 +362,7 @@ class _Item(NamedTuple):
 
     @property
     def path(self) -> str | None:
-        """The key if it is a name, else the picture's path if it has one."""
+        """The key if it is a name, else the image's path if it has one."""
         names = (name for name in (self.source, self.picture) if isinstance(name, str | os.PathLike))
         return next((os.fsdecode(name) for name in names), None)
 
@@ -410,8 +407,8 @@ def _decode(item: _Item) -> _Item:
 
 
 def _out_of_memory(item: _Item) -> ImageError:
-    name = item.path or "a picture"
-    return ImageError(f"{name}: memory does not suffice to read this picture, make it smaller or free memory")
+    name = item.path or "an image"
+    return ImageError(f"{name}: there is not enough memory to read this image; make it smaller or free memory")
 
 
 def _batches(items: Iterable[_Item], limits: _Limits) -> Iterator[list[_Item]]:
@@ -467,14 +464,14 @@ def find_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device should be auto, cpu, cuda or cuda:N, got {device!r}") from None
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
     if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device should be auto, cpu, cuda or cuda:N, got {str(device)!r}, on which pyface cannot run")
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {str(device)!r}, on which pyface cannot run")
     if found.type == "cpu":
         return found
     problem = _cuda_problem(found)
     if problem:
-        raise ValueError(f"device {str(device)!r} cannot be used: {problem}, use device 'cpu' or 'auto'")
+        raise ValueError(f"device {str(device)!r} cannot be used: {problem}; use device 'cpu' or 'auto'")
     # With an index, since plain "cuda" means the current device, which differs by thread and may change.
     return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 

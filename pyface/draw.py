@@ -76,7 +76,7 @@ def _label(canvas: Pixels, text: str, box: tuple[int, int, int, int], colour: tu
     if text_width + 2 * pad > columns or text_height + 2 * pad > rows:
         return  # the text would cover the whole image
     if text_width > 2 * (box[2] - box[0]):
-        return  # in a crowd of small faces, text would cover neighboring faces
+        return  # in a crowd of small faces, text would cover neighbouring faces
     left = int(np.clip(box[0], 0, columns - text_width - 2 * pad))
     bottom = box[1] if box[1] >= text_height + 2 * pad else box[1] + text_height + 2 * pad
     bottom = int(np.clip(bottom, text_height + 2 * pad, rows))

@@ -41,7 +41,7 @@ def read_wheel(path: Path, project: str) -> dict[str, Tensor]:
     expected, member = WHEELS[project]
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
-        raise ValueError(f"{path} should be the {project} wheel with SHA-256 {expected}, got {found}")
+        raise ValueError(f"{path} must be the {project} wheel with SHA-256 {expected}, got {found}")
     with zipfile.ZipFile(path) as wheel, tempfile.TemporaryDirectory() as folder:
         for net in ("pnet", "rnet", "onet"):
             name = member.format(net)

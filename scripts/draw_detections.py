@@ -18,7 +18,7 @@ from pyface.io.images import Pixels, read_image
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "docs" / "photos"
 WIDTH, HEIGHT = 1280, 760
-PLACES = {  # left, top, width and height in the picture; a photo that is taller is cut at its lower end
+PLACES = {  # left, top, width and height in the image; a photo that is taller is cut at its lower end
     PHOTOS / "obama.jpg": (0, 0, 405, 470),
     PHOTOS / "hopper.jpg": (405, 0, 405, 470),
     ROOT / "examples" / "astronaut.jpg": (810, 0, 470, 470),

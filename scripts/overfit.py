@@ -39,7 +39,7 @@ def main() -> int:
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     if not model.trains_on_images:
-        sys.exit(f"{arguments.model} does not train on whole pictures")
+        sys.exit(f"{arguments.model} does not train on whole images")
     model.to(arguments.device)
     start = time.perf_counter()
     terms_of = train(model, images, boxes, arguments.size, arguments.steps, arguments.rate, arguments.bf16)
@@ -57,16 +57,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("model", help="a name from pyface.list_models()")
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and bbx_gt.txt")
     parser.add_argument("--files", nargs="+", default=FILES, help="names in images/")
-    parser.add_argument("--size", type=int, default=320, help="longer side of the pictures")
+    parser.add_argument("--size", type=int, default=320, help="longer side of the images")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--bf16", action="store_true", help="mixed precision, faster where the hardware knows it")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
     if arguments.steps < 20:
-        parser.error(f"--steps should be 20 or more, since the rate rises in a tenth of them, got {arguments.steps}")
+        parser.error(f"--steps must be 20 or more, since the rate rises in a tenth of them, got {arguments.steps}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no CUDA GPU here, leave out --device cuda")
+        parser.error("there is no CUDA GPU here; leave out --device cuda")
     return arguments
 
 
@@ -79,7 +79,7 @@ def read(folder: Path, files: tuple[str, ...]) -> tuple[list[Tensor], list[Tenso
     pictures = [known[name] for name in files]
     for picture in pictures:
         if len(picture.ignore):
-            sys.exit(f"{picture.path} has boxes to ignore, take another picture")
+            sys.exit(f"{picture.path} has boxes to ignore; take another image")
     images = [torch.from_numpy(read_image(picture.path)) for picture in pictures]
     return images, [torch.from_numpy(picture.faces) for picture in pictures]
 
@@ -97,7 +97,7 @@ def train(
     batches = views_of(model, images, boxes, size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
     # The rate rises over a tenth of the steps and falls to 0 over the rest, so that the running averages of
-    # normalization catch up.
+    # normalisation catch up.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     model.train()
     for step in range(steps):
@@ -119,7 +119,7 @@ def train(
 
 
 def freeze_statistics(model: SingleShot) -> None:
-    """Makes layers normalize by their running averages, as in detection, where views of all sizes share them."""
+    """Makes layers normalise by their running averages, as in detection, where views of all sizes share them."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()

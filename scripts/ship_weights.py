@@ -72,7 +72,7 @@ def main() -> None:
         name, model, sets = run.model, rounded_model(run, arguments.run / "best.safetensors"), held_out(run)
     sets |= {folder.name: read_folder(folder) for folder in arguments.val}
     if not sets:
-        sys.exit("there is nothing to measure on, give --val DIR")
+        sys.exit("there is nothing to measure on; give --val DIR")
     reports = {
         (of, size): evaluate(FaceDetector(model, size=size, score_threshold=LOWEST_SCORE), pictures)[0]
         for of, pictures in sets.items()

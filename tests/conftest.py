@@ -1,4 +1,4 @@
-"""What the tests share: a model that needs no network, and pictures made on the spot."""
+"""What the tests share: a model that needs no network, and images made on the spot."""
 
 import importlib.util
 import os
@@ -68,7 +68,7 @@ def cuda_host(emulated_gpu, cuda_host_module, monkeypatch, request) -> str:
 
 @pytest.fixture
 def fake_model():
-    """A FakeModel: one face for every 40 grey levels of a picture's mean."""
+    """A FakeModel: one face for every 40 grey levels of an image's mean."""
     return load_fake_cli().FakeModel()
 
 
@@ -82,19 +82,19 @@ def fake_detector(fake_model):
 
 @pytest.fixture(scope="session")
 def astronaut():
-    """The path of the example picture, which shows one face."""
+    """The path of the example image, which shows one face."""
     return TESTS.parent / "examples" / "astronaut.jpg"
 
 
 @pytest.fixture(scope="session")
 def gallery():
-    """The path of the composed example picture, which shows nine faces."""
+    """The path of the composed example image, which shows nine faces."""
     return TESTS.parent / "examples" / "gallery.jpg"
 
 
 @pytest.fixture
 def write_grey(tmp_path):
-    """Writes a flat grey picture of a level (40 is one fake face, 80 two) and returns its path."""
+    """Writes a flat grey image of a level (40 is one fake face, 80 two) and returns its path."""
 
     def write(name: str, level: int = 40, width: int = 48, height: int = 32) -> Path:
         path = tmp_path / name

@@ -1,6 +1,6 @@
 """The `pyface` command with a model that needs no network, for tests of everything around a model.
 
-Run as a program it takes the arguments of `pyface`; FAKE_DELAY seconds are spent on each picture.
+Run as a program it takes the arguments of `pyface`; FAKE_DELAY seconds are spent on each image.
 """
 
 import os
@@ -14,7 +14,7 @@ from pyface.models.base import FaceModel, Faces
 
 
 class FakeModel(FaceModel):
-    """Finds one face for every 40 grey levels of a picture's mean, the worst first, each with its own box."""
+    """Finds one face for every 40 grey levels of an image's mean, the worst first, each with its own box."""
 
     def __init__(self, landmarks: bool = True) -> None:
         super().__init__()

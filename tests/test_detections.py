@@ -43,17 +43,17 @@ def test_fields_are_float32_tensors_on_the_cpu():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"boxes": np.zeros((3, 5))}, r"boxes should be \[N, 4\], got \[3, 5\]"),
-        ({"boxes": np.zeros((3,))}, r"boxes should be \[N, 4\], got \[3\]"),
+        ({"boxes": np.zeros((3, 5))}, r"boxes must be \[N, 4\], got \[3, 5\]"),
+        ({"boxes": np.zeros((3,))}, r"boxes must be \[N, 4\], got \[3\]"),
         ({"boxes": np.zeros((2, 4))}, "as many scores as boxes, got 3 and 2"),
-        ({"scores": np.zeros((3, 1))}, r"scores should be \[N\], got \[3, 1\]"),
-        ({"scores": 0.5}, r"scores should be \[N\], got \[\]"),
-        ({"landmarks": np.zeros((3, 4, 2))}, r"landmarks should be \[N, 5, 2\], got \[3, 4, 2\]"),
+        ({"scores": np.zeros((3, 1))}, r"scores must be \[N\], got \[3, 1\]"),
+        ({"scores": 0.5}, r"scores must be \[N\], got \[\]"),
+        ({"landmarks": np.zeros((3, 4, 2))}, r"landmarks must be \[N, 5, 2\], got \[3, 4, 2\]"),
         ({"landmarks": []}, "as many landmarks as boxes, got 0 and 3"),
-        ({"scores": [0.5, float("nan"), 0.1]}, "scores should be finite"),
-        ({"boxes": np.full((3, 4), np.inf)}, "boxes should be finite"),
-        ({"width": 0}, "width should be a positive number of pixels, got 0"),
-        ({"height": 1.5}, "height should be a positive number of pixels, got 1.5"),
+        ({"scores": [0.5, float("nan"), 0.1]}, "scores must be finite"),
+        ({"boxes": np.full((3, 4), np.inf)}, "boxes must be finite"),
+        ({"width": 0}, "width must be a positive number of pixels, got 0"),
+        ({"height": 1.5}, "height must be a positive number of pixels, got 1.5"),
     ],
 )
 def test_validation(changes, message):
@@ -114,7 +114,7 @@ def test_json_and_back(landmarks):
 def test_from_dict_refuses():
     with pytest.raises(ValueError, match=r"the line of x\.jpg holds an error instead of faces: gone"):
         Detections.from_dict({"source": "x.jpg", "width": None, "height": None, "faces": [], "error": "gone"})
-    with pytest.raises(ValueError, match="no line of pyface detect"):
+    with pytest.raises(ValueError, match="one that pyface detect writes, got another"):
         Detections.from_dict({"boxes": []})
 
 
@@ -160,7 +160,7 @@ def test_crop():
     np.testing.assert_array_equal(wider[0], image[20:100, 30:70])
     crops[0][:] = 0
     assert image[20:40, 10:31].any()  # a copy
-    with pytest.raises(ValueError, match="found in a picture of 200 x 160 pixels, got one of 100 x 160"):
+    with pytest.raises(ValueError, match="200 x 160 pixels of the one in which the faces were found, got 100 x 160"):
         make().crop(image[:, :100])
     with pytest.raises(ValueError, match="margin"):
         make().crop(image, margin=-0.1)

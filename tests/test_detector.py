@@ -1,4 +1,4 @@
-"""FaceDetector: any kind of picture in, the right faces out in the right order, and bounded memory."""
+"""FaceDetector: any kind of image in, the right faces out in the right order, and bounded memory."""
 
 import io
 import pickle
@@ -139,7 +139,7 @@ def test_stream_is_lazy(fake_detector):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_a_source_may_reuse_its_buffer(fake_model, batch_size):
-    """As cv2's `read(image=buffer)` does; and a picture may be closed as soon as the next one is taken."""
+    """As cv2's `read(image=buffer)` does; and an image may be closed as soon as the next one is taken."""
     detector = FaceDetector(fake_model, device="cpu", batch_size=batch_size)
     levels = [0, 40, 80, 120, 160, 200] * 3
     buffer, tensor = grey(0), torch.zeros(3, 32, 48, dtype=torch.uint8)
@@ -242,7 +242,7 @@ def test_truncated(fake_model):
     with pytest.raises(ImageError, match="truncated="):
         FaceDetector(fake_model, device="cpu")(data)
     assert len(FaceDetector(fake_model, device="cpu", truncated="accept")(data)) == 2
-    with pytest.raises(ValueError, match="truncated should be 'refuse' or 'accept', got True"):
+    with pytest.raises(ValueError, match="truncated must be 'refuse' or 'accept', got True"):
         FaceDetector(fake_model, device="cpu", truncated=True)
 
 
@@ -325,14 +325,14 @@ def test_max_pixels(fake_model, write_grey):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"score_threshold": 1.5}, "score_threshold should be from 0 to 1"),
-        ({"score_threshold": float("nan")}, "score_threshold should be from 0 to 1"),
-        ({"min_face": 0}, "min_face should be 1 pixel or more"),
-        ({"batch_size": 0}, "batch_size should be 1 or more, got 0"),
-        ({"max_pixels": 0}, "max_pixels should be 1 or more"),
-        ({"device": "tpu"}, "device should be auto, cpu, cuda or cuda:N, got 'tpu'"),
-        ({"device": "mps"}, "device should be auto, cpu, cuda or cuda:N, got 'mps'"),
-        ({"weights": "a.safetensors"}, "weights belong to the name of a model"),
+        ({"score_threshold": 1.5}, "score_threshold must be from 0 to 1"),
+        ({"score_threshold": float("nan")}, "score_threshold must be from 0 to 1"),
+        ({"min_face": 0}, "min_face must be 1 pixel or more"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"max_pixels": 0}, "max_pixels must be 1 or more"),
+        ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        ({"device": "mps"}, "device must be auto, cpu, cuda or cuda:N, got 'mps'"),
+        ({"weights": "a.safetensors"}, "weights must be left out when model is a FaceModel"),
     ],
 )
 def test_refused_options(fake_model, options, message):
@@ -343,11 +343,11 @@ def test_refused_options(fake_model, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_face": "20"}, "min_face should be a number, .* got '20'"),
-        ({"score_threshold": [0.5]}, "score_threshold should be a number"),
-        ({"batch_size": 2.5}, "batch_size should be a whole number, got 2.5"),
-        ({"max_pixels": "many"}, "max_pixels should be a whole number, got 'many'"),
-        ({"model": 5}, "model should be a name .* or a FaceModel, got int"),
+        ({"min_face": "20"}, "min_face must be a number, .* got '20'"),
+        ({"score_threshold": [0.5]}, "score_threshold must be a number"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        ({"max_pixels": "many"}, "max_pixels must be a whole number, got 'many'"),
+        ({"model": 5}, "model must be a name .* or a FaceModel, got int"),
         ({"model": torch.nn.ReLU()}, "or a FaceModel, got ReLU"),
         ({"model": FaceDetector}, "or a FaceModel, got the class FaceDetector"),
     ],
@@ -358,7 +358,7 @@ def test_options_of_the_wrong_kind(fake_model, options, message):
 
 
 def test_min_face_of_a_part_of_a_pixel(fake_model):
-    with pytest.raises(ValueError, match=r"min_face should be 1 pixel or more, .* got 0\.5"):
+    with pytest.raises(ValueError, match=r"min_face must be 1 pixel or more, .* got 0\.5"):
         FaceDetector(fake_model, min_face=0.5)
 
 
@@ -374,10 +374,10 @@ def test_stream_goes_on_when_memory_runs_out_while_reading(fake_detector, write_
         return real(*arguments, **options)
 
     monkeypatch.setattr(detector, step, fail_first)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one thread, so that the first call is of the first picture
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one thread, so that the first call is of the first image
     first, second = fake_detector.stream([write_grey("a.png"), write_grey("b.png")])
     assert isinstance(first.error, ImageError)
-    assert "a.png: memory does not suffice" in str(first.error)
+    assert "a.png: there is not enough memory" in str(first.error)
     assert len(second.detections) == 1
 
 
@@ -389,7 +389,7 @@ def test_unknown_model():
 def test_devices(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert find_device("auto") == find_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match=r"device 'cuda' cannot be used: .*, use device 'cpu'"):
+    with pytest.raises(ValueError, match=r"device 'cuda' cannot be used: .*; use device 'cpu'"):
         find_device("cuda")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
@@ -435,7 +435,7 @@ def test_mtcnn_finds_the_astronaut(astronaut, gallery):
 @pytest.mark.cuda
 @pytest.mark.parametrize("landmarks", [True, False])
 def test_cuda(landmarks, fake_model, cuda):
-    """The same faces as on the CPU, whether the pictures come from files or are on the device already."""
+    """The same faces as on the CPU, whether the images come from files or are on the device already."""
     fake_model.landmarks = landmarks
     pictures = [grey(level, 48 + level) for level in (0, 40, 200, 80)]
     expected = FaceDetector(fake_model, device="cpu")(pictures)

@@ -1,4 +1,4 @@
-"""Drawn results: on the right pixels, on pictures of any size."""
+"""Drawn results: on the right pixels, on images of any size."""
 
 import numpy as np
 import pytest
@@ -49,5 +49,5 @@ def test_faces_beyond_the_picture():
 
 
 def test_another_picture_is_refused():
-    with pytest.raises(ValueError, match="got one of 60 x 50"):
+    with pytest.raises(ValueError, match="got 60 x 50"):
         draw(np.zeros((50, 60, 3), np.uint8), faces([1, 1, 9, 9], 61, 50))

@@ -1,4 +1,4 @@
-// MTCNN's P-Net in one pass over the picture (docs/detectors.md 3.1).
+// MTCNN's P-Net in one pass over the image (docs/detectors.md 3.1).
 //
 // Its layers have few channels, so a framework spends its time moving maps through memory. Here a band of output rows
 // is computed row by row; the rows of the layers between live in small rings that stay in the L2 cache, and bands are
@@ -91,7 +91,7 @@ std::vector<float> packed(const float* weight, int out, int taps_per_output, int
 }
 
 struct Shape {
-  int height, width;    // of the picture
+  int height, width;    // of the image
   int height1, width1;  // after conv1
   int height2, width2;  // after the pooling, which rounds up
   int height_out, width_out;
@@ -123,7 +123,7 @@ struct Band {
             packed(w.conv3, kC3, kC2 * 9, kBlock23), packed(w.heads, kHeads, kC3, kHeads)};
   }
 
-  // Output rows [begin, end) of one picture [3, height, width] -> out [6, height_out, width_out].
+  // Output rows [begin, end) of one image [3, height, width] -> out [6, height_out, width_out].
   static PYFACE_INLINE void run(const float* picture, const Shape& shape, const PNetWeights& weights, const Packed& w,
                                 int begin, int end, float* out) {
     // A row of each layer, with room for whole steps, the taps beyond, and one pixel that the pooling may read.

@@ -1,6 +1,6 @@
-// Resampling on the CPU: letterbox and crop_resize, uint8 pictures to normalised float planes in one pass.
+// Resampling on the CPU: letterbox and crop_resize, uint8 images to normalised float planes in one pass.
 //
-// Both are separable: per output row, the source rows that it covers are summed into a float row of the picture's width
+// Both are separable: per output row, the source rows that it covers are summed into a float row of the image's width
 // (SIMD over bytes that lie side by side), and the output's pixels are then weighted sums of that row.
 #include <algorithm>
 #include <cmath>
@@ -14,7 +14,7 @@
 namespace pyface::cpu {
 namespace {
 
-// The source pixels that one output coordinate covers, and their weights. Pixels outside the picture are left out: they
+// The source pixels that one output coordinate covers, and their weights. Pixels outside the image are left out: they
 // are 0, so nothing is missing from the sum.
 struct Taps {
   std::vector<int32_t> first, start;  // of output i: its first pixel, and where its weights begin (start has one more)
@@ -88,7 +88,7 @@ PYFACE_DISPATCH(void, sum_rows,
 typedef float Pixel __attribute__((vector_size(4 * sizeof(float))));
 
 // sums[x] = sum over t < Count of weights[x][t] * the pixel at row + places[x] + 3 t, for x in [0, n), as four floats
-// of which the last belongs to the pixel's neighbour. Count is a constant where it is small, as when pictures shrink a
+// of which the last belongs to the pixel's neighbour. Count is a constant where it is small, as when images shrink a
 // little.
 template <int Count>
 PYFACE_INLINE void sum_columns_of(const float* row, const int32_t* places, const float* weights, int count, int64_t n,
@@ -133,7 +133,7 @@ PYFACE_INLINE void normalise_impl(const float* sums, float mean, float scale, in
 PYFACE_DISPATCH(void, normalise, (const float* sums, float mean, float scale, int64_t n, float* plane),
                 (sums, mean, scale, n, plane))
 
-// Output rows [row_begin, row_end) of one picture; `plane` and `pitch` are the output's strides in floats.
+// Output rows [row_begin, row_end) of one image; `plane` and `pitch` are the output's strides in floats.
 void resample_rows(const Image& image, const Taps& xs, const Taps& ys, int out_w, int row_begin, int row_end,
                    const Normalization& normalization, float* out, int64_t plane, int64_t pitch) {
   int left = image.width, right = 0, count = 0;

@@ -1,4 +1,4 @@
-// Pictures to normalised planes: letterbox and crop_resize.
+// Images to normalised planes: letterbox and crop_resize.
 //
 // A thread makes one output pixel in all three planes from the source pixels under its footprint. Where footprints are
 // wide a warp shares each, lane by lane along its rows, and makes its 32 pixels one after the other.
@@ -23,7 +23,7 @@ struct Axis {
   double start, end;  // of the box; samples are taken within
   double scale;       // source pixels an output pixel
   double footprint;   // source pixels that a sample covers
-  int size;           // of the picture
+  int size;           // of the image
 };
 
 __device__ Axis make_axis(double start, double end, double scale, int size, Interpolation interpolation) {
@@ -78,7 +78,7 @@ __device__ float warp_sum(float value) {
   return value;
 }
 
-// A block's share (tiles blockIdx.y, blockIdx.y + gridDim.y, ...) of one picture's planes; 0 outside the region.
+// A block's share (tiles blockIdx.y, blockIdx.y + gridDim.y, ...) of one image's planes; 0 outside the region.
 __device__ void resample(const Image& image, const Axis& x_axis, const Axis& y_axis, int region_h, int region_w,
                          int out_h, int out_w, const Normalization& normalization, float* out /* [3, out_h, out_w] */) {
   const int64_t pixels = static_cast<int64_t>(out_h) * out_w;
@@ -110,7 +110,7 @@ __device__ void resample(const Image& image, const Axis& x_axis, const Axis& y_a
   }
 }
 
-// A picture and where on its canvas it goes.
+// An image and where on its canvas it goes.
 struct Placed {
   Image image;
   int region_h, region_w;

@@ -39,7 +39,7 @@ def convert(
     (Caffe's names) and MTCNN (facenet-pytorch, ipazc). `pyface detect --weights` takes a file of either format.
     """
     if target.exists() and not overwrite:
-        fail(f"{target} exists already, add --overwrite to replace it")
+        fail(f"{target} exists already; add --overwrite to replace it")
     try:
         from pyface.models.zoo import CheckpointError
         from pyface.models.zoo import convert as convert_checkpoint
@@ -64,7 +64,7 @@ def convert_data(
     if form not in ("wider", "coco", "yolo"):
         fail(f"--format must be wider, coco or yolo, got {form}")
     if target.exists():
-        fail(f"{target} exists already, give a new folder")
+        fail(f"{target} exists already; give a new folder")
     from pyface.data.folder import read_folder, write_folder
     from pyface.data.picture import DatasetError
 

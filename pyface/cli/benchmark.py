@@ -100,8 +100,8 @@ def time_detectors(request: Request) -> None:
 def _refuse_mtcnn_options(request: Request) -> None:
     if "mtcnn" in request.models and (request.size is not None or request.precision != "fp32"):
         if request.models == ["mtcnn"]:
-            fail("--size and --precision are not for mtcnn, leave them out")
-        print_status("pyface: --size and --precision are not for mtcnn, which is timed as it is")
+            fail("--size and --precision must be left out for mtcnn")
+        print_status("pyface: --size and --precision do not apply to mtcnn, which is timed without them")
 
 
 def _make_detector(name: str, request: Request, sources: list[bytes]) -> FaceDetector:

@@ -40,7 +40,7 @@ def print_names(names: Sequence[str], what: str) -> None:
     """Prints how many images are affected by something, and the names of the first ten."""
     if names:
         more = f", and {len(names) - 10:,} more" if len(names) > 10 else ""
-        print_status(f"{count(len(names), 'picture')} {what}: {', '.join(names[:10])}{more}")
+        print_status(f"{count(len(names), 'image')} {what}: {', '.join(names[:10])}{more}")
 
 
 def table_width(width: int) -> int | None:

@@ -153,12 +153,12 @@ def _check_request(request: Request) -> None:
     """Fails where options exclude each other, or the results have nowhere to go."""
     if request.output is None and (request.resume or request.overwrite):
         option = "--resume" if request.resume else "--overwrite"
-        fail(f"{option} belongs to a file of results, add --output FILE")
+        fail(f"{option} needs a file of results; add --output FILE")
     if request.resume and request.overwrite:
-        fail("--resume continues the file of results and --overwrite replaces it, use one of them")
+        fail("--resume continues the file of results and --overwrite replaces it; use one of them")
     if sys.stdout is None:  # closed, as by >&- in a shell
         if request.output is None and request.save is None:
-            fail("the standard output is closed, so the results have nowhere to go, add --output FILE or --save DIR")
+            fail("the standard output is closed, so the results have nowhere to go; add --output FILE or --save DIR")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
@@ -178,8 +178,8 @@ def _find_files(request: Request) -> tuple[list[str], dict[str, Path] | None]:
     except SourceError as error:
         fail(error)
     except OSError as error:
-        reason = "it is a file, give a folder" if save is not None and save.is_file() else error.strerror
-        fail(f"{save}: the pictures cannot be saved there ({reason})")
+        reason = "it is a file; give a folder" if save is not None and save.is_file() else error.strerror
+        fail(f"{save}: the images cannot be saved there ({reason})")
     return paths, copies
 
 
@@ -232,7 +232,7 @@ def _write_results(
                 report.add(result)
     except KeyboardInterrupt:
         hint = "; the same command with --resume continues" if resumable else ""
-        fail(f"interrupted, {report.done} of {report.total} pictures are done{hint}", INTERRUPTED)
+        fail(f"interrupted, {report.done} of {report.total} images are done{hint}", INTERRUPTED)
     except BrokenPipeError:  # the reader of our lines has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
         raise typer.Exit(PIPE_CLOSED) from None
@@ -290,7 +290,7 @@ def _save_drawing(outcome: Outcome, path: Path) -> None:
     try:
         encoded = cv2.imencode(path.suffix, picture)[1]
     except cv2.error as error:
-        raise OSError(0, f"the picture cannot be encoded ({error.err})", str(path)) from None
+        raise OSError(0, f"the image cannot be encoded ({error.err})", str(path)) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded.tobytes())
 
@@ -351,9 +351,9 @@ class _Report:
     def summarise(self, output: Path | None, save: Path | None) -> None:
         """Prints totals: on a terminal always, elsewhere if there is a file of results, or images failed."""
         read_now = self.done - self.skipped
-        parts = [f"{count(self.faces, 'face')} in {count(read_now - self.failed, 'picture')}"]
+        parts = [f"{count(self.faces, 'face')} in {count(read_now - self.failed, 'image')}"]
         if self.failed:
-            parts.append(f"{count(self.failed, 'picture')} could not be read")
+            parts.append(f"{count(self.failed, 'image')} could not be read")
         if self.skipped:
             parts.append(f"{self.skipped} done before")
         parts.append(f"{time.monotonic() - self._start:.1f} s")

@@ -136,7 +136,7 @@ def measure_faces(request: FacesRequest) -> None:
     except DatasetError as error:
         fail(error)
     if not any(len(picture.faces) for picture in pictures):
-        fail(f"{', '.join(map(str, request.data))}: there are no annotated faces, average precision needs some")
+        fail(f"{', '.join(map(str, request.data))}: there are no annotated faces; average precision needs some")
     detector = request.detector.make()
     from pyface.evaluation.faces import evaluate  # here, so that mistakes above do not wait for torch
 
@@ -160,7 +160,7 @@ def _read_data(folder: Path) -> list[Picture]:
 
     pictures = read_folder(folder)
     if not (folder / "bbx_gt.txt").exists():
-        print_status(f"{folder} holds no bbx_gt.txt: taken as {count(len(pictures), 'picture')} without faces")
+        print_status(f"{folder} has no bbx_gt.txt, so all its images count as having no faces")
         for text in describe_skipped(count_unreadable(path.name for path in (folder / "images").rglob("*"))):
             print_status(f"{folder}: {text}")
     return pictures
@@ -181,7 +181,7 @@ def _print_faces(report: Report, iou: Sequence[float]) -> None:
         f"IoU {iou[0]:g} with --score-threshold {report.score_threshold:.3f}"
     )
     if report.landmark_error is not None:
-        typer.echo(f"landmarks are off by {report.landmark_error:.1%} of a face's size, on average")
+        typer.echo(f"landmark error: {report.landmark_error:.1%} of a face's size, on average")
 
 
 def _plot_faces(path: Path, pictures: Sequence[Picture], found: Sequence[Detections], iou: Sequence[float]) -> None:
@@ -199,9 +199,9 @@ def _save_worst(
     try:
         paths, wrong = save_worst(folder, pictures, found, threshold, iou)
     except (OSError, ValueError) as error:
-        fail(f"the worst pictures cannot be saved: {error}", FAILED)
+        fail(f"the worst images cannot be saved: {error}", FAILED)
     typer.echo(
-        f"the worst {len(paths)} of {wrong:,} pictures with mistakes are in {folder}: "
+        f"the worst {len(paths)} of {wrong:,} images with mistakes are in {folder}: "
         "missed faces yellow, false ones red, found ones green"
     )
 
@@ -308,7 +308,7 @@ def _print_widerface(result: Result) -> None:
     for name, figure in result.average_precision().items():
         typer.echo(f"{name:<7} {figure:.4f}")
     print_names(["/".join(key) for key in result.missing], "without predictions, counted as empty")
-    print_names(["/".join(key) for key in result.unknown], "the ground truth does not know")
+    print_names(["/".join(key) for key in result.unknown], "not in the ground truth")
 
 
 # --- FDDB ------------------------------------------------------------------------------------------------------------
@@ -364,7 +364,7 @@ def fddb(
     if model is None:
         _refuse_model_options(context)
     if model is not None and images is None:
-        fail("--model needs --images, the folder of FDDB's pictures")
+        fail("--model needs --images, the folder of FDDB's images")
     detector = None if model is None else _detector_request(model, weights, lowest_score, device, size, multiscale)
     predictions = predictions or Path(f"fddb-{model}")
     request = ProtocolRequest(ground_truth, predictions, detector, images, json_file, plot)
@@ -455,7 +455,7 @@ def _report_fddb(result: Any, truth: Truth, overlap: str) -> dict[str, Any]:
         table.add_row(f"{number:,}" + ("*" if number > last else ""), f"{discrete:.4f}", f"{continuous:.4f}")
     Console().print(table)
     pictures, faces, folds = len(truth.faces), result.faces, len(truth.folds)
-    typer.echo(f"{count(pictures, 'picture')} in {count(folds, 'fold')}, {count(faces, 'face')}")
+    typer.echo(f"{count(pictures, 'image')} in {count(folds, 'fold')}, {count(faces, 'face')}")
     if last < FALSE_POSITIVES[-1]:
         typer.echo(f"* the curve ends at {count(last, 'false positive')}")
     return {
@@ -476,14 +476,14 @@ def _print_fddb_gaps(
     from pyface.evaluation.fddb import PICTURES
 
     if len(truth.faces) != PICTURES:
-        print_status(f"this is not all of FDDB, which has {PICTURES:,} pictures in 10 folds")
+        print_status(f"this is not all of FDDB, which has {PICTURES:,} images in 10 folds")
     if images is None:
         unknown = [key for key in truth.faces if key not in sizes]
-        print_names(unknown, "of unknown size (--images tells it), so regions are not cut at their borders")
+        print_names(unknown, "of unknown size (--images gives it), so regions are not cut at their borders")
     else:
         print_names([key for key in truth.faces if key not in paths], f"not in {images}")
     print_names(result.missing, "without detections, counted as empty")
-    print_names(result.unknown, "the annotations do not know")
+    print_names(result.unknown, "not in the annotations")
 
 
 # --- shared -----------------------------------------------------------------------------------------
@@ -505,7 +505,7 @@ def _refuse_model_options(context: typer.Context) -> None:
     """Without a model, options of a model would have no effect."""
     for name in ("weights", "device", "size", "multiscale", "lowest_score"):
         if context.get_parameter_source(name).name == "COMMANDLINE":  # type: ignore[union-attr]
-            fail(f"--{name.replace('_', '-')} is for a --model, leave it out")
+            fail(f"--{name.replace('_', '-')} needs --model; leave it out")
 
 
 def _print_hint(source: Path, rate: float, pictures: Iterable[tuple[Any, Any]]) -> None:
@@ -514,7 +514,7 @@ def _print_hint(source: Path, rate: float, pictures: Iterable[tuple[Any, Any]]) 
 
     hint = explain_low(pictures) if rate < LOW else None
     if hint is not None:
-        print_status(f"next to nothing matches: the rows of {source} {hint}")
+        print_status(f"almost nothing matches: the rows of {source} {hint}")
 
 
 def _prepare(request: DetectorRequest, target: Path) -> FaceDetector:

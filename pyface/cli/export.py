@@ -93,7 +93,7 @@ def _check(options: dict[str, Any], target: Path, overwrite: bool) -> None:
         if options[name] not in choices:
             fail(f"--{name} must be {' or '.join(choices)}, got {options[name]}")
     if target.exists() and not overwrite:
-        fail(f"{target} exists already, add --overwrite to replace it")
+        fail(f"{target} exists already; add --overwrite to replace it")
     if not target.parent.is_dir():
         fail(f"{target} cannot be written: there is no folder {target.parent}")
 

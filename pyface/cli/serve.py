@@ -108,7 +108,7 @@ def run_service(request: Request) -> None:
     listener = _listen(request.host, request.port)
     host, port = listener.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
-    print_status(f"pyface: serving {request.detector.model} on http://{address}:{port}, Ctrl-C stops the service")
+    print_status(f"pyface: serving {request.detector.model} on http://{address}:{port}; Ctrl-C stops the service")
     _run(app, listener, request)
 
 
@@ -118,7 +118,7 @@ def _make_app(request: Request) -> FastAPI:
         from pyface.serve.app import make_app
         from pyface.serve.limits import Limits
     except ImportError as error:
-        fail(f'pyface serve needs more packages ({error}), install them: pip install "pyface-engine[serve]"')
+        fail(f'pyface serve needs more packages ({error}): pip install "pyface-engine[serve]"')
     request_bytes = request.max_request * _MEBIBYTE
     limits = Limits(request.queue, request.deadline, request_bytes)
     return make_app(detector, request.detector.model, limits)
@@ -129,7 +129,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except OSError as error:
-        fail(f"cannot listen on {host}, port {port} ({error.strerror or error}), choose others with --host and --port")
+        fail(f"cannot listen on {host}, port {port} ({error.strerror or error}); choose others with --host and --port")
 
 
 def _run(app: FastAPI, listener: socket.socket, request: Request) -> None:

@@ -172,24 +172,24 @@ def _check_extras() -> None:
         import lightning  # noqa: F401
         import tensorboard  # noqa: F401
     except ImportError:
-        fail('training needs Lightning and TensorBoard, install them: pip install -e ".[train]"')
+        fail('training needs Lightning and TensorBoard: pip install "pyface-engine[train]"')
 
 
 def _check_options(request: Request) -> None:
     """Fails for unknown values, and for options that would have no effect."""
     precision, device, given = request.settings["precision"], request.device, request.given
     if precision not in PRECISIONS:
-        fail(f"--precision should be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        fail(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if device not in DEVICES:
-        fail(f"--device should be one of {', '.join(DEVICES)}, got {device!r} (--devices N takes several GPUs)")
+        fail(f"--device must be one of {', '.join(DEVICES)}, got {device!r} (--devices N takes several GPUs)")
     if {"epochs", "max_time"} <= given:
-        fail("--epochs and --max-time both say when a run ends, give one of them")
+        fail("--epochs and --max-time both say when a run ends; give one of them")
     idle = sorted(given - {"resume", "device"})
     if "resume" in given and idle:
         names = ", ".join("the model" if name == "model" else "--" + name.replace("_", "-") for name in idle)
-        fail(f"--resume takes a run as it was configured, leave out {names}")
+        fail(f"--resume continues a run as it was configured; leave out {names}")
     if {"config", "model"} <= given:
-        fail("--config names the model, leave it out")
+        fail("--config names the model; leave it out")
 
 
 def _plan_run(request: Request) -> tuple[Run, Path]:
@@ -277,6 +277,6 @@ def parse_hours(text: str) -> float:
     number = r"(\d+(?:\.\d+)?)"
     match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip().lower())
     if match is None or not any(match.groups()):
-        raise ValueError(f"--max-time should be a time such as 45s, 90m, 2h or 1h30m, got {text!r}")
+        raise ValueError(f"--max-time must be a time such as 45s, 90m, 2h or 1h30m, got {text!r}")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return hours + minutes / 60 + seconds / 3600

@@ -1,1 +1,1 @@
-"""Folders of annotated pictures, for evaluation and training. Knows no models."""
+"""Folders of annotated images, for evaluation and training. Knows no models."""

@@ -22,7 +22,7 @@ def read_wider(folder: Path) -> list[Picture]:
     Rows of `bbx_gt.txt` marked invalid are ignore boxes, and boxes without width or height are left out.
 
     Raises:
-        DatasetError: A file is missing, a row is malformed (file and line are named), or a picture is listed twice
+        DatasetError: A file is missing, a row is malformed (file and line are named), or an image is listed twice
             (both lines are named).
     """
     images, annotations = folder / "images", folder / "bbx_gt.txt"
@@ -54,14 +54,14 @@ def read_boxes(path: Path) -> Iterator[tuple[str, list[Row]]]:
         number, name = lines[k]
         _refuse_second_block(path, listed, name, number)
         if k + 1 == len(lines) or not lines[k + 1][1].isdecimal():
-            raise DatasetError(f"{path}, line {number + 1}: should be the number of boxes of {name}")
+            raise DatasetError(f"{path}, line {number + 1}: must be the number of boxes of {name}")
         count = int(lines[k + 1][1])
         k += 2
         if count == 0 and k < len(lines) and set(lines[k][1].split()) == {"0"}:
             k += 1
         rows = lines[k : k + count]
         if len(rows) < count:
-            raise DatasetError(f"{path}: {name} should have {count} rows, the file ends after {len(rows)}")
+            raise DatasetError(f"{path}: {name} must have {count} rows, got {len(rows)}")
         yield name, [_numbers(path, line, 10, "x y w h and six marks") for line in rows]
         k += count
 
@@ -78,7 +78,7 @@ def read_landmarks(path: Path) -> dict[str, dict[Row, NDArray[np.float32]]]:
             found[name] = {}
             continue
         if name is None:
-            raise DatasetError(f"{path}, line {line[0]}: should name a picture, # file, before its rows")
+            raise DatasetError(f"{path}, line {line[0]}: must be `# file`, the image of the rows below, got a row")
         numbers = _numbers(path, line, 20, "x y w h, five times x y flag, and a last number")
         points = np.array(numbers[4:19], np.float32).reshape(5, 3)
         found[name][numbers[:4]] = np.where(points[:, 2:] < 0, np.nan, points[:, :2]).astype(np.float32)
@@ -86,10 +86,12 @@ def read_landmarks(path: Path) -> dict[str, dict[Row, NDArray[np.float32]]]:
 
 
 def _refuse_second_block(path: Path, listed: dict[str, int], name: str, line: int) -> None:
-    """Each block's faces would count as background of the other; `listed` keeps the line of each picture."""
+    """Each block's faces would count as background of the other; `listed` keeps the line of each image."""
     first = listed.setdefault(posixpath.normpath(name), line)
     if first != line:
-        raise DatasetError(f"{path}: {name} is listed twice, in lines {first} and {line}, put its rows into one block")
+        raise DatasetError(
+            f"{path}: {name} must be listed once, got lines {first} and {line}; put its rows into one block"
+        )
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -106,7 +108,7 @@ def _numbers(path: Path, line: tuple[int, str], count: int, meaning: str) -> Row
     except ValueError:
         numbers = ()
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise DatasetError(f"{path}, line {line[0]}: should be {count} numbers, {meaning}, got {line[1]!r}")
+        raise DatasetError(f"{path}, line {line[0]}: must be {count} numbers, {meaning}, got {line[1]!r}")
     return numbers
 
 

@@ -54,14 +54,14 @@ def precision_recall(
 
     Example:
         >>> from pathlib import Path
-        >>> picture = Picture(Path("a.jpg"), np.array([[0, 0, 9, 9.0]]), np.zeros((0, 4)), np.zeros((1, 5, 2)))
+        >>> image = Picture(Path("a.jpg"), np.array([[0, 0, 9, 9.0]]), np.zeros((0, 4)), np.zeros((1, 5, 2)))
         >>> found = [np.array([[0, 0, 9, 8.0], [20, 20, 30, 30]])], [np.array([0.9, 0.8])]
-        >>> precision_recall([picture], *found).average_precision
+        >>> precision_recall([image], *found).average_precision
         1.0
     """
     if not len(pictures) == len(boxes) == len(scores):
         raise ValueError(
-            f"there should be boxes and scores for each picture, got {len(pictures)} pictures, {len(boxes)} boxes and "
+            f"there must be boxes and scores for each image, got {len(pictures)} images, {len(boxes)} boxes and "
             f"{len(scores)} scores"
         )
     all_scores: list[NDArray[np.float64]] = []
@@ -70,7 +70,7 @@ def precision_recall(
     for picture, detected, confidence in zip(pictures, boxes, scores, strict=True):
         confidence = np.asarray(confidence, np.float64).reshape(-1)
         if np.isnan(confidence).any():
-            raise ValueError(f"{picture.path}: scores should be numbers, got NaN")
+            raise ValueError(f"{picture.path}: scores must be numbers, got NaN")
         order = np.argsort(-confidence, kind="stable")
         detected = np.asarray(detected, np.float64).reshape(-1, 4)[order]
         outcome, counted = outcomes(picture, detected, iou_threshold, size)

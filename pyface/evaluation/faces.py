@@ -30,7 +30,7 @@ class Report:
     """The results of a detector on a set of images.
 
     Attributes:
-        pictures, faces: Number of images and of faces.
+        images, faces: Number of images and of faces.
         average_precision: By IoU threshold.
         by_size: By bucket of `SIZES`: number of faces, and average precision by IoU threshold.
         best_threshold, best_f1: The score threshold with the best F1 at the first IoU threshold, and that F1.
@@ -67,7 +67,7 @@ def detect_all(detector: FaceDetector, pictures: Sequence[Picture]) -> Iterator[
     """
     for outcome in detector.stream([picture.path for picture in pictures]):
         if outcome.detections is None:
-            raise DatasetError(f"{outcome.error}; all pictures must be readable to be evaluated")
+            raise DatasetError(f"{outcome.error}; all images must be readable to be evaluated")
         yield outcome.detections
 
 
@@ -94,7 +94,7 @@ def evaluate(
         DatasetError: An image cannot be read.
     """
     if not pictures:
-        raise ValueError("there are no pictures to evaluate on")
+        raise ValueError("there are no images to evaluate on")
     for _ in detect_all(detector, pictures[:1]):  # warm up: memory, threads and CUDA
         pass
     start = time.perf_counter()

@@ -116,7 +116,7 @@ def evaluate(
             found = detected[key]
             steps.append(gains(overlap(regions, found.regions, (sizes or {}).get(key)), found.scores))
     if not steps:
-        raise EvaluationError("there are no detections in the annotated pictures, so there is nothing to score")
+        raise EvaluationError("there are no detections in the annotated images, so there is nothing to score")
     return Result(
         _sum(np.concatenate(steps, axis=1), faces),
         faces,
@@ -192,7 +192,7 @@ def read_annotations(source: Path) -> Truth:
     else:
         paths = [source] if source.is_file() else []
     if not paths:
-        raise EvaluationError(f"{source} should hold FDDB's ellipse lists, FDDB-fold-XX-ellipseList.txt")
+        raise EvaluationError(f"{source} must hold FDDB's ellipse lists, FDDB-fold-XX-ellipseList.txt, got none")
     faces: dict[str, Regions] = {}
     folds: list[list[str]] = []
     places: dict[str, str] = {}
@@ -202,7 +202,8 @@ def read_annotations(source: Path) -> Truth:
         for line, key, rows in _blocks(text, name, {6: "an ellipse: major minor angle cx cy 1"}):
             if key in faces:
                 raise EvaluationError(
-                    f"{name}, line {line}: {key} has been annotated before, in {places[key]}, is a list here twice?"
+                    f"{name}, line {line}: {key} must be annotated once, got it before in "
+                    f"{places[key]}; remove the list that is here twice"
                 )
             places[key] = f"{name}, line {line}"
             faces[key] = ellipses([row[:5] for row in rows])
@@ -234,14 +235,14 @@ def read_detections(source: Path, *, fit_ellipses: bool = False) -> dict[str, De
         for line, key, rows in _blocks(text, name, meanings):
             if key in detected:
                 raise EvaluationError(
-                    f"{name}, line {line}: detections of {key} have been given before, in {places[key]}"
+                    f"{name}, line {line}: detections of {key} must be given once, got others in {places[key]}"
                 )
             places[key] = f"{name}, line {line}"
             regions = ellipses([[*row[:4], math.nan] if len(row) == 5 else row[:5] for row in rows])
             scores = np.array([row[-1] for row in rows], np.float64)
             detected[key] = Detected(box_to_ellipse(regions) if fit_ellipses else regions, scores)
     if not detected:
-        raise EvaluationError(f"{source} holds no detections, text files in FDDB's format")
+        raise EvaluationError(f"{source} must hold detections, text files in FDDB's format, got none")
     return detected
 
 
@@ -260,16 +261,15 @@ def _blocks(text: str, name: str, meanings: dict[int, str]) -> Iterator[tuple[in
         number, key = lines[k]
         if len(key.split()) in meanings and _numbers(key) is not None:
             raise EvaluationError(
-                f"{name}, line {number}: should be the name of a picture, got {key!r}, is the number of rows before it "
-                f"too small?"
+                f"{name}, line {number}: must be the name of an image, got {key!r}; check the number of rows before it"
             )
         if k + 1 == len(lines) or not lines[k + 1][1].isdecimal():
             place, got = (number + 1, "the end") if k + 1 == len(lines) else (lines[k + 1][0], repr(lines[k + 1][1]))
-            raise EvaluationError(f"{name}, line {place}: should be the number of rows of {key}, got {got}")
+            raise EvaluationError(f"{name}, line {place}: must be the number of rows of {key}, got {got}")
         count = int(lines[k + 1][1])
         rows = lines[k + 2 : k + 2 + count]
         if len(rows) < count:
-            raise EvaluationError(f"{name}, line {number}: {key} should have {count} rows, the file ends before that")
+            raise EvaluationError(f"{name}, line {number}: {key} must have {count} rows, got fewer")
         yield number, _key(key), [_row(line, f"{name}, line {at}", meanings) for at, line in rows]
         k += 2 + count
 
@@ -283,11 +283,11 @@ def _key(name: str) -> str:
 def _row(line: str, place: str, meanings: dict[int, str]) -> list[float]:
     row = _numbers(line)
     if row is None or len(row) not in meanings or not all(map(math.isfinite, row)):
-        raise EvaluationError(f"{place}: should be finite numbers, {' or '.join(meanings.values())}, got {line!r}")
+        raise EvaluationError(f"{place}: must be finite numbers, {' or '.join(meanings.values())}, got {line!r}")
     is_box = len(row) == 5
     if max(map(abs, row[:5])) > _LARGEST or min(row[2:4] if is_box else row[:2]) < 0:
         sides = "width and height" if is_box else "radii"
-        raise EvaluationError(f"{place}: {sides} should be at least 0 and nothing above {_LARGEST:g}, got {line!r}")
+        raise EvaluationError(f"{place}: {sides} must be at least 0 and nothing above {_LARGEST:g}, got {line!r}")
     return row
 
 
@@ -310,7 +310,7 @@ def find_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
         if path is not None:
             found[key] = path
     if not found:
-        raise EvaluationError(f"{folder} should hold FDDB's pictures, year/month/day/big/img_N.jpg, there is none")
+        raise EvaluationError(f"{folder} must hold FDDB's images, year/month/day/big/img_N.jpg, got none")
     return found
 
 

@@ -20,9 +20,9 @@ def check_new_folder(folder: Path) -> None:
         EvaluationError: It is a file, or holds something.
     """
     if folder.exists() and not folder.is_dir():
-        raise EvaluationError(f"{folder} should be a folder to write predictions to, it is a file")
+        raise EvaluationError(f"{folder} must be a folder to write predictions to, got a file")
     if folder.exists() and any(folder.iterdir()):
-        raise EvaluationError(f"{folder} holds something already, give an empty or new folder to write predictions to")
+        raise EvaluationError(f"{folder} must be an empty or new folder, got one with files in it")
 
 
 def text_files(source: Path, suffix: str = ".txt") -> Iterator[tuple[str, str]]:
@@ -52,7 +52,7 @@ def text_files(source: Path, suffix: str = ".txt") -> Iterator[tuple[str, str]]:
     except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         # tarfile's own message has a line for each compression that it tried.
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else "it is not, or is damaged"
-        raise EvaluationError(f"{source} should be a folder or a tar archive of {suffix} files: {reason}") from error
+        raise EvaluationError(f"{source} must be a folder or a tar archive of {suffix} files: {reason}") from error
 
 
 def _read(path: Path) -> str:
@@ -67,5 +67,5 @@ def _decode(content: bytes, name: str) -> str:
         return content.decode("utf-8-sig")  # editors on Windows add a byte order mark
     except UnicodeDecodeError as error:
         raise EvaluationError(
-            f"{name} should be UTF-8 text, it is not ({error.reason} at byte {error.start})"
+            f"{name} must be UTF-8 text, got other bytes ({error.reason} at byte {error.start})"
         ) from None

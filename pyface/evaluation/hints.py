@@ -39,18 +39,18 @@ _READINGS: dict[str, Callable[[Boxes], Boxes]] = {
 
 
 def explain_low(pictures: Iterable[tuple[Boxes, Boxes]]) -> str | None:
-    """Tells what rows look like that should be `x y w h score` in pixels, if another reading fits far better.
+    """Says what the rows look like if another reading than `x y w h score` in pixels fits far better.
 
     Args:
-        pictures: Of each picture the rows, float64 [N, 5], and the faces that they should match, [F, 4], as (x1, y1,
+        pictures: Of each image the rows, float64 [N, 5], and the faces that they should match, [F, 4], as (x1, y1,
             x2, y2).
 
     Returns:
-        The end of a sentence about the rows; None if they look like what they should be.
+        The end of a sentence about the rows; None if they look right.
 
     Example:
         >>> explain_low([(np.array([[90, 90, 130, 140, 0.9]]), np.array([[90, 90, 130, 140]]))])
-        'look like x1 y1 x2 y2 score, and should be x y w h score'
+        'look like x1 y1 x2 y2 score, but must be x y w h score'
     """
     some = list(islice(((rows, faces) for rows, faces in pictures if len(rows) and len(faces)), _PICTURES))
     if not some:
@@ -58,12 +58,12 @@ def explain_low(pictures: Iterable[tuple[Boxes, Boxes]]) -> str | None:
     numbers = np.concatenate([rows[:, :4] for rows, _ in some])
     sides = np.concatenate([faces[:, 2:] - faces[:, :2] for _, faces in some])
     if np.quantile(np.abs(numbers), 0.99) <= 1.5 and np.median(sides) > 3:
-        return "look like fractions of the picture's width and height, and should be pixels"
+        return "look like fractions of the image's width and height, but must be pixels"
     share = {name: _matched(some, reading) for name, reading in _READINGS.items()}
     best = max(share, key=lambda name: share[name])
     if share[best] < _TELLING or share[best] < 3 * _matched(some, _from_sizes):
         return None
-    return f"look like {best}, and should be x y w h score"
+    return f"look like {best}, but must be x y w h score"
 
 
 def _matched(pictures: list[tuple[Boxes, Boxes]], reading: Callable[[Boxes], Boxes]) -> float:

@@ -22,7 +22,7 @@ def check_plot(path: Path) -> None:
     figure, _ = _figure()
     kinds = figure.canvas.get_supported_filetypes()
     if path.suffix.lower().lstrip(".") not in kinds:
-        raise ValueError(f"{path} should end in .png or another of .{', .'.join(sorted(kinds))}, for the plot")
+        raise ValueError(f"{path} must end with .png or another of .{', .'.join(sorted(kinds))}, for the plot")
 
 
 def plot_curves(path: Path, curves: Mapping[str, Curve]) -> None:

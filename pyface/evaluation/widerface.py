@@ -72,7 +72,7 @@ def evaluate(
         if not len(rows) or not len(truth[key].boxes):
             continue
         rows = rows[np.argsort(-rows[:, 4], kind="stable")]
-        # If all scores are equal, they cannot be normalized: all predictions count from the first threshold on.
+        # If all scores are equal, they cannot be normalised: all predictions count from the first threshold on.
         normal = (rows[:, 4] - low) / span if span > 0 else np.ones(len(rows))
         best, is_matched = best_boxes(rows[:, :4], truth[key].boxes, iou_threshold)
         for name in SUBSETS:
@@ -136,7 +136,7 @@ def read_ground_truth(folder: Path) -> dict[ImageKey, Image]:
     files = {}
     for name, file in names.items():
         if not (folder / file).is_file():
-            raise EvaluationError(f"{folder} should hold {', '.join(names.values())}, there is no {file}")
+            raise EvaluationError(f"{folder} must hold {', '.join(names.values())}, got no {file}")
         try:
             files[name] = loadmat(folder / file)
         except Exception as error:  # damaged files raise all kinds of errors
@@ -145,8 +145,8 @@ def read_ground_truth(folder: Path) -> dict[ImageKey, Image]:
         return dict(_images(files))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise EvaluationError(
-            f"{folder}: {', '.join(names.values())} should be the files of WIDER FACE's evaluation tools, their "
-            f"content is another ({error})"
+            f"{folder}: {', '.join(names.values())} must be the files of WIDER FACE's evaluation tools, got "
+            f"others ({error})"
         ) from error
 
 
@@ -178,7 +178,9 @@ def read_predictions(source: Path) -> dict[ImageKey, NDArray[np.float64]]:
         path = Path(name)
         key = path.parent.name, path.stem
         if key in predictions:
-            raise EvaluationError(f"{name}: predictions of {'/'.join(key)} have been given before, in {places[key]}")
+            raise EvaluationError(
+                f"{name}: predictions of {'/'.join(key)} must be given once, got others in {places[key]}"
+            )
         places[key] = name
         predictions[key] = parse_predictions(text, name)
     if not predictions:
@@ -198,7 +200,7 @@ def parse_predictions(text: str, name: str) -> NDArray[np.float64]:
         _refuse_row(lines, name)
     if len(lines) < 2 or lines[1].split() != [str(len(rows))]:
         got = repr(lines[1]) if len(lines) > 1 else "nothing"
-        raise EvaluationError(f"{name}, line 2: should be the number of rows, {len(rows)}, got {got}")
+        raise EvaluationError(f"{name}, line 2: must be the number of rows, {len(rows)}, got {got}")
     return table
 
 
@@ -210,7 +212,7 @@ def _refuse_row(lines: list[str], name: str) -> NoReturn:
         except ValueError:
             is_row = False
         if line.strip() and not is_row:
-            raise EvaluationError(f"{name}, line {number}: should be five finite numbers x y w h score, got {line!r}")
+            raise EvaluationError(f"{name}, line {number}: must be five finite numbers x y w h score, got {line!r}")
     raise AssertionError("a table that could not be read has a malformed line")
 
 
@@ -225,7 +227,7 @@ def rows_and_faces(
 
 
 def find_pictures(folder: Path, truth: Iterable[ImageKey]) -> list[Path]:
-    """The images below a folder, event/image.jpg; those that the ground truth does not know are included.
+    """The images below a folder, event/image.jpg; those that not in the ground truth are included.
 
     Raises:
         EvaluationError: The ground truth knows none of them, or two would share one prediction file.
@@ -234,10 +236,10 @@ def find_pictures(folder: Path, truth: Iterable[ImageKey]) -> list[Path]:
     for path in sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES):
         key = path.parent.name, path.stem
         if key in paths:
-            raise EvaluationError(f"{path} and {paths[key]} would share one prediction file, give the folder of events")
+            raise EvaluationError(f"{path} and {paths[key]} would share one prediction file; give the folder of events")
         paths[key] = path
     if not paths.keys() & set(truth):
-        raise EvaluationError(f"{folder} should hold the ground truth's pictures, event/image.jpg, there is none")
+        raise EvaluationError(f"{folder} must hold the ground truth's images, event/image.jpg, got none")
     return list(paths.values())
 
 

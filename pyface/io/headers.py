@@ -1,8 +1,8 @@
-"""What a picture file says about itself before it is decoded: kind, size, orientation, and whether all of it is there.
+"""What an image file says about itself before it is decoded: kind, size, orientation, and whether all of it is there.
 
 OpenCV decodes the pixels, but it tells nothing beforehand. Reading the header first lets pyface refuse a decompression
 bomb before it takes memory, notice a file that was cut short (which some OpenCV versions fill with grey and call a
-success), turn a picture upright while keeping its transparency, and say in words what is wrong.
+success), turn an image upright while keeping its transparency, and say in words what is wrong.
 """
 
 import re
@@ -17,7 +17,7 @@ KINDS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000 and PNM"
 
 
 class Header(NamedTuple):
-    """The facts of one picture file.
+    """The facts of one image file.
 
     Attributes:
         kind: The file format, for example ``"JPEG"``; told by the content, never by the file's name.
@@ -40,11 +40,11 @@ class Header(NamedTuple):
 
 
 class HeaderError(ValueError):
-    """A file is no picture, or a damaged one; the text is the reason without the file's name."""
+    """A file is no image, or a damaged one; the text is the reason without the file's name."""
 
 
 def read_header(data: bytes) -> Header:
-    """Reads the header of a whole picture file.
+    """Reads the header of a whole image file.
 
     Args:
         data: The content of the file.
@@ -70,7 +70,7 @@ def read_header(data: bytes) -> Header:
 
 
 def check_kind(start: bytes) -> None:
-    """Raises HeaderError unless a file that begins with these bytes (32 are enough) is a picture of a known kind."""
+    """Raises HeaderError unless a file that begins with these bytes (32 are enough) is an image of a known kind."""
     _reader(start)
 
 
@@ -80,7 +80,7 @@ def _reader(data: bytes) -> Callable[[bytes], Header]:
     for pattern, reader in _READERS:
         if pattern.match(data):
             return reader
-    raise HeaderError(f"this is no picture of a kind that pyface reads ({KINDS})")
+    raise HeaderError(f"this is not an image of a kind that pyface reads ({KINDS})")
 
 
 def _jpeg(data: bytes) -> Header:
@@ -208,7 +208,7 @@ def _heif(data: bytes) -> Header:
 
 
 def _largest_part(kind: str, data: bytes) -> tuple[int, int]:
-    """Width and height of the picture: thumbnails, tiles and the transparency, which have sizes too, are no larger."""
+    """Width and height of the image: thumbnails, tiles and the transparency, which have sizes too, are no larger."""
     sizes = [struct.unpack_from(">II", data, found.end() + 4) for found in re.finditer(b"ispe", data[: 1 << 20])]
     if not sizes:
         raise HeaderError(f"the {kind} file is cut short or damaged: it tells no size")
@@ -247,7 +247,7 @@ def _pnm(data: bytes) -> Header:
     rest = re.match(number, data[found.end() :])
     peak = int(rest[1]) if rest else 0
     if not 1 <= peak <= 65535:
-        raise HeaderError("the PNM header is damaged: its largest value should be from 1 to 65535")
+        raise HeaderError("the PNM header is damaged: its largest value must be from 1 to 65535")
     # OpenCV scales 8-bit values that are written as digits itself.
     return Header("PNM", *size, peak=None if found[1] in b"23" and peak < 256 else peak)
 

@@ -26,26 +26,26 @@ _MAX_EXTRA_BYTES = 2**26  # what a file may hold beside 16 bytes a pixel: metada
 
 
 class ImageError(ValueError):
-    """A picture cannot be read; the text names the picture, and says why and what to do."""
+    """An image cannot be read; the text names the image, and says why and what to do."""
 
 
 def read_image(
     source: Any, *, bgr: bool = False, max_pixels: int = MAX_PIXELS, truncated: Truncated = "refuse"
 ) -> Pixels:
-    """Reads a picture of any accepted kind, as a viewer would show it.
+    """Reads an image of any accepted kind, as a viewer would show it.
 
     Files are read by content, not by name: JPEG, PNG, WebP, GIF (first frame), BMP, TIFF (first page), AVIF,
-    JPEG 2000, PNM, and HEIC if pillow-heif is installed. A picture is turned upright by its EXIF orientation; broken
+    JPEG 2000, PNM, and HEIC if pillow-heif is installed. An image is turned upright by its EXIF orientation; broken
     EXIF counts as none. Grey becomes RGB, inks (CMYK) become RGB, transparent pixels lie on white. 16-bit pixels are
     scaled by their full range, or the one that a PNM file declares; where none of them reaches a sixteenth of the full
     range they are taken for 10-bit or 12-bit pixels in a 16-bit file, which would otherwise be black.
 
     Args:
-        source: One of: a path; the bytes of a picture file; a file opened for reading bytes, which is read from its
+        source: One of: a path; the bytes of an image file; a file opened for reading bytes, which is read from its
             beginning; a PIL image; a uint8 numpy array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; a tensor [H, W],
             [1, H, W], [3, H, W] or [4, H, W] on any device, uint8 or floating point with values from 0 to 1.
         bgr: Numpy arrays are BGR or BGRA, as OpenCV reads them; no other kind of source is affected.
-        max_pixels: Refuse pictures with more than this many pixels, before they are decoded.
+        max_pixels: Refuse images with more than this many pixels, before they are decoded.
         truncated: "refuse" JPEG and PNG files without their end marker, or "accept" them: some encoders leave it out.
             If pixels are missing too, they come out grey, or the file is refused all the same.
 
@@ -53,7 +53,7 @@ def read_image(
         uint8 [H, W, 3], contiguous and writeable. An array that already has this form is returned itself, not a copy.
 
     Raises:
-        ImageError: The source is of another kind, missing, unreadable, empty, no picture, damaged, cut short, or
+        ImageError: The source is of another kind, missing, unreadable, empty, no image, damaged, cut short, or
             too large.
 
     Example:
@@ -66,7 +66,7 @@ def read_image(
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A picture file in memory that is known to be whole and of a bearable size, but is not decoded yet."""
+    """An image file in memory that is known to be whole and of a bearable size, but is not decoded yet."""
 
     name: str
     data: bytes
@@ -89,7 +89,7 @@ def open_image(
         name = os.fsdecode(source)
         return _open_encoded(name, _read_file(name, max_pixels), max_pixels, truncated)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _open_encoded(f"picture of {len(source)} bytes", bytes(source), max_pixels, truncated)
+        return _open_encoded(f"image of {len(source)} bytes", bytes(source), max_pixels, truncated)
     if isinstance(source, Tensor):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
@@ -99,7 +99,7 @@ def open_image(
     if hasattr(source, "read"):
         return _open_encoded(_name_of(source), _read_stream(source, max_pixels), max_pixels, truncated)
     raise ImageError(
-        f"an image should be a path, bytes, an open file, a PIL image, a uint8 numpy array [H, W, 3], a tensor "
+        f"an image must be a path, bytes, an open file, a PIL image, a uint8 numpy array [H, W, 3], a tensor "
         f"[3, H, W] or a list of these, got {type(source).__name__}"
         + (" (which is what cv2.imread returns for a file that it cannot read)" if source is None else "")
     )
@@ -109,7 +109,7 @@ def decode_image(opened: EncodedImage | Pixels | Tensor) -> Pixels | Tensor:
     """Decodes what `open_image` gave; arrays and tensors pass.
 
     Raises:
-        ImageError: The pixels are damaged, or of a kind that has no place in a picture (floating point).
+        ImageError: The pixels are damaged, or of a kind that has no place in an image (floating point).
     """
     if not isinstance(opened, EncodedImage):
         return opened
@@ -125,7 +125,7 @@ def decode_image(opened: EncodedImage | Pixels | Tensor) -> Pixels | Tensor:
         image = _decode_grey_alpha(opened, form)
         premultiplied = form.is_premultiplied
     if image.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"{name}: its pixels are {image.dtype}, save the picture with 8 or 16 bits a channel")
+        raise ImageError(f"{name}: its pixels are {image.dtype}; save the image with 8 or 16 bits per channel")
     if header.kind == "BMP" and _is_unused_alpha(image):
         image = np.ascontiguousarray(image[..., :3])
     image = _to_rgb(_to_8_bits(image, header.peak), bgr=True, premultiplied=premultiplied)
@@ -146,10 +146,10 @@ def _decode_by_opencv(opened: EncodedImage, data: bytes) -> NDArray[Any]:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise ImageError(f"{opened.name}: OpenCV cannot decode this {header.kind} picture ({error.err})") from None
+        raise ImageError(f"{opened.name}: OpenCV cannot decode this {header.kind} image ({error.err})") from None
     if image is None:
         raise ImageError(
-            f"{opened.name}: OpenCV {cv2.__version__} cannot decode this {header.kind} picture, it is damaged, cut "
+            f"{opened.name}: OpenCV {cv2.__version__} cannot decode this {header.kind} image: it is damaged, cut "
             f"short or of an uncommon form"
         )
     return image
@@ -160,7 +160,7 @@ def _decode_heic(opened: EncodedImage) -> Pixels:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise ImageError(
-            f"{opened.name}: this is a HEIC picture, for which pyface needs pillow-heif: "
+            f"{opened.name}: this is a HEIC image, for which pyface needs pillow-heif: "
             f'pip install "pyface-engine[heic]"'
         ) from None
     try:
@@ -169,7 +169,7 @@ def _decode_heic(opened: EncodedImage) -> Pixels:
     except MemoryError:
         raise
     except Exception as error:  # pillow-heif raises several kinds
-        raise ImageError(f"{opened.name}: pillow-heif cannot decode this HEIC picture ({_brief(error)})") from None
+        raise ImageError(f"{opened.name}: pillow-heif cannot decode this HEIC image ({_brief(error)})") from None
     return _from_pil(image, opened.name, opened.pixels)
 
 
@@ -196,7 +196,7 @@ def _read_file(path: str, max_pixels: int) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # open() tells of folders
-            raise HeaderError("this is a pipe or a device, not a file, save the picture to a file and pass that")
+            raise HeaderError("this is a pipe or a device, not a file; save the image to a file and pass that")
         with open(path, "rb") as file:
             start = file.read(32)
             check_kind(start)  # before the rest: the file may be a film
@@ -225,7 +225,7 @@ def _read_stream(file: BinaryIO, max_pixels: int) -> bytes:
         raise ImageError(f"{name}: the open file cannot be read ({_brief(error)})") from None
     if not isinstance(data, bytes | bytearray | memoryview):
         got = type(data).__name__
-        raise ImageError(f"{name}: an open file should give bytes, got {got}; open it with mode 'rb'")
+        raise ImageError(f"{name}: an open file must give bytes, got {got}; open it with mode 'rb'")
     try:
         _check_length(len(data), max_pixels)
     except HeaderError as error:
@@ -240,8 +240,8 @@ def _most_bytes(max_pixels: int) -> int:
 def _check_length(length: int, max_pixels: int) -> None:
     if length > _most_bytes(max_pixels):
         raise HeaderError(
-            f"the file has {length} bytes, more than the {_most_bytes(max_pixels)} that {max_pixels} pixels may take, "
-            f"raise max_pixels (--max-pixels in a shell) if the picture can be trusted and memory suffices"
+            f"the file has {length} bytes, more than the {_most_bytes(max_pixels)} that {max_pixels} pixels may take; "
+            f"raise max_pixels (--max-pixels in a shell) if you trust the image and have the memory"
         )
 
 
@@ -249,7 +249,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, IsADirectoryError):
-        return "this is a folder, pass the files in it"
+        return "this is a folder; pass the files in it"
     if isinstance(error, OSError):
         return f"the file cannot be read ({error.strerror or error})"
     return str(error)
@@ -263,17 +263,17 @@ def _brief(error: Exception) -> str:
 def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
-            f"{name}: {width} x {height} is more than the limit of {max_pixels} pixels, "
-            f"raise max_pixels (--max-pixels in a shell) if the picture can be trusted and memory suffices"
+            f"{name}: {width} x {height} is more than the limit of {max_pixels} pixels; "
+            f"raise max_pixels (--max-pixels in a shell) if you trust the image and have the memory"
         )
 
 
 def _from_array(array: NDArray[Any], bgr: bool) -> Pixels:
     if array.dtype != np.uint8:
-        raise ImageError(f"an array should be uint8 with values from 0 to 255, got {array.dtype}, convert it first")
+        raise ImageError(f"an array must be uint8 with values from 0 to 255, got {array.dtype}; convert it first")
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))) or array.size == 0:
         hint = _hint(array, channels_first=False)
-        raise ImageError(f"an array should be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}{hint}")
+        raise ImageError(f"an array must be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}{hint}")
     rgb = np.ascontiguousarray(_to_rgb(np.ascontiguousarray(array), bgr))
     return rgb if rgb.flags.writeable else rgb.copy()  # torch takes only memory that it may write to
 
@@ -281,9 +281,7 @@ def _from_array(array: NDArray[Any], bgr: bool) -> Pixels:
 def _from_tensor(tensor: Tensor) -> Tensor:
     if not (tensor.dim() == 2 or (tensor.dim() == 3 and tensor.shape[0] in (1, 3, 4))) or tensor.numel() == 0:
         hint = _hint(tensor, channels_first=True)
-        raise ImageError(
-            f"a tensor should be [3, H, W], [1, H, W], [4, H, W] or [H, W], got {list(tensor.shape)}{hint}"
-        )
+        raise ImageError(f"a tensor must be [3, H, W], [1, H, W], [4, H, W] or [H, W], got {list(tensor.shape)}{hint}")
     image = _as_bytes(tensor.detach())
     image = image[None] if image.dim() == 2 else image
     if image.shape[0] == 4:
@@ -298,14 +296,14 @@ def _as_bytes(tensor: Tensor) -> Tensor:
         return tensor
     if not tensor.is_floating_point():
         raise ImageError(
-            f"a tensor should be uint8 with values from 0 to 255 or floating point with values from 0 to 1, got "
-            f"{tensor.dtype}, convert it first"
+            f"a tensor must be uint8 with values from 0 to 255 or floating point with values from 0 to 1, got "
+            f"{tensor.dtype}; convert it first"
         )
     levels = tensor.float() * 255
     least, most = (levels.min().item() / 255, levels.max().item() / 255)
     if not (least > -_HALF_LEVEL and most < 1 + _HALF_LEVEL):  # NaN is refused too
         raise ImageError(
-            f"a floating-point tensor should hold values from 0 to 1, got {least:.3g} to {most:.3g}, undo what scaled "
+            f"a floating-point tensor must hold values from 0 to 1, got {least:.3g} to {most:.3g}; undo what scaled "
             f"it, or convert it to uint8 with values from 0 to 255"
         )
     return levels.round().clamp(0, 255).to(torch.uint8)
@@ -317,11 +315,11 @@ _HALF_LEVEL = 0.5 / 255  # what interpolation may add or take away without a cha
 def _hint(image: NDArray[Any] | Tensor, *, channels_first: bool) -> str:
     shape = image.shape
     if len(shape) == 4:
-        return ", pass list(images) for several images"
+        return "; pass list(images) for several images"
     if len(shape) == 3 and not channels_first and shape[0] in (1, 3, 4):
-        return ", pass image.transpose(1, 2, 0)"
+        return "; pass image.transpose(1, 2, 0)"
     if len(shape) == 3 and channels_first and shape[2] in (1, 3, 4):
-        return ", pass image.permute(2, 0, 1)"
+        return "; pass image.permute(2, 0, 1)"
     return ""
 
 
@@ -335,7 +333,7 @@ def _from_pil(image: Any, name: str, max_pixels: int) -> Pixels:
         raise
     except Exception as error:  # Pillow decodes late, so all kinds of damage show here, and closed files too
         raise ImageError(
-            f"{name}: Pillow cannot load its pixels ({_brief(error)}), pass an image that is open and "
+            f"{name}: Pillow cannot load its pixels ({_brief(error)}); pass an image that is open and "
             f"whole, of mode RGB or L"
         ) from None
     return np.ascontiguousarray(_upright(rgb, _orientation_of_pil(image)))
@@ -345,10 +343,10 @@ def _pixels_of_pil(image: Any, name: str) -> Pixels:
     if image.mode.startswith("I"):  # 16 bits, in 32 where Pillow is old
         pixels = np.asarray(image)
         if pixels.min() < 0 or pixels.max() > 65535:
-            raise ImageError(f"{name}: its values exceed 16 bits, convert it to mode L or RGB first")
+            raise ImageError(f"{name}: its values exceed 16 bits; convert it to mode L or RGB first")
         return _to_rgb(_to_8_bits(pixels.astype(np.uint16)), bgr=False)
     if image.mode == "F":
-        raise ImageError(f"{name}: its pixels are floating point, convert it to mode L or RGB first")
+        raise ImageError(f"{name}: its pixels are floating point; convert it to mode L or RGB first")
     if image.mode == "La":  # Pillow converts it to nothing else
         image = image.convert("LA")
     transparent = image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info

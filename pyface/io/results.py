@@ -16,8 +16,8 @@ CSV_COLUMNS = [
     *(f"{part}_{axis}" for part in ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth") for axis in "xy"),
     "error",
 ]
-"""`faces` counts the faces of the picture, `face` numbers them from 0; a picture without faces has one row too.
-Left and right are those of the picture."""
+"""`faces` counts the faces of the image, `face` numbers them from 0; an image without faces has one row too.
+Left and right are those of the image."""
 
 
 class OutputError(ValueError):
@@ -25,7 +25,7 @@ class OutputError(ValueError):
 
 
 def failed(source: str, error: str) -> dict[str, Any]:
-    """Returns the result of a picture that could not be read."""
+    """Returns the result of an image that could not be read."""
     return {"source": source, "width": None, "height": None, "faces": [], "error": error}
 
 
@@ -99,11 +99,11 @@ class ResultFile:
         self.is_unchecked = False
         self._encode = {".jsonl": json_line, ".csv": csv_rows}.get(path.suffix.lower())
         if self._encode is None:
-            raise OutputError(f"{path}: a file of results should end with .jsonl or .csv")
+            raise OutputError(f"{path}: a file of results must end with .jsonl or .csv")
         try:
             if path.exists() and path.stat().st_size > 0 and not overwrite:
                 if not resume:
-                    raise OutputError(f"{path} exists already: --resume continues it, --overwrite replaces it")
+                    raise OutputError(f"{path} exists already; --resume continues it, --overwrite replaces it")
                 if made_by is not None:
                     self.is_unchecked = not _check_maker(path, made_by)
                 self._continue(path)
@@ -169,7 +169,7 @@ def _check_maker(path: Path, made_by: Mapping[str, Any]) -> bool:
         changed = [name for name in known if before[name] != json.loads(json.dumps(made_by[name]))]
     except (ValueError, KeyError, TypeError):
         raise OutputError(
-            f"{file} is damaged or not of pyface, --overwrite makes {path} and {file.name} anew"
+            f"{file} is damaged or was not written by pyface; --overwrite makes {path} and {file.name} anew"
         ) from None
     if changed:
         then, now = (", ".join(f"{name} {_shown(of[name])}" for name in changed) for of in (before, made_by))
@@ -233,4 +233,6 @@ def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _foreign(path: Path, line: int) -> OutputError:
-    return OutputError(f"{path}: line {line} is not of pyface, --resume continues only what pyface detect has written")
+    return OutputError(
+        f"{path}: line {line} was not written by pyface; --resume continues only what pyface detect has written"
+    )

@@ -1,4 +1,4 @@
-"""Which pictures a command line means, and where their drawn copies go."""
+"""Which images a command line means, and where their drawn copies go."""
 
 import glob
 import importlib.util
@@ -33,11 +33,11 @@ _READERS = {
 }
 _READER_OF = {suffix: reader for reader, suffixes in _READERS.items() for suffix in suffixes}
 
-ADDRESS = "pyface reads files, not addresses: download it first"
+ADDRESS = "pyface reads files, not addresses; download it first"
 
 
 class SourceError(ValueError):
-    """The pictures cannot be found, or their copies would go where they must not; the text says why."""
+    """The images cannot be found, or their copies would go where they must not; the text says why."""
 
 
 def find_sources(
@@ -47,9 +47,9 @@ def find_sources(
     skip: Path | None = None,
     skipped: Counter[str] | None = None,
 ) -> list[str]:
-    """Finds the pictures that files, folders and patterns stand for.
+    """Finds the images that files, folders and patterns stand for.
 
-    A folder stands for the pictures in it, hidden ones excepted, in the order of their names; a pattern for what a
+    A folder stands for the images in it, hidden ones excepted, in the order of their names; a pattern for what a
     shell would make of it, so it works in quotes and where shells expand nothing. A file that is not there is passed
     on where others are named too, so that whoever reads them all reports it and goes on.
 
@@ -57,14 +57,14 @@ def find_sources(
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
         recursive: Look into the subfolders of folders too.
         skip: A folder whose content is left out where it lies within another, such as the one for drawn copies.
-        skipped: Gets the number of files in folders that are pictures or films by their names, but of a kind that
+        skipped: Gets the number of files in folders that are images or films by their names, but of a kind that
             pyface does not read, by suffix; `describe_skipped` puts them into words.
 
     Returns:
-        The paths, spelled as the arguments were, each picture once.
+        The paths, spelled as the arguments were, each image once.
 
     Raises:
-        SourceError: A folder or pattern stands for no picture, a folder cannot be read, or the only argument is not
+        SourceError: A folder or pattern stands for no image, a folder cannot be read, or the only argument is not
             there.
     """
     found: dict[str, str] = {}
@@ -86,7 +86,7 @@ def find_sources(
 
 
 def is_picture(name: str) -> bool:
-    """Tells whether a file in a folder counts as a picture, by its name; hidden files do not."""
+    """Tells whether a file in a folder counts as an image, by its name; hidden files do not."""
     suffix = os.path.splitext(name)[1].lower()
     return not name.startswith(".") and (suffix in IMAGE_SUFFIXES or (suffix in HEIC_SUFFIXES and _reads_heic()))
 
@@ -96,7 +96,7 @@ def _reads_heic() -> bool:
 
 
 def count_unreadable(names: Iterable[str]) -> Counter[str]:
-    """Counts, by suffix, the files that are pictures or films by their names, but of a kind that pyface does not read.
+    """Counts, by suffix, the files that are images or films by their names, but of a kind that pyface does not read.
 
     Example:
         >>> count_unreadable(["a.MP4", "b.mp4", "c.jpg", "notes.txt"])
@@ -131,9 +131,9 @@ def _is_pattern(argument: str) -> bool:
 
 def _nothing(argument: str, recursive: bool) -> str:
     if not os.path.isdir(argument):
-        return f"{argument}: nothing fits this pattern"
-    hint = "" if recursive else ", --recursive looks into its subfolders too"
-    return f"{argument}: there are no pictures in this folder{hint}"
+        return f"{argument}: no file matches this pattern"
+    hint = "" if recursive else "; --recursive includes its subfolders"
+    return f"{argument}: there are no images in this folder{hint}"
 
 
 def _pictures(folder: str, recursive: bool, skip: Path | None, counted: Counter[str]) -> Iterator[str]:
@@ -154,12 +154,12 @@ def _pictures(folder: str, recursive: bool, skip: Path | None, counted: Counter[
 
 
 def plan_copies(sources: Iterable[str], folder: Path) -> dict[str, Path]:
-    """Chooses where the drawn copy of each picture goes: its path below the folder that all pictures share.
+    """Chooses where the drawn copy of each image goes: its path below the folder that all images share.
 
-    JPEG and PNG pictures keep their name; others become PNG and have `.png` added to it.
+    JPEG and PNG images keep their name; others become PNG and have `.png` added to it.
 
     Raises:
-        SourceError: A copy would overwrite one of the pictures.
+        SourceError: A copy would overwrite one of the images.
 
     Example:
         >>> plan = plan_copies(["a/face.jpg", "b/face.jpg", "b/scan.tif"], Path("out"))
@@ -178,7 +178,7 @@ def plan_copies(sources: Iterable[str], folder: Path) -> dict[str, Path]:
         below = os.path.relpath(path, shared) if shared else path.replace(":", "").lstrip("/\\")
         copy = _free(folder / _copy_name(below), taken)
         if os.path.realpath(copy) in pictures:
-            raise SourceError(f"{folder}: saving there would overwrite the picture {source}, choose another folder")
+            raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
         plan[source] = copy
     return plan
 
@@ -188,7 +188,7 @@ def _copy_name(name: str) -> str:
 
 
 def _free(path: Path, taken: set[str]) -> Path:
-    """Numbers a name until no other picture has it, by the rules of file systems that ignore case."""
+    """Numbers a name until no other image has it, by the rules of file systems that ignore case."""
     choice, number = path, 2
     while str(choice).lower() in taken:
         choice, number = path.with_stem(f"{path.stem} ({number})"), number + 1

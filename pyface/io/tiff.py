@@ -79,7 +79,7 @@ def find_grey_alpha(data: bytes) -> GreyAlpha | None:
 
 
 def as_wide_grey(data: bytes) -> bytes:
-    """Rewrites the tags of a grey TIFF with transparency: as an upright grey picture of twice the width.
+    """Rewrites the tags of a grey TIFF with transparency: as an upright grey image of twice the width.
 
     OpenCV reads such files without their transparency. The pixels stay as they are: grey and opacity in turn.
     """

@@ -237,7 +237,7 @@ def extra_level(channels: int, width: int) -> nn.Sequential:
 def convolution(
     channels: int, width: int, kernel: int = 3, *, stride: int = 1, rectified: bool = True
 ) -> nn.Sequential:
-    """Convolution, batch normalization and, by default, a ReLU; weights are initialized as by He et al. (Kaiming)."""
+    """Convolution, batch normalisation and, by default, a ReLU; weights are initialised as by He et al. (Kaiming)."""
     layer = nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     rectifier = [nn.ReLU(inplace=True)] if rectified else []

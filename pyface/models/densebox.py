@@ -402,7 +402,7 @@ class DenseBoxLiteConfig(DenseBoxConfig):
         pyramid_step: Positive faces may differ in size by 1.25 / 0.8 = 1.56. At steps of 2^0.5 = 1.41 each face is
             within that band in one or two views, and all views together cost twice the first.
         pyramid_scales: None: go on until a face would fill the image.
-        dropout: 0, since batch normalization makes it unnecessary.
+        dropout: 0, since batch normalisation makes it unnecessary.
     """
 
     face: float = 25.0

@@ -41,7 +41,7 @@ class Description:
         max_detections: Largest number of faces per image, which is the padded size of the outputs.
         score_threshold: Faces have a score > this.
         nms_threshold: Faces are dropped if their IoU with a better one is > this.
-        mean, std: Of the normalization, in pixel values and RGB order.
+        mean, std: Of the normalisation, in pixel values and RGB order.
         licence: Of the weights.
         pyface: The version of pyface that exported the file.
     """
@@ -81,7 +81,7 @@ class Description:
             try:
                 values[field.name] = text if is_text else json.loads(text)
             except ValueError:
-                raise CheckpointError(f"{path}: the property {field.name} is damaged, export the model again") from None
+                raise CheckpointError(f"{path}: the property {field.name} is damaged; export the model again") from None
         values |= {name: tuple(values[name]) for name in ("size", "mean", "std") if values[name] is not None}
         return cls(**values)
 
@@ -269,7 +269,7 @@ class ExportedModel(SingleShot):
             ("cuda_graph", not cuda_graph),
         ):
             if not is_default:
-                raise ValueError(f"{name} is fixed in {self.graph.path}, leave it out")
+                raise ValueError(f"{name} is fixed in {self.graph.path}; leave it out")
         return self
 
     def networks(self) -> list[nn.Module]:

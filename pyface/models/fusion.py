@@ -1,4 +1,4 @@
-"""Folding batch normalization into convolutions, which saves passes over memory at inference."""
+"""Folding batch normalisation into convolutions, which saves passes over memory at inference."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def fold_batch_norms(model: Model) -> Model:
-    """Copies a model for inference, with each batch normalization folded into the convolution before it.
+    """Copies a model for inference, with each batch normalisation folded into the convolution before it.
 
-    A batch normalization is folded if a module registers it right after a convolution with as many channels, as all
+    A batch normalisation is folded if a module registers it right after a convolution with as many channels, as all
     networks here do. Layers with a method `folded` are replaced by what it returns. The copy returns the same maps up
     to rounding (about 1e-6 of their size in float32). Folded layers have other state keys, and no parameter requires
     gradients. The result is a copy even if there is nothing to fold, so casting it never affects the model.
@@ -26,7 +26,7 @@ def fold_batch_norms(model: Model) -> Model:
         model: A model in evaluation mode; it is not modified.
 
     Raises:
-        ValueError: The model is in training mode, where normalization depends on the batch.
+        ValueError: The model is in training mode, where normalisation depends on the batch.
 
     Example:
         >>> layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()

@@ -39,7 +39,7 @@ class CudaGraphs:
         """Returns copies of function(*inputs, **options); all inputs must be on one CUDA device.
 
         Args:
-            function: Launches kernels on the current stream without synchronizing, the same ones in every call.
+            function: Launches kernels on the current stream without synchronising, the same ones in every call.
             inputs: Tensors, which are copied into the graph's own.
             options: Hashable values.
         """

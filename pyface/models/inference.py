@@ -196,5 +196,5 @@ def vote(faces: Faces, iou_threshold: float, *, drop_singletons: bool, plus_one:
 
 def widened(boxes: Tensor, pixels: float) -> Tensor:
     """Moves the right and bottom edges of boxes [..., 4] outwards."""
-    # No constant tensor: copying one to a GPU would synchronize.
+    # No constant tensor: copying one to a GPU would synchronise.
     return torch.cat([boxes[..., :2], boxes[..., 2:] + pixels], dim=-1)

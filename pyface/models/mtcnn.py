@@ -406,10 +406,10 @@ class MTCNN(FaceModel):
         return torch.cat(answers)
 
     def loss(self, net: Literal["pnet", "rnet", "onet"], answers: Tensor, truth: CropTruth) -> dict[str, Tensor]:
-        """Returns the loss terms of one network by name: weighted float32 scalars; minimize their sum.
+        """Returns the loss terms of one network by name: weighted float32 scalars; minimise their sum.
 
         A crop counts for the losses of its kind (the paper's beta). Each term is the mean over the crops that count,
-        or 0 if there are none. Everything runs on the device, without host synchronization.
+        or 0 if there are none. Everything runs on the device, without host synchronisation.
 
         Args:
             net: The network; it decides the weights.
@@ -490,7 +490,7 @@ def pyramid_levels(sizes: Sequence[tuple[int, int]], min_face: float, factor: fl
 
 
 def same_size_runs(levels: Sequence[Level], pixels: int) -> list[slice]:
-    """Groups neighboring levels of equal size into runs of at most `pixels` pixels (or one level)."""
+    """Groups neighbouring levels of equal size into runs of at most `pixels` pixels (or one level)."""
     runs: list[slice] = []
     for k, level in enumerate(levels):
         same = k > 0 and (level.height, level.width) == (levels[k - 1].height, levels[k - 1].width)
@@ -574,7 +574,7 @@ def clip_to_image(proposals: Proposals, images: Sequence[Tensor]) -> Tensor:
 def normalised_crops(
     images: Sequence[Tensor], boxes: Tensor, image: Tensor, size: tuple[int, int], config: MTCNNConfig
 ) -> Tensor:
-    """Crops boxes from images, resized and normalized to (x - 127.5) / 128: float32 [N, 3, h, w]; black outside."""
+    """Crops boxes from images, resized and normalised to (x - 127.5) / 128: float32 [N, 3, h, w]; black outside."""
     return ops.crop_resize(
         images, boxes, image, size, interpolation=config.interpolation, mean=(127.5,) * 3, std=(128.0,) * 3
     )

@@ -47,7 +47,7 @@ def pnet(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """Applies P-Net. The result has no gradient.
 
     Args:
-        images: float32 [B, 3, H, W], normalized, H and W >= 11.
+        images: float32 [B, 3, H, W], normalised, H and W >= 11.
         weights: Eleven float32 tensors: conv1 [10, 3, 3, 3], its bias [10] and PReLU slopes [10]; conv2 [16, 10, 3, 3],
             bias, slopes; conv3 [32, 16, 3, 3], bias, slopes; heads [6, 32, 1, 1], bias.
 

@@ -10,7 +10,7 @@ Where to find the paper's mechanisms:
 - scale-equitable anchors: `S3FDConfig.strides`, `anchor_scale`, and `S3FD.levels`;
 - max-out background label: `S3FDConfig.num_background` -> `AnchorLevel.num_background` of level 0 -> `decode_anchors`;
 - matching that gives every face anchors, and hard negatives: `S3FD.loss`;
-- L2 normalization of the first three maps: `layers.L2Norm` in `S3FDVGG16` and `S3FDLite`;
+- L2 normalisation of the first three maps: `layers.L2Norm` in `S3FDVGG16` and `S3FDLite`;
 - VGG16 with convolutional fc6 and fc7, and the extra layers: `backbones.VGG16` and `S3FDVGG16`;
 - the same mechanisms on a compact network, with landmarks: `S3FDLite`.
 """

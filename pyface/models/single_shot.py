@@ -56,7 +56,7 @@ class SingleShot(FaceModel):
     """A fully convolutional detector.
 
     Attributes:
-        preprocessing: Normalization of the input.
+        preprocessing: Normalisation of the input.
         limits: The limits of boxes for "ap" and for "fast".
         size: Default size of the image that the network runs on.
         channels_last: Whether the network is faster in that memory format.
@@ -114,9 +114,9 @@ class SingleShot(FaceModel):
 
     @abstractmethod
     def loss(self, maps: Any, truth: GroundTruth, *, seed: int = 0) -> dict[str, Tensor]:
-        """Returns the terms of the paper's loss by name: weighted float32 scalars; minimize their sum.
+        """Returns the terms of the paper's loss by name: weighted float32 scalars; minimise their sum.
 
-        Everything runs on the device, without host synchronization. In a batch without faces all terms are finite, and
+        Everything runs on the device, without host synchronisation. In a batch without faces all terms are finite, and
         classification still trains on background. Half-precision maps are converted to float32.
 
         Args:
@@ -139,7 +139,7 @@ class SingleShot(FaceModel):
         levels: int | None = None,
         suppress: bool = True,
     ) -> ops.Candidates:
-        """Runs network, decoding and suppression with static shapes and no host synchronization.
+        """Runs network, decoding and suppression with static shapes and no host synchronisation.
 
         Suits torch.compile and CUDA graphs.
 
@@ -213,7 +213,7 @@ class SingleShot(FaceModel):
     def for_inference(
         self, dtype: torch.dtype = torch.float32, channels_last: bool | None = None, cuda_graph: bool = False
     ) -> SingleShot:
-        """Returns a copy with batch normalization folded into the convolutions; see `FaceModel.for_inference`."""
+        """Returns a copy with batch normalisation folded into the convolutions; see `FaceModel.for_inference`."""
         model = fold_batch_norms(self)  # before the cast, which would round twice
         model.to(dtype=dtype)
         is_last = model.channels_last if channels_last is None else channels_last

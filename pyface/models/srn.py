@@ -319,7 +319,7 @@ def subnet(channels: int) -> nn.Sequential:
 def fresh(channels: int, width: int, kernel: int | tuple[int, int], *, stride: int = 1, bias: float = 0.0) -> nn.Conv2d:
     """A convolution with an odd kernel that keeps the map's size (or divides it by `stride`, rounding up).
 
-    Its weights are initialized with N(0, 0.01).
+    Its weights are initialised with N(0, 0.01).
     """
     height, breadth = (kernel, kernel) if isinstance(kernel, int) else kernel
     layer = nn.Conv2d(channels, width, (height, breadth), stride=stride, padding=(height // 2, breadth // 2))
@@ -338,7 +338,7 @@ class SRNResNet50(SRN):
         super().__init__(config or SRNConfig())
         self.add_heads(256)
         self.backbone = ResNet50()
-        # c6 and c7, without normalization or ReLU.
+        # c6 and c7, without normalisation or ReLU.
         self.layer5 = fresh(2048, 1024, 3, stride=2)
         self.layer6 = fresh(1024, 256, 3, stride=2)
         # The maps of the first step.
@@ -598,12 +598,12 @@ class LiteRFE(nn.Module):
 
 
 def lite_subnet(channels: int) -> nn.Sequential:
-    """The layers before a prediction layer: 3 x 3, RFE. No normalization, since levels and steps share them."""
+    """The layers before a prediction layer: 3 x 3, RFE. No normalisation, since levels and steps share them."""
     return nn.Sequential(kaiming(channels, 3), nn.ReLU(inplace=True), LiteRFE(channels))
 
 
 def kaiming(channels: int, kernel: int) -> nn.Conv2d:
-    """A convolution initialized as by He et al.: with N(0, 0.01), the activations of narrow layers would vanish."""
+    """A convolution initialised as by He et al.: with N(0, 0.01), the activations of narrow layers would vanish."""
     layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -235,7 +235,7 @@ class SSHVGG16(SSH):
         self.m2 = DetectionModule(512, 256, two)
         self.m3 = DetectionModule(512, 256, three)
         gaussian(self)
-        self.backbone = VGG16()  # after `gaussian`, which must initialize the other layers only
+        self.backbone = VGG16()  # after `gaussian`, which must initialise the other layers only
 
     def fuse(self, conv4_3: Tensor, conv5_3: Tensor) -> Tensor:
         """Fuses conv5_3, upsampled, with conv4_3: [B, 128, H / 8, W / 8]."""
@@ -318,7 +318,7 @@ class SSHLite(SSH):
 
 
 class LiteDetectionModule(nn.Module):
-    """`DetectionModule` with batch normalization and one predictor: [B, channels, H, W] -> its `LevelMaps`."""
+    """`DetectionModule` with batch normalisation and one predictor: [B, channels, H, W] -> its `LevelMaps`."""
 
     def __init__(self, channels: int, width: int, level: ops.AnchorLevel, config: SSHLiteConfig) -> None:
         super().__init__()

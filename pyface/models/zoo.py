@@ -208,7 +208,7 @@ def create_model(name: str, weights: str | os.PathLike[str] | Literal["default"]
 
     Args:
         name: One of `list_models()`, or the path of a file that `pyface export` wrote (.onnx or .xml).
-        weights: "default" for the bundled weights, None for random initialization, or the path of a file. That is one
+        weights: "default" for the bundled weights, None for random initialisation, or the path of a file. That is one
             of pyface's (.safetensors) or a popular public checkpoint, which is detected by its keys (see
             `pyface.models.checkpoints`). Settings that the weights need, such as S3FD's padding of fc6, are applied.
 

@@ -41,7 +41,7 @@ class AnchorLevel:
     """The anchors of one head map.
 
     Attributes:
-        stride: Pixels between neighboring cells.
+        stride: Pixels between neighbouring cells.
         anchors: The K boxes (x1, y1, x2, y2) of cell (0, 0) in continuous pixels; those of cell (row, column) are
             shifted by stride * (column, row).
         num_background: Background logits per anchor: 1 (softmax of two), more (max-out) or 0 (sigmoid of one logit).
@@ -160,7 +160,7 @@ def decode_anchors(
     min_side: float = 0.0,
     sizes: Tensor | None = None,
 ) -> Candidates:
-    """Decodes head maps to candidates in one pass, with static shapes and without host synchronization.
+    """Decodes head maps to candidates in one pass, with static shapes and without host synchronisation.
 
     The score of an anchor is the softmax of its face logit and its largest background logit. That is the sigmoid of
     their difference x, or of the logit x if there is only one. Thresholds are applied to x, as x > log(t / (1 - t)), so

@@ -58,7 +58,7 @@ def decode_densebox(
     sizes: Tensor | None = None,
     min_side: float = 0.0,
 ) -> Candidates:
-    """Decodes DenseBox's maps to candidates in one pass, with static shapes and without host synchronization.
+    """Decodes DenseBox's maps to candidates in one pass, with static shapes and without host synchronisation.
 
     Every cell whose score is above the threshold is a candidate, with corners at ``(cell - unit * offset) * stride +
     stride / 2``. Cells with a non-finite score and candidates with a non-finite coordinate are dropped. Candidates are
@@ -70,7 +70,7 @@ def decode_densebox(
         offsets: [B, 4, H, W] of the same dtype: x - x1, y - y1, x - x2, y - y2 in cells / unit.
         score_threshold: In [0, 1]; a cell passes if its raw score is > this.
         max_candidates: Number of candidates to keep, best first.
-        stride: Pixels between neighboring cells.
+        stride: Pixels between neighbouring cells.
         unit: Number of cells that an offset of 1 stands for; 12.5 for faces of 50 px at stride 4.
         sizes: Any float dtype [B, 2], (height, width) to which each image's boxes are clipped; None: no clipping.
         min_side: Pixels, >= 0; candidates whose shorter side, after clipping, is not >= this or not > 0 are dropped.
@@ -124,7 +124,7 @@ def densebox_targets(
     landmarks: Tensor | None = None,
     landmark_radius: float = 1.0,
 ) -> DenseBoxMaps:
-    """Makes the training targets of DenseBox's maps, on the device and without host synchronization.
+    """Makes the training targets of DenseBox's maps, on the device and without host synchronisation.
 
     **Faces.** The height of a face, relative to `face`, decides. Within `positive_band` (>= low and <= high) the face
     has a positive disc. Otherwise, within `ignore_band`, its disc is ignored. All other faces are background. The disc
@@ -147,7 +147,7 @@ def densebox_targets(
             float32.
         splits: int64 [B + 1]; image b has the boxes splits[b] ... splits[b + 1] - 1.
         size: (H, W) of the maps in cells.
-        stride: Pixels between neighboring cells.
+        stride: Pixels between neighbouring cells.
         face: Height in pixels of the faces that the network finds, > 0.
         radius: Radius of the disc, relative to the face's height, > 0.
         gray: Width of the gray zone in cells, >= 0.

@@ -58,7 +58,7 @@ def assign_anchors(
         anchors: [A, 4] for all images or [B, A, 4], any float dtype; anchors that are not finite count as invalid.
         boxes: [G, 4], any float dtype: the boxes of all images, image by image.
         splits: int64 [B + 1]; image b has the boxes splits[b] ... splits[b + 1] - 1. On the CPU, splits that do not
-            rise from 0 to G raise. On CUDA, where checking would need a synchronization, they are clamped to [0, G].
+            rise from 0 to G raise. On CUDA, where checking would need a synchronisation, they are clamped to [0, G].
         positive: In (0, 1]; an anchor belongs to a face if its IoU is >= this.
         negative: In [0, positive]; an anchor is background if its IoU is < this.
         force_best: Whether rule 2 applies.

@@ -97,13 +97,13 @@ def nms_padded(
     score_threshold: float | None = None,
     overlap: str = "union",
 ) -> tuple[Tensor, Tensor]:
-    """nms for a whole batch with static shapes, without host synchronization; suits torch.compile and CUDA graphs.
+    """nms for a whole batch with static shapes, without host synchronisation; suits torch.compile and CUDA graphs.
 
     Args:
         boxes: [B, N, 4], any float dtype.
         scores: [B, N], any float dtype.
         counts: Integer [B], the number of valid entries of each image, which come first; None: all. On the CPU, a count
-            outside [0, N] raises. On CUDA, where checking would need a synchronization, it is clamped.
+            outside [0, N] raises. On CUDA, where checking would need a synchronisation, it is clamped.
         iou_threshold: In [0, 1]; a box is dropped if its overlap with a kept one is > this.
         max_detections: M >= 0, the largest number of boxes to keep per image.
         score_threshold: Boxes with a score that is not > this are dropped; None: all finite scores count.

@@ -1,4 +1,4 @@
-"""Resampling: letterbox and crop_resize turn uint8 images into normalized float planes in one pass.
+"""Resampling: letterbox and crop_resize turn uint8 images into normalised float planes in one pass.
 
 Pixel k of an image covers [k, k + 1), so the box (0, 0, width, height) is the whole image. ``"bilinear"`` weights the
 two nearest pixels of each axis whatever the scale. ``"area"`` averages over the output pixel's footprint, which is
@@ -38,7 +38,7 @@ def letterbox(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
-    """Resizes images of any sizes into the top left of canvases of one size, as a normalized batch.
+    """Resizes images of any sizes into the top left of canvases of one size, as a normalised batch.
 
     An image keeps its aspect ratio: both axes are resized by one scale. The rest of its canvas is 0 in the
     result, the mean color. To convert a box from the canvas to the image, divide it by the scale.
@@ -89,10 +89,10 @@ def crop_resize(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
-    """Crops boxes from images and resizes them to one size, as a normalized batch.
+    """Crops boxes from images and resizes them to one size, as a normalised batch.
 
     Samples are taken inside the box only (MTCNN's crops, docs/detectors.md 3.4), as if the crop were cut out first and
-    then resized. Where a box reaches beyond its image, pixels are 0 before normalization.
+    then resized. Where a box reaches beyond its image, pixels are 0 before normalisation.
 
     Args:
         images: Images, uint8 [height, width, 3], on one device.
@@ -109,7 +109,7 @@ def crop_resize(
         TypeError: An argument is not a tensor, an image is not uint8, or boxes are not of a float dtype.
         ValueError: Shapes or devices do not match, the size is below 1, a std is 0, or the interpolation is unknown. On
             the CPU also if an image_index is out of range or a box is not finite. On CUDA, where checking would need a
-            synchronization, these give crops of zero pixels.
+            synchronisation, these give crops of zero pixels.
 
     Example:
         >>> import torch, pyface

@@ -84,11 +84,11 @@ async def _read_form(request: Request, chunks: AsyncGenerator[bytes, None], limi
         raise BadUpload(400, f"the multipart form cannot be read: {error.message.rstrip('.')}") from None
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if not files:
-        raise BadUpload(400, "the form has no file, send images as files: curl -F file=@photo.jpg")
+        raise BadUpload(400, "the form has no file; send images as files: curl -F file=@photo.jpg")
     return [Upload(file.filename, await file.read()) for file in files]
 
 
 def _too_large(limits: Limits) -> BadUpload:
     return BadUpload(
-        413, f"the request is larger than {limits.request_bytes} bytes, send fewer or smaller images per request"
+        413, f"the request is larger than {limits.request_bytes} bytes; send fewer or smaller images per request"
     )

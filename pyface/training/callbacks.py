@@ -112,7 +112,7 @@ class Measuring(L.Callback):
         assert self.average.model is not None
         check_finite(pl_module)
         progress = pl_module.progress()
-        if trainer.world_size > 1:  # running statistics of normalization differ between ranks
+        if trainer.world_size > 1:  # running statistics of normalisation differ between ranks
             for value in self.average.model.state_dict().values():
                 torch.distributed.broadcast(value, src=0)
         detector = FaceDetector(

@@ -92,7 +92,7 @@ class CropData(L.LightningDataModule):
 
 
 class NetTraining(Training):
-    """One network of the cascade, its loss and its optimizer.
+    """One network of the cascade, its loss and its optimiser.
 
     Args:
         model: The cascade.
@@ -112,7 +112,7 @@ class NetTraining(Training):
         self.net = WithLandmarks(learner) if with_landmarks and net != "onet" else learner
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The network's optimizer, extended by the auxiliary landmark layer, which is not part of the cascade."""
+        """The network's optimiser, extended by the auxiliary landmark layer, which is not part of the cascade."""
         optimizer = super().configure_optimizers()
         if isinstance(self.net, WithLandmarks):
             decay = self.recipe.weight_decay
@@ -256,7 +256,7 @@ def count_kinds(run: Run, net: Net, crops: Crops) -> dict[CropKind, int]:
             f"{run.recipe.smallest_face:g} px or more"
         )
     if not counts[CropKind.LANDMARK]:
-        print(f"{net}: no face has its five landmarks, so it does not learn them", flush=True)
+        print(f"{net}: no face has its five landmarks, so it is not trained on landmarks", flush=True)
     return counts
 
 
@@ -267,7 +267,7 @@ def collect(job: Job, model: MTCNN, net: Net, hours: float | None) -> Crops:
     if net == "pnet":
         return drawn
     device = "cuda" if job.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
-    print(f"{net}: looking for crops in {len(album)} pictures", flush=True)
+    print(f"{net}: searching {len(album)} images for crops", flush=True)
     seconds = math.inf if hours is None else 3600 * MINING_TIME * hours
     mined = mine(model.to(device).eval(), net, album, run.seed, smallest, seconds)
     print(f"{net}: {mined}", flush=True)

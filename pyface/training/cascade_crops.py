@@ -294,7 +294,7 @@ class Mined(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.proposals / max(self.pictures, 1):.0f} proposals a picture in {self.pictures} pictures, "
+            f"{self.proposals / max(self.pictures, 1):.0f} proposals per image in {self.pictures} images, "
             f"{self.found / max(self.faces, 1):.1%} of {self.faces} faces among them (IoU 0.5)"
         )
 
@@ -461,7 +461,7 @@ def render(batch: Batch, images: Sequence[Tensor], net: Net, config: MTCNNConfig
     crops = normalised_crops([images[k] for k in used.tolist()], boxes, index, (SIDES[net],) * 2, config)
     mirrored = batch.mirrored.to(device, non_blocking=True)
     crops = torch.where(mirrored[:, None, None, None], crops.flip(3), crops)
-    # The change y = M (128 x + 127.5) + b of pixel values is M x + (127.5 (M 1 - 1) + b) / 128 of normalized ones.
+    # The change y = M (128 x + 127.5) + b of pixel values is M x + (127.5 (M 1 - 1) + b) / 128 of normalised ones.
     tints = batch.colours.to(device, non_blocking=True)
     matrix, shift = tints[:, :, :3], (tints @ tints.new_tensor([127.5, 127.5, 127.5, 1.0]) - 127.5) / 128
     tinted = torch.baddbmm(shift[:, :, None], matrix, crops.flatten(2)).view_as(crops)

@@ -140,7 +140,7 @@ def begin(job: Job) -> None:
         write_json(folder / DATA, facts)
         write_config(job.run, folder / CONFIG)
     elif (folder / DATA).is_file() and (before := json.loads((folder / DATA).read_text(encoding="utf-8"))) != facts:
-        then, now = (f"{of['pictures']:,} pictures with {of['faces']:,} faces" for of in (before, facts))
+        then, now = (f"{of['pictures']:,} images with {of['faces']:,} faces" for of in (before, facts))
         what = f"{then}, not {now}" if then != now else "as many, but names, sizes or boxes differ"
         raise TrainingError(f"the run started with other data ({what}); start a new one in another folder")
     announce(job.run, job.album, job.sets)
@@ -153,22 +153,23 @@ def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> N
     faces = sum(len(picture.faces) for picture in album.pictures)
     length = counted(run.recipe.epochs, "epoch") if run.max_hours is None else f"{60 * run.max_hours:.3g} minutes"
     known = f"{album.known_landmarks:,} of them with landmarks"
-    print(f"{run.model}: {counted(len(album), 'picture')} with {counted(faces, 'face')}, {known}, {length}", flush=True)
+    print(f"{run.model}: {counted(len(album), 'image')} with {counted(faces, 'face')}, {known}, {length}", flush=True)
     if album.left_out:
-        print(f"left out: {counted(album.left_out, 'box', 'es')} outside their pictures", flush=True)
+        print(f"left out: {counted(album.left_out, 'box', 'es')} outside their images", flush=True)
     for folder in dict.fromkeys(run.data):
         names = unlisted(folder)
         if names:
-            print(
-                f"left out: {counted(len(names), 'picture')} that {folder}/bbx_gt.txt does not name, such as {names[0]}"
-            )
+            print(f"left out: {counted(len(names), 'image')} missing from {folder}/bbx_gt.txt, such as {names[0]}")
     learned = {picture.path.resolve() for picture in album.pictures}
     for name, pictures in sets.items():
         shared = sum(picture.path.resolve() in learned for picture in pictures)
         if shared:
-            print(f"{name}: {shared:,} of {len(pictures):,} pictures are learned from too: its figures will flatter")
+            print(
+                f"{name}: {shared:,} of {len(pictures):,} images are also in the training data, so the scores are too "
+                f"optimistic"
+            )
     if not sets:
-        print("nothing to measure on, so that best.safetensors will be the newest weights: --val DIR names some")
+        print("no images to measure on, so best.safetensors will be the newest weights; --val DIR names some")
 
 
 def counted(number: int, noun: str, plural: str = "s") -> str:
@@ -184,4 +185,4 @@ def counted(number: int, noun: str, plural: str = "s") -> str:
 def say_complete(run: Run, folder: Path, verb: str) -> None:
     """Prints how to use a finished run's weights."""
     print(f"the run in {folder} {verb} complete; to use its weights:", flush=True)
-    print(f"  pyface detect PICTURES --model {run.model} --weights {folder / 'best.safetensors'}", flush=True)
+    print(f"  pyface detect IMAGES --model {run.model} --weights {folder / 'best.safetensors'}", flush=True)

@@ -1,4 +1,4 @@
-"""Training with Lightning: data, the training step, the optimizer and the learning rate."""
+"""Training with Lightning: data, the training step, the optimiser and the learning rate."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Data(L.LightningDataModule):
 
 
 class Training(L.LightningModule):
-    """A model, its loss and its optimizer.
+    """A model, its loss and its optimiser.
 
     Args:
         model: The detector.
@@ -83,7 +83,7 @@ class Training(L.LightningModule):
         self.has_learned = False  # whether this process has trained on a batch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Builds the optimizer; biases and normalization layers have no weight decay."""
+        """Builds the optimiser; biases and normalisation layers have no weight decay."""
         recipe = self.recipe
         groups: dict[str, dict[str, Any]] = {
             "normalized": {"weight_decay": recipe.weight_decay, "scale": 1.0, "orthogonal": True},
@@ -143,7 +143,7 @@ class Training(L.LightningModule):
 def kind_of(layer: nn.Module, name: str, parameter: Tensor) -> str:
     """The group of a layer's parameter: "normalized", "weight", "scale" or "bias".
 
-    "normalized" are the convolutions without a bias: they have a normalization behind them, which makes their scale
+    "normalized" are the convolutions without a bias: they have a normalisation behind them, which makes their scale
     irrelevant.
     """
     if parameter.ndim > 1:

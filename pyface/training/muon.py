@@ -1,4 +1,4 @@
-"""Muon, an optimizer that makes the steps of weight matrices orthogonal (Jordan et al., 2024,
+"""Muon, an optimiser that makes the steps of weight matrices orthogonal (Jordan et al., 2024,
 kellerjordan.github.io/posts/muon)."""
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Recipe:
         photometric: Probability of each change of brightness, contrast, saturation and hue.
         smallest_face: Faces that are smaller in the sample (square root of the area, in pixels) are ignored: they count
             neither as faces nor as background. MTCNN applies it to the longer side in the image instead.
-        optimizer: "muon" (for convolutions that a normalization follows, AdamW for all else), "adamw", or "sgd" with
+        optimiser: "muon" (for convolutions that a normalisation follows, AdamW for all else), "adamw", or "sgd" with
             momentum 0.9.
         rate: Highest learning rate.
         bias_rate: Factor of the learning rate for biases, which never decay.
@@ -150,7 +150,7 @@ class Run:
         data: Data folders to train on; a folder given twice is sampled twice as often.
         val: Data folders to measure on; average precision on the first decides which weights are best.
         held_out: Names of images in `data` that are measured on, as one more set, instead of trained on.
-        weights: File of initial weights; None: random initialization.
+        weights: File of initial weights; None: random initialisation.
         backbone: File of initial weights for the trunk alone: torchvision's, or another detector's with the same trunk.
         seed: Random seed; the same seed gives the same sequence of samples.
         max_hours: Length of the run in hours, instead of the recipe's epochs.

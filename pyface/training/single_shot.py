@@ -34,7 +34,7 @@ def check_single_shot(run: Run, folder: Path) -> None:
 
 
 def check_batch(run: Run, model: SingleShot) -> None:
-    """Checks that batch normalization has more than one value per channel, even on the coarsest map.
+    """Checks that batch normalisation has more than one value per channel, even on the coarsest map.
 
     Raises:
         TrainingError: It has one: a batch of one sample, and a map of 1 x 1.

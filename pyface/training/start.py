@@ -59,7 +59,7 @@ def _from_torchvision(state: dict[str, Tensor], backbone: nn.Module, preprocessi
 
 
 def freeze(model: SingleShot, layers: Sequence[str]) -> None:
-    """Freezes layers of the trunk: their weights stay fixed, and normalization uses the loaded statistics."""
+    """Freezes layers of the trunk: their weights stay fixed, and normalisation uses the loaded statistics."""
     for name in layers:
         model.get_submodule(f"backbone.{name}").eval().requires_grad_(False)
 

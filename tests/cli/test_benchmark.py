@@ -35,7 +35,7 @@ def run(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, astronaut):
-    """A folder with one small picture."""
+    """A folder with one small image."""
     import cv2
 
     path = tmp_path / "pictures" / "small.jpg"
@@ -65,20 +65,20 @@ def test_table_and_json(run, folder, tmp_path, monkeypatch):
 
 def test_sizes_spare_mtcnn(run, folder):
     result = run("--model", "mtcnn", "--model", "ssh_lite", "--images", folder, "--size", "96", "--device", "cpu")
-    assert "not for mtcnn" in result.stderr
+    assert "do not apply to mtcnn" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--model", "mtcn"], "Did you mean 'mtcnn'"),
-        (["--model", "mtcnn", "--size", "640"], "--size and --precision are not for mtcnn"),
+        (["--model", "mtcnn", "--size", "640"], "--size and --precision must be left out for mtcnn"),
         (["--images", "nowhere"], "there is no such file or folder"),
-        (["--images", "empty"], "there are no pictures in this folder"),
+        (["--images", "empty"], "there are no images in this folder"),
         (["--images", "broken"], "bad.jpg"),
         (["--device", "cuda:99", "--images", "pictures"], "device 'cuda:99' cannot be used"),
         (["--model", "s3fd_lite", "--size", "big", "--images", "pictures"], "size must be"),
-        (["--model", "s3fd_lite", "--precision", "fp8", "--images", "pictures"], "precision should be"),
+        (["--model", "s3fd_lite", "--precision", "fp8", "--images", "pictures"], "precision must be"),
     ],
 )
 def test_mistakes_are_one_sentence(run, folder, tmp_path, arguments, words):
@@ -168,9 +168,9 @@ def test_random_weights_bring_a_realistic_number_of_candidates(name, astronaut):
 
 
 def test_measure_refuses_nothing(fake_detector):
-    with pytest.raises(ValueError, match="one picture or more"):
+    with pytest.raises(ValueError, match="one image or more"):
         measure(fake_detector, [])
-    with pytest.raises(ValueError, match="seconds should be > 0"):
+    with pytest.raises(ValueError, match="seconds must be more than 0"):
         measure(fake_detector, [b""], seconds=0)
 
 

@@ -119,7 +119,7 @@ def test_hostile_pictures_are_reported_and_the_run_goes_on(run, write_grey, tmp_
     for name, faces in (("a.png", 1), ("deep.png", 2), ("one.png", 1), ("z.png", 2)):
         assert found[name]["error"] is None
         assert len(found[name]["faces"]) == faces
-    assert "4 pictures could not be read" in result.stderr
+    assert "4 images could not be read" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -146,7 +146,7 @@ def test_a_missing_file_among_several_is_reported(run, write_grey):
     lines = lines_of(run("detect", "gone.png", "a.png", "https://example.org/b.png", "--save", "out", status=1).stdout)
     assert [len(line["faces"]) for line in lines] == [0, 2, 0]
     assert lines[0]["error"] == "gone.png: there is no such file"
-    assert "not addresses: download it first" in lines[2]["error"]
+    assert "not addresses; download it first" in lines[2]["error"]
 
 
 def test_options_reach_the_detector(run, write_grey):
@@ -259,7 +259,7 @@ def test_save_within_the_sources_is_not_read_again(run, write_grey):
 
 def test_save_never_overwrites_a_source(run, write_grey):
     before = write_grey("in/a.png").read_bytes()
-    assert_mistake(run("detect", "in", "--save", "in", status=2), "overwrite the picture", "a.png", "another folder")
+    assert_mistake(run("detect", "in", "--save", "in", status=2), "overwrite the image", "a.png", "another folder")
     assert Path("in/a.png").read_bytes() == before
 
 
@@ -279,7 +279,7 @@ def test_resume_after_any_cut(run, write_grey, fake_model, name):
         run("detect", "in", "--output", name, "--resume", status=1)
         assert Path(name).read_bytes() == whole
     fake_model.batches.clear()
-    run("detect", "./in", "--output", name, "--resume", status=1)  # the same pictures, spelled otherwise
+    run("detect", "./in", "--output", name, "--resume", status=1)  # the same images, spelled otherwise
     assert Path(name).read_bytes() == whole
     assert fake_model.batches == []
 
@@ -338,12 +338,10 @@ def test_a_redirected_run_ends_with_what_it_did(run, write_grey):
     write_grey("a.png", 80)
     write_grey("b.png", 40)
     stderr = run("detect", "a.png", "b.png", "-o", "faces.csv").stderr
-    assert stderr.startswith("pyface: 3 faces in 2 pictures, ")
+    assert stderr.startswith("pyface: 3 faces in 2 images, ")
     assert stderr.endswith("; results in faces.csv\n")
     assert len(stderr.splitlines()) == 1
-    assert (
-        "0 faces in 0 pictures, 2 done before" in run("detect", "a.png", "b.png", "-o", "faces.csv", "--resume").stderr
-    )
+    assert "0 faces in 0 images, 2 done before" in run("detect", "a.png", "b.png", "-o", "faces.csv", "--resume").stderr
 
 
 def test_existing_output(run, write_grey):
@@ -372,7 +370,7 @@ def test_existing_output(run, write_grey):
 def test_resume_leaves_foreign_files_alone(run, write_grey, name, content):
     write_grey("a.png")
     Path(name).write_text(content)
-    assert_mistake(run("detect", "a.png", "--output", name, "--resume", status=2), "line 1 is not of pyface")
+    assert_mistake(run("detect", "a.png", "--output", name, "--resume", status=2), "line 1 was not written by pyface")
     assert Path(name).read_text() == content
 
 
@@ -459,7 +457,7 @@ def test_closed_stdout(write_grey, tmp_path):
     assert len(text.splitlines()) == 1
     status, text = closed("detect", "a.png", "--output", "faces.jsonl", "--save", "out")
     assert status == 0
-    assert text.startswith("pyface: 1 face in 1 picture, ")
+    assert text.startswith("pyface: 1 face in 1 image, ")
     assert len(lines_of((tmp_path / "faces.jsonl").read_text())[0]["faces"]) == 1
     assert (tmp_path / "out/a.png").exists()
     assert closed("models") == (0, "")
@@ -494,7 +492,7 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
     assert process.wait(timeout=60) == 1
     assert "in/a [1].png  48 x 32  2 faces  0.20 0.10" in text
     assert "in/bad.png: the file is empty" in text
-    assert "1 picture could not be read" in text
+    assert "1 image could not be read" in text
     assert "drawn in out" in text
     assert "Finding faces" in text
     assert '{"source"' not in text
@@ -507,13 +505,13 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (["gone.png"], ["gone.png: there is no such file or folder"]),
-        (["https://example.org/a.jpg?x=1"], ["pyface reads files, not addresses: download it first"]),
-        (["*.gif"], ["*.gif: nothing fits this pattern"]),
-        (["empty"], ["empty: there are no pictures in this folder", "--recursive"]),
+        (["https://example.org/a.jpg?x=1"], ["pyface reads files, not addresses; download it first"]),
+        (["*.gif"], ["*.gif: no file matches this pattern"]),
+        (["empty"], ["empty: there are no images in this folder", "--recursive"]),
         (["a.png", "--model", "mtcn"], ["there is no model 'mtcn'", "mtcnn"]),
         (["a.png", "--device", "cuda:99"], ["device 'cuda:99' cannot be used"]),
-        (["a.png", "--device", "abacus"], ["device should be auto, cpu, cuda", "abacus"]),
-        (["a.png", "--min-face", "inf"], ["min_face should be 1 pixel or more"]),
+        (["a.png", "--device", "abacus"], ["device must be auto, cpu, cuda", "abacus"]),
+        (["a.png", "--min-face", "inf"], ["min_face must be 1 pixel or more"]),
         (["a.png", "--weights", "gone.safetensors"], ["there is no file gone.safetensors"]),
         (["a.png", "--weights", "a.png"], ["a.png is not a weights file, or contains code"]),
         (
@@ -522,13 +520,13 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
         ),
         (["a.png", "--size", "12x"], ["size must be 'native', the longer side in pixels", "'12x'"]),
         (["a.png", "--multiscale", "all"], ["multiscale must be one of s3fd, srn, ssh", "'all'"]),
-        (["a.png", "--precision", "int8"], ["precision should be one of fp32, fp16, bf16"]),
+        (["a.png", "--precision", "int8"], ["precision must be one of fp32, fp16, bf16"]),
         (["a.png", "--output", "faces.txt"], ["faces.txt", ".jsonl or .csv"]),
         (["a.png", "--output", "a.png/faces.csv"], ["a.png/faces.csv cannot be written"]),
-        (["a.png", "--save", "a.png"], ["a.png: the pictures cannot be saved there (it is a file, give a folder)"]),
-        (["a.png", "--save", "a.png/out"], ["a.png/out: the pictures cannot be saved there"]),
-        (["a.png", "--resume"], ["--resume belongs to a file of results, add --output"]),
-        (["a.png", "--overwrite"], ["--overwrite belongs to a file of results, add --output"]),
+        (["a.png", "--save", "a.png"], ["a.png: the images cannot be saved there (it is a file; give a folder)"]),
+        (["a.png", "--save", "a.png/out"], ["a.png/out: the images cannot be saved there"]),
+        (["a.png", "--resume"], ["--resume needs a file of results; add --output"]),
+        (["a.png", "--overwrite"], ["--overwrite needs a file of results; add --output"]),
         (["a.png", "--output", "x.csv", "--resume", "--overwrite"], ["use one of them"]),
     ],
 )

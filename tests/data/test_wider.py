@@ -53,12 +53,12 @@ def test_a_picture_listed_twice_is_refused(folder, again):
     row = "10 10 5 5 0 0 0 0 0 0\n"
     write(folder, f"a.jpg\n1\n{row}c.jpg\n1\n{row}{again}\n1\n{row}")
     with pytest.raises(
-        DatasetError, match=r"bbx_gt\.txt: .*a\.jpg is listed twice, in lines 1 and 7, put its rows into"
+        DatasetError, match=r"bbx_gt\.txt: .*a\.jpg must be listed once, got lines 1 and 7; put its rows into"
     ):
         read_folder(folder)
     points = "10 10 5 5 1 2 0 3 4 0 5 6 0 7 8 0 9 10 0 0\n"
     write(folder, f"a.jpg\n1\n{row}", f"# a.jpg\n{points}# {again}\n{points}")
-    with pytest.raises(DatasetError, match=r"landmarks\.txt: .*a\.jpg is listed twice, in lines 1 and 3"):
+    with pytest.raises(DatasetError, match=r"landmarks\.txt: .*a\.jpg must be listed once, got lines 1 and 3"):
         read_folder(folder)
 
 
@@ -88,15 +88,15 @@ def test_negatives(folder):
 @pytest.mark.parametrize(
     ("boxes", "landmarks", "words"),
     [
-        ("a.jpg\n1\n1 2 3 0 0 0 0 0 0\n", None, r"bbx_gt.txt, line 3: should be 10 numbers, x y w h.*'1 2 3 0 0"),
-        ("a.jpg\n1\n1 2 x 4 0 0 0 0 0 0\n", None, "line 3: should be 10 numbers"),
+        ("a.jpg\n1\n1 2 3 0 0 0 0 0 0\n", None, r"bbx_gt.txt, line 3: must be 10 numbers, x y w h.*'1 2 3 0 0"),
+        ("a.jpg\n1\n1 2 x 4 0 0 0 0 0 0\n", None, "line 3: must be 10 numbers"),
         ("a.jpg\n1\n1 2 nan 4 0 0 0 0 0 0\n", None, "line 3"),
-        ("a.jpg\nc.jpg\n", None, "line 2: should be the number of boxes of a.jpg"),
-        ("a.jpg\n", None, "line 2: should be the number of boxes"),
-        ("a.jpg\n2\n1 2 3 4 0 0 0 0 0 0\n", None, "a.jpg should have 2 rows, the file ends after 1"),
+        ("a.jpg\nc.jpg\n", None, "line 2: must be the number of boxes of a.jpg"),
+        ("a.jpg\n", None, "line 2: must be the number of boxes"),
+        ("a.jpg\n2\n1 2 3 4 0 0 0 0 0 0\n", None, "a.jpg must have 2 rows, got 1"),
         ("gone.jpg\n0\n", None, "names gone.jpg, which is not in"),
-        ("a.jpg\n0\n", "1 2 3 4\n", "landmarks.txt, line 1: should name a picture"),
-        ("a.jpg\n0\n", "# a.jpg\n1 2 3 4 5\n", "landmarks.txt, line 2: should be 20 numbers"),
+        ("a.jpg\n0\n", "1 2 3 4\n", "landmarks.txt, line 1: must be `# file`"),
+        ("a.jpg\n0\n", "# a.jpg\n1 2 3 4 5\n", "landmarks.txt, line 2: must be 20 numbers"),
         (
             "a.jpg\n1\n10 20 30 40 0 0 0 0 0 0\n",
             "# a.jpg\n10.5 20 30 40 1 2 0 3 4 0 5 6 0 7 8 0 9 10 0 0\n",

@@ -19,7 +19,7 @@ FACES = [[0, 0, 20, 20], [100, 0, 140, 40]]
 
 
 def ap(pictures, *detections, **options):
-    """detections: per picture rows (x1, y1, x2, y2, score)."""
+    """detections: per image rows (x1, y1, x2, y2, score)."""
     rows = [np.array(of, float).reshape(-1, 5) for of in detections]
     return precision_recall(pictures, [r[:, :4] for r in rows], [r[:, 4] for r in rows], **options).average_precision
 
@@ -67,9 +67,9 @@ def test_sizes():
 
 
 def test_wrong_input():
-    with pytest.raises(ValueError, match="got 1 pictures, 0 boxes and 0 scores"):
+    with pytest.raises(ValueError, match="got 1 images, 0 boxes and 0 scores"):
         precision_recall([picture(FACES)], [], [])
-    with pytest.raises(ValueError, match=r"a.jpg: scores should be numbers, got NaN"):
+    with pytest.raises(ValueError, match=r"a.jpg: scores must be numbers, got NaN"):
         ap([picture(FACES)], [[0, 0, 20, 20, np.nan]])
     assert precision_recall([], [], []).average_precision == 0.0
 

@@ -19,7 +19,7 @@ from pyface.evaluation.faces import mistakes, score
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, fake_model):
-    """Runs `pyface` with the fake model: one face for every 40 grey levels, each half a picture wide."""
+    """Runs `pyface` with the fake model: one face for every 40 grey levels, each half an image wide."""
     from pyface.models import zoo
 
     monkeypatch.setattr(zoo, "create_model", lambda name, weights="default": fake_model)
@@ -37,7 +37,7 @@ def run(monkeypatch, tmp_path, fake_model):
 
 @pytest.fixture
 def data(tmp_path):
-    """Two pictures of 100 x 80: in one the fake model's only face, in the other a face that it does not see."""
+    """Two images of 100 x 80: in one the fake model's only face, in the other a face that it does not see."""
     images = tmp_path / "data" / "images"
     images.mkdir(parents=True)
     for name, level in (("a.png", 40), ("b.png", 0)):
@@ -108,23 +108,23 @@ FDDB = ("fddb", "--ground-truth", "lists", "--predictions")
         ([*FACES, "data", "--size", "640"], "size"),
         ([*FACES, "data", "--json", "gone/x.json"], "gone/x.json cannot be written: there is no gone"),
         ([*FACES, "data", "--json", "empty"], "empty cannot be written: it is a folder"),
-        ([*FACES, "data", "--plot", "x.doc"], "x.doc should end in .png"),
+        ([*FACES, "data", "--plot", "x.doc"], "x.doc must end with .png"),
         ([*FACES, "data", "--worst", "bad.txt"], "bad.txt cannot be made: File exists"),
         ([*WIDER, "data"], "widerface needs --predictions"),
-        ([*WIDER, "data", "--predictions", "data"], "data should hold wider_face_val.mat"),
+        ([*WIDER, "data", "--predictions", "data"], "data must hold wider_face_val.mat"),
         ([*WIDER, "data", "--predictions", "x", "--model", "mtcnn"], "belong together"),
         (["fddb", "--ground-truth", "lists"], "fddb needs --predictions"),
         ([*FDDB, "x", "--model", "mtcnn"], "--model needs --images"),
         ([*FDDB, "x", "--model", "mtcn", "--images", "bare/images"], "there is no model 'mtcn'"),
-        ([*FDDB, "x", "--model", "mtcnn", "--images", "empty"], "empty should hold FDDB's pictures"),
-        ([*FDDB, "full", "--model", "mtcnn", "--images", "bare/images"], "full holds something already"),
+        ([*FDDB, "x", "--model", "mtcnn", "--images", "empty"], "empty must hold FDDB's images"),
+        ([*FDDB, "full", "--model", "mtcnn", "--images", "bare/images"], "full must be an empty or new folder"),
         ([*FDDB, "bad.txt/out", "--model", "mtcnn", "--images", "bare/images"], "bad.txt/out cannot be written: Not a"),
-        ([*FDDB, "bad.txt", "--model", "mtcnn", "--images", "bare/images"], "bad.txt should be a folder"),
-        ([*FDDB, "empty"], "empty holds no detections"),
-        ([*FDDB, "gone"], "gone should be a folder or a tar archive"),
-        ([*FDDB, "notes.tar"], "notes.tar should be a folder or a tar archive"),
-        ([*FDDB, "bad.txt"], "bad.txt, line 3: should be finite numbers"),
-        (["fddb", "--ground-truth", "empty", "--predictions", "full"], "empty should hold FDDB's ellipse lists"),
+        ([*FDDB, "bad.txt", "--model", "mtcnn", "--images", "bare/images"], "bad.txt must be a folder"),
+        ([*FDDB, "empty"], "empty must hold detections"),
+        ([*FDDB, "gone"], "gone must be a folder or a tar archive"),
+        ([*FDDB, "notes.tar"], "notes.tar must be a folder or a tar archive"),
+        ([*FDDB, "bad.txt"], "bad.txt, line 3: must be finite numbers"),
+        (["fddb", "--ground-truth", "empty", "--predictions", "full"], "empty must hold FDDB's ellipse lists"),
     ],
 )
 def test_mistakes_of_the_user_are_one_sentence(run, places, arguments, words):
@@ -137,8 +137,8 @@ def test_mistakes_of_the_user_are_one_sentence(run, places, arguments, words):
 
 def test_data_without_annotations(run, places, data):
     result = run("faces", "--model", "mtcnn", "--data", "bare", status=2)
-    assert "bare holds no bbx_gt.txt: taken as 1 picture without faces" in result.stderr
-    assert "bare: there are no annotated faces, average precision needs some" in result.stderr
+    assert "bare has no bbx_gt.txt, so all its images count as having no faces" in result.stderr
+    assert "bare: there are no annotated faces; average precision needs some" in result.stderr
     both = run("faces", "--model", "mtcnn", "--data", "bare", "--data", "data", "--device", "cpu")
     assert "3 images" in both.stdout
 
@@ -163,7 +163,7 @@ def test_a_folder_that_must_not_be_written_to(run, places, tmp_path):
 
 
 def test_iou_thresholds_and_plots(run, data, tmp_path):
-    # The detection is half a picture, 50 x 40, of which the face has 36 x 40: an IoU of 0.72.
+    # The detection is half an image, 50 x 40, of which the face has 36 x 40: an IoU of 0.72.
     (data / "bbx_gt.txt").write_text("a.png\n1\n0 0 36 40 0 0 0 0 0 0\n")
     arguments = [*FACES, data, "--device", "cpu", "--json", "x.json", "--plot", "x.svg"]
     run(*arguments, "--iou", 0.7, "--iou", 0.75, "--iou", 0.72)
@@ -181,7 +181,7 @@ def test_the_worst_pictures(run, data, tmp_path):
     (tmp_path / "out" / "worst").mkdir(parents=True)
     (tmp_path / "out" / "worst" / "07_9_mistakes_old.jpg").touch()  # of an earlier run
     result = run(*FACES, data, "--device", "cpu", "--worst", "out/worst")
-    assert "the worst 2 of 2 pictures with mistakes are in out/worst: missed faces yellow" in result.stdout
+    assert "the worst 2 of 2 images with mistakes are in out/worst: missed faces yellow" in result.stdout
     # At the threshold of the best F1, which is the score 0.1 of the only hit.
     names = sorted(path.name for path in (tmp_path / "out" / "worst").iterdir())
     assert names == ["00_2_mistakes_c.jpg", "01_1_mistakes_b.jpg"]
@@ -196,7 +196,7 @@ def test_the_worst_pictures(run, data, tmp_path):
 def test_a_broken_picture_is_named(run, data):
     (data / "images" / "b.png").write_bytes(b"no picture")
     result = run("faces", "--model", "mtcnn", "--data", data, "--device", "cpu", status=2)
-    assert "all pictures must be readable to be evaluated" in result.stderr
+    assert "all images must be readable to be evaluated" in result.stderr
 
 
 def test_widerface_with_a_model(run, data, tmp_path, monkeypatch):
@@ -210,13 +210,13 @@ def test_widerface_with_a_model(run, data, tmp_path, monkeypatch):
         (tmp_path / "widerface-mtcnn" / "0--Parade" / "a.txt").read_text().startswith("a\n1\n0.00 0.00 50.00 40.00 0.1")
     )
     assert "easy    0.5000" in result.stdout
-    assert "1 picture without predictions, counted as empty: 0--Parade/c" in result.stderr
-    assert "1 picture the ground truth does not know: 0--Parade/b" in result.stderr
+    assert "1 image without predictions, counted as empty: 0--Parade/c" in result.stderr
+    assert "1 image not in the ground truth: 0--Parade/b" in result.stderr
     report = json.loads((tmp_path / "wider.json").read_text())
     assert report["average_precision"]["hard"] == 0.5
     assert list(report["curves"]) == ["easy", "medium", "hard"]
     assert {len(column) for column in report["curves"]["hard"].values()} == {1000}
-    assert "widerface-mtcnn holds something already" in run(*arguments, "--device", "cpu", status=2).stderr
+    assert "widerface-mtcnn must be an empty or new folder" in run(*arguments, "--device", "cpu", status=2).stderr
 
 
 def wider_truth(*names, event="0--Parade"):
@@ -228,7 +228,7 @@ def test_widerface_pictures_that_do_not_fit(run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(widerface, "read_ground_truth", lambda folder: wider_truth("a", "b"))
     arguments = ("widerface", "--ground-truth", "x", "--predictions", "out", "--model", "mtcnn", "--device", "cpu")
     images = data / "images"
-    words = "images should hold the ground truth's pictures, event/image.jpg, there is none"
+    words = "images must hold the ground truth's images, event/image.jpg, got none"
     assert words in run(*arguments, "--images", images, status=2).stderr
     assert words in run(*arguments, "--images", tmp_path / "gone", status=2).stderr.replace("gone", "images")
     for name in ("val/0--Parade", "small/0--Parade"):
@@ -246,7 +246,7 @@ def test_widerface_goes_on_after_a_broken_picture(run, data, tmp_path, monkeypat
     arguments = ("widerface", "--ground-truth", "x", "--predictions", "out", "--model", "mtcnn", "--device", "cpu")
     result = run(*arguments, "--images", "val", "--plot", "curves.png", status=1)
     assert "easy    0.5000" in result.stdout
-    assert "1 picture without predictions, counted as empty: 0--Parade/b" in result.stderr
+    assert "1 image without predictions, counted as empty: 0--Parade/b" in result.stderr
     assert "b.png" in result.stderr.splitlines()[1]
     assert cv2.imread(str(tmp_path / "curves.png")) is not None
     (tmp_path / "val" / "0--Parade" / "a.png").write_bytes(b"no picture")
@@ -264,14 +264,14 @@ def test_widerface_files(run, tmp_path, monkeypatch):
     for source in ("out", "out.tar.gz"):
         result = run("widerface", "--ground-truth", "x", "--predictions", source)
         assert result.stdout.split() == ["easy", "0.0667", "medium", "0.0667", "hard", "0.0667"]
-        assert "14 pictures without predictions, counted as empty: 0--Parade/p01, " in result.stderr
+        assert "14 images without predictions, counted as empty: 0--Parade/p01, " in result.stderr
         assert result.stderr.endswith("0--Parade/p10, and 4 more\n")
     (tmp_path / "out" / "0--Parade").rename(tmp_path / "out" / "wrong")
     result = run("widerface", "--ground-truth", "x", "--predictions", "out", status=2)
     assert "out holds no predictions for any of the ground truth's images" in result.stderr
     (tmp_path / "out" / "wrong" / "p00.txt").write_text("p00\n1\n0 0 1 1 nan\n")
     result = run("widerface", "--ground-truth", "x", "--predictions", "out", status=2)
-    assert "p00.txt, line 3: should be five finite numbers" in result.stderr
+    assert "p00.txt, line 3: must be five finite numbers" in result.stderr
 
 
 # --- FDDB ------------------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_widerface_files(run, tmp_path, monkeypatch):
 
 @pytest.fixture
 def fddb(data, tmp_path):
-    """Two folds of one picture each, 100 x 80; the fake model sees a face of 50 x 40 in the first."""
+    """Two folds of one image each, 100 x 80; the fake model sees a face of 50 x 40 in the first."""
     folder = tmp_path / "pictures" / "2002" / "07" / "19" / "big"
     folder.mkdir(parents=True)
     for k, name in enumerate(("a.png", "b.png"), 1):
@@ -295,7 +295,7 @@ def test_fddb_with_a_model(run, fddb):
     # The ellipse fills its box, pi / 4 of it, and is one of two faces.
     assert "0.5000" in result.stdout
     assert "0.3927" in result.stdout
-    assert "2 pictures in 2 folds, 2 faces" in result.stdout
+    assert "2 images in 2 folds, 2 faces" in result.stdout
     assert "* the curve ends at 0 false positives" in result.stdout
     assert "this is not all of FDDB" in result.stderr
     report = json.loads((fddb / "roc.json").read_text())
@@ -312,11 +312,11 @@ def test_fddb_with_a_model(run, fddb):
     # The files that it wrote score the same.
     again = run("fddb", "--ground-truth", ".", "--predictions", "out", "--overlap", "exact")
     assert again.stdout == result.stdout
-    assert "2 pictures of unknown size (--images tells it), so regions are not cut at their borders" in again.stderr
+    assert "2 images of unknown size (--images gives it), so regions are not cut at their borders" in again.stderr
 
 
 def test_fddb_cuts_regions_by_the_bundled_sizes(run, tmp_path):
-    """A face and its detection that reach beyond the picture's border to different lengths are the same within it."""
+    """A face and its detection that reach beyond the image's border to different lengths are the same within it."""
     key = "2002/08/11/big/img_591"  # 450 x 431 pixels
     (tmp_path / "FDDB-fold-01-ellipseList.txt").write_text(f"{key}\n1\n60 40 1.5707963 440 200  1\n")
     (tmp_path / "out.txt").write_text(f"{key}\n1\n400 140 120 120 0.9\n")
@@ -338,9 +338,9 @@ def test_fddb_cuts_regions_by_the_bundled_sizes(run, tmp_path):
     ("columns", "hint"),
     [
         ("25 20 50 40 0.9", None),
-        ("25 20 75 60 0.9", "look like x1 y1 x2 y2 score, and should be x y w h score"),
-        ("0.9 25 20 50 40", "look like score x y w h, and should be x y w h score"),
-        ("0.25 0.25 0.5 0.5 0.9", "look like fractions of the picture's width and height, and should be pixels"),
+        ("25 20 75 60 0.9", "look like x1 y1 x2 y2 score, but must be x y w h score"),
+        ("0.9 25 20 50 40", "look like score x y w h, but must be x y w h score"),
+        ("0.25 0.25 0.5 0.5 0.9", "look like fractions of the image's width and height, but must be pixels"),
     ],
 )
 def test_rows_in_another_form_are_recognised(run, tmp_path, columns, hint):
@@ -348,7 +348,7 @@ def test_rows_in_another_form_are_recognised(run, tmp_path, columns, hint):
     (tmp_path / "FDDB-fold-01-ellipseList.txt").write_text(f"{key}\n1\n25 20 0 50 40  1\n")
     (tmp_path / "out.txt").write_text(f"{key}\n1\n{columns}\n")
     stderr = run("fddb", "--ground-truth", ".", "--predictions", "out.txt").stderr
-    assert ("next to nothing matches" in stderr) is (hint is not None)
+    assert ("almost nothing matches" in stderr) is (hint is not None)
     if hint is not None:
         assert f"the rows of out.txt {hint}" in stderr
 
@@ -358,8 +358,8 @@ def test_fddb_with_pictures_that_are_missing_or_broken(run, fddb):
     (folder / "img_2.png").unlink()
     arguments = ("fddb", "--ground-truth", ".", "--model", "mtcnn", "--images", "pictures", "--device", "cpu")
     result = run(*arguments, "--predictions", "out")
-    assert "1 picture not in pictures: 2002/07/19/big/img_2" in result.stderr
-    assert "1 picture without detections, counted as empty: 2002/07/19/big/img_2" in result.stderr
+    assert "1 image not in pictures: 2002/07/19/big/img_2" in result.stderr
+    assert "1 image without detections, counted as empty: 2002/07/19/big/img_2" in result.stderr
     assert "0.5000" in result.stdout
     (folder / "img_2.png").write_bytes(b"no picture")
     result = run(*arguments, "--predictions", "out2", status=1)

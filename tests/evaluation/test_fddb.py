@@ -22,7 +22,7 @@ from pyface.evaluation.fddb import (
 )
 from pyface.evaluation.regions import ellipses, exact_overlap, pixel_overlap, rectangles
 
-# Three faces, circles of radius 40, in three of four pictures and two folds.
+# Three faces, circles of radius 40, in three of four images and two folds.
 FOLDS = {
     "FDDB-fold-01-ellipseList.txt": (
         "2002/07/19/big/img_1\n2\n40.000000 40.000000 1.570796 100.000000 100.000000  1\n40 40 0 300 100  1\n"
@@ -88,7 +88,7 @@ def test_a_match_needs_more_than_half():
 
 
 def test_regions_end_at_the_picture():
-    truth = Truth({"a": ellipses([[40, 40, 0, 0, 100]])}, [["a"]])  # half of it lies left of the picture
+    truth = Truth({"a": ellipses([[40, 40, 0, 0, 100]])}, [["a"]])  # half of it lies left of the image
     found = {"a": Detected(rectangles([[0, 60, 40, 80]]), np.array([1.0]))}
     for overlap in (exact_overlap, pixel_overlap):
         uncut = evaluate(found, truth, overlap=overlap).roc
@@ -212,18 +212,18 @@ def test_folders_and_archives(tmp_path, folds):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a\n1\n1 2 3 4 nan\n", r"d.txt, line 3: should be finite numbers, a rectangle: .*got '1 2 3 4 nan'"),
-        ("a\n2\n1 2 3 4 0.5\n1 2 3 4\n", "line 4: should be finite numbers, .* got '1 2 3 4'"),
+        ("a\n1\n1 2 3 4 nan\n", r"d.txt, line 3: must be finite numbers, a rectangle: .*got '1 2 3 4 nan'"),
+        ("a\n2\n1 2 3 4 0.5\n1 2 3 4\n", "line 4: must be finite numbers, .* got '1 2 3 4'"),
         ("a\n1\n1 2 3 four 0.5\n", "line 3: .*four"),
-        ("a\n1\n1 2 -3 4 0.5\n", "line 3: width and height should be at least 0"),
-        ("a\n1\n-1 2 3 4 5 0.5\n", "line 3: radii should be at least 0"),
+        ("a\n1\n1 2 -3 4 0.5\n", "line 3: width and height must be at least 0"),
+        ("a\n1\n-1 2 3 4 5 0.5\n", "line 3: radii must be at least 0"),
         ("a\n1\n1 2 3 1e9 0.5\n", "line 3: .*nothing above 10000"),
-        ("a\nb\n", "line 2: should be the number of rows of a, got 'b'"),
-        ("\n\na\n", "line 4: should be the number of rows of a, got the end"),
-        ("a\n2\n1 2 3 4 0.5\n", "line 1: a should have 2 rows, the file ends before that"),
-        ("a\n1\n1 2 3 4 0.5\n1 2 3 4 0.5\n", "line 4: should be the name of a picture, got '1 2 3 4 0.5'"),
-        ("a\n0\nb\n0\na.jpg\n0\n", "line 5: detections of a have been given before, in "),
-        ("", "holds no detections"),
+        ("a\nb\n", "line 2: must be the number of rows of a, got 'b'"),
+        ("\n\na\n", "line 4: must be the number of rows of a, got the end"),
+        ("a\n2\n1 2 3 4 0.5\n", "line 1: a must have 2 rows, got fewer"),
+        ("a\n1\n1 2 3 4 0.5\n1 2 3 4 0.5\n", "line 4: must be the name of an image, got '1 2 3 4 0.5'"),
+        ("a\n0\nb\n0\na.jpg\n0\n", "line 5: detections of a must be given once, got others in "),
+        ("", "must hold detections"),
     ],
 )
 def test_malformed_detections_are_named(tmp_path, text, words):
@@ -238,10 +238,10 @@ def test_malformed_detections_are_named(tmp_path, text, words):
     [
         (
             "a\n1\n1 2 3 4 5\n",
-            r"FDDB-fold-03-ellipseList.txt, line 3: should be finite numbers, an ellipse: major .* 1",
+            r"FDDB-fold-03-ellipseList.txt, line 3: must be finite numbers, an ellipse: major .* 1",
         ),
-        ("2002/07/19/big/img_3\n0\n", "line 1: 2002/07/19/big/img_3 has been annotated before, in "),
-        ("a\n1\n", "line 1: a should have 1 rows"),
+        ("2002/07/19/big/img_3\n0\n", "line 1: 2002/07/19/big/img_3 must be annotated once, got it before in "),
+        ("a\n1\n", "line 1: a must have 1 rows"),
     ],
 )
 def test_malformed_annotations_are_named(folds, text, words):
@@ -253,20 +253,20 @@ def test_malformed_annotations_are_named(folds, text, words):
 def test_what_is_not_there(tmp_path, folds, detections):
     for source in (tmp_path / "gone", tmp_path):
         (folds / "x").mkdir(exist_ok=True)
-        with pytest.raises(EvaluationError, match="should hold FDDB's ellipse lists"):
+        with pytest.raises(EvaluationError, match="must hold FDDB's ellipse lists"):
             read_annotations(folds / "x" if source == tmp_path else source)
-    with pytest.raises(EvaluationError, match=r"gone should be a folder or a tar archive.*: it does not exist"):
+    with pytest.raises(EvaluationError, match=r"gone must be a folder or a tar archive.*: it does not exist"):
         read_detections(tmp_path / "gone")
-    with pytest.raises(EvaluationError, match="holds no detections"):
+    with pytest.raises(EvaluationError, match="must hold detections"):
         read_detections(folds)  # only annotations
     detections.write_bytes(b"\xff\xfea\x00")
-    with pytest.raises(EvaluationError, match=r"detections.txt should be UTF-8 text"):
+    with pytest.raises(EvaluationError, match=r"detections.txt must be UTF-8 text"):
         read_detections(detections)
 
 
 def test_nothing_to_score(folds):
     truth = read_annotations(folds)
-    with pytest.raises(EvaluationError, match="there are no detections in the annotated pictures"):
+    with pytest.raises(EvaluationError, match="there are no detections in the annotated images"):
         evaluate({"b": Detected(rectangles([[0, 0, 9, 9]]), np.array([1.0]))}, truth)
     with pytest.raises(EvaluationError, match="the annotations hold no faces"):
         evaluate({}, Truth({"a": ellipses([])}, [["a"]]))
@@ -284,5 +284,5 @@ def test_pictures(tmp_path):
     (tmp_path / "2002").mkdir()
     (tmp_path / "2002" / "img_1.png").touch()
     assert find_pictures(tmp_path, ["2002/img_1", "2002/img_2"]) == {"2002/img_1": tmp_path / "2002" / "img_1.png"}
-    with pytest.raises(EvaluationError, match="should hold FDDB's pictures"):
+    with pytest.raises(EvaluationError, match="must hold FDDB's images"):
         find_pictures(tmp_path, ["2002/img_2"])

@@ -79,7 +79,7 @@ def random_regions(random, count=20):
 
 
 def test_pixels_are_those_of_whole_masks():
-    """FDDB's program step by step: every region painted into a mask of the picture."""
+    """FDDB's program step by step: every region painted into a mask of the image."""
     random = np.random.default_rng(0)
     a, b = random_regions(random), random_regions(random)
     width, height = 100, 80

@@ -148,13 +148,13 @@ def test_rows(text, expected):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("one\n1\n1 2 3 4 nan\n", r"a.txt, line 3: should be five finite numbers x y w h score, got '1 2 3 4 nan'"),
+        ("one\n1\n1 2 3 4 nan\n", r"a.txt, line 3: must be five finite numbers x y w h score, got '1 2 3 4 nan'"),
         ("one\n2\n1 2 3 4 0.5\n1 2 3 4\n", "line 4: .* got '1 2 3 4'"),
         ("one\n2\n1 2 3 4\n5 1 2 3 4 5\n", "line 3"),
         ("one\n1\n1 2 3 four 0.5\n", "line 3: .*four"),
-        ("one\n3\n1 2 3 4 0.5\n", "line 2: should be the number of rows, 1, got '3'"),
+        ("one\n3\n1 2 3 4 0.5\n", "line 2: must be the number of rows, 1, got '3'"),
         ("one\n1\n1 2 3 4 inf\n", "line 3"),
-        ("", "line 2: should be the number of rows, 0, got nothing"),
+        ("", "line 2: must be the number of rows, 0, got nothing"),
     ],
 )
 def test_malformed_rows_are_named(text, words):
@@ -180,18 +180,18 @@ def test_what_is_no_source_of_predictions(tmp_path):
     with pytest.raises(EvaluationError, match="holds no prediction files"):
         read_predictions(tmp_path)
     (tmp_path / "x.zip").write_bytes(b"PK\x03\x04")
-    with pytest.raises(EvaluationError, match="should be a folder or a tar archive"):
+    with pytest.raises(EvaluationError, match="must be a folder or a tar archive"):
         read_predictions(tmp_path / "x.zip")
     (tmp_path / "a.tar").write_bytes(b"nothing")
-    with pytest.raises(EvaluationError, match="should be a folder or a tar archive"):
+    with pytest.raises(EvaluationError, match="must be a folder or a tar archive"):
         read_predictions(tmp_path / "a.tar")
-    with pytest.raises(EvaluationError, match="should be a folder or a tar archive"):
+    with pytest.raises(EvaluationError, match="must be a folder or a tar archive"):
         read_predictions(tmp_path / "gone")
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w:gz") as archive:
         archive.add(__file__, "e/a.txt")
     (tmp_path / "cut.tar.gz").write_bytes(whole.getvalue()[:100])
-    with pytest.raises(EvaluationError, match="should be a folder or a tar archive"):
+    with pytest.raises(EvaluationError, match="must be a folder or a tar archive"):
         read_predictions(tmp_path / "cut.tar.gz")
     random = np.random.default_rng(0)
     for mode in ("gz", "xz", "bz2"):  # damaged in the middle
@@ -215,16 +215,16 @@ def test_files_of_other_programs(tmp_path):
         archive.add(folder, "0--Parade")
     assert list(read_predictions(tmp_path)) == list(read_predictions(tmp_path / "all.tar")) == [KEY]
     (folder / "two.txt").write_text("two\n0\n", encoding="utf-16")
-    with pytest.raises(EvaluationError, match=r"two.txt should be UTF-8 text"):
+    with pytest.raises(EvaluationError, match=r"two.txt must be UTF-8 text"):
         read_predictions(tmp_path)
     (folder / "two.txt").unlink()
     write_predictions(tmp_path / "again", KEY, [[0, 0, 20, 20]], [0.5])
-    with pytest.raises(EvaluationError, match=r"one.txt: predictions of 0--Parade/one have been given before, in "):
+    with pytest.raises(EvaluationError, match=r"one.txt: predictions of 0--Parade/one must be given once, got others in "):
         read_predictions(tmp_path)
 
 
 def test_ground_truth_that_is_not_there(tmp_path):
-    with pytest.raises(EvaluationError, match=r"should hold wider_face_val.mat.*there is no wider_face_val.mat"):
+    with pytest.raises(EvaluationError, match=r"must hold wider_face_val.mat.*got no wider_face_val.mat"):
         read_ground_truth(tmp_path)
     for name in ("face", *SUBSETS):
         (tmp_path / f"wider_{name}_val.mat").write_bytes(b"no MATLAB")
@@ -277,10 +277,10 @@ def test_a_small_set_from_end_to_end(tmp_path):
 
 def test_ground_truth_with_other_content(tmp_path):
     write_ground_truth(tmp_path, [FACES], {name: [[3]] for name in SUBSETS})  # there is no third face
-    with pytest.raises(EvaluationError, match="should be the files of WIDER FACE's evaluation tools"):
+    with pytest.raises(EvaluationError, match="must be the files of WIDER FACE's evaluation tools"):
         read_ground_truth(tmp_path)
     io_mat.savemat(tmp_path / "wider_face_val.mat", {"something": np.zeros(3)})
-    with pytest.raises(EvaluationError, match=r"their content is another .*event_list"):
+    with pytest.raises(EvaluationError, match=r"got others .*event_list"):
         read_ground_truth(tmp_path)
 
 

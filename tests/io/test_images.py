@@ -1,4 +1,4 @@
-"""Reading pictures: every kind that people have, and every way in which a file can be wrong."""
+"""Reading images: every kind that people have, and every way in which a file can be wrong."""
 
 import contextlib
 import io
@@ -60,10 +60,10 @@ def test_kinds(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cut_short(kind):
-    """A picture that ends early is an error: half a picture may lack the faces that someone looks for."""
+    """An image that ends early is an error: half an image may lack the faces that someone looks for."""
     data = encode(RNG.integers(0, 256, (60, 90, 3), np.uint8), kind)
     for length in {1, 2, 12, 30, len(data) // 4, len(data) // 2, len(data) * 9 // 10}:
-        with pytest.raises(ImageError, match=r"cut short|damaged|empty|no picture|decode"):
+        with pytest.raises(ImageError, match=r"cut short|damaged|empty|not an image|decode"):
             read_image(data[:length])
 
 
@@ -103,7 +103,7 @@ def test_png_damage():
 
 @pytest.mark.parametrize("seed", range(300))
 def test_random_damage_is_survived(seed):
-    """Flipped and missing bytes give a picture or an ImageError, never anything else."""
+    """Flipped and missing bytes give an image or an ImageError, never anything else."""
     rng = np.random.default_rng(seed)
     data = bytearray(encode(SMOOTH, KINDS[seed % len(KINDS)]))
     for at in rng.integers(0, len(data) if seed % 2 else min(len(data), 64), 4):
@@ -196,7 +196,7 @@ def test_pnm_is_scaled_by_its_largest_value(kind, peak):
 
 @pytest.mark.parametrize("peak", [b"0", b"65536", b"x", b""])
 def test_pnm_without_a_usable_largest_value(peak):
-    with pytest.raises(ImageError, match="PNM header is damaged: its largest value should be from 1 to 65535"):
+    with pytest.raises(ImageError, match="PNM header is damaged: its largest value must be from 1 to 65535"):
         read_image(b"P5 2 1 " + peak + b"\n" + bytes(8))
 
 
@@ -318,7 +318,7 @@ def test_a_second_grey_channel_that_is_no_opacity_is_left_out():
 
 
 def test_floating_point_is_refused():
-    with pytest.raises(ImageError, match="float32, save the picture with 8 or 16 bits"):
+    with pytest.raises(ImageError, match="float32; save the image with 8 or 16 bits"):
         read_image(cv2.imencode(".tif", np.zeros((4, 4), np.float32))[1].tobytes())
 
 
@@ -429,15 +429,15 @@ def test_huge_files_are_refused_unread(tmp_path):
 
 
 def test_addresses_are_no_files():
-    with pytest.raises(ImageError, match="pyface reads files, not addresses: download it first"):
+    with pytest.raises(ImageError, match="pyface reads files, not addresses; download it first"):
         read_image("https://example.org/a.jpg")
 
 
 def test_files_that_are_no_pictures(tmp_path):
     cases = {
         "empty.jpg": (b"", "the file is empty"),
-        "text.jpg": (b"just a few words\n" * 9, "no picture of a kind that pyface reads"),
-        "film.mp4": (b"\0\0\0\x20ftypisom" + bytes(99), "no picture of a kind"),
+        "text.jpg": (b"just a few words\n" * 9, "not an image of a kind that pyface reads"),
+        "film.mp4": (b"\0\0\0\x20ftypisom" + bytes(99), "not an image of a kind"),
         "zero.png": (png_of_size(0, 5), "a size of 0 x 5 pixels"),
         "short.pgm": (b"P5 x", "PNM header is damaged"),
         "start.jpg": (b"\xff\xd8\xff", "cut short"),
@@ -480,7 +480,7 @@ def test_arrays():
     [
         (SMOOTH.astype(np.float32), "uint8 .* got float32"),
         (SMOOTH.astype(np.uint16), "uint8 .* got uint16"),
-        (SMOOTH.transpose(2, 0, 1), r"got \[3, 60, 90\], pass image.transpose\(1, 2, 0\)"),
+        (SMOOTH.transpose(2, 0, 1), r"got \[3, 60, 90\]; pass image.transpose\(1, 2, 0\)"),
         (SMOOTH[None], r"pass list\(images\)"),
         (SMOOTH[..., :2], r"got \[60, 90, 2\]"),
         (SMOOTH[:0], r"got \[0, 90, 3\]"),
@@ -488,7 +488,7 @@ def test_arrays():
         (torch.full((3, 5, 5), 128.0), "values from 0 to 1, got 128 to 128"),
         (torch.full((3, 5, 5), -0.4), "values from 0 to 1, got -0.4 to -0.4"),
         (torch.full((3, 5, 5), float("nan")), "values from 0 to 1, got nan"),
-        (io.StringIO("text"), "an open file should give bytes, got str; open it with mode 'rb'"),
+        (io.StringIO("text"), "an open file must give bytes, got str; open it with mode 'rb'"),
         (torch.zeros(5, 5, 3, dtype=torch.uint8), r"pass image.permute\(2, 0, 1\)"),
         (torch.zeros(2, 3, 5, 5, dtype=torch.uint8), r"pass list\(images\)"),
         (torch.zeros(3, 0, 5, dtype=torch.uint8), r"got \[3, 0, 5\]"),
@@ -521,7 +521,7 @@ def closed(file):
         (closed(io.BytesIO(b"P5 1 1 255\n0")), "open file: the open file cannot be read .*closed"),
         (FailingFile(), r"open file: the open file cannot be read \(the line is dead\)"),
         (io.BytesIO(b""), "open file: the file is empty"),
-        (io.BytesIO(b"words, words"), "open file: this is no picture"),
+        (io.BytesIO(b"words, words"), "open file: this is not an image"),
     ],
 )
 def test_open_files_that_cannot_be_read(source, message):
@@ -580,7 +580,7 @@ def test_pil_images_of_every_odd_state(tmp_path):
     of_closed_file = Image.open(file)
     file.close()
     for source in (image, of_closed_file, Unloadable()):
-        with pytest.raises(ImageError, match=r"Pillow cannot load its pixels .*, pass an image that is open") as caught:
+        with pytest.raises(ImageError, match=r"Pillow cannot load its pixels .*; pass an image that is open") as caught:
             read_image(source)
         assert "\n" not in str(caught.value)
 
@@ -607,7 +607,7 @@ def test_heic(monkeypatch):
         assert difference(image, expected) < 4
         with pytest.raises(ImageError, match="more than the limit"):
             read_image(file.getvalue(), max_pixels=5399)
-        with pytest.raises(ImageError, match="pillow-heif cannot decode this HEIC picture"):
+        with pytest.raises(ImageError, match="pillow-heif cannot decode this HEIC image"):
             read_image(file.getvalue()[:-300])
 
 
@@ -617,7 +617,7 @@ def test_heic_without_its_reader(monkeypatch):
     for brand in (b"heic", b"heix", b"mif1", b"msf1"):
         data = b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1heic" + size
         assert read_header(data)[:3] == ("HEIC", 90, 60)
-        with pytest.raises(ImageError, match=r'HEIC picture, .* pip install "pyface-engine\[heic\]"'):
+        with pytest.raises(ImageError, match=r'HEIC image, .* pip install "pyface-engine\[heic\]"'):
             read_image(data)
     avif = b"\0\0\0\x18ftypmif1" + bytes(4) + b"mif1avif" + size
     assert read_header(avif).kind == "AVIF"

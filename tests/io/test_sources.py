@@ -1,4 +1,4 @@
-"""Which pictures a command line means, and where their drawn copies go."""
+"""Which images a command line means, and where their drawn copies go."""
 
 import importlib.util
 import os
@@ -48,7 +48,7 @@ def test_copies():
         "out/x.tif (2).png",
         "out/X.TIF (3).png",
     ]
-    with pytest.raises(SourceError, match="overwrite the picture"):
+    with pytest.raises(SourceError, match="overwrite the image"):
         plan("out/x.jpg", "out/y.jpg")
 
 
@@ -80,5 +80,5 @@ def test_what_a_folder_leaves_out_is_counted(write_grey, tmp_path, monkeypatch, 
     assert not skipped
     (tmp_path / "only").mkdir()
     (tmp_path / "only/a.mov").write_bytes(b"x")
-    with pytest.raises(SourceError, match=r"only: there are no pictures in this folder.*; skipped 1 \.mov \(extract"):
+    with pytest.raises(SourceError, match=r"only: there are no images in this folder.*; skipped 1 \.mov \(extract"):
         find_sources(["only"])

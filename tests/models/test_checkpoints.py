@@ -581,7 +581,7 @@ class TestMTCNN:
             read_checkpoint(tmp_path)
 
 
-# --- files that are not what they should be --------------------------------------------------------------------------
+# --- files that are malformed or unknown ------------------------------------------------------------------------------
 
 
 class Exploit:

@@ -202,7 +202,7 @@ def test_the_papers_pyramid(vgg):
     assert expected[-1] == pytest.approx(2**-3)
     assert scales(vgg, 600, 800) == pytest.approx(expected)
     assert scales(vgg, 800, 1600) == pytest.approx([scale / 2 for scale in expected])
-    small = scales(vgg, 90, 120)  # ends where the picture is as large as a face
+    small = scales(vgg, 90, 120)  # ends where the image is as large as a face
     assert small == pytest.approx(expected[: len(small)])
     assert small[-1] * 120 <= 62.5 < small[-2] * 120
 
@@ -284,7 +284,7 @@ def empty_maps(images):
 
 
 class Planted(DenseBoxLite):
-    """Answers as a perfect network would: it reads the faces, which are white on black, from the picture."""
+    """Answers as a perfect network would: it reads the faces, which are white on black, from the image."""
 
     POINTS = ((0.3, 0.35), (0.7, 0.35), (0.5, 0.55), (0.35, 0.8), (0.65, 0.8))
 
@@ -295,7 +295,7 @@ class Planted(DenseBoxLite):
     def forward(self, images):
         maps = empty_maps(images)
         for b in range(len(images)):
-            # A white picture of unknown scale: how wide it is tells the scale.
+            # A white image of unknown scale: how wide it is tells the scale.
             lit = images[b].amax(0) > 0
             scale = int(lit.any(0).sum()) / 640
             boxes = self.boxes * scale
@@ -588,7 +588,7 @@ def test_a_wrong_number_of_landmarks_is_named():
 
 
 def test_the_loss_teaches():
-    """A few steps on one picture with two bright faces."""
+    """A few steps on one image with two bright faces."""
     torch.manual_seed(0)
     model = DenseBoxLite().train()
     image = torch.full((1, 3, 64, 64), -1.0)

@@ -122,7 +122,7 @@ def test_candidates(name, landmarks):
         found.logits[:] = 0.0 if described.num_background else -9.0
         found.logits[:, : described.num_background * n] = 9.0
         if level == 1:
-            found.logits[1, -1, 1, 2] = 20.0  # the last anchor of row 1, column 2, in the second picture
+            found.logits[1, -1, 1, 2] = 20.0  # the last anchor of row 1, column 2, in the second image
             found.boxes[1, -4:, 1, 2] = torch.tensor([1.0, -2.0, 0.0, 0.0])
     found = model.candidates(maps, score_threshold=0.5, max_candidates=10)
     assert found.count.tolist() == [0, 1]

@@ -396,7 +396,7 @@ class TestByHand:
             type(m)(*(x if x is None else torch.zeros_like(x) for x in m))
             for m in maps_of(model, [(2, 2), (1, 1), (1, 1)], batch=1)
         ]
-        # A picture of 16 x 16. M1's anchors about (4, 4), (12, 4) ... leave it, M3's may.
+        # An image of 16 x 16. M1's anchors about (4, 4), (12, 4) ... leave it, M3's may.
         terms = model.loss(maps, truth_of([(0.0, 0, 16, 16)]))
         assert terms["classification"].item() == pytest.approx(math.log(2))  # M3's two alone; no M1 anchor lies inside
         assert terms["box"].item() == 0
@@ -656,7 +656,7 @@ def trained(request):
 
 
 def answers_of(name):
-    """A fresh network, and its answers to one picture, which want no gradient."""
+    """A fresh network, and its answers to one image, which want no gradient."""
     model = build(name).eval()
     with torch.no_grad():
         return model, model(torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
@@ -1048,7 +1048,7 @@ class TestPieces:
 
 
 def single_shot_step(name, device):
-    """A fresh network, and what computes its loss on pictures with faces of all sizes."""
+    """A fresh network, and what computes its loss on images with faces of all sizes."""
     model = build(name).to(device)
     pictures = torch.randn(2, 3, 384, 384, generator=torch.Generator().manual_seed(0)).to(device)
     truth = GroundTruth(*(x if x is None else x.to(device) for x in TestNetworks.TRUTH))

@@ -102,7 +102,7 @@ def plain_pool(x, side):
 
 class TestArithmetic:
     def test_pyramid(self):
-        """A 20 x 41 picture, faces from 10 px: scales 1.2, 0.8508, 0.6032 (12.06 px); the next is below 12."""
+        """A 20 x 41 image, faces from 10 px: scales 1.2, 0.8508, 0.6032 (12.06 px); the next is below 12."""
         levels = module.pyramid_levels([(20, 41)], 10.0, 0.709)
         assert [(level.height, level.width) for level in levels] == [(24, 50), (18, 35), (13, 25)]
         assert [level.scale for level in levels] == pytest.approx([1.2, 0.8508, 0.6032172])

@@ -292,7 +292,7 @@ def test_votes_drop_what_one_scale_alone_finds():
         ({"multiscale": "s3fd", "size": 640}, "size must be None with multiscale, which has its own sizes, got 640"),
         ({"limits": "all"}, "limits must be 'ap' or 'fast', got 'all'"),
         ({"tile": 10}, "tile must be a side of 64 pixels or more"),
-        ({"precision": "int8"}, "precision should be one of fp32, fp16, bf16, got 'int8'"),
+        ({"precision": "int8"}, "precision must be one of fp32, fp16, bf16, got 'int8'"),
         ({"cuda_graph": True}, "cuda_graph needs a CUDA device"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a network is shown: scales of the papers' multi-scale tests, tiles, and the way back to the picture."""
+"""What a network is shown: scales of the papers' multi-scale tests, tiles, and the way back to the image."""
 
 import math
 

@@ -112,7 +112,7 @@ def test_whole_images_agree_with_opencv(mode, flag, device):
 
 
 def test_a_crop_equals_cutting_out_then_resizing(device):
-    # Pixels beside the box must not leak in, and outside of the picture there are zeros.
+    # Pixels beside the box must not leak in, and outside of the image there are zeros.
     (image,) = pictures((40, 40), device=device)
     boxes = torch.tensor([[10.0, 5, 22, 17], [-6, -4, 8, 10], [35, 30, 49, 44]], device=device)
     padded = torch.zeros(80, 80, 3, dtype=torch.uint8, device=device)

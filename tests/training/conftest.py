@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """A data folder of six noisy pictures, with a bright disc for a face, two of them without; landmarks for some."""
+    """A data folder of six noisy images, with a bright disc for a face, two of them without; landmarks for some."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)

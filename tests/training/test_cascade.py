@@ -1,4 +1,4 @@
-"""MTCNN's training: kinds of crops, their targets, batches, and whole runs on pictures of noise and discs."""
+"""MTCNN's training: kinds of crops, their targets, batches, and whole runs on images of noise and discs."""
 
 import json
 import shutil
@@ -245,7 +245,7 @@ def test_pixels_are_those_that_detection_sees(album, drawn):
     expected = normalised_crops(album.images, batch.boxes, batch.pictures, (24, 24), config)
     for a, b, is_mirrored in zip(seen, expected, batch.mirrored, strict=True):
         torch.testing.assert_close(a, b.flip(2) if is_mirrored else b, rtol=0, atol=1e-5)
-    # A picture that is not kept in memory is cut to the same pixels.
+    # An image that is not kept in memory is cut to the same pixels.
     streamed = crops.CropBatches(Album(album.pictures, keep=False), drawn, "rnet", recipe, 0, 0, 1)[0]
     torch.testing.assert_close(crops.render(streamed, streamed.pixels, "rnet", config), seen, rtol=0, atol=1e-3)
 
@@ -391,7 +391,7 @@ def test_a_run_without_landmarks_says_so(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cascade, "NETS", ("pnet",))
     monkeypatch.setattr(cascade.NetTraining, "on_train_start", lambda self: learners.append(self.net))
     train(small_run(tmp_path / "data", max_hours=2 / 3600), tmp_path / "run", accelerator="cpu")
-    assert "pnet: no face has its five landmarks, so it does not learn them" in capsys.readouterr().out
+    assert "pnet: no face has its five landmarks, so it is not trained on landmarks" in capsys.readouterr().out
     assert not isinstance(learners[0], WithLandmarks)
     assert (tmp_path / "run" / "best.safetensors").exists()
 

@@ -107,13 +107,13 @@ def test_a_complete_run_says_so(data, tmp_path, capsys):
     train(small_run(data), tmp_path, accelerator="cpu")
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        "s3fd_lite: 6 pictures with 9 faces, 6 of them with landmarks, 4 epochs",
-        "nothing to measure on, so that best.safetensors will be the newest weights: --val DIR names some",
+        "s3fd_lite: 6 images with 9 faces, 6 of them with landmarks, 4 epochs",
+        "no images to measure on, so best.safetensors will be the newest weights; --val DIR names some",
     ]
     assert [line.split(": ")[0] for line in lines[2:4]] == ["step 6, 50% of the run", "step 12, 100% of the run"]
     assert "loss" in lines[2]
     assert lines[4] == f"the run in {tmp_path} is complete; to use its weights:"
-    assert lines[5] == f"  pyface detect PICTURES --model s3fd_lite --weights {tmp_path / 'best.safetensors'}"
+    assert lines[5] == f"  pyface detect IMAGES --model s3fd_lite --weights {tmp_path / 'best.safetensors'}"
     train(small_run(data), tmp_path, accelerator="cpu", resume=True)
     assert f"the run in {tmp_path} was already complete" in capsys.readouterr().out
 
@@ -135,7 +135,10 @@ def test_without_landmarks_the_detector_has_none(data, tmp_path, capsys):
 
 def test_measuring_on_what_is_learned_from_is_said(data, tmp_path, capsys):
     train(small_run(data, val=(str(data),), held_out=("1.png",)), tmp_path, accelerator="cpu")
-    assert f"{data.name}: 5 of 6 pictures are learned from too: its figures will flatter" in capsys.readouterr().out
+    assert (
+        f"{data.name}: 5 of 6 images are also in the training data, so the scores are too optimistic"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"half a checkpoint"])
@@ -183,8 +186,8 @@ def test_what_is_left_out_is_said(data, tmp_path, capsys):
         file.write(f"beyond.png\n{outside}")
     train(small_run(folder, recipe=replace(SMALL, epochs=1)), tmp_path / "run", accelerator="cpu")
     printed = capsys.readouterr().out
-    assert "left out: 1 box outside their pictures" in printed
-    assert f"left out: 1 picture that {folder}/bbx_gt.txt does not name, such as extra.png" in printed
+    assert "left out: 1 box outside their images" in printed
+    assert f"left out: 1 image missing from {folder}/bbx_gt.txt, such as extra.png" in printed
 
     (folder / "bbx_gt.txt").write_text(f"1.png\n{outside}")
     with pytest.raises(DatasetError, match="no faces to train on: all boxes are outside their images"):
@@ -235,7 +238,7 @@ def test_a_run_does_not_go_on_with_other_data(data, tmp_path):
     annotations = tmp_path / "data" / "bbx_gt.txt"
     annotations.write_text(annotations.read_text().replace("5.png\n0\n", "5.png\n1\n").replace(
         "5.png\n1\n0 0 0 0", "5.png\n1\n9 9 30 30"))  # fmt: skip
-    with pytest.raises(TrainingError, match=r"with other data .6 pictures with 9 faces, not 6 pictures with 10 faces"):
+    with pytest.raises(TrainingError, match=r"with other data .6 images with 9 faces, not 6 images with 10 faces"):
         train(run, tmp_path / "run", accelerator="cpu", resume=True)
 
 
@@ -274,7 +277,7 @@ def test_folders_of_one_name_are_measured_each(data, tmp_path):
     with pytest.raises(DatasetError, match="held_out: there are no faces to measure on"):
         measured_sets([], read_folder(data)[5:])
     (tmp_path / "b" / "val" / "images" / "5.png").write_bytes(b"no picture")
-    with pytest.raises(DatasetError, match=r"5\.png: this is no picture"):
+    with pytest.raises(DatasetError, match=r"5\.png: this is not an image"):
         measured_sets(folders[1:2], [])
 
 
@@ -415,5 +418,5 @@ def test_times(text, hours):
 
 @pytest.mark.parametrize("text", ["", "ten", "90", "m", "1.2.3h", ".h"])
 def test_no_times(text):
-    with pytest.raises(ValueError, match="--max-time should be a time such as 45s"):
+    with pytest.raises(ValueError, match="--max-time must be a time such as 45s"):
         parse_hours(text)

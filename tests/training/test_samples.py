@@ -61,7 +61,7 @@ def test_streamed_pictures_give_the_same_pixels(album):
 
 
 def test_faces_lie_where_the_discs_are(album):
-    """The pictures' faces are bright discs: boxes and pixels went the same ways, mirrored, rotated, in mosaics too."""
+    """The images' faces are bright discs: boxes and pixels went the same ways, mirrored, rotated, in mosaics too."""
     plain = Recipe(size=96, batch_size=16, mosaic=0.3, rotation=0.7, photometric=0.0, smallest_face=12)
     seen = 0
     for batch in (samples(album, plain)[k] for k in range(5)):
