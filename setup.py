@@ -37,7 +37,7 @@ def run(*command: str) -> None:
 
 
 def put(module: Path, place: Path) -> None:
-    """Copies a file aside and renames it, so that nobody ever sees half of it."""
+    """Copies a file aside and renames it, so that no reader ever gets half of it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     aside = place.with_name(f".pyface-{os.getpid()}-{place.name}")
     shutil.copyfile(module, aside)

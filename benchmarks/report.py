@@ -3,6 +3,8 @@
     pytest benchmarks --benchmark-json run.json
     python benchmarks/report.py --keep run.json --name my-machine     # to benchmarks/results/my-machine.json
     pyface benchmark --json benchmarks/results/my-machine-stages.json
+    python benchmarks/counts.py                                       # counts of the emulated GPU
+    python scripts/kernel_resources.py                                # what ptxas says; needs nvcc
     python benchmarks/report.py                                       # rewrites what stands between the markers
     python benchmarks/report.py --check                               # fails where that would change something
 
@@ -24,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results")
 FIGURES = Path("pyface/weights/figures.json")
 README, KERNELS, PERFORMANCE = Path("README.md"), Path("docs/kernels.md"), Path("docs/performance.md")
+CUDA = Path("docs/cuda.md")
 PLOT, ACCURACY_PLOT = Path("docs/benchmarks.png"), Path("docs/accuracy.png")
 KEPT = ("op", "task", "library", "precision", "device")  # of extra_info
 
@@ -51,6 +54,14 @@ HEADLINES = [
     ("mtcnn", "end to end, 1 x 512 x 512"),
     ("mtcnn", "48 decoded images"),
 ]
+
+# What the table of kernels shows: of compute capability 8.0, then of 9.0.
+RESOURCES = {
+    "registers": "registers",
+    "shared": "bytes of shared memory",
+    "spilled": "bytes spilled",
+    "blocks_per_sm": "blocks per SM",
+}
 
 NETWORK = "network alone, 1 x 640 x 640"  # the task whose times the plot of accuracy shows
 SUBSETS = ("easy", "medium", "hard")
@@ -217,6 +228,38 @@ def all_text(results: Path) -> str:
     return "\n\n".join(parts)
 
 
+def counts_text(results: Path) -> str:
+    """What every CUDA kernel costs on the emulated device, beside its floor."""
+    rows = []
+    for of in (row for run in runs(results, "counts") for row in run["counts"]):
+        sectors = of["sectors_read"] + of["sectors_written"]
+        floor = of["floor_sectors"]
+        rows.append(
+            [
+                f"`{of['op']}`",
+                of["task"],
+                f"{of['launches']} / {of['floor_launches']}",
+                f"{of['blocks']:,}",
+                f"{sectors:,} / {floor:,} ({sectors / floor:.1f}x)",
+                f"{of['atomics']:,} ({of['contention']:,})",
+                f"{of['barriers']:,}",
+                f"{of['steps']:,}",
+            ]
+        )
+    head = ["", "on", "launches / floor", "blocks", "sectors / floor", "atomics (at one address)", "barriers", "steps"]
+    return table(head, rows)
+
+
+def resources_text(results: Path) -> str:
+    """What ptxas gives every kernel, by compute capability."""
+    rows = []
+    for run in runs(results, "kernels"):
+        for of in run["kernels"]:
+            cells = [[f"{each[key]:,}" for each in of["by_capability"].values()] for key in RESOURCES]
+            rows.append([f"`{of['kernel']}`", f"{of['threads']:,}", *(" / ".join(cell) for cell in cells)])
+    return table(["", "threads", *RESOURCES.values()], rows)
+
+
 def models_text(results: Path) -> str:
     """The README's table of what every model's weights reach and how fast they are, and the plot of accuracy."""
     run = next(iter(runs(results, "models")), {"models": []})
@@ -251,6 +294,7 @@ TEXTS = {
     README: {"models": models_text},
     KERNELS: {"kernels": kernel_text},
     PERFORMANCE: {"stages": stage_text, "all": all_text},
+    CUDA: {"counts": counts_text, "resources": resources_text},
 }
 
 

@@ -3,10 +3,10 @@
 "usual torch chain": permute and concatenate the maps, max-out, softmax, decode all anchors, threshold, top-k and
 torchvision's nms image by image (ours where torchvision is missing).
 
-Floor of decode_anchors: each logit is read once, 478 KB an image in float32 (4 logits a cell on the first level, 2 on
-the others), and a cache line of each of 4 deltas for each of the 683 survivors, 175 KB: 44 us an image at the 15 GB/s
-that a core reads from memory here, less from its caches. On a GPU of 3 TB/s it is 0.2 us, so that the launches are the
-floor. A call costs some 45 us of Python, and up to 10 us more to wake a thread.
+Floor of decode_anchors: each logit is read once, 478 KB per image in float32 (4 logits per cell on the first level, 2
+on the others), and a cache line of each of 4 deltas for each of the 683 survivors, 175 KB: 44 us per image at the 15
+GB/s that a core reads from memory here, less from its caches. On a GPU of 3 TB/s it is 0.2 us, so that the launches are
+the floor. A call costs some 45 us of Python, and up to 10 us more to wake a thread.
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
 """R-Net's and O-Net's convolutions beside the same layers in torch.
 
-Floor on the CPU: 1.46 M multiply-adds a crop for R-Net and 12.3 M for O-Net, at 16 a cycle and core with AVX-512.
+Floor on the CPU: 1.46 M multiply-adds per crop for R-Net and 12.3 M for O-Net, at 16 per cycle and core with AVX-512.
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """Mining beside plain torch: the two sorts of SSD's code, topk, and random permutations.
 
-Floor: losses and index are read and the mask written once, 9 bytes an anchor. Beyond that the CPU counts the digits of
+Floor: losses and index are read and the mask written once, 9 bytes per anchor. Beyond that the CPU counts the digits of
 keys three times and sorts nothing; on CUDA no size is known to the host, so nothing may wait for it.
 """
 

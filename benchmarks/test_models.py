@@ -1,10 +1,10 @@
 """Detectors: their networks alone, what follows the networks alone, and from the bytes of a JPEG file to faces.
 
-Weights are random where pyface brings none; thresholds then let some 300 candidates an image pass, as an image with
+Weights are random where pyface brings none; thresholds then let some 300 candidates per image pass, as an image with
 a dozen faces has. "pyface" is the network as `FaceDetector` runs it: eager, batch normalisation folded, in the memory
 format that suits it.
 
-Floor of the networks on two Zen 4 cores: about 100 G multiply-adds a second; at 640 x 640 a lite network has 2.9 G
+Floor of the networks on two Zen 4 cores: about 100 G multiply-adds per second; at 640 x 640 a lite network has 2.9 G
 (S3FD), 3.4 G (SSH), 4.2 G (SRN). The aim for the lite networks is 40 ms, and 60 ms for SRN.
 """
 
@@ -71,7 +71,7 @@ def picture(batch: int, side: int, model: SingleShot) -> Tensor:
 
 
 def flat(maps: object) -> list[Tensor]:
-    """All tensors of what a network answers."""
+    """All tensors in the output of a network."""
     if isinstance(maps, Tensor):
         return [maps]
     return [] if maps is None else [tensor for part in maps for tensor in flat(part)]

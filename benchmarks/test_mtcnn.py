@@ -51,7 +51,7 @@ def test_mtcnn(library, pictures, device, facenet, timed):
 
 
 class Recorded(nn.Module):
-    """A network that notes what it is asked and what it answers, then answers from its notes.
+    """A network that records inputs and outputs, then replays the outputs.
 
     Attributes:
         notes: (input, answer) of each call since the recording began.

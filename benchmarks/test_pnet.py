@@ -1,6 +1,6 @@
 """P-Net's kernel beside the same layers in torch.
 
-Floor on the CPU: 0.51 G multiply-adds for an image of 614 x 460, at 16 a cycle and core with AVX-512.
+Floor on the CPU: 0.51 G multiply-adds for an image of 614 x 460, at 16 per cycle and core with AVX-512.
 """
 
 import pytest

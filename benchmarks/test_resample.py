@@ -1,6 +1,6 @@
 """letterbox and crop_resize beside OpenCV and torch.
 
-Floor: the source's bytes are read once and four bytes a value are written; a 1024 x 768 image is 2.4 MB in, a
+Floor: the source's bytes are read once and four bytes per value are written; a 1024 x 768 image is 2.4 MB in, a
 640 x 640 batch entry 4.9 MB out.
 """
 

@@ -1,6 +1,6 @@
 """Max-out and face probabilities beside plain torch, on the first level of S3FD at 640 x 640.
 
-Floor: each logit is read once and each result written once; 410 KB and 205 KB an image for maxout_background in
+Floor: each logit is read once and each result written once; 410 KB and 205 KB per image for maxout_background in
 float32, 410 KB and 102 KB for face_probability. On CUDA one launch each, where plain torch needs two to four.
 """
 

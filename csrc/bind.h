@@ -7,12 +7,12 @@
 // come the length checks and the words of the errors; a text that does not fit its launcher fails the module's import.
 //
 //   name            a number, a flag, an enumeration (as an integer), or a struct (as a tuple of its fields)
-//   name[a,b*c+1]   an array: a torch.Tensor of this element type with a * (b * c + 1) elements (contiguous, which
-//                   plain() in pyface/ops/_extension.py sees to: to ask again would cost 50 ns an array); a Map: a
-//                   tensor of any strides with exactly this shape; an array of structs or of doubles: a list
+//   name[a,b*c+1]   an array: a torch.Tensor of this element type with a * (b * c + 1) elements (contiguous, as
+//                   contiguous_as() in pyface/ops/_extension.py makes it: checking again would cost 50 ns per array); a
+//                   Map: a tensor of any strides with exactly this shape; an array of structs or of doubles: a list
 //   name[a]?        the same, or None for nullptr
-//   name> name>=    a float that others are compared with: rounded down or up, so that the comparison in float says
-//                   what it would say in double
+//   name> name>=    a float that others are compared with: rounded down or up, so that the comparison in float has
+//                   the same result as in double
 //
 // Tensors are read through their Python methods; no torch header is needed, and the caller's arguments keep them alive.
 #pragma once
@@ -67,8 +67,8 @@ template <class Error>
   refuse<py::value_error>(call, p, "have " + accepted, got);
 }
 
-// torch's dtypes, which exist once each; never freed, as the module never is. def() asks first, when the module loads:
-// an import during a call might let another thread in here.
+// torch's dtypes, which exist once each; never freed, as the module never is. def() is the first user, when the module
+// loads: an import during a call might let another thread in here.
 struct Dtypes {
   py::object float32, float16, bfloat16, int64, int32, int8, uint8, boolean;
 
@@ -149,7 +149,7 @@ class Entries {
 
 // --- readers: from a Python value to a parameter ---------------------------------------------------------------------
 //
-// A reader is made from its parameter, taking slots for the integers that it will see; resolve() then turns lengths
+// A reader is made from its parameter, taking slots for the integers that it uses; resolve() then turns lengths
 // into slots. In a call, measure() puts integers into their slots, and read() checks the rest and writes the value.
 
 template <class T, class = void>
@@ -370,7 +370,7 @@ struct Reader<S, std::enable_if_t<(sizeof(Fields<S>) > 0)>> : StructReader<S> {
   using StructReader<S>::StructReader;
 };
 
-// Entries that are read one after the other; the integers of an entry are seen by itself only.
+// Entries that are read one after the other; only the entry itself uses its integers.
 template <class E>
 struct EntriesReader {
   EntriesReader(const Parameter& p, Scope&) : p(p) {}
@@ -537,7 +537,7 @@ void def(py::module_& m, const std::string& text) {
   m.add_object(op.c_str(), py::reinterpret_steal<py::object>(PyCFunction_NewEx(&method, nullptr, nullptr)));
 }
 
-// The same for a launcher with a workspace, and the function that says how large that must be.
+// The same for a launcher with a workspace, and the function that returns its size.
 template <auto launcher, auto workspace>
 void def(py::module_& m, const std::string& text) {
   def<launcher>(m, text);

@@ -1,4 +1,4 @@
-// DenseBox's geometry, shared by host and device: which cells a face owns, and what a cell says about its box
+// DenseBox's geometry, shared by host and device: which cells a face owns, and how a cell encodes its box
 // (docs/detectors.md 1.2). Everything that decides a comparison stands here once.
 #pragma once
 
@@ -69,7 +69,7 @@ PYFACE_HD bool holds(const Box& box, int64_t row, int64_t column, int32_t stride
   return x >= box.x1 && x < box.x2 && y >= box.y1 && y < box.y2;
 }
 
-// A cell's distance to a corner's coordinate as the network answers it, and back.
+// A cell's distance to a corner's coordinate as the network returns it, and back.
 PYFACE_HD float encode_corner(int64_t cell, float corner, const DenseBoxGrid& grid) {
   return (to_pixel(cell, grid.stride) - corner) / (static_cast<float>(grid.stride) * grid.unit);
 }

@@ -1,7 +1,7 @@
 // Box arithmetic shared by host and device: one IoU, one validity rule, one order of scores, one exponential.
 //
 // Both sides compile this without fused multiply-add (-ffp-contract=off, --fmad=false), so a comparison that
-// decides which box survives gives the same answer on every machine.
+// decides which box survives gives the same result on every machine.
 #pragma once
 
 #include <cmath>

@@ -1,9 +1,9 @@
 // Every op's launchers, declared once. No torch header is needed to use them: raw pointers, sizes, a stream.
 //
-// Memory: the caller allocates all outputs and, on CUDA, the workspace (ask the *_workspace function, which answers
-// without a GPU). CUDA launchers never allocate, synchronise or touch the default stream; pointers live on `device`,
-// and the status is 0 or a cudaError_t. CPU kernels may allocate scratch, and use at most `threads` threads (some use
-// one whatever it says); arguments that do not fit each other may throw std::invalid_argument.
+// Memory: the caller allocates all outputs and, on CUDA, the workspace, whose size the *_workspace function returns
+// without a GPU. CUDA launchers never allocate, synchronise or touch the default stream; pointers live on `device`,
+// and the status is 0 or a cudaError_t. CPU kernels may allocate scratch memory, and use at most `threads` threads;
+// arguments that do not fit each other may throw std::invalid_argument.
 //
 // Boxes are float32 (x1, y1, x2, y2), width x2 - x1. An entry whose score or coordinate is not finite is dropped.
 // Order is score descending, ties by index.
@@ -148,7 +148,7 @@ void soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method
 void box_voting(const float* boxes, const float* scores, int64_t n, double iou_threshold, Overlap overlap,
                 bool drop_singletons, float* voted_boxes, float* voted_scores, int32_t* voted_count, int threads);
 
-// Each image resized by its scale (output pixels a source pixel) into the top left of its canvas; the rest of the
+// Each image resized by its scale (output pixels per source pixel) into the top left of its canvas; the rest of the
 // canvas is 0 in the output. scales [num_images] > 0, on the host; out [num_images, 3, out_h, out_w]
 void letterbox(const Image* images, const double* scales, int64_t num_images, int out_h, int out_w,
                Interpolation interpolation, Normalization normalization, float* out, int threads);
@@ -227,7 +227,7 @@ void decode_densebox(const Map& scores, const Map& offsets, Dtype dtype, int64_t
 // Boxes to maps. A cell belongs to the disc whose centre is nearest in units of its radius, ties by index.
 //   boxes, ignore and splits as in assign_anchors; landmarks [num_boxes, num_landmarks, 2] (NaN: unknown) or nullptr
 //   label [batch, h, w]: 1 face, 0 background, -1 ignored; offsets [batch, 4, h, w], 0 where no face is;
-//   landmark_label [batch, num_landmarks, h, w] likewise
+//   landmark_label [batch, num_landmarks, h, w] in the same way
 void densebox_targets(const float* boxes, int64_t num_boxes, const uint8_t* ignore, const int64_t* splits,
                       int64_t batch, const float* landmarks, int num_landmarks, const DenseBoxGrid& grid,
                       const DenseBoxTargets& targets, int8_t* label, float* offsets, int8_t* landmark_label,

@@ -1,4 +1,4 @@
-// The texts that describe a launcher's parameters (bind.h says how they are written), read once when the module loads.
+// The texts that describe a launcher's parameters (bind.h describes their form), read once when the module loads.
 #pragma once
 
 #include <array>

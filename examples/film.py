@@ -1,4 +1,4 @@
-"""Draws the faces into a film: python examples/film.py party.mp4 drawn.mp4"""
+"""Draws the faces into a video: python examples/film.py party.mp4 drawn.mp4"""
 
 import sys
 
@@ -7,7 +7,7 @@ from pyface.draw import draw
 
 
 def main(source: str, target: str) -> None:
-    """Reads a film, finds the faces of every frame, and writes the film with their boxes, at the frames' own times."""
+    """Reads a video, finds the faces in every frame, and writes it with their boxes drawn, at the frames' own times."""
     detector = pyface.FaceDetector()
     with pyface.FilmWriter(target) as film:
         for outcome in detector.stream(pyface.video(source)):

@@ -12,7 +12,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyface import __version__, ops
+from pyface import __version__
 from pyface.detector import FaceDetector
 from pyface.io.images import decode_image, open_image, read_image
 from pyface.io.sources import find_sources
+from pyface.ops._extension import observed_launches
 
 STAGES = ("decode", "letterbox", "network", "post-processing")
 MOST_PICTURES = 64  # from a folder; passes must be short enough for several of them
@@ -124,7 +125,7 @@ def _stages(detector: FaceDetector, sources: Sequence[bytes], seconds: float) ->
 class StageClock:
     """A context manager that splits the time of a detector's calls into stages.
 
-    Every moment belongs to one stage: "letterbox" begins when a resampling op is called, "network" when a network
+    Every moment belongs to one stage: "letterbox" begins when a resampling kernel is launched, "network" when a network
     starts, and "post-processing" when it ends. On CUDA each stage ends with a synchronisation, which takes some time
     itself.
 
@@ -155,29 +156,16 @@ class StageClock:
             after = network.register_forward_hook(lambda *_: self.enter("post-processing"))
             self._undo.callback(before.remove)
             self._undo.callback(after.remove)
-        for name in ("letterbox", "crop_resize"):
-            self._undo.enter_context(_announced(name, lambda: self.enter("letterbox")))
+        self._undo.enter_context(observed_launches(self._enter_resampling))
         return self
+
+    def _enter_resampling(self, op: str) -> None:
+        if op in ("letterbox", "crop_resize"):
+            self.enter("letterbox")
 
     def __exit__(self, *_: object) -> None:
         self.enter(None)
         self._undo.close()
-
-
-@contextlib.contextmanager
-def _announced(name: str, announce: Callable[[], None]) -> Iterator[None]:
-    """Calls `announce` before each call of an op of `pyface.ops`."""
-    op = getattr(ops, name)
-
-    def announced(*arguments: Any, **options: Any) -> Any:
-        announce()
-        return op(*arguments, **options)
-
-    setattr(ops, name, announced)
-    try:
-        yield
-    finally:
-        setattr(ops, name, op)
 
 
 def stand_in_threshold(detector: FaceDetector, sources: Sequence[bytes], candidates: int = CANDIDATES) -> float:

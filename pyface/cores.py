@@ -1,7 +1,7 @@
-"""How many threads a detector takes: no more than the cores that are this process's and that others leave free.
+"""How many threads a detector takes: no more than the cores that this process may use and that others leave free.
 
-OpenMP's threads wait for each other by spinning. Where other processes want the cores, that multiplies the CPU time of
-an image, and does not make it faster.
+OpenMP's threads wait for each other by spinning. When other processes need the cores, this multiplies the CPU time
+per image without making it faster.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if hasattr(os, "register_at_fork"):
 def is_forked() -> bool:
     """Whether this process was forked from one that had loaded pyface.
 
-    OpenMP's threads do not exist in such a process, and to wait for them is to wait forever.
+    OpenMP's threads do not exist in such a process, and waiting for them would never end.
     """
     return _is_forked
 
@@ -72,7 +72,7 @@ def _read(path: Path) -> str:
 
 
 class FreeCores:
-    """Estimates how many cores other processes leave free, from the time that they have used lately."""
+    """Estimates how many cores other processes leave free, from the CPU time that they have used recently."""
 
     def __init__(self) -> None:
         self.cores = os.cpu_count() or 1
@@ -115,7 +115,7 @@ def threads_for(wanted: int | None) -> int:
             or those that other processes leave free.
 
     Returns:
-        The number; 1 in a forked process, where more would never end.
+        The number; 1 in a forked process, where more threads would hang.
     """
     if _is_forked:
         return 1

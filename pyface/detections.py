@@ -312,7 +312,7 @@ def _warp(pixels: Pixels, matrix: NDArray[np.float64], size: int) -> Pixels:
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     finer = int(np.clip(1 / max(scale, 1e-6), 1, 16))
     matrix = matrix * finer
-    matrix[:, 2] += (finer - 1) / 2  # integer coordinates are pixel centers
+    matrix[:, 2] += (finer - 1) / 2  # integer coordinates are pixel centres
     face = cv2.warpAffine(pixels, matrix, (size * finer, size * finer), flags=cv2.INTER_LINEAR)
     return np.asarray(cv2.resize(face, (size, size), interpolation=cv2.INTER_AREA) if finer > 1 else face)
 

@@ -189,8 +189,8 @@ class FaceDetector:
 
         Args:
             images: One image, or a list or tuple of them: paths, bytes, open files, PIL images, uint8 arrays [H, W, 3]
-                or tensors [3, H, W], uint8 or floating point with values from 0 to 1. Grayscale and transparent images
-                are accepted too, see `read_image`.
+                or tensors [3, H, W], uint8 or floating point with values from 0 to 1. Greyscale and transparent images
+                are accepted too; see `read_image`.
             bgr: Whether numpy arrays are BGR, as OpenCV reads them.
 
         Returns:
@@ -221,7 +221,7 @@ class FaceDetector:
                 source. They are consumed one by one, a few batches ahead.
             bgr: Whether numpy arrays are BGR, as OpenCV reads them.
             copy: Copy arrays and tensors, and read PIL images and open files, when they are taken, so that their owner
-                may change or close them at once, as a film's reader does with its buffer. False saves that time and
+                may change or close them at once, as a video reader does with its buffer. False saves that time and
                 memory if they stay as they are until their outcome has come.
 
         Yields:

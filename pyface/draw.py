@@ -10,7 +10,7 @@ from pyface.detections import Detections, read_original
 from pyface.io.images import Pixels
 
 _GREEN = (60, 220, 60)
-_LANDMARK = (255, 0, 200)  # unlike any skin color, in RGB and in BGR order
+_LANDMARK = (255, 0, 200)  # unlike any skin colour, in RGB and in BGR order
 _DARK = (0, 0, 0)
 
 
@@ -20,7 +20,7 @@ def draw(image: Any, detections: Detections, colour: tuple[int, int, int] = _GRE
     Args:
         image: The image the faces were found in, as anything that `FaceDetector` takes.
         detections: The faces of that image.
-        colour: Color of the boxes, from 0 to 255, in the channel order of the image.
+        colour: Colour of the boxes, from 0 to 255, in the channel order of the image.
 
     Returns:
         uint8 [H, W, 3], RGB, or the channel order of the array passed.
@@ -54,7 +54,7 @@ def frame(canvas: Pixels, box: Sequence[float], colour: tuple[int, int, int]) ->
     """
     x1, y1, x2, y2 = (round(min(max(value, -_FAR), _FAR)) for value in box)
     width = _line_width(canvas)
-    if max(canvas.shape[:2]) > 300:  # a dark rim keeps the line visible on its own color; small images have no room
+    if max(canvas.shape[:2]) > 300:  # a dark rim keeps the line visible on its own colour; small images have no room
         cv2.rectangle(canvas, (x1, y1), (x2, y2), _DARK, width + 2, cv2.LINE_AA)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, width, cv2.LINE_AA)
     return x1, y1, x2, y2

@@ -70,6 +70,16 @@ def project(report, raw, tmp_path):
     network = row("pyface", 0.012, "s3fd_lite", report.NETWORK), row("onnxruntime", 0.02, "scrfd_2.5g", report.NETWORK)
     accuracy = report.keep(raw | {"benchmarks": list(network)}, "pytest benchmarks", None)
     (results / "networks.json").write_text(json.dumps(accuracy))
+    counted = {"sectors_read": 1500, "sectors_written": 300, "floor_sectors": 1200, "launches": 3, "floor_launches": 1}
+    counted |= {"op": "nms", "task": "1,000 boxes", "blocks": 8, "atomics": 2032, "contention": 32}
+    (results / "counts.json").write_text(json.dumps({"counts": [counted | {"barriers": 92, "steps": 1038}]}))
+    resources = [{"registers": n, "shared": 0, "spilled": 0, "blocks_per_sm": 2} for n in (40, 48)]
+    kernel = {
+        "kernel": "nms: k<1>",
+        "threads": 1024,
+        "by_capability": {"8.0": resources[0], "9.0": resources[1]},
+    }
+    (results / "resources.json").write_text(json.dumps({"kernels": [kernel]}))
     sets = {"val": {"faces": 855, "640": {"AP@0.5": 0.9031, "AP@0.4": 0.9512}}}
     wider = {"640": {"easy": 0.88, "medium": 0.86, "hard": 0.67}}
     figures = {"s3fd_lite": {"parameters": 750_000, "sets": sets, "widerface": wider}}
@@ -103,6 +113,7 @@ def test_pages(report, project):
         "README.md",
         "docs/kernels.md",
         "docs/performance.md",
+        "docs/cuda.md",
         "docs/benchmarks.png",
         "docs/accuracy.png",
     ]
@@ -116,6 +127,9 @@ def test_pages(report, project):
     assert "| `s3fd_lite` | 0.880, 0.860, 0.670 | 0.903, 0.951 | not measured | 12.5 |" in page
     assert page.count("by hand") == 1
     assert "7.0 ms (70 %)" in (project / "docs" / "performance.md").read_text()
+    cuda = (project / "docs" / "cuda.md").read_text()
+    assert "| `nms` | 1,000 boxes | 3 / 1 | 8 | 1,800 / 1,200 (1.5x) | 2,032 (32) | 92 | 1,038 |" in cuda
+    assert "| `nms: k<1>` | 1,024 | 40 / 48 | 0 / 0 | 0 / 0 | 2 / 2 |" in cuda
     (project / "README.md").write_text(page.replace("0.880", "0.890"))
     assert report.stale(project) == ["README.md"]
 

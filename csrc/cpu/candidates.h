@@ -48,7 +48,7 @@ PYFACE_INLINE int passing(const float (*x)[kStrip], int num_anchors, int n, floa
 }
 
 // The best candidates of an image, evidence descending, ties by index.
-//   score(evidence) is what is written; admits(index) is asked for one after the other and leaves out what is too many
+//   score(evidence) is what is written; admits(index) is called for one after the other and drops what is too many
 template <class Score, class Admits>
 void write_best(const Survivors& survivors, int64_t max_candidates, const CandidateArrays& out, int64_t image,
                 const Score& score, const Admits& admits) {

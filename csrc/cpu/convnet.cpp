@@ -1,9 +1,9 @@
 // Small convolutional networks over many small crops: MTCNN's R-Net and O-Net up to their dense layers.
 //
-// A crop goes from its pixels to its features in one thread, whose cache holds everything between, so that threads meet
-// only once for all crops; a framework meets at each of a dozen layers. Activations lie channels last, padded to whole
-// vectors of channels; a tile of pixels times a block of channels fills the registers. Sums may be fused, as in
-// pnet.cpp.
+// A crop goes from its pixels to its features in one thread, whose cache holds everything between, so that threads
+// synchronise only once for all crops; a framework does so at each of a dozen layers. Activations lie channels last,
+// padded to whole vectors of channels; a tile of pixels times a block of channels fills the registers. Sums may be
+// fused, as in pnet.cpp.
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -1,4 +1,4 @@
-// A uniform grid over the plane, so that a box meets only its neighbours instead of all boxes.
+// A uniform grid over the plane, so that a box is compared with its neighbours only, not with all boxes.
 //
 // The plane is wrapped onto the grid, in both directions, so the grid needs no borders: wherever boxes lie, even in
 // clusters far apart, they spread over its cells, and two boxes that intersect always share one. The pitch comes from a

@@ -1,6 +1,6 @@
-// Matching of anchors and faces on the CPU. Neighbouring anchors are taken in blocks, and a block looks only at faces
-// that its bounds touch: first a range of blocks culls the image's faces, then each block culls the range's. Memory is
-// that of the anchors and faces, never their product.
+// Matching of anchors and faces on the CPU. Neighbouring anchors are taken in blocks, and a block is compared only with
+// faces that its bounds touch: first a range of blocks culls the image's faces, then each block culls the range's.
+// Memory is that of the anchors and faces, never their product.
 #include <algorithm>
 #include <cstdint>
 #include <mutex>
@@ -13,14 +13,14 @@
 namespace pyface::cpu {
 namespace {
 
-constexpr int kBlock = 64;                // anchors that meet a face together
+constexpr int kBlock = 64;                // anchors that are compared with a face together
 constexpr int kBlocks = 16;               // blocks of a range,
 constexpr int kRange = kBlock * kBlocks;  // which is a thread's share
 
 constexpr Box kNowhere{INFINITY, INFINITY, -INFINITY, -INFINITY};  // touches and overlaps nothing
 
 // Between the passes an anchor without a face holds kBestFace - its best face in `index`, or kNoFace when it overlaps
-// none; kIgnored says that it is invalid.
+// none; kIgnored means that it is invalid.
 constexpr int32_t kNoFace = -3, kBestFace = -4;
 
 // An anchor that a face may get; what a face prefers comes first.
@@ -151,8 +151,8 @@ struct alignas(64) Best {
   int32_t face[kBlock];
 };
 
-// A block meets a face, its IoUs go to `ious`. Faces come ascending, so that ties stay with the lower one. Returns
-// whether an IoU is > limit.
+// Compares a block with a face; the IoUs go to `ious`. Faces come ascending, so that ties stay with the lower one.
+// Returns whether an IoU is > limit.
 PYFACE_INLINE bool meet(const Block& block, const Box& box, int32_t face, float limit, Best& best, float* ious) {
   const float area = box_area(box);
   int above = 0;

@@ -83,8 +83,8 @@ PYFACE_INLINE bool chain_overlaps(const KeptBoxes& kept, int64_t chain, const Bo
 }
 
 // Greedy suppression of boxes[order[0..n)]: calls keep(rank) for each kept one until it has been called `limit` times.
-// A box that covers more than kManyCells cells looks, and is looked for, in chains of their own: it looks among all
-// boxes, and every box looks among the large ones. A few boxes are faster met in one chain, without a grid.
+// Boxes that cover more than kManyCells cells have chains of their own: such a box is compared with all boxes, and
+// every box with the large ones. A few boxes are faster in one chain, without a grid.
 template <Overlap kOverlap, class Keep>
 PYFACE_INLINE void suppress_impl(const Box* boxes, const int32_t* order, int64_t n, float threshold, int64_t limit,
                                  Keep& keep) {
@@ -224,7 +224,7 @@ class Neighbours {
   void visit_list(std::vector<int32_t>& list, const Visit& visit) {
     for (size_t i = 0; i < list.size();) {
       const int32_t rank = list[i];
-      if (removed_[rank]) {  // lists forget removed boxes when they meet them
+      if (removed_[rank]) {  // lists drop removed boxes when they reach them
         list[i] = list.back();
         list.pop_back();
         continue;

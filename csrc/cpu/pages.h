@@ -11,7 +11,8 @@
 namespace pyface::cpu {
 
 // Asks for huge pages where `bytes` from `data` on span some. Large blocks are new to a process each time they are
-// allocated, and 512 times as many page faults would take longer than the resampling. numpy asks too, torch does not.
+// allocated, and 512 times as many page faults would take longer than the resampling. numpy requests it too, torch does
+// not.
 inline void prefer_huge_pages(void* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = uintptr_t(1) << 21;

@@ -43,10 +43,10 @@ struct Job {
   }
 };
 
-// How often a caller looks whether its helpers are done before it sleeps; some 50 microseconds.
+// How often a caller checks whether its helpers are done before it sleeps; some 50 microseconds.
 constexpr int kPatience = 2000;
 
-// Passes a moment, to the good of whoever shares this core.
+// Pauses briefly, which leaves the core to other threads.
 inline void relax() {
 #if defined(PYFACE_X86)
   __builtin_ia32_pause();

@@ -2,9 +2,9 @@
 //
 //   find_survivors   A thread takes an anchor: reads its logits, decodes it if it passes, and appends it to its level's
 //                    list.
-//   select_best      One block an image takes the survivors chunk by chunk, best first, until it has enough. Nearly
-//                    always all fit into the first chunk, which is sorted in shared memory; else a histogram says up to
-//                    which key they do.
+//   select_best      One block per image takes the survivors chunk by chunk, best first, until it has enough. Nearly
+//                    always all fit into the first chunk, which is sorted in shared memory; else a histogram finds the
+//                    key up to which they fit.
 //
 // Lists fill in any order. Keys are all different (logit, then anchor), so that sorting makes every run the same.
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kTile = 128;  // cells that a block of find_survivors takes, one of their anchors each
 
-// All that the kernels are told; it travels as a kernel parameter, so nothing is copied from the host.
+// All inputs of the kernels, passed as a kernel parameter, so nothing is copied from the host.
 struct Plan {
   AnchorLevel levels[kMaxLevels];
   uint32_t first_tile[kMaxLevels + 1];  // in a grid's row

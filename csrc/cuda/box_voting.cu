@@ -6,7 +6,7 @@
 namespace pyface::cuda {
 namespace {
 
-// The entries, sorted by cluster and within it by score, become one box a cluster. One block, so that the clusters
+// The entries, sorted by cluster and within it by score, become one box per cluster. One block, so that the clusters
 // which are left out can be counted in order. A thread adds up a cluster in score order: the same sum as on the CPU.
 __global__ void __launch_bounds__(kThreads, 1)
     vote(const float* boxes,       // [n, 4]

@@ -17,7 +17,7 @@ class DeviceGuard {
       status_ = cudaSetDevice(device);
       changed_ = status_ == cudaSuccess;
     }
-    if (status_ != cudaSuccess) cudaGetLastError();  // reported here, so it must not be found again by someone else
+    if (status_ != cudaSuccess) cudaGetLastError();  // reported here, so no later call must report it again
   }
   ~DeviceGuard() {
     if (changed_) cudaSetDevice(previous_);

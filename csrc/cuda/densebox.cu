@@ -1,10 +1,10 @@
 // DenseBox on the GPU.
 //
-// decode_densebox takes two kernels and a memset, whatever passes: a thread a cell appends what passes to a list, then
-// a block an image takes the list's best (survivors.cuh, which decode_anchors has too).
+// decode_densebox takes two kernels and a memset, whatever passes: one thread per cell appends what passes to a list,
+// then one block per image takes the list's best (survivors.cuh, which decode_anchors has too).
 //
 // densebox_targets takes a kernel for labels and offsets, in which a thread is a cell of one map and an image's boxes
-// pass through shared memory, and one for the gray zone, which needs to know all positive cells.
+// pass through shared memory, and one for the gray zone, which needs all positive cells.
 #include <algorithm>
 #include <cuda/atomic>
 

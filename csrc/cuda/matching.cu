@@ -1,14 +1,14 @@
-// Matching of anchors and faces on the GPU: assign_anchors. What is kept is a word an anchor and some counters a face;
-// their product exists only in registers.
+// Matching of anchors and faces on the GPU: assign_anchors. What is kept is a word per anchor and some counters per
+// face; their product exists only in registers.
 //
 //   match_anchors     A thread takes an anchor, a block a tile of neighbouring ones. The image's boxes pass through
-//                     shared memory in chunks, of which only those that touch the tile are looked at. This alone
+//                     shared memory in chunks, of which only those that touch the tile are compared. This alone
 //                     writes the result, unless best anchors are forced or faces with few anchors compensated.
-//   settle_faces      A block an image: faces claim their best anchors, then what each may get more of is counted.
-//   spread_candidates A thread an anchor: a candidate goes to its face, or to the face's list when they are too many.
-//   choose_candidates A block a face with too many: histograms find the last key it gets.
+//   settle_faces      One block per image: faces claim their best anchors, then what each may get more of is counted.
+//   spread_candidates One thread per anchor: a candidate goes to its face, or to the face's list when they are too
+//   many. choose_candidates One block per face with too many: histograms find the last key it gets.
 //
-// Anchors and faces meet in any order; maxima and counts of integers do not depend on it.
+// Anchors and faces are compared in any order; maxima and counts of integers do not depend on it.
 #include <algorithm>
 
 #include "../ops.h"
@@ -22,7 +22,7 @@ namespace {
 constexpr int kTile = 256;                                             // anchors of a block, and boxes in shared memory
 constexpr int kImageThreads = 1024;                                    // of a block of settle_faces
 constexpr int kChooseThreads = 128;                                    // of a block of choose_candidates
-constexpr int64_t kChooseBlocks = 256;                                 // at most, an image
+constexpr int64_t kChooseBlocks = 256;                                 // at most, per image
 constexpr int64_t kMaxRows = 65535;                                    // of a grid
 constexpr int64_t kMaxCount = (int64_t{1} << 31) - 2 * kImageThreads;  // loops step by a block beyond it
 
@@ -83,7 +83,7 @@ struct Plan {
   int64_t valid_stride;
   float positive, negative, above;  // IoU >= positive, < negative, > above
   bool forces, compensates;
-  int32_t wanted;  // anchors a face; 0: the mean
+  int32_t wanted;  // anchors per face; 0: the mean
   int32_t* index;
   float* overlap;
   Workspaces state;
@@ -117,7 +117,7 @@ __device__ bool is_face(const Plan& plan, int64_t at, const Box& box) {
   return !is_ignored(plan, at) && is_finite(box) && box_area(box) > 0.f;
 }
 
-// False for every comparison that asks whether boxes touch.
+// False in every comparison of whether boxes touch.
 __device__ Box nowhere() { return {INFINITY, INFINITY, -INFINITY, -INFINITY}; }
 __device__ bool touch(const Box& a, const Box& b) { return a.x1 < b.x2 && b.x1 < a.x2 && a.y1 < b.y2 && b.y1 < a.y2; }
 
@@ -170,7 +170,7 @@ struct Chunk {
   }
 };
 
-// The warp's lanes hold one face's IoUs with consecutive anchors; the face hears of the best one.
+// The warp's lanes hold one face's IoUs with consecutive anchors; the face gets the best one.
 __device__ void offer(FaceState& face, uint32_t iou_bits, int64_t anchor) {
   if (!__any_sync(kWarp, iou_bits != 0)) return;
   uint32_t best = iou_bits;
@@ -189,7 +189,7 @@ __device__ uint32_t append_to(uint32_t* size_of_own, int list, bool has_item) {
   return __shfl_sync(kWarp, first, leader) + __popc(peers & bits_below(lane_id()));
 }
 
-// kForces: faces hear of their best anchors.
+// kForces: faces record their best anchors.
 template <bool kForces>
 __global__ void __launch_bounds__(kTile) match_anchors(const __grid_constant__ Plan plan) {
   __shared__ Chunk chunk;
@@ -300,7 +300,7 @@ class Settling {
   __device__ Claim best_claim(int f) const { return Claim(static_cast<uint32_t>(faces_[f].best >> 32), f, true); }
   __device__ int64_t best_anchor(int f) const { return first_anchor_ + ~static_cast<uint32_t>(faces_[f].best); }
 
-  // An anchor goes from what it was to face f. Each change of its claim is seen by one thread, so the sums come out
+  // An anchor goes from what it was to face f. Each change of its claim is made by one thread, so the sums come out
   // right.
   __device__ void move(const Claim& before, int f) const {
     if (plan_.is_matched(before))

@@ -1,7 +1,7 @@
 // Choosing the hardest, or random, entries on the GPU without a sort: histograms find the last key that is chosen, keys
 // being a loss or random number and then the entry, so that no two are equal.
 //
-// hard_negatives, balanced_sample and, for up to kOneBlock entries, online_hard are one launch, a block an image: it
+// hard_negatives, balanced_sample and, for up to kOneBlock entries, online_hard are one launch, one block per image: it
 // reads its entries several times, mostly from the cache. A longer online_hard is a memset, kPasses narrowings of the
 // range in which the last key lies, each by many blocks together, and a launch that marks.
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace pyface::cuda {
 namespace {
 
 constexpr int kThreads = 1024;
-constexpr int kAhead = 4;  // entries that a thread reads before it looks at them
+constexpr int kAhead = 4;  // entries that a thread reads before it uses them
 using Search = KeySearch<kThreads>;
 constexpr int64_t kMaxEntries = (int64_t{1} << 31) - kAhead * kThreads;
 constexpr int64_t kOneBlock = 1 << 16;
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads) choose_online_hard(MiniBatch entries
   for_each(entries, [&](int64_t i, const Entry& entry) { selected[i] = is_hard(entry, i, end); });
 }
 
-// Where many blocks look for the last key; all 0 at first.
+// Where many blocks search for the last key; all 0 at first.
 struct Range {
   uint64_t low, high;  // it lies here, from the first pass on
   uint64_t end;        // found: the key beyond it
@@ -213,7 +213,8 @@ __device__ uint32_t take_over(Search& search, Range* range) {
   return keys;
 }
 
-// All blocks count, and the last one to finish decides. The first pass sees every key, so it knows how many are wanted.
+// All blocks count, and the last one to finish decides. The first pass reads every key, so it finds how many are
+// wanted.
 __global__ void __launch_bounds__(kThreads) narrow_range(MiniBatch entries, double keep, bool is_first, Range* range) {
   __shared__ Search search;
   __shared__ bool is_last;

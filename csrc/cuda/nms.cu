@@ -2,10 +2,10 @@
 // registers, and takes the best 64 that are left, decides among them, and tests the others against those it kept; so
 // the work grows with what is kept, and no N x N mask is ever stored.
 //
-//   Up to kSmall boxes a segment: one block a segment sorts in shared memory and resolves. One launch for all segments.
-//   More: one radix sort of all segments, then tiles of 1024 sorted boxes. A tile first meets the boxes that earlier
-//   tiles of its segment kept, as these are published, and resolves its own when it is its turn. Blocks draw their
-//   tiles from a ticket counter, so whatever a block waits for is held by a block that already runs.
+//   Up to kSmall boxes per segment: one block per segment sorts in shared memory and resolves. One launch for all
+//   segments. More: one radix sort of all segments, then tiles of 1024 sorted boxes. A tile is first compared with the
+//   boxes that earlier tiles of its segment kept, as these are published, and resolves its own when it is its turn.
+//   Blocks draw their tiles from a ticket counter, so whatever a block waits for is held by a block that already runs.
 //
 // Within a block the candidates are arranged by place, not by score: the 32 boxes of a warp lie close together, and a
 // kept box that misses their common bounds costs the warp one lane's test.
@@ -44,7 +44,7 @@ struct Kept {
   uint64_t* progress;  // with `boxes`: tiles done << 32 | boxes kept
   uint64_t tile;
 
-  // What this block wrote before, other blocks find once they have seen this.
+  // Other blocks read what this block wrote before once they read this.
   __device__ void publish(uint64_t tiles_done, int kept) const {
     Progress(*progress).store(tiles_done << 32 | static_cast<uint64_t>(kept), ::cuda::memory_order_release);
   }
@@ -72,7 +72,7 @@ template <int kItems>
 class Candidates {
  public:
   static constexpr int kCapacity = kItems * kThreads;
-  // The coarse map by which boxes are arranged: a square of 2^kSide cells a side, numbered along a Z-order curve.
+  // The coarse map by which boxes are arranged: a square of 2^kSide cells per side, numbered along a Z-order curve.
   static constexpr int kSide = 4, kCells = 1 << 2 * kSide;
 
   struct Shared {
@@ -303,7 +303,7 @@ class Candidates {
     return chosen;
   }
 
-  // For one warp: writes the chunk's kept boxes and tells the other blocks.
+  // For one warp: writes the chunk's kept boxes and notifies the other blocks.
   __device__ void write_chunk(int size, uint64_t chosen, const uint64_t (&overlaps)[2], int kept, const Kept& out) {
     for (int half = 0; half < 2; ++half) {
       const int i = lane_id() + 32 * half;

@@ -170,7 +170,7 @@ Placed place(const Image& image, double scale, int out_h, int out_w) {
   return {image, region(image.height, out_h), region(image.width, out_w), 1.0 / scale};
 }
 
-// Blocks along y: one a tile of the canvas, as far as a grid allows.
+// Blocks along y: one per tile of the canvas, as far as a grid allows.
 unsigned tile_blocks(int out_h, int out_w) {
   return static_cast<unsigned>(std::min<int64_t>(ceil_div(static_cast<int64_t>(out_h) * out_w, kThreads), 65535));
 }

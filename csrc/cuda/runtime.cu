@@ -11,7 +11,7 @@ int runtime_version() { return CUDART_VERSION; }
 int driver_version() {
   int version = 0;
   if (cudaDriverGetVersion(&version) == cudaSuccess) return version;
-  cudaGetLastError();  // no driver: that is the answer, not an error of the next launch
+  cudaGetLastError();  // no driver: that is the result, not an error of the next launch
   return 0;
 }
 

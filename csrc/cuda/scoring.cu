@@ -9,8 +9,8 @@ namespace pyface::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kRows = 65535;    // of a grid, one an image; what is beyond is taken in turns
-constexpr int64_t kColumns = 4096;  // of a grid, likewise
+constexpr int64_t kRows = 65535;    // of a grid, one per image; what is beyond is taken in turns
+constexpr int64_t kColumns = 4096;  // of a grid, as above
 
 // The size of a batch of maps; an image's pixels are numbered row by row.
 struct Pixels {

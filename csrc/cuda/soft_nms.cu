@@ -8,13 +8,13 @@ namespace {
 
 constexpr int kSoftShared = 2048;  // boxes that soft_nms keeps in shared memory
 
-// One block. In each step every thread lowers the scores of its boxes by the box chosen last, and looks for the best.
+// One block. In each step every thread lowers the scores of its boxes by the box chosen last, and finds the best.
 __global__ void __launch_bounds__(kThreads, 1)
     soft_nms_kernel(const float* boxes,   // [n, 4]
                     const float* scores,  // [n]
                     int n, SoftNms method, float threshold, float sigma, float limit, Overlap overlap,
                     float4* large_boxes,  // [n], used when n > kSoftShared
-                    float* large_scores,  // [n], likewise
+                    float* large_scores,  // [n], as above
                     int64_t* keep,        // [n]
                     float* kept_scores,   // [n]
                     int32_t* keep_count)  // [1]

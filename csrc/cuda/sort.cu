@@ -5,7 +5,7 @@
 namespace pyface::cuda {
 
 size_t sort_workspace(int64_t n) {
-  // CUB's radix sort over double buffers, 8 bits a pass, keeps for each pass and portion (2^28 items) 256 counters of
+  // CUB's radix sort over double buffers, 8 bits per pass, keeps for each pass and portion (2^28 items) 256 counters of
   // 4 bytes, and for each tile as many again. Its tiles hold several thousand items; 1024 leave a margin.
   constexpr size_t kCounters = 256 * 4, kPasses = 8, kTile = 1024, kPortion = size_t{1} << 27, kAlignments = 4096;
   const size_t items = static_cast<size_t>(n);

@@ -1,6 +1,6 @@
 // Survivors of a threshold and the best of them, for every decoder: what passes is appended to a list, in any order,
-// and one block an image takes the lists' best. Keys are all different (score, then entry), so that every run gives the
-// same.
+// and one block per image takes the lists' best. Keys are all different (score, then entry), so that every run gives
+// the same.
 #pragma once
 
 #include <algorithm>
@@ -234,7 +234,7 @@ class Chunks {
   uint64_t first_ = 0;    // earlier keys are done
 };
 
-// The best of an image's survivors become its candidates; the caller writes what only it knows: write(entry, level,
+// The best of an image's survivors become its candidates; the caller writes what only it has: write(entry, level,
 // slot), a slot of the whole batch.
 template <typename Write>
 __device__ void select_candidates(Chunks::Shared& shared, const Survivors& survivors, int64_t image,

@@ -1,7 +1,7 @@
 """The `pyface` command.
 
 In this package modules that take long to load (torch, OpenCV, rich) are imported inside functions: `pyface --help` and
-mistakes on the command line answer without them.
+mistakes on the command line need none of them.
 """
 
 from pyface.cli.app import app

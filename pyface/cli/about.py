@@ -55,7 +55,9 @@ def convert(
 def convert_data(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder, in any of the formats.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Data folder to write, with copies of the images.")],
-    form: Annotated[str, typer.Option("--format", metavar="wider|coco|yolo", help="Format of its annotations.")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="wider|coco|yolo", help="Annotation format of the new folder.")
+    ],
 ) -> None:
     """Converts a data folder between the formats of WIDER FACE, COCO and YOLO.
 
@@ -144,7 +146,7 @@ def _kernels() -> list[tuple[str, str]]:
 
 
 def _words(value: object) -> str:
-    """Formats a fact for people: yes and no, a dash for none."""
+    """Formats a fact for reading: yes and no, a dash for none."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else str(value)

@@ -52,7 +52,7 @@ app.command()(about.info)
 
 
 def show_version(wanted: bool) -> None:
-    """Answers `--version`."""
+    """Handles `--version`."""
     if wanted:
         from pyface import __version__
 

@@ -20,7 +20,7 @@ DEFAULT_MODELS = ("mtcnn", "densebox_lite", "s3fd_lite", "srn_lite", "ssh_lite")
 
 @dataclass(frozen=True)
 class Request:
-    """What a call of `pyface benchmark` asks for; the attributes are its options."""
+    """The options of one call of `pyface benchmark`."""
 
     models: list[str]
     images: Path | None

@@ -1,4 +1,4 @@
-"""How the commands talk to people and write files: failures, counts, progress, outputs that are checked beforehand."""
+"""What the commands print and write: failures, counts, progress, outputs that are checked beforehand."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""`pyface detect`: faces of any number of image files, as lines of results and drawn copies."""
+"""`pyface detect`: faces of any number of images and films, as lines of results and drawn copies."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, count, fail, print_status
+from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, fail, print_status
 from pyface.cli.options import (
     BatchSize,
     DetectorRequest,
@@ -28,19 +27,22 @@ from pyface.cli.options import (
     Weights,
     parse_size,
 )
+from pyface.cli.report import Report
+from pyface.io.sources import Source, source_key, source_name
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from pyface.detector import FaceDetector, Outcome
+    from pyface.cli.outcomes import Run
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a call of `pyface detect` asks for; the attributes are its options."""
+    """The options of one call of `pyface detect`."""
 
     sources: list[str]
+    camera: int | None
     recursive: bool
+    every: int
+    fps: float | None
     detector: DetectorRequest
     output: Path | None
     save: Path | None
@@ -50,8 +52,13 @@ class Request:
 
 def detect(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE", help="Images, folders of images, patterns like 'a/*.jpg'.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Images, films, folders of them, patterns like 'a/*.jpg', addresses of films and cameras (http://, "
+            "rtsp://).",
+        ),
+    ] = None,
     model: Model = "s3fd_lite",
     weights: Weights = "default",
     device: Device = "auto",
@@ -75,11 +82,23 @@ def detect(
     batch_size: BatchSize = 8,
     threads: Threads = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
+    camera: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Read this camera of the machine, 0 for the first.")
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, metavar="N", help="Of films, take one frame in N.")] = 1,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, metavar="F", help="Of films, take at most F frames per second.", show_default="all frames"
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write the results to a .jsonl or .csv file."),
     ] = None,
-    save: Annotated[Path | None, typer.Option(metavar="DIR", help="Save copies with the faces drawn.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Save copies of images and films with the faces drawn.")
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -97,16 +116,17 @@ def detect(
         Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")
     ] = "refuse",
 ) -> None:
-    """Finds faces in images.
+    """Finds faces in images, films and cameras.
 
-    Writes one JSON line per image, in the order of the sources, to a pipe or to --output FILE (or CSV, one row per
-    face). On a terminal without --output it prints a short line per image instead. An image that cannot be read is
-    reported in its line, and the run continues.
+    Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE (or CSV, one
+    row per face). On a terminal without --output it prints a short line per image or film instead. An image or film
+    that cannot be read is reported in a line, and the run continues.
 
-    Results are written as soon as they are ready. Repeat an interrupted command with --resume to continue it.
+    Results are written as soon as they are ready. Repeat an interrupted command with --resume to continue it. Films
+    and cameras need `pip install "pyface-engine[video]"`. Ctrl-C ends a camera, and completes the saved film.
 
-    Exit status: 0 all images read, 1 some could not be read (with --resume: now or before), 2 a mistake in the
-    command, 130 interrupted with Ctrl-C.
+    Exit status: 0 all was read, 1 some could not be read (with --resume: now or before), 2 a mistake in the command,
+    130 interrupted with Ctrl-C.
 
     Examples:
 
@@ -116,6 +136,8 @@ def detect(
     pyface detect photos/ --output faces.jsonl --resume
     pyface detect big.jpg --size native --tile 1280
     pyface detect "photos/*.jpg" --model mtcnn --min-face 40
+    pyface detect film.mp4 --fps 5 --save out/    # the film with the faces drawn, five frames per second
+    pyface detect --camera 0 --save out/          # until Ctrl-C
     ```
     """
     options = {
@@ -131,26 +153,35 @@ def detect(
         "truncated": truncated,
     } | ({} if max_pixels is None else {"max_pixels": max_pixels})
     detector = DetectorRequest(model, weights, options)
-    detect_sources(Request(sources, recursive, detector, output, save, resume, overwrite))
+    detect_sources(Request(sources or [], camera, recursive, every, fps, detector, output, save, resume, overwrite))
 
 
 def detect_sources(request: Request) -> None:
-    """Runs a detector on the files that are asked for, and ends with the status of the command."""
+    """Runs a detector on the sources that are asked for, and ends with the status of the command."""
     _check_request(request)
-    paths, copies = _find_files(request)
+    sources, copies = _find_sources(request)
     detector = request.detector.make()
-    with _open_results(request) as (write, done):
-        remaining = [path for path in paths if os.path.normpath(path) not in done]
+    from pyface.cli.outcomes import Run  # not before the detector, which says it if the kernels were not built
+
+    with _open_results(request, sources) as (write, done, begun):
+        remaining = [source for source in sources if source_key(source) not in done]
+        if begun is not None:  # first, so that the lines of a film are never parted
+            remaining.sort(key=lambda source: source_key(source) != begun[0])
         show_lines = request.output is None and sys.stdout.isatty()
-        report = _Report(len(paths), len(paths) - len(remaining), show_lines=show_lines)
-        _write_results(detector, remaining, copies, write, report, resumable=request.output is not None)
-    report.summarise(request.output, request.save)
-    if report.failed or any(done.get(os.path.normpath(path), False) for path in paths):
+        report = Report(len(sources), len(sources) - len(remaining), show_lines=show_lines)
+        run = Run(detector, copies, report, request.every, request.fps, after=-1 if begun is None else begun[1])
+        _write_results(run, remaining, write, resumable=request.output is not None)
+    report.summarise({"results": request.output, "drawn": request.save})
+    if report.failed.total() or any(done.get(source_key(source), False) for source in sources):
         raise typer.Exit(FAILED)
 
 
 def _check_request(request: Request) -> None:
     """Fails where options exclude each other, or the results have nowhere to go."""
+    if not request.sources and request.camera is None:
+        raise typer.BadParameter("give images, films or folders, or --camera N for a camera", param_hint="SOURCE")
+    if request.every > 1 and request.fps is not None:
+        fail("--every and --fps both choose the frames of films; use one of them")
     if request.output is None and (request.resume or request.overwrite):
         option = "--resume" if request.resume else "--overwrite"
         fail(f"{option} needs a file of results; add --output FILE")
@@ -162,17 +193,25 @@ def _check_request(request: Request) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _find_files(request: Request) -> tuple[list[str], dict[str, Path] | None]:
-    """Returns the files to read, and where the drawn copy of each goes if copies are asked for."""
-    from pyface.io.sources import SourceError, describe_skipped, find_sources, plan_copies
+def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | None]:
+    """Returns the images and films to read, and where the copy of each goes if copies are asked for."""
+    from pyface.io.sources import SourceError, describe_skipped, find_sources, is_live, plan_copies
 
     save = request.save
     skipped: Counter[str] = Counter()
     try:
-        paths = find_sources(request.sources, recursive=request.recursive, skip=save, skipped=skipped)
+        sources: list[Source] = []
+        if request.sources:
+            sources += find_sources(
+                request.sources, recursive=request.recursive, films=True, skip=save, skipped=skipped
+            )
         for text in describe_skipped(skipped):
             print_status(f"pyface: {text}")
-        copies = None if save is None else plan_copies(paths, save)
+        sources += [] if request.camera is None else [request.camera]
+        live = next((source for source in sources if is_live(source)), None)
+        if request.resume and live is not None:
+            fail(f"{source_name(live)} has no frames to go back to; use --overwrite or another --output, not --resume")
+        copies = None if save is None else plan_copies(sources, save)
         if save is not None:
             save.mkdir(parents=True, exist_ok=True)
     except SourceError as error:
@@ -180,12 +219,17 @@ def _find_files(request: Request) -> tuple[list[str], dict[str, Path] | None]:
     except OSError as error:
         reason = "it is a file; give a folder" if save is not None and save.is_file() else error.strerror
         fail(f"{save}: the images cannot be saved there ({reason})")
-    return paths, copies
+    return sources, copies
 
 
 @contextlib.contextmanager
-def _open_results(request: Request) -> Iterator[tuple[Callable[[dict[str, Any]], None], dict[str, bool]]]:
-    """Gives the function that writes a result, and the images that are done already, each with whether it failed."""
+def _open_results(
+    request: Request, sources: list[Source]
+) -> Iterator[tuple[Callable[[dict[str, Any]], None], dict[str, bool], tuple[str, int] | None]]:
+    """Gives the function that writes a result, the sources that are done, and the film within which the results end.
+
+    The sources come with whether they had failed, the film with the number of its last frame.
+    """
     from pyface.io.results import OutputError, ResultFile, json_line
 
     if request.output is not None:
@@ -194,7 +238,8 @@ def _open_results(request: Request) -> Iterator[tuple[Callable[[dict[str, Any]],
                 request.output,
                 resume=request.resume,
                 overwrite=request.overwrite,
-                made_by=request.detector.facts(),
+                whole_films=request.save is not None,  # a film is written from its beginning, or not at all
+                made_by=request.detector.facts() | {"every": request.every, "fps": request.fps},
             )
         except OutputError as error:
             fail(error)
@@ -203,166 +248,35 @@ def _open_results(request: Request) -> Iterator[tuple[Callable[[dict[str, Any]],
                 f"pyface: {request.output} has no {request.output.name}.run.json beside it, so whether the same model "
                 f"and options made it is unknown"
             )
+        begun = None if file.begun is None else (source_key(file.begun[0]), file.begun[1])
         with file:
-            yield file.write, {os.path.normpath(source): failed for source, failed in file.done.items()}
+            if begun is not None and begun[0] not in map(source_key, sources):
+                fail(f"{request.output} ends within {begun[0]}, name that film too, so that it can be finished first")
+            yield file.write, {source_key(source): failed for source, failed in file.done.items()}, begun
     elif sys.stdout.isatty():
-        yield lambda result: None, {}
+        yield lambda result: None, {}, None
     else:
 
         def write(result: dict[str, Any]) -> None:
             sys.stdout.buffer.write(json_line(result))
             sys.stdout.buffer.flush()
 
-        yield write, {}
+        yield write, {}, None
 
 
-def _write_results(
-    detector: FaceDetector,
-    paths: list[str],
-    copies: dict[str, Path] | None,
-    write: Callable[[dict[str, Any]], None],
-    report: _Report,
-    resumable: bool,
-) -> None:
+def _write_results(run: Run, sources: list[Source], write: Callable[[dict[str, Any]], None], resumable: bool) -> None:
     """Detects and writes, and turns what may end a run early into one sentence."""
+    report = run.report
     try:
-        with report:
-            for result in _detect_and_draw(detector, paths, copies):
+        with report, contextlib.closing(run.results(sources)) as results:
+            for result in results:
                 write(result)
                 report.add(result)
     except KeyboardInterrupt:
         hint = "; the same command with --resume continues" if resumable else ""
-        fail(f"interrupted, {report.done} of {report.total} images are done{hint}", INTERRUPTED)
+        fail(f"interrupted, {report.describe_done()}{hint}", INTERRUPTED)
     except BrokenPipeError:  # the reader of our lines has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
         raise typer.Exit(PIPE_CLOSED) from None
     except OSError as error:
         fail(f"{error.filename or 'the results'} cannot be written: {error.strerror or error}", FAILED)
-
-
-def _detect_and_draw(
-    detector: FaceDetector, paths: list[str], copies: dict[str, Path] | None
-) -> Iterator[dict[str, Any]]:
-    """Yields the result of every image in order, once its drawn copy is saved."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import cv2
-
-    from pyface.io.pipeline import ordered_map
-
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong with an image is in its result
-    pool = ThreadPoolExecutor(2, thread_name_prefix="pyface-save")
-    try:
-        yield from ordered_map(
-            pool,
-            lambda outcome: _finish(outcome, copies),
-            detector.stream(paths),
-            ahead=1.0,
-            weight=lambda outcome: max(1 / 16, _pixels(outcome) / 2**26),
-            eager=True,
-        )
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _pixels(outcome: Outcome) -> int:
-    return outcome.detections.width * outcome.detections.height if outcome.detections is not None else 0
-
-
-def _finish(outcome: Outcome, copies: dict[str, Path] | None) -> dict[str, Any]:
-    """Makes the result of an image, and saves its drawn copy if asked to."""
-    from pyface.io.results import failed
-
-    if outcome.detections is None:
-        return failed(outcome.source, str(outcome.error))
-    if copies is not None:
-        _save_drawing(outcome, copies[outcome.source])
-    return outcome.detections.to_dict()
-
-
-def _save_drawing(outcome: Outcome, path: Path) -> None:
-    import cv2
-
-    from pyface.draw import draw
-
-    assert outcome.detections is not None
-    picture = cv2.cvtColor(draw(outcome.image, outcome.detections), cv2.COLOR_RGB2BGR)
-    try:
-        encoded = cv2.imencode(path.suffix, picture)[1]
-    except cv2.error as error:
-        raise OSError(0, f"the image cannot be encoded ({error.err})", str(path)) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded.tobytes())
-
-
-class _Report:
-    """A progress bar, a line per image and a summary, all of it only on a terminal."""
-
-    def __init__(self, total: int, skipped: int, *, show_lines: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.total, self.skipped = total, skipped
-        self.done, self.failed, self.faces = skipped, 0, 0
-        self._start = time.monotonic()
-        self._stderr = Console(stderr=True)
-        self._lines: Console | None = None
-        if show_lines:  # beside the bar they must go through its console, or they would tear it
-            self._lines = self._stderr if self._stderr.is_terminal else Console()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self._stderr,
-            transient=True,
-            disable=not self._stderr.is_terminal,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._bar.add_task("Finding faces", total=total, completed=skipped)
-
-    def __enter__(self) -> _Report:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def add(self, result: dict[str, Any]) -> None:
-        """Counts a result and shows it."""
-        self.done += 1
-        self.failed += result["error"] is not None
-        self.faces += len(result["faces"])
-        self._bar.advance(self._task)
-        if self._lines is None:
-            return
-        if result["error"] is not None:
-            text, style = result["error"], "red"
-        else:
-            scores = " ".join(f"{face['score']:.2f}" for face in result["faces"][:8])
-            more = " ..." if len(result["faces"]) > 8 else ""
-            size = f"{result['width']} x {result['height']}"
-            text = f"{result['source']}  {size}  {count(len(result['faces']), 'face')}  {scores}{more}".rstrip()
-            style = "" if result["faces"] else "dim"
-        text = text.encode("utf-8", "replace").decode()  # a file's name may be what no terminal can show
-        self._lines.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-    def summarise(self, output: Path | None, save: Path | None) -> None:
-        """Prints totals: on a terminal always, elsewhere if there is a file of results, or images failed."""
-        read_now = self.done - self.skipped
-        parts = [f"{count(self.faces, 'face')} in {count(read_now - self.failed, 'image')}"]
-        if self.failed:
-            parts.append(f"{count(self.failed, 'image')} could not be read")
-        if self.skipped:
-            parts.append(f"{self.skipped} done before")
-        parts.append(f"{time.monotonic() - self._start:.1f} s")
-        places = [f"results in {output}"] if output else []
-        places += [f"drawn in {save}"] if save else []
-        text = "; ".join([", ".join(parts), *places])
-        if self._stderr.is_terminal or self._lines is not None:
-            console = self._stderr if self._stderr.is_terminal else self._lines
-            assert console is not None
-            console.print(text, style="bold", markup=False, highlight=False, soft_wrap=True)
-        elif self.failed or output:
-            print_status(f"pyface: {text}")

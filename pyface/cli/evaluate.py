@@ -62,7 +62,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class FacesRequest:
-    """What a call of `pyface evaluate faces` asks for; the attributes are its options."""
+    """The options of one call of `pyface evaluate faces`."""
 
     detector: DetectorRequest
     data: list[Path]
@@ -74,7 +74,7 @@ class FacesRequest:
 
 @dataclass(frozen=True)
 class ProtocolRequest:
-    """What a call of `pyface evaluate widerface` or `fddb` asks for.
+    """The options of one call of `pyface evaluate widerface` or `fddb`.
 
     Attributes:
         ground_truth: Where the annotations are.
@@ -107,7 +107,7 @@ def faces(
     multiscale: Multiscale = None,
     lowest_score: LowestScore = LOWEST_SCORE,
     worst: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save the 20 images with the most mistakes, drawn.")
+        Path | None, typer.Option(metavar="DIR", help="Save the 20 images with the most mistakes, annotated.")
     ] = None,
     json_file: JsonFile = None,
     plot: Plot = None,

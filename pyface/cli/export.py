@@ -27,7 +27,7 @@ def export(
         bool,
         typer.Option(
             "--uint8",
-            help="Take uint8 images [B, H, W, 3] and normalize them in the graph, instead of floats [B, 3, H, W].",
+            help="Take uint8 images [B, H, W, 3] and normalise them in the graph, instead of floats [B, 3, H, W].",
         ),
     ] = False,
     size: Annotated[
@@ -39,7 +39,7 @@ def export(
         str,
         typer.Option(
             metavar="ap|fast",
-            help="Limits of the numbers of boxes: the paper's, or fewer (at most 200 faces per image).",
+            help="Limits on the number of boxes: the paper's, or lower ones (at most 200 faces per image).",
         ),
     ] = "ap",
     score_threshold: Annotated[

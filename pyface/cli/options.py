@@ -13,7 +13,9 @@ from pyface.cli.console import fail, print_status
 if TYPE_CHECKING:
     from pyface.detector import FaceDetector
 
-Model = Annotated[str, typer.Option(help="Detector to run; `pyface models` lists them. Or a file by `pyface export`.")]
+Model = Annotated[
+    str, typer.Option(help="Detector to run (`pyface models` lists them), or a file written by `pyface export`.")
+]
 OptionalModel = Annotated[str | None, typer.Option(help="Detector to run; `pyface models` lists them.")]
 Weights = Annotated[
     str,
@@ -45,7 +47,7 @@ Precision = Annotated[str, typer.Option(metavar="fp32|fp16|bf16", help="Numeric 
 Threads = Annotated[
     int | None,
     typer.Option(
-        min=1, metavar="N", help="CPU threads of the model.", show_default="the cores that other processes leave free"
+        min=1, metavar="N", help="CPU threads for the model.", show_default="the cores that other processes leave free"
     ),
 ]
 MinFace = Annotated[
@@ -78,7 +80,7 @@ def parse_size(text: str | None) -> Any:
 
 @dataclass(frozen=True)
 class DetectorRequest:
-    """A detector that the command line asks for.
+    """The detector named on the command line.
 
     Attributes:
         model: Its name.

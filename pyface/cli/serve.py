@@ -24,7 +24,7 @@ _GRACE = 5  # seconds beyond the deadline that a stop may take
 
 @dataclass(frozen=True)
 class Request:
-    """What a call of `pyface serve` asks for; the attributes are its options."""
+    """The options of one call of `pyface serve`."""
 
     detector: DetectorRequest
     host: str
@@ -41,7 +41,10 @@ def serve(
     weights: Weights = "default",
     device: Device = "auto",
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's, without authentication.")
+        str,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 for all addresses of this machine (there is no authentication)."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")] = 8000,
     root_path: Annotated[
@@ -63,15 +66,14 @@ def serve(
     queue: Annotated[
         int, typer.Option(min=1, metavar="N", help="Largest number of images in the service at once.")
     ] = 64,
-    deadline: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Give up a request after this time.")
-    ] = 30.0,
+    deadline: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Abort requests after this time.")] = 30.0,
     max_request: Annotated[int, typer.Option(min=1, metavar="MIB", help="Refuse larger requests.")] = 32,
     max_pixels: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Refuse images with more pixels, unread.", show_default="67 million")
+        int,
+        typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="67 million"),
     ] = MAX_PIXELS,
 ) -> None:
-    """Runs the detector as a web service, with a page for people at /.
+    """Runs the detector as a web service, with a web page at /.
 
     POST /detect takes an image, or a form with several, and returns the JSON of `pyface detect`. GET /docs describes
     it, /health and /metrics are for monitoring. Requests of different clients share batches. When the queue is full,

@@ -21,7 +21,7 @@ PRECISIONS: dict[str, Precision] = {"fp32": "32-true", "fp16": "16-mixed", "bf16
 
 @dataclass(frozen=True)
 class Request:
-    """What a call of `pyface train` asks for.
+    """The options of one call of `pyface train`.
 
     Attributes:
         settings: Options that become fields of `Run`, by their names on the command line.
@@ -118,9 +118,9 @@ def train(
 ) -> None:
     """Trains a detector on your own images.
 
-    The run's folder gets best.safetensors (for `pyface detect --weights`), measurements, drawn images, logs, and
-    config.json, with which --config repeats the run, on other data too. --resume DIR resumes an interrupted run,
-    with the samples that would have followed.
+    The run's folder gets best.safetensors (for `pyface detect --weights`), measurements, annotated images, logs, and
+    config.json, which --config takes to repeat the run, also on other data. --resume DIR resumes an interrupted run
+    and goes on with the same samples.
 
     Examples:
 

@@ -155,7 +155,7 @@ def _box(file: Path, entry: Mapping[str, Any]) -> Box:
 
 
 def _landmarks(file: Path, entry: Mapping[str, Any]) -> NDArray[np.float32] | None:
-    """An annotation's landmarks; None unless it has five keypoints, since others are not ours."""
+    """An annotation's landmarks; None unless it has five keypoints, as ours have."""
     values = entry.get("keypoints") or []
     if not _are_numbers(values):
         raise DatasetError(f"{file}, annotation {entry.get('id')}: `keypoints` must be numbers, got {values!r}")

@@ -1,6 +1,6 @@
 """Data folders: annotated images for training and evaluation, in the formats of WIDER FACE, COCO or YOLO.
 
-The format is told by what the folder holds beside `images/`: `bbx_gt.txt` (WIDER FACE), a JSON file with "images" and
+The format is detected from what lies beside `images/`: `bbx_gt.txt` (WIDER FACE), a JSON file with "images" and
 "annotations" (COCO), `labels/` (YOLO), or nothing: the images have no faces.
 """
 

@@ -12,7 +12,7 @@ from pyface.io.images import EncodedImage, ImageError, open_image
 
 
 class DatasetError(ValueError):
-    """A data folder is not what it should be."""
+    """A data folder is malformed or inconsistent."""
 
 
 class Picture(NamedTuple):

@@ -1,6 +1,6 @@
 """YOLO's annotation format: `labels/NAME.txt` for `images/NAME.jpg`, one row per face (docs.ultralytics.com/datasets).
 
-A row is `class x y w h`, in shares of the image's width and height, with the box's center first; it may go on with five
+A row is `class x y w h`, in shares of the image's width and height, with the box's centre first; it may go on with five
 landmarks, as `x y` or `x y visibility`. An image without a file has no faces. There are no ignore boxes.
 """
 

@@ -173,7 +173,7 @@ def mistakes(
 def save_worst(
     folder: Path, pictures: Sequence[Picture], found: Sequence[Detections], threshold: float, iou_threshold: float = 0.5
 ) -> tuple[list[Path], int]:
-    """Saves the `WORST` images with the most mistakes: missed faces yellow, false red, found green, ignored gray.
+    """Saves the `WORST` images with the most mistakes: missed faces yellow, false red, found green, ignored grey.
 
     Detections count if their score is >= threshold, and match if their IoU is >= iou_threshold. Files of earlier calls
     in the folder are deleted.

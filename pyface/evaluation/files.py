@@ -17,7 +17,7 @@ def check_new_folder(folder: Path) -> None:
     """Refuses a folder in which predictions would mix with other files.
 
     Raises:
-        EvaluationError: It is a file, or holds something.
+        EvaluationError: It is a file, or is not empty.
     """
     if folder.exists() and not folder.is_dir():
         raise EvaluationError(f"{folder} must be a folder to write predictions to, got a file")

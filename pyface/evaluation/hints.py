@@ -1,4 +1,4 @@
-"""Why boxes match next to nothing: fractions instead of pixels, corners instead of sizes, another order of columns."""
+"""Why boxes match almost nothing: fractions instead of pixels, corners instead of sizes, another order of columns."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def explain_low(pictures: Iterable[tuple[Boxes, Boxes]]) -> str | None:
     """Says what the rows look like if another reading than `x y w h score` in pixels fits far better.
 
     Args:
-        pictures: Of each image the rows, float64 [N, 5], and the faces that they should match, [F, 4], as (x1, y1,
+        pictures: For each image the rows, float64 [N, 5], and the faces that they should match, [F, 4], as (x1, y1,
             x2, y2).
 
     Returns:

@@ -71,7 +71,7 @@ class _Mask(NamedTuple):
 def pixel_overlap(faces: Regions, found: Regions, size: Size | None = None) -> Array:
     """IoU of all pairs, as counted by FDDB's own program: [F, D].
 
-    That program paints each region into a mask of the image's size with OpenCV, which rounds. An ellipse's center is
+    That program paints each region into a mask of the image's size with OpenCV, which rounds. An ellipse's centre is
     rounded, its angle is rounded to a degree, and its radii are truncated to whole pixels; it is painted as a polygon
     of at most 72 sides. A rectangle is painted between its rounded corners, both included.
 

@@ -227,10 +227,10 @@ def rows_and_faces(
 
 
 def find_pictures(folder: Path, truth: Iterable[ImageKey]) -> list[Path]:
-    """The images below a folder, event/image.jpg; those that not in the ground truth are included.
+    """The images below a folder, event/image.jpg; those that are not in the ground truth are included.
 
     Raises:
-        EvaluationError: The ground truth knows none of them, or two would share one prediction file.
+        EvaluationError: None of them is in the ground truth, or two would share one prediction file.
     """
     paths: dict[ImageKey, Path] = {}
     for path in sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES):

@@ -60,7 +60,7 @@ def export(request: ExportRequest, target: str | os.PathLike[str]) -> Descriptio
         The description that was stored in the file.
 
     Raises:
-        ValueError: The model does not exist, is no single-shot detector or has no weights, or the suffix is another.
+        ValueError: The model does not exist, is not a single-shot detector or has no weights, or the suffix is another.
         ImportError: The format needs a package that is not installed.
         FileNotFoundError, CheckpointError: As `create_model`.
     """
@@ -79,7 +79,7 @@ def exportable_model(request: ExportRequest) -> SingleShot:
     """Builds the model in the requested precision.
 
     Raises:
-        ValueError: It is no single-shot detector.
+        ValueError: It is not a single-shot detector.
     """
     model = create_model(request.model, request.weights)
     if not model.takes_options:
@@ -97,7 +97,7 @@ def exportable_model(request: ExportRequest) -> SingleShot:
 
 
 def describe(request: ExportRequest, model: SingleShot) -> Description:
-    """What the file will say about itself."""
+    """The description that is stored in the file."""
     weights = model_info(request.model).weights
     is_ours = request.weights == "default" and weights is not None
     return Description(
@@ -217,7 +217,7 @@ def name_axes(model: Any, axes: tuple[str, ...]) -> None:
 
 
 def missing(error: ImportError, suffix: str, extra: str) -> ImportError:
-    """The error of a format whose packages are not installed."""
+    """The error for a format whose packages are not installed."""
     return ImportError(f'exporting to {suffix} needs {error.name}: pip install "pyface-engine[{extra}]"')
 
 

@@ -18,7 +18,7 @@ class Preprocess(nn.Module):
     """The input of the exported graph -> the input of the network.
 
     Normalised images [B, 3, H, W] are RGB, float32; uint8 images are [B, H, W, 3] and normalised here. What lies
-    beyond an image's own size in its canvas becomes the mean color, as `FaceDetector` pads images.
+    beyond an image's own size in its canvas becomes the mean colour, as `FaceDetector` pads images.
     """
 
     mean: Tensor

@@ -1,1 +1,1 @@
-"""What comes in and goes out: images, the files that a command line names, files of results. Knows no models."""
+"""Input and output: images, videos, the files that a command line names, and result files. Knows no models."""

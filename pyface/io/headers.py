@@ -1,6 +1,6 @@
-"""What an image file says about itself before it is decoded: kind, size, orientation, and whether all of it is there.
+"""Headers of image files, read before decoding: kind, size, orientation, and whether the file is complete.
 
-OpenCV decodes the pixels, but it tells nothing beforehand. Reading the header first lets pyface refuse a decompression
+OpenCV decodes the pixels, but reports nothing beforehand. Reading the header first lets pyface refuse a decompression
 bomb before it takes memory, notice a file that was cut short (which some OpenCV versions fill with grey and call a
 success), turn an image upright while keeping its transparency, and say in words what is wrong.
 """
@@ -17,17 +17,17 @@ KINDS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000 and PNM"
 
 
 class Header(NamedTuple):
-    """The facts of one image file.
+    """What the header of an image file says.
 
     Attributes:
-        kind: The file format, for example ``"JPEG"``; told by the content, never by the file's name.
+        kind: The file format, for example ``"JPEG"``; detected from the content, never from the file's name.
         width: Columns as stored, before the orientation is applied.
         height: Rows as stored.
         orientation: What the decoded pixels still need to be upright, as an EXIF orientation from 1 (nothing) to 8.
         cmyk: True for pixels that are four inks rather than colour with transparency, where the header says so.
         peak: The value that stands for white, where the decoder leaves the values as they are; None: the largest that
             the decoded dtype holds.
-        lacks: The bytes at whose absence the file is cut short: its end marker, where only that is missing.
+        lacks: The file's end marker, where nothing else is missing.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Header(NamedTuple):
 
 
 class HeaderError(ValueError):
-    """A file is no image, or a damaged one; the text is the reason without the file's name."""
+    """A file is not an image, or is damaged; the text is the reason without the file's name."""
 
 
 def read_header(data: bytes) -> Header:

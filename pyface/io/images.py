@@ -1,4 +1,4 @@
-"""Pictures of every kind to one form: uint8 RGB, rows x columns x 3, upright."""
+"""Reads images of every kind into one form: uint8 RGB, rows x columns x 3, upright."""
 
 import io
 import os
@@ -22,7 +22,7 @@ Truncated: TypeAlias = Literal["refuse", "accept"]
 MAX_PIXELS = 2**27
 """Pictures with more pixels are refused unless the caller raises the limit: 134 million, 0.4 GB once decoded."""
 
-_MAX_EXTRA_BYTES = 2**26  # what a file may hold beside 16 bytes a pixel: metadata, thumbnails, further pages
+_MAX_EXTRA_BYTES = 2**26  # what a file may hold beside 16 bytes per pixel: metadata, thumbnails, further pages
 
 
 class ImageError(ValueError):
@@ -53,7 +53,7 @@ def read_image(
         uint8 [H, W, 3], contiguous and writeable. An array that already has this form is returned itself, not a copy.
 
     Raises:
-        ImageError: The source is of another kind, missing, unreadable, empty, no image, damaged, cut short, or
+        ImageError: The source is of another kind, missing, unreadable, empty, not an image, damaged, cut short, or
             too large.
 
     Example:
@@ -66,7 +66,7 @@ def read_image(
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image file in memory that is known to be whole and of a bearable size, but is not decoded yet."""
+    """An image file in memory that is known to be complete and of an accepted size, but is not decoded yet."""
 
     name: str
     data: bytes
@@ -106,7 +106,7 @@ def open_image(
 
 
 def decode_image(opened: EncodedImage | Pixels | Tensor) -> Pixels | Tensor:
-    """Decodes what `open_image` gave; arrays and tensors pass.
+    """Decodes what `open_image` returned; arrays and tensors are passed through.
 
     Raises:
         ImageError: The pixels are damaged, or of a kind that has no place in an image (floating point).
@@ -199,7 +199,7 @@ def _read_file(path: str, max_pixels: int) -> bytes:
             raise HeaderError("this is a pipe or a device, not a file; save the image to a file and pass that")
         with open(path, "rb") as file:
             start = file.read(32)
-            check_kind(start)  # before the rest: the file may be a film
+            check_kind(start)  # before the rest: the file may be a video
             _check_length(status.st_size, max_pixels)
             return start + file.read()
     except (HeaderError, OSError, ValueError) as error:  # ValueError: a path with a null character
@@ -389,7 +389,7 @@ def _to_rgb(image: NDArray[Any], bgr: bool, premultiplied: bool = False) -> NDAr
 
 
 def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undoes an EXIF orientation, of which 5 to 8 swap rows and columns and the rest mirror or turn half round."""
+    """Undoes an EXIF orientation, of which 5 to 8 swap rows and columns and the rest mirror or rotate by 180°."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

@@ -1,4 +1,4 @@
-"""Work that overlaps: results in order, from threads that run ahead by a bounded amount."""
+"""Overlapping work: results in order, from threads that run ahead by a bounded amount."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +28,7 @@ def ordered_map(
         items: Taken one by one as there is room.
         ahead: Bound on the summed weight of the items that are under way; a heavier item goes alone.
         weight: What an item costs, for example its memory.
-        eager: Yield a finished result at once, for stages whose results should leave early. Otherwise first fill the
+        eager: Yield a finished result at once, for stages whose results are needed early. Otherwise first fill the
             room ahead, for stages that should be busy while the caller works on a result.
 
     Yields:

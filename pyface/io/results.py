@@ -1,6 +1,7 @@
-"""Files of results: one JSON line per image, or CSV with one row per face. An interrupted run can continue both.
+"""Files of results: one JSON line per image or frame, or CSV with one row per face. A later run can continue both.
 
-A result is a dictionary as `Detections.to_dict` makes it; one that could not be read has an error instead of faces.
+A result is a dictionary as `Detections.to_dict` makes it; one that could not be read has an error instead of faces. The
+result of a film's frame has its number and time too. A film that cannot be read or breaks off has one without a number.
 """
 
 import csv
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any, Self
 
 CSV_COLUMNS = [
-    *("source", "width", "height", "faces", "face", "x1", "y1", "x2", "y2", "score"),
+    *("source", "frame", "time", "width", "height", "faces", "face", "id", "crop", "x1", "y1", "x2", "y2", "score"),
     *(f"{part}_{axis}" for part in ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth") for axis in "xy"),
     "error",
 ]
-"""`faces` counts the faces of the image, `face` numbers them from 0; an image without faces has one row too.
-Left and right are those of the image."""
+"""`faces` counts the faces of the image, `face` numbers them from 0; an image without faces has one row too. `frame`
+and `time` are those of a film, `id` is that of a track. Left and right are those of the image."""
+
+_FACES = CSV_COLUMNS.index("faces")
 
 
 class OutputError(ValueError):
@@ -25,8 +28,15 @@ class OutputError(ValueError):
 
 
 def failed(source: str, error: str) -> dict[str, Any]:
-    """Returns the result of an image that could not be read."""
+    """Returns the result of an image or film that could not be read."""
     return {"source": source, "width": None, "height": None, "faces": [], "error": error}
+
+
+def of_frame(result: dict[str, Any], source: str, frame: int, time: float) -> dict[str, Any]:
+    """Returns the result of a film's frame: that of its image, with the film, its number and its time in seconds."""
+    return {"source": source, "frame": frame, "time": round(time, 6)} | {
+        k: v for k, v in result.items() if k != "source"
+    }
 
 
 def json_line(result: dict[str, Any]) -> bytes:
@@ -36,13 +46,13 @@ def json_line(result: dict[str, Any]) -> bytes:
 
 def csv_rows(result: dict[str, Any]) -> bytes:
     """Returns the result as rows of CSV: one per face, or a single one for an image without faces."""
-    picture = [result["source"], result["width"], result["height"], len(result["faces"])]
+    image = [result.get(name) for name in CSV_COLUMNS[:_FACES]] + [len(result["faces"])]
     rows = [
-        [*picture, number, *face["box"], face["score"], *_flat_landmarks(face), None]
+        [*image, number, face.get("id"), face.get("crop"), *face["box"], face["score"], *_flat_landmarks(face), None]
         for number, face in enumerate(result["faces"])
     ]
     if not rows:
-        rows = [[*picture, *[None] * (len(CSV_COLUMNS) - 5), result["error"]]]
+        rows = [[*image, *[None] * (len(CSV_COLUMNS) - len(image) - 1), result["error"]]]
     return _csv(rows)
 
 
@@ -63,19 +73,21 @@ class ResultFile:
     """A growing file of results that is whole up to the last one, whenever the program ends.
 
     Args:
-        path: Where to write; `.jsonl` or `.csv` chooses the form. Folders on the way are made.
-        resume: Continue the file: cut off a half-written result at its end, and tell in `done` what it holds.
+        path: Where to write; `.jsonl` or `.csv` chooses the form. Missing folders are created.
+        resume: Continue the file: cut off a half-written result at its end, and list in `done` what it holds.
         overwrite: Replace the file.
+        whole_films: Cut off a film whose last frame ends the file, so that it is done again from its beginning.
         made_by: What makes the results, such as model and options: JSON values by name. A file FILE.run.json beside the
             results keeps it, and only the same may continue them; None: nothing is kept or checked.
 
     Attributes:
-        is_unchecked: Whether the file is continued without FILE.run.json, so that nobody knows what made it.
+        is_unchecked: Whether the file is continued without FILE.run.json, so what made it is unknown.
         done: The sources that the file held when it was opened, each with whether it had failed.
+        begun: A film that may be unfinished, since its last frame ends the file, and the number of that frame.
 
     Raises:
-        OutputError: The name ends otherwise, the file exists (is not empty) and neither `resume` nor `overwrite` is
-            given, it is no file of results, something else made it, or it cannot be written.
+        OutputError: The name has another ending, the file exists (is not empty) and neither `resume` nor `overwrite` is
+            given, it is not a file of results, something else made it, or it cannot be written.
 
     Example:
         >>> import tempfile
@@ -93,9 +105,11 @@ class ResultFile:
         *,
         resume: bool = False,
         overwrite: bool = False,
+        whole_films: bool = False,
         made_by: Mapping[str, Any] | None = None,
     ) -> None:
         self.done: dict[str, bool] = {}
+        self.begun: tuple[str, int] | None = None
         self.is_unchecked = False
         self._encode = {".jsonl": json_line, ".csv": csv_rows}.get(path.suffix.lower())
         if self._encode is None:
@@ -106,7 +120,7 @@ class ResultFile:
                     raise OutputError(f"{path} exists already; --resume continues it, --overwrite replaces it")
                 if made_by is not None:
                     self.is_unchecked = not _check_maker(path, made_by)
-                self._continue(path)
+                self._continue(path, whole_films)
             path.parent.mkdir(parents=True, exist_ok=True)
             if made_by is not None:
                 _write_maker(path, made_by)
@@ -136,13 +150,19 @@ class ResultFile:
         while data:
             data = data[self._file.write(data) :]
 
-    def _continue(self, path: Path) -> None:
-        """Fills `done` and cuts the file after the last whole result."""
-        whole = 0
-        for end, source, has_failed in (_json_results if self._encode is json_line else _csv_results)(path):
-            whole = end
+    def _continue(self, path: Path, whole_films: bool) -> None:
+        """Fills `done` and `begun`, and cuts the file after the last whole result or film."""
+        whole = start = 0  # ends of the last result, and of the last one before the film that it belongs to
+        for end, source, frame, has_failed in (_json_results if self._encode is json_line else _csv_results)(path):
             if source is not None:
-                self.done[source] = has_failed
+                start = whole if self.begun is None or self.begun[0] != source else start
+                self.begun = None if frame is None else (source, frame)
+                self.done[source] = has_failed or self.done.get(source, False)
+            whole = end
+        if self.begun is not None:
+            del self.done[self.begun[0]]
+            if whole_films:
+                whole, self.begun = start, None
         if whole < path.stat().st_size:
             with path.open("r+b") as file:
                 file.truncate(whole)
@@ -159,7 +179,7 @@ def _write_maker(path: Path, made_by: Mapping[str, Any]) -> None:
 
 
 def _check_maker(path: Path, made_by: Mapping[str, Any]) -> bool:
-    """Refuses to continue what something else has made; returns False if nobody knows what made it."""
+    """Refuses to continue a file that something else has made; returns False if its maker is unknown."""
     file = _maker_file(path)
     if not file.exists():
         return False
@@ -186,8 +206,8 @@ def _shown(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _json_results(path: Path) -> Iterator[tuple[int, str | None, bool]]:
-    """Yields (where it ends, source, whether it failed) of every whole result."""
+def _json_results(path: Path) -> Iterator[tuple[int, str | None, int | None, bool]]:
+    """Yields (where it ends, source, number of the frame, whether it failed) of every whole result."""
     end = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -196,23 +216,23 @@ def _json_results(path: Path) -> Iterator[tuple[int, str | None, bool]]:
             end += len(line)
             try:
                 result = json.loads(line)
-                yield end, result["source"], result["error"] is not None
-            except (ValueError, KeyError, TypeError):
+                yield end, result["source"], result.get("frame"), result["error"] is not None
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise _foreign(path, number) from None
 
 
-def _csv_results(path: Path) -> Iterator[tuple[int, str | None, bool]]:
-    """Yields (where it ends, source, whether it failed) of the header and every whole result."""
+def _csv_results(path: Path) -> Iterator[tuple[int, str | None, int | None, bool]]:
+    """Yields (where it ends, source, number of the frame, whether it failed) of the header and every whole result."""
     rows_left = 0
     for number, (end, row) in enumerate(_csv_records(path), 1):  # a row that is no CSV has no fields
         if number == 1 and row == CSV_COLUMNS:
-            yield end, None, False
+            yield end, None, None, False
             continue
-        if number == 1 or len(row) != len(CSV_COLUMNS) or re.fullmatch("[0-9]{1,9}", row[3]) is None:
+        if number == 1 or len(row) != len(CSV_COLUMNS) or re.fullmatch("[0-9]{1,9}", row[_FACES]) is None:
             raise _foreign(path, number)
-        rows_left = (rows_left or max(1, int(row[3]))) - 1
+        rows_left = (rows_left or max(1, int(row[_FACES]))) - 1
         if rows_left == 0:
-            yield end, row[0], row[-1] != ""
+            yield end, row[0], int(row[1]) if row[1].isdecimal() else None, row[-1] != ""
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -1,11 +1,14 @@
-"""Which images a command line means, and where their drawn copies go."""
+"""Which images and films a command line means, and where their copies go."""
 
 import glob
 import importlib.util
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlsplit
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif"),
@@ -16,12 +19,20 @@ IMAGE_SUFFIXES = (
 HEIC_SUFFIXES = (".heic", ".heif", ".heics", ".heifs", ".hif")
 """Files in a folder that count as images too where pillow-heif is installed."""
 
+FILM_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mpe", ".m2v", ".mts", ".m2ts"),
+    *(".wmv", ".asf", ".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".vob", ".mxf", ".mjpeg", ".mjpg", ".y4m"),
+)
+"""Which files count as films; in a folder only where PyAV is installed."""
+
+_NAMED_FILM_SUFFIXES = (*FILM_SUFFIXES, ".ts")  # in a folder .ts is more often TypeScript
+
+Source: TypeAlias = str | int
+"""A file or an address; a number is that of a camera."""
+
 _READERS = {
     'pip install "pyface-engine[heic]"': HEIC_SUFFIXES,
-    "extract the frames, for example with ffmpeg": (
-        *(".mp4", ".m4v", ".mov", ".qt", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mpe", ".m2v", ".mts", ".m2ts"),
-        *(".wmv", ".asf", ".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".vob", ".mxf", ".mjpeg", ".mjpg", ".y4m"),
-    ),
+    'pyface detect reads films after pip install "pyface-engine[video]"': FILM_SUFFIXES,
     "develop raw files to JPEG or TIFF, for example with darktable": (
         *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf", ".rw2", ".pef"),
         *(".srw", ".x3f", ".3fr", ".iiq", ".erf", ".mrw", ".dcr", ".kdc"),
@@ -33,7 +44,7 @@ _READERS = {
 }
 _READER_OF = {suffix: reader for reader, suffixes in _READERS.items() for suffix in suffixes}
 
-ADDRESS = "pyface reads files, not addresses; download it first"
+ADDRESS = "pyface reads images from files, not from addresses: download it first"
 
 
 class SourceError(ValueError):
@@ -44,20 +55,22 @@ def find_sources(
     arguments: Iterable[str],
     *,
     recursive: bool = False,
+    films: bool = False,
     skip: Path | None = None,
     skipped: Counter[str] | None = None,
 ) -> list[str]:
-    """Finds the images that files, folders and patterns stand for.
+    """Finds the images and films that files, folders, patterns and addresses stand for.
 
-    A folder stands for the images in it, hidden ones excepted, in the order of their names; a pattern for what a
-    shell would make of it, so it works in quotes and where shells expand nothing. A file that is not there is passed
-    on where others are named too, so that whoever reads them all reports it and goes on.
+    A folder stands for the images and films in it, hidden ones excepted, in the order of their names; a pattern for
+    what a shell would make of it, so it works in quotes and where shells expand nothing. A file that is not there is
+    passed on where others are named too, so that whoever reads them all reports it and goes on.
 
     Args:
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
         recursive: Look into the subfolders of folders too.
+        films: Take the films in folders too, if PyAV is installed.
         skip: A folder whose content is left out where it lies within another, such as the one for drawn copies.
-        skipped: Gets the number of files in folders that are images or films by their names, but of a kind that
+        skipped: Gets the number of files in folders that are images or videos by their names, but of a kind that
             pyface does not read, by suffix; `describe_skipped` puts them into words.
 
     Returns:
@@ -70,15 +83,16 @@ def find_sources(
     found: dict[str, str] = {}
     skipped = Counter() if skipped is None else skipped
     arguments = list(arguments)
-    if len(arguments) == 1 and not _is_pattern(arguments[0]) and not os.path.exists(arguments[0]):
-        reason = ADDRESS if is_address(arguments[0]) else "there is no such file or folder"
-        raise SourceError(f"{arguments[0]}: {reason}")
+    lone = arguments[0] if len(arguments) == 1 else None
+    if lone is not None and not (_is_pattern(lone) or os.path.exists(lone) or is_film_address(lone)):
+        reason = ADDRESS if is_address(lone) else "there is no such file or folder"
+        raise SourceError(f"{lone}: {reason}")
     for argument in arguments:
         matches = sorted(glob.glob(argument, recursive=True)) if _is_pattern(argument) else [argument]
         count = 0
         for match in matches:
-            for path in _pictures(match, recursive, skip, skipped) if os.path.isdir(match) else [match]:
-                found.setdefault(os.path.normpath(path), path)
+            for path in _files(match, recursive, films, skip, skipped) if os.path.isdir(match) else [match]:
+                found.setdefault(source_key(path), path)
                 count += 1
         if count == 0:
             raise SourceError("; ".join([_nothing(argument, recursive), *describe_skipped(skipped)]))
@@ -95,16 +109,57 @@ def _reads_heic() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def count_unreadable(names: Iterable[str]) -> Counter[str]:
-    """Counts, by suffix, the files that are images or films by their names, but of a kind that pyface does not read.
+def is_film(source: Source) -> bool:
+    """Tells whether a source is read as a video: cameras, addresses that name no image, files by their suffix.
 
     Example:
-        >>> count_unreadable(["a.MP4", "b.mp4", "c.jpg", "notes.txt"])
-        Counter({'.mp4': 2})
+        >>> [is_film(source) for source in ("a.MP4", "a.jpg", 0, "rtsp://camera/live", "https://x.org/a.jpg")]
+        [True, False, True, True, False]
     """
-    suffixes = (
-        os.path.splitext(name)[1].lower() for name in names if not name.startswith(".") and not is_picture(name)
-    )
+    if isinstance(source, int):
+        return True
+    return is_film_address(source) or (not is_address(source) and _suffix(source) in _NAMED_FILM_SUFFIXES)
+
+
+def is_live(source: Source) -> bool:
+    """Tells whether a source goes on by itself, so that frames must be dropped when the detector is slower."""
+    return isinstance(source, int) or source.lower().startswith(_LIVE)
+
+
+def _is_film_in_folder(name: str) -> bool:
+    is_one = not name.startswith(".") and _suffix(name) in FILM_SUFFIXES
+    return is_one and importlib.util.find_spec("av") is not None
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def source_name(source: Source) -> str:
+    """Returns how results call a source.
+
+    Example:
+        >>> source_name("a.mp4"), source_name(0)
+        ('a.mp4', 'camera 0')
+    """
+    return f"camera {source}" if isinstance(source, int) else source
+
+
+def source_key(source: Source) -> str:
+    """Returns what two spellings of one source share."""
+    name = source_name(source)
+    return name if is_address(name) else os.path.normpath(name)
+
+
+def count_unreadable(names: Iterable[str]) -> Counter[str]:
+    """Counts, by suffix, the files that are images or videos by their names, but of a kind that pyface does not read.
+
+    Example:
+        >>> count_unreadable(["a.CR2", "b.cr2", "c.jpg", "notes.txt"])
+        Counter({'.cr2': 2})
+    """
+    unread = (name for name in names if not (name.startswith(".") or is_picture(name) or _is_film_in_folder(name)))
+    suffixes = map(_suffix, unread)
     return Counter(suffix for suffix in suffixes if suffix in _READER_OF)
 
 
@@ -112,16 +167,24 @@ def describe_skipped(skipped: Counter[str]) -> list[str]:
     """Returns a sentence about the files that were skipped and what would read them, [] if there are none.
 
     Example:
-        >>> describe_skipped(Counter({".mp4": 2}))
-        ['skipped 2 .mp4 (extract the frames, for example with ffmpeg)']
+        >>> describe_skipped(Counter({".heic": 2}))
+        ['skipped 2 .heic (pip install "pyface-engine[heic]")']
     """
     parts = [f"{number:,} {suffix} ({_READER_OF[suffix]})" for suffix, number in sorted(skipped.items())]
     return [f"skipped {', '.join(parts)}"] if parts else []
 
 
 def is_address(name: str) -> bool:
-    """Tells whether a name is an address on the web."""
-    return name.lower().startswith(("http://", "https://", "ftp://"))
+    """Tells whether a name is an address in a network."""
+    return name.lower().startswith(("http://", "https://", "ftp://", *_LIVE))
+
+
+_LIVE = ("rtsp://", "rtsps://", "rtmp://", "udp://", "srt://")
+
+
+def is_film_address(name: str) -> bool:
+    """Tells whether a name is an address that is read as a video: any that does not end like an image."""
+    return is_address(name) and _suffix(urlsplit(name).path) not in (*IMAGE_SUFFIXES, *HEIC_SUFFIXES)
 
 
 def _is_pattern(argument: str) -> bool:
@@ -136,7 +199,7 @@ def _nothing(argument: str, recursive: bool) -> str:
     return f"{argument}: there are no images in this folder{hint}"
 
 
-def _pictures(folder: str, recursive: bool, skip: Path | None, counted: Counter[str]) -> Iterator[str]:
+def _files(folder: str, recursive: bool, films: bool, skip: Path | None, counted: Counter[str]) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise SourceError(f"{error.filename}: the folder cannot be read ({error.strerror})")
 
@@ -149,42 +212,58 @@ def _pictures(folder: str, recursive: bool, skip: Path | None, counted: Counter[
         )
         counted.update(count_unreadable(files))
         for name in sorted(files):
-            if is_picture(name):
+            if is_picture(name) or (films and _is_film_in_folder(name)):
                 yield os.path.join(root, name)
 
 
-def plan_copies(sources: Iterable[str], folder: Path) -> dict[str, Path]:
-    """Chooses where the drawn copy of each image goes: its path below the folder that all images share.
+def plan_copies(sources: Iterable[Source], folder: Path) -> dict[Source, Path]:
+    """Chooses where the copy of each image and film goes: its path below the folder that all files share.
 
-    JPEG and PNG images keep their name; others become PNG and have `.png` added to it.
+    JPEG and PNG images and MP4 films keep their names; others become PNG or MP4 and have that suffix added.
 
     Raises:
-        SourceError: A copy would overwrite one of the images.
+        SourceError: A copy would overwrite one of the sources.
 
     Example:
-        >>> plan = plan_copies(["a/face.jpg", "b/face.jpg", "b/scan.tif"], Path("out"))
+        >>> plan = plan_copies(["a/face.jpg", "b/face.jpg", "b/scan.tif", "b/film.mov", 0], Path("out"))
         >>> [path.as_posix() for path in plan.values()]
-        ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png']
+        ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png', 'out/b/film.mov.mp4', 'out/camera 0.mp4']
     """
-    full = {source: os.path.abspath(source) for source in sources}
+    sources = list(sources)
+    files: dict[Source, str] = {
+        source: os.path.abspath(source) for source in sources if isinstance(source, str) and not is_address(source)
+    }
     try:
-        shared = os.path.commonpath([os.path.dirname(path) for path in full.values()])
+        shared = os.path.commonpath([os.path.dirname(path) for path in files.values()]) if files else ""
     except ValueError:  # several drives
         shared = ""
-    pictures = {os.path.realpath(path) for path in full.values()}
-    plan: dict[str, Path] = {}
+    originals = {os.path.realpath(path) for path in files.values()}
+    plan: dict[Source, Path] = {}
     taken: set[str] = set()
-    for source, path in full.items():
-        below = os.path.relpath(path, shared) if shared else path.replace(":", "").lstrip("/\\")
-        copy = _free(folder / _copy_name(below), taken)
-        if os.path.realpath(copy) in pictures:
+    for source in sources:
+        path = files.get(source)
+        if path is None:
+            below = _address_name(source)
+        else:
+            below = os.path.relpath(path, shared) if shared else path.replace(":", "").lstrip("/\\")
+        copy = _free(folder / _copy_name(below, is_film(source)), taken)
+        if os.path.realpath(copy) in originals:
             raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
         plan[source] = copy
     return plan
 
 
-def _copy_name(name: str) -> str:
-    return name if name.lower().endswith((".jpg", ".jpeg", ".png")) else f"{name}.png"
+def _address_name(source: Source) -> str:
+    """A file name for a camera or an address, without the password that it may hold."""
+    if isinstance(source, int):
+        return source_name(source)
+    parts = urlsplit(source)
+    return re.sub(r"[^\w.-]+", "-", f"{parts.hostname or ''}{parts.path}").strip("-") or "film"
+
+
+def _copy_name(name: str, is_film: bool) -> str:
+    kept, added = ((".mp4",), ".mp4") if is_film else ((".jpg", ".jpeg", ".png"), ".png")
+    return name if name.lower().endswith(kept) else f"{name}{added}"
 
 
 def _free(path: Path, taken: set[str]) -> Path:

@@ -34,7 +34,7 @@ class GreyAlpha(NamedTuple):
     """How the pixels of a grey TIFF with transparency are stored.
 
     Attributes:
-        tile_width: Columns after which differences begin anew.
+        tile_width: Columns after which differences start again.
         is_white_zero: Whether 0 is white.
         is_premultiplied: Whether grey has been multiplied by its opacity.
         is_differenced: Whether each pixel is stored as the difference from the pixel to its left.

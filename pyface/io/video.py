@@ -1,4 +1,4 @@
-"""Films and cameras: frames with their times, and annotated films. PyAV reads and writes them (the extra `video`)."""
+"""Videos and cameras: frames with their times, and annotated videos. PyAV reads and writes them (the extra `video`)."""
 
 from __future__ import annotations
 
@@ -14,39 +14,43 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
+from pyface.io.sources import is_address, is_live, source_name
+
 CLOCK = 90_000  # ticks per second of written films: fine enough for every usual frame rate
 CODECS = ("libx264", "mpeg4")  # browsers play the first; the second is for builds of PyAV without it
+PATIENCE = 15.0  # seconds that an address may take to answer, or to send the next packet
 MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a film that ends earlier than it says by more than both has broken off
 
 
 class VideoError(ValueError):
-    """A film or camera cannot be read, or breaks off."""
+    """A video or camera cannot be read, or breaks off."""
 
 
 class Frame(NamedTuple):
     """Which frame an image is.
 
     Attributes:
-        source: The film or camera, as given.
+        source: The film or address as given, or "camera 0".
         frame: Number of frames before it in the source; live sources leave numbers out when they drop frames.
         time: Seconds since the first frame, by the film's own clock.
+        dropped: Number of frames that a live source had in between and that the caller was too busy to take.
     """
 
     source: str
     frame: int
     time: float
+    dropped: int = 0
 
 
 def video(
     source: str | Path | int, *, every: int = 1, fps: float | None = None, live: bool | None = None
 ) -> Iterator[tuple[Frame, NDArray[np.uint8]]]:
-    """Reads the frames of a film, a camera or an address, upright and in order.
+    """Reads the frames of a video, a camera or an address, upright and in order.
 
     Args:
         source: A file, an address such as rtsp://..., or the number of a camera.
         every: Keep one frame in this many.
-        fps: Keep at most this many frames per second of the film, instead.
+        fps: Keep at most this many frames per second of the video, instead.
         live: Whether to drop frames while the caller is busy, and go on with the newest. None: for cameras and rtsp.
 
     Yields:
@@ -62,18 +66,26 @@ def video(
     if every > 1 and fps is not None:
         raise ValueError(f"video: give every or fps, got every={every} and fps={fps}")
     if live is None:
-        live = isinstance(source, int) or str(source).startswith("rtsp")
-    frames = _decode(source)
-    return _selected(_newest(frames) if live else frames, every, fps)
+        live = is_live(source if isinstance(source, int) else str(source))
+    frames = _selected(_decode(source), every, fps)
+    return ((place, _upright(frame)) for place, frame in (_newest(frames) if live else frames))
 
 
-def _selected(
-    frames: Iterator[tuple[Frame, Any]], every: int, fps: float | None
-) -> Iterator[tuple[Frame, NDArray[np.uint8]]]:
+def film_seconds(source: str | Path) -> float:
+    """Returns how long a film says it is in seconds, 0 if it does not say or cannot be read."""
+    av = _pyav()
+    try:
+        with av.open(str(source), timeout=PATIENCE) as container:
+            return _duration(container, container.streams.video[0])
+    except (av.error.FFmpegError, OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _selected(frames: Iterator[tuple[Frame, Any]], every: int, fps: float | None) -> Iterator[tuple[Frame, Any]]:
     due = -math.inf
     for place, frame in frames:
         if place.frame % every == 0 if fps is None else place.time >= due - 1e-6:
-            yield place, _upright(frame)
+            yield place, frame
             # From the due time, not from the frame's, so that rounding to frames does not add up.
             due = place.time if math.isinf(due) or fps is None else max(due, place.time - 1 / fps)
             due += 0 if fps is None else 1 / fps
@@ -82,11 +94,15 @@ def _selected(
 def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
     """The frames of a source as PyAV's, which are converted to pixels only if they are needed."""
     av = _pyav()
-    name = str(source)
+    name = source_name(source if isinstance(source, int) else str(source))
     try:
-        container = av.open(*_address(source)) if isinstance(source, int) else av.open(name)
+        if isinstance(source, int):
+            container = av.open(*_address(source))
+        else:
+            container = av.open(name, timeout=PATIENCE if is_address(name) else None)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{name} cannot be read as a film ({_reason(error)})") from error
+        what = "opened" if isinstance(source, int) else "read as a video"
+        raise VideoError(f"{name} cannot be {what} ({_reason(error)})") from error
     with container:
         if not container.streams.video:
             raise VideoError(f"{name} has no video stream")
@@ -125,15 +141,18 @@ def _upright(frame: Any) -> NDArray[np.uint8]:
 def _newest(frames: Iterator[tuple[Frame, Any]]) -> Iterator[tuple[Frame, Any]]:
     """The newest frame whenever the caller asks for one; a thread reads on in between."""
     ready = threading.Condition()
-    newest: list[tuple[Frame, Any]] = []
+    newest: list[tuple[Frame, Any]] = []  # one at most
+    dropped = 0
     ended: list[BaseException | None] = []
     stop = threading.Event()
 
     def read() -> None:
+        nonlocal dropped
         failure: BaseException | None = None
         try:
             for frame in frames:
                 with ready:
+                    dropped += len(newest)
                     newest[:] = [frame]
                     ready.notify()
                 if stop.is_set():
@@ -150,10 +169,11 @@ def _newest(frames: Iterator[tuple[Frame, Any]]) -> Iterator[tuple[Frame, Any]]:
         while True:
             with ready:
                 ready.wait_for(lambda: newest or ended)
-                frame = newest.pop() if newest else None
-            if frame is None:
-                break
-            yield frame
+                if not newest:
+                    break
+                place, frame = newest.pop()
+                place, dropped = place._replace(dropped=dropped), 0
+            yield place, frame
         if ended[0] is not None:
             raise ended[0]
     finally:
@@ -161,7 +181,7 @@ def _newest(frames: Iterator[tuple[Frame, Any]]) -> Iterator[tuple[Frame, Any]]:
 
 
 class FilmWriter:
-    """Writes a film that browsers play (H.264 in MP4), frame by frame. Sound is not written.
+    """Writes a video that browsers play (H.264 in MP4), frame by frame. Sound is not written.
 
     Use it as a context manager, or call `close`.
 
@@ -172,7 +192,7 @@ class FilmWriter:
         codec: The codec in use: "mpeg4", which browsers do not play, only if PyAV has no H.264 encoder.
 
     Raises:
-        VideoError: The path's folder does not exist, or its ending names no kind of film.
+        VideoError: The path's folder does not exist, or its ending names no kind of video.
         ImportError: PyAV is not installed.
     """
 
@@ -180,13 +200,14 @@ class FilmWriter:
         self._av = _pyav()
         self.codec = next(codec for codec in CODECS if codec in self._av.codecs_available)
         if not Path(path).parent.is_dir():
-            raise VideoError(f"{path} cannot be written as a film (there is no folder {Path(path).parent})")
-        # The index comes first, so that browsers play a film while they load it.
+            raise VideoError(f"{path} cannot be written as a video (there is no folder {Path(path).parent})")
+        # The index comes first, so that browsers play a video while they load it.
         options = {"movflags": "+faststart"} if Path(path).suffix.lower() in (".mp4", ".mov", ".m4v") else {}
         try:
             self._container = self._av.open(str(path), "w", options=options)
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            raise VideoError(f"{path} cannot be written as a film ({_reason(error)})") from error
+            raise VideoError(f"{path} cannot be written as a video ({_reason(error)})") from error
+        self._path = path
         self._stream: Any = None
         self._last = -1
 
@@ -194,11 +215,12 @@ class FilmWriter:
         """Appends a frame.
 
         Args:
-            image: uint8 RGB [H, W, 3]; all frames of a film have the size of the first.
+            image: uint8 RGB [H, W, 3]; all frames of a video have the size of the first.
             time: Seconds since the beginning, later than the frame before.
 
         Raises:
             ValueError: The image has another size than the first one.
+            OSError: The disk does not take it.
         """
         height, width = image.shape[:2]
         if self._stream is None:
@@ -210,18 +232,30 @@ class FilmWriter:
                 self._stream.options = {"preset": "veryfast", "crf": "21"}
             self._size = (height, width)
         if (height, width) != self._size:
-            raise ValueError(f"a film's frames must all be {list(self._size)}, got one of {[height, width]}")
+            raise ValueError(f"a video's frames must all be {list(self._size)}, got one of {[height, width]}")
         even = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
         frame.time_base = self._stream.codec_context.time_base
         frame.pts = self._last = max(self._last + 1, round(time / frame.time_base))
-        self._container.mux(self._stream.encode(frame))
+        self._mux(frame)
 
     def close(self) -> None:
-        """Completes the file."""
-        if self._stream is not None:
-            self._container.mux(self._stream.encode())
-        self._container.close()
+        """Completes the file.
+
+        Raises:
+            OSError: The disk does not take it.
+        """
+        try:
+            if self._stream is not None:
+                self._mux(None)
+        finally:
+            self._container.close()
+
+    def _mux(self, frame: Any) -> None:
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except self._av.error.FFmpegError as error:
+            raise OSError(error.errno, _reason(error), str(self._path)) from error
 
     def __enter__(self) -> FilmWriter:
         return self
@@ -245,9 +279,11 @@ def _pyav() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise ImportError("films need PyAV: pip install 'pyface-engine[video]'") from error
+        raise ImportError("videos need PyAV: pip install 'pyface-engine[video]'") from error
     return av
 
 
 def _reason(error: Exception) -> str:
+    if type(error).__name__ == "ExitError":  # what PyAV's timeout raises
+        return f"no answer within {PATIENCE:g} seconds"
     return str(getattr(error, "strerror", None) or error).split("\n")[0]

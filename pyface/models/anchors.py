@@ -8,10 +8,10 @@ Box = tuple[float, float, float, float]
 
 
 def anchors_around(centre: float, shapes: Iterable[tuple[float, float]]) -> tuple[Box, ...]:
-    """The anchors of cell (0, 0), which share their center.
+    """The anchors of cell (0, 0), which share their centre.
 
     Args:
-        centre: x and y of the center, in continuous pixels of the network's input.
+        centre: x and y of the centre, in continuous pixels of the network's input.
         shapes: (width, height) of each anchor.
 
     Returns:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+MIRRORED = [1, 0, 2, 4, 3]  # order of the landmarks in a mirrored face: left and right swap
+
 
 class Faces(NamedTuple):
     """The faces of one image, best score first.

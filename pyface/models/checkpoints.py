@@ -203,16 +203,18 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
     if expected.keys().isdisjoint(state):
         raise CheckpointError(
             f"{checkpoint.path} is of no known layout ({', '.join([OWN, *(of.name for of in LAYOUTS)])}); "
-            f"its keys are {few(state)}"
+            f"its keys are {list_keys(state)}"
         )
     if checkpoint.lenient and extra:
         # `fc`, the ImageNet classifier of every ResNet, is not worth a warning.
         unknown = [key for key in extra if not key.startswith("fc.")]
         if unknown:
-            warnings.warn(f"{checkpoint.path}: left aside {len(unknown)} unknown keys: {few(unknown)}", stacklevel=2)
+            warnings.warn(
+                f"{checkpoint.path}: left aside {len(unknown)} unknown keys: {list_keys(unknown)}", stacklevel=2
+            )
         state, extra = {key: value for key, value in state.items() if key in expected}, []
     problems = {"missing": missing, "left over": extra, "of another shape": misshapen, "not dense and real": odd}
-    found = [f"{len(keys)} {what}: {few(keys)}" for what, keys in problems.items() if keys]
+    found = [f"{len(keys)} {what}: {list_keys(keys)}" for what, keys in problems.items() if keys]
     if found:
         raise CheckpointError(f"{checkpoint.path} (layout {checkpoint.layout}) does not fit; keys {'; '.join(found)}")
     model.load_state_dict(state, strict=False)
@@ -254,12 +256,12 @@ def foreign(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.model is None:
         names = ", ".join(layout.name for layout in LAYOUTS)
         raise CheckpointError(
-            f"{checkpoint.path} is of no known foreign layout ({names}); keys: {few(checkpoint.state)}"
+            f"{checkpoint.path} is of no known foreign layout ({names}); keys: {list_keys(checkpoint.state)}"
         )
     return checkpoint
 
 
-def few(keys: Iterable[str], count: int = 10) -> str:
+def list_keys(keys: Iterable[str], count: int = 10) -> str:
     """Lists the first `count` keys, and how many more there are."""
     keys = list(keys)
     rest = [f"... ({len(keys) - count} more)"] if len(keys) > count else []

@@ -1,7 +1,7 @@
 """DenseBox: every cell of one map predicts a box (Huang et al., "DenseBox: Unifying Landmark Localization with End to
 End Object Detection", 2015, arXiv 1509.04874; docs/detectors.md 1).
 
-There are no anchors. The network finds faces of one size: each cell near such a face's center predicts the distances to
+There are no anchors. The network finds faces of one size: each cell near such a face's centre predicts the distances to
 the face's edges. Other sizes are found in smaller and larger copies of the image, so an image pyramid is part of the
 detector.
 
@@ -113,7 +113,7 @@ class DenseBoxOutput(NamedTuple):
     """The network's output per cell: raw regressions, not probabilities.
 
     Attributes:
-        scores: [B, 1, H, W], near 1 at a face's center, near 0 elsewhere.
+        scores: [B, 1, H, W], near 1 at a face's centre, near 0 elsewhere.
         offsets: [B, 4, H, W], (x - x1, y - y1, x - x2, y - y2) in units of the configuration's `face`.
         landmarks: [B, N, H, W], near 1 at a landmark; None without that branch.
         refined: [B, 1, H, W], the refine branch's scores, which replace `scores`; None without that branch.
@@ -152,7 +152,7 @@ class DenseBox(SingleShot):
         self.trained_faces = TrainedFaces(config.face, config.positive_band)
         self.unit = config.face / config.stride
 
-    def answers(self, fused: Tensor) -> DenseBoxOutput:
+    def run_branches(self, fused: Tensor) -> DenseBoxOutput:
         """Runs the branches on the fused maps [B, channels, H / 4, W / 4]."""
         scores = self.score(fused)
         landmarks = None if self.landmark is None else self.landmark(fused)
@@ -275,9 +275,9 @@ class DenseBox(SingleShot):
             )
         return truth.landmarks
 
-    def _map_error(self, answers: Tensor, labels: Tensor, disc: float, seed: int) -> Tensor:
+    def _map_error(self, predictions: Tensor, labels: Tensor, disc: float, seed: int) -> Tensor:
         """Mean squared error of maps [B, N, H, W] over sampled cells; `disc` is the radius of a disc in cells."""
-        error = (answers.float() - (labels == 1).float()).square().flatten(0, 1).flatten(1)
+        error = (predictions.float() - (labels == 1).float()).square().flatten(0, 1).flatten(1)
         teaches = ops.balanced_sample(
             error,
             labels.flatten(0, 1).flatten(1).int() - 1,  # 1, 0, -1: a face, background, ignored
@@ -388,7 +388,7 @@ class DenseBoxVGG19(DenseBox):
     def forward(self, images: Tensor) -> DenseBoxOutput:
         """Preprocessed images [B, 3, H, W] -> scores, offsets, landmarks and refined scores at stride 4."""
         conv3_4, conv4_4 = self.backbone(images)
-        return self.answers(torch.cat([conv3_4, upsample(conv4_4, conv3_4)], dim=1))
+        return self.run_branches(torch.cat([conv3_4, upsample(conv4_4, conv3_4)], dim=1))
 
 
 @dataclass(frozen=True)
@@ -436,7 +436,7 @@ class DenseBoxLite(DenseBox):
         self.down4, self.smooth4 = TopDown(c4, c5, p4), convolution(p4, p4)
         self.down3, self.smooth3 = TopDown(c3, p4, p3), convolution(p3, p3)
         self.score = self._branch(c2 + p3, 1)
-        # Initial boxes have size `face` and are centered on their cells.
+        # Initial boxes have size `face` and are centred on their cells.
         self.location = self._branch(c2 + p3, 4, bias=(0.5, 0.5, -0.5, -0.5))
         self.landmark = self._branch(c2 + p3, config.landmarks) if config.landmarks else None
         self.refine = Refine(config.landmarks, self.REFINE_WIDTH) if config.refine else None
@@ -453,4 +453,4 @@ class DenseBoxLite(DenseBox):
         c2, c3, c4, c5 = self.backbone(images)
         p4 = self.smooth4(self.down4(c4, c5))
         p3 = self.smooth3(self.down3(c3, p4))
-        return self.answers(torch.cat([c2, upsample(p3, c2)], dim=1))
+        return self.run_branches(torch.cat([c2, upsample(p3, c2)], dim=1))

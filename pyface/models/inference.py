@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyface import ops
-from pyface.models.base import Faces
+from pyface.models.base import MIRRORED, Faces
 from pyface.models.views import MULTISCALE, Size, View, whole, whole_faces
 
 CANVAS = 32  # canvas sizes are multiples of this, so that images of nearly equal sizes share a batch
@@ -24,7 +24,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Normalization of a network's input: (pixel - mean) / std per channel, in the network's channel order.
+    """Normalisation of a network's input: (pixel - mean) / std per channel, in the network's channel order.
 
     Attributes:
         mean: In pixel values, 0 to 255, in RGB order whatever the network's order.
@@ -134,19 +134,19 @@ def _faces_of_view(view: View, found: ops.Candidates, row: int, count: int) -> F
     landmarks = view.to_picture(found.landmarks[row, :count]) if found.landmarks.shape[2] else None
     if view.mirror:  # left and right swap
         boxes = boxes[:, [2, 1, 0, 3]]
-        landmarks = None if landmarks is None else landmarks[:, [1, 0, 2, 4, 3]]
+        landmarks = None if landmarks is None else landmarks[:, MIRRORED]
     faces = Faces(boxes, scores, landmarks)
     is_plain = view == whole(view.image, view.region[3], view.region[2], view.scale)
     return faces if is_plain else faces.select(view.counts(boxes).nonzero().squeeze(1))
 
 
-def without_parts(found: list[tuple[View, Faces]], options: InferenceOptions) -> list[Faces]:
+def without_parts(found: list[tuple[View, Faces]]) -> list[Faces]:
     """The faces of each view of an image, without those that another tile shows better; see `whole_faces`."""
     if not any(any(view.cut) for view, _ in found):
         return [faces for _, faces in found]
     views, faces_of = zip(*found, strict=True)
     boxes, scores = [of.boxes for of in faces_of], [of.scores for of in faces_of]
-    keep = whole_faces(views, boxes, scores, prefer_finer=options.multiscale is None)
+    keep = whole_faces(views, boxes, scores)
     return [of.select(kept.nonzero().squeeze(1)) for of, kept in zip(faces_of, keep, strict=True)]
 
 

@@ -78,7 +78,7 @@ def bilinear_kernel(channels: int) -> Tensor:
 
 
 def xavier(module: nn.Module) -> None:
-    """Initializes every convolution in a module with Xavier's uniform weights and zero biases, as Caffe does."""
+    """Initialises every convolution in a module with Xavier's uniform weights and zero biases, as Caffe does."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.xavier_uniform_(layer.weight)
@@ -87,7 +87,7 @@ def xavier(module: nn.Module) -> None:
 
 
 def gaussian(module: nn.Module, deviation: float = 0.01, bias: float = 0.0) -> None:
-    """Initializes every convolution in a module with N(0, deviation) weights and a constant bias."""
+    """Initialises every convolution in a module with N(0, deviation) weights and a constant bias."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=deviation)

@@ -112,7 +112,7 @@ def matched(values: Tensor, splits: Tensor, index: Tensor) -> Tensor:
 def encode_boxes(anchors: Tensor, boxes: Tensor, variances: tuple[float, float]) -> Tensor:
     """The deltas (dx, dy, dw, dh) that turn anchors [..., 4] into boxes [..., 4]; `decode_boxes` is the inverse.
 
-    dx and dy are the center's offset in anchor sides / variances[0]; dw and dh are log(side / anchor side) /
+    dx and dy are the centre's offset in anchor sides / variances[0]; dw and dh are log(side / anchor side) /
     variances[1]. Not finite where a side is 0.
     """
     sides, box_sides = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
@@ -129,7 +129,7 @@ def decode_boxes(anchors: Tensor, deltas: Tensor, variances: tuple[float, float]
 
 
 def encode_landmarks(anchors: Tensor, landmarks: Tensor, variance: float) -> Tensor:
-    """Points [..., 5, 2] relative to anchors [..., 4]: [..., 10], x1, y1, x2 ..., as (x - center) / side / variance."""
+    """Points [..., 5, 2] relative to anchors [..., 4]: [..., 10], x1, y1, x2 ..., as (x - centre) / side / variance."""
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2
     sides = anchors[..., 2:] - anchors[..., :2]
     return ((landmarks - centre[..., None, :]) / sides[..., None, :] / variance).flatten(-2)
@@ -154,18 +154,18 @@ def focal(evidence: Tensor, is_face: Tensor, *, gamma: float, alpha: float) -> T
     return weight * doubt.pow(gamma) * cross_entropy(evidence, is_face)
 
 
-def smooth_l1(answers: Tensor, targets: Tensor, where: Tensor, sigma: float = 1.0) -> Tensor:
-    """The sum of the smooth L1 loss of x = answers - targets [B, A, n] where `where` [B, A] is true.
+def smooth_l1(predictions: Tensor, targets: Tensor, where: Tensor, sigma: float = 1.0) -> Tensor:
+    """The sum of the smooth L1 loss of x = predictions - targets [B, A, n] where `where` [B, A] is true.
 
     The loss is (sigma x)^2 / 2 for |x| < 1 / sigma^2, else |x| - 1 / (2 sigma^2).
     """
     # Masked before any arithmetic on the difference, since some targets are not finite.
-    difference = torch.where(where[..., None], answers - targets, 0)
+    difference = torch.where(where[..., None], predictions - targets, 0)
     return F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=1 / sigma**2, reduction="sum")
 
 
 def box_term(
-    answers: Tensor,
+    predictions: Tensor,
     anchors: Tensor,
     truth: GroundTruth,
     index: Tensor,
@@ -175,7 +175,7 @@ def box_term(
     """The loss of the boxes of matched anchors, summed over them.
 
     Args:
-        answers: [B, A, 4], encoded as by `encode_boxes`.
+        predictions: [B, A, 4], encoded as by `encode_boxes`.
         anchors: [A, 4] or [B, A, 4].
         truth: The faces.
         index: int32 [B, A], as from `ops.assign_anchors`.
@@ -185,8 +185,8 @@ def box_term(
     is_face = index >= 0
     faces = matched(truth.boxes, truth.splits, index)
     if kind == "smooth_l1":
-        return smooth_l1(answers, encode_boxes(anchors, faces, variances), is_face)
-    boxes = decode_boxes(anchors, answers, variances)
+        return smooth_l1(predictions, encode_boxes(anchors, faces, variances), is_face)
+    boxes = decode_boxes(anchors, predictions, variances)
     # Masked before any division: where there is no face, both boxes become the same square.
     square = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     boxes, faces = (torch.where(is_face[..., None], x, square) for x in (boxes, faces))
@@ -196,7 +196,7 @@ def box_term(
 def diou(boxes: Tensor, faces: Tensor) -> Tensor:
     """The distance-IoU loss (Zheng et al., arXiv 1911.08287), pair by pair: [..., 4] and [..., 4] -> [...], 0 to 2.
 
-    It is 1 - IoU, plus the squared distance of the centers over the squared diagonal of the enclosing box.
+    It is 1 - IoU, plus the squared distance of the centres over the squared diagonal of the enclosing box.
     """
     shared = torch.minimum(boxes[..., 2:], faces[..., 2:]) - torch.maximum(boxes[..., :2], faces[..., :2])
     around = torch.maximum(boxes[..., 2:], faces[..., 2:]) - torch.minimum(boxes[..., :2], faces[..., :2])
@@ -221,7 +221,7 @@ def count(mask: Tensor) -> Tensor:
 
 
 def landmark_term(
-    answers: Tensor,
+    predictions: Tensor,
     anchors: Tensor,
     truth: GroundTruth,
     index: Tensor,
@@ -234,7 +234,7 @@ def landmark_term(
     Only anchors of faces with all five points known count; without any, the term is 0.
 
     Args:
-        answers: [B, A, 10].
+        predictions: [B, A, 10].
         anchors: [A, 4] or [B, A, 4].
         truth: The faces.
         index: int32 [B, A], as from `ops.assign_anchors`.
@@ -252,7 +252,7 @@ def landmark_term(
         raise ValueError(f"landmarks must be [G, 5, 2] = {list(expected)}, got {list(points.shape)}")
     targets = encode_landmarks(anchors, matched(points, truth.splits, index), variance)
     known = (index >= 0) & targets.isfinite().all(-1)
-    return weight * smooth_l1(answers, targets, known) / (count(known) if divisor is None else divisor)
+    return weight * smooth_l1(predictions, targets, known) / (count(known) if divisor is None else divisor)
 
 
 def hardest(losses: Tensor, where: Tensor, most: int, wanted: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pyface import ops
 from pyface.models import losses
-from pyface.models.base import FaceModel, Faces, check_images
+from pyface.models.base import MIRRORED, FaceModel, Faces, check_images
 from pyface.models.mtcnn_kernels import convnet, pnet
 
 STRIDE, CELL = 2, 12  # P-Net's window is 12 x 12 pixels, at every second pixel
@@ -361,7 +361,7 @@ class MTCNN(FaceModel):
 
     def refine(self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig) -> Proposals:
         """R-Net on 24 x 24 crops, suppression, calibration, squares of whole pixels."""
-        out = self._look(self.rnet, images, proposals, 24, config)
+        out = self._run_on_crops(self.rnet, images, proposals, 24, config)
         proposals = proposals._replace(scores=face_probability(out))
         passed = (proposals.scores > config.thresholds[1]).nonzero().squeeze(1)
         keep = passed[suppress(proposals.take(passed), proposals.image[passed], config.rnet_nms, config)]
@@ -372,7 +372,7 @@ class MTCNN(FaceModel):
         self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig, threshold: float
     ) -> list[Faces]:
         """O-Net on 48 x 48 crops, landmarks in the square box, calibration, "min" suppression; a `Faces` per image."""
-        out = self._look(self.onet, images, proposals, 48, config)
+        out = self._run_on_crops(self.onet, images, proposals, 48, config)
         proposals = proposals._replace(scores=face_probability(out))
         passed = (proposals.scores > threshold).nonzero().squeeze(1)
         squares, out = proposals.take(passed), out[passed]
@@ -381,14 +381,14 @@ class MTCNN(FaceModel):
         keep = keep[faces.image[keep].argsort(stable=True)]  # by image, best score first
         faces, squares, points = faces.take(keep), squares.take(keep), out[keep, 6:16]
         if config.mirror_landmarks:
-            mirrored = self._look(self.onet, images, squares, 48, config, mirror=True)[:, 6:16]
+            mirrored = self._run_on_crops(self.onet, images, squares, 48, config, mirror=True)[:, 6:16]
             points = (points + mirror_points(mirrored)) / 2
         landmarks = place_landmarks(squares.boxes, points)
         counts = torch.bincount(faces.image, minlength=len(images)).tolist()
         columns = (faces.boxes + config.output_shift, faces.scores, landmarks)
         return [Faces(*of) for of in zip(*(column.split(counts) for column in columns), strict=True)]
 
-    def _look(
+    def _run_on_crops(
         self,
         net: nn.Module,
         images: Sequence[Tensor],
@@ -399,13 +399,13 @@ class MTCNN(FaceModel):
     ) -> Tensor:
         """Runs R-Net or O-Net on the crops of all proposals: float32 [K, channels]."""
         boxes = clip_to_image(proposals, images) if config.clip_crops else proposals.boxes
-        answers = []
+        outputs = []
         for part, index in zip(boxes.split(self.CROPS), proposals.image.split(self.CROPS), strict=True):
             crops = normalised_crops(images, part, index, (side, side), config)
-            answers.append(net(crops.flip(3) if mirror else crops))
-        return torch.cat(answers)
+            outputs.append(net(crops.flip(3) if mirror else crops))
+        return torch.cat(outputs)
 
-    def loss(self, net: Literal["pnet", "rnet", "onet"], answers: Tensor, truth: CropTruth) -> dict[str, Tensor]:
+    def loss(self, net: Literal["pnet", "rnet", "onet"], outputs: Tensor, truth: CropTruth) -> dict[str, Tensor]:
         """Returns the loss terms of one network by name: weighted float32 scalars; minimise their sum.
 
         A crop counts for the losses of its kind (the paper's beta). Each term is the mean over the crops that count,
@@ -413,7 +413,7 @@ class MTCNN(FaceModel):
 
         Args:
             net: The network; it decides the weights.
-            answers: The network's output for N crops of its input size, [N, 6 or 16] (P-Net: [N, 6 or 16, 1, 1]).
+            outputs: The network's output for N crops of its input size, [N, 6 or 16] (P-Net: [N, 6 or 16, 1, 1]).
             truth: The ground truth of the crops.
 
         Returns:
@@ -423,7 +423,7 @@ class MTCNN(FaceModel):
             points known.
 
         Raises:
-            ValueError: The network does not exist, or answers or truth have another shape or number of crops.
+            ValueError: The network does not exist, or outputs or truth have another shape or number of crops.
         """
         if net not in self.ALPHA:
             raise ValueError(f"net must be one of {', '.join(self.ALPHA)}, got {net!r}")
@@ -431,25 +431,25 @@ class MTCNN(FaceModel):
         for name, of, expected in (("boxes", truth.boxes, (crops, 4)), ("landmarks", truth.landmarks, (crops, 5, 2))):
             if of.shape != expected:
                 raise ValueError(f"the truth's {name} must be {list(expected)}, got {list(of.shape)}")
-        if answers.shape[:2] not in ((crops, 6), (crops, 16)) or answers.numel() != crops * answers.shape[1]:
-            raise ValueError(f"answers must be [{crops}, 6 or 16], one for each crop, got {list(answers.shape)}")
-        answers = answers.flatten(1).float()
+        if outputs.shape[:2] not in ((crops, 6), (crops, 16)) or outputs.numel() != crops * outputs.shape[1]:
+            raise ValueError(f"outputs must be [{crops}, 6 or 16], one for each crop, got {list(outputs.shape)}")
+        outputs = outputs.flatten(1).float()
         is_face = truth.kind == CropKind.POSITIVE
         for_class = is_face | (truth.kind == CropKind.NEGATIVE)
-        evidence = answers[:, 1] - answers[:, 0]
+        evidence = outputs[:, 1] - outputs[:, 0]
         classification, box, landmarks = self.ALPHA[net]
         terms = {
             "classification": classification * self._mean_of_hard(losses.cross_entropy(evidence, is_face), for_class),
-            "box": box * self._squared(answers[:, 2:6], truth.boxes, is_face | (truth.kind == CropKind.PART)),
+            "box": box * self._squared(outputs[:, 2:6], truth.boxes, is_face | (truth.kind == CropKind.PART)),
         }
-        if answers.shape[1] == 16:
+        if outputs.shape[1] == 16:
             points = truth.landmarks.transpose(1, 2).flatten(1)  # x1 ... x5, y1 ... y5
             known = (truth.kind == CropKind.LANDMARK) & points.isfinite().all(1)
-            terms["landmarks"] = landmarks * self._squared(answers[:, 6:], points, known)
+            terms["landmarks"] = landmarks * self._squared(outputs[:, 6:], points, known)
         return terms
 
-    def _squared(self, answers: Tensor, targets: Tensor, where: Tensor) -> Tensor:
-        distances = torch.where(where[:, None], answers - targets, 0).square().sum(1)
+    def _squared(self, outputs: Tensor, targets: Tensor, where: Tensor) -> Tensor:
+        distances = torch.where(where[:, None], outputs - targets, 0).square().sum(1)
         if self.config.hard_mining == "all":
             return self._mean_of_hard(distances, where)
         return losses.total(distances, where) / losses.count(where)
@@ -541,7 +541,7 @@ def calibrate(boxes: Tensor, offsets: Tensor, *, plus_one: bool = True) -> Tenso
 
 
 def whole_squares(boxes: Tensor) -> Tensor:
-    """Squares with the same center and the longer side, rounded towards zero in the author's pixels."""
+    """Squares with the same centre and the longer side, rounded towards zero in the author's pixels."""
     sides = boxes[:, 2:] - boxes[:, :2]
     side = sides.amax(1, keepdim=True)
     corner = boxes[:, :2] + sides * 0.5 - side * 0.5
@@ -559,7 +559,7 @@ def place_landmarks(squares: Tensor, points: Tensor) -> Tensor:
 
 def mirror_points(points: Tensor) -> Tensor:
     """Mirrors the landmarks [K, 10] of mirrored crops back: left and right swap."""
-    x, y = points[:, [1, 0, 2, 4, 3]], points[:, [6, 5, 7, 9, 8]]
+    x, y = points.unflatten(1, (2, 5))[:, :, MIRRORED].unbind(1)
     return torch.cat([1 - x, y], 1)
 
 

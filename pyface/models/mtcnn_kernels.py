@@ -17,8 +17,8 @@ from pyface.ops._extension import (
     check_one_device,
     check_shape,
     check_tensors,
+    contiguous_as,
     launch,
-    plain,
     register,
     shape_of,
 )
@@ -101,7 +101,7 @@ def _pnet(images: Tensor, weights: list[Tensor]) -> Tensor:
     _check_pnet(images, weights)
     if images.device.type != "cpu":
         return pnet_in_torch(images, weights)
-    images, weights = plain(images, torch.float32), [plain(weight, torch.float32) for weight in weights]
+    images, weights = contiguous_as(images, torch.float32), [contiguous_as(weight, torch.float32) for weight in weights]
     out = _empty_pnet(images)
     launch("pnet", out.device, images, *_sizes(images), weights, out)
     return out
@@ -210,7 +210,7 @@ def _convnet(crops: Tensor, weights: list[Tensor], pools: list[int]) -> Tensor:
     out, side = _check_convnet(crops, weights, pools)
     if crops.device.type != "cpu":
         return convnet_in_torch(crops, weights, pools)
-    crops, weights = plain(crops, torch.float32), [plain(weight, torch.float32) for weight in weights]
+    crops, weights = contiguous_as(crops, torch.float32), [contiguous_as(weight, torch.float32) for weight in weights]
     features = crops.new_empty((crops.shape[0], out, side, side))
     layers = [
         (weight, bias, slope, weight.shape[1], weight.shape[0], weight.shape[2], pool)

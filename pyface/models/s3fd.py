@@ -44,7 +44,7 @@ class S3FDConfig:
         strides: Pixels between the cells of each map (2.1).
         anchor_scale: Side of an anchor in strides (2.1).
         num_background: Number of background logits of the first map; the others have one (2.1).
-        variances: Units of the box offsets: of centers and of sizes (2.1).
+        variances: Units of the box offsets: of centres and of sizes (2.1).
         mean, std: Subtracted from pixel values, and divided by, in RGB order (2.6).
         bgr: Whether the network takes blue first (2.6).
         score_threshold: Faces have a score > this (2.6).
@@ -113,7 +113,7 @@ class S3FD(AnchorDetector):
         self.levels = tuple(
             ops.AnchorLevel(
                 stride=stride,
-                # Cell i is centered at (i + 0.5) * stride, whatever the map's size.
+                # Cell i is centred at (i + 0.5) * stride, whatever the map's size.
                 anchors=anchors_around(stride / 2, [(config.anchor_scale * stride,) * 2]),
                 num_background=config.num_background if level == 0 else 1,
             )
@@ -156,8 +156,8 @@ class S3FD(AnchorDetector):
         # The loss of a background anchor rises with its evidence, so mining can use the evidence.
         negatives = ops.hard_negatives(evidence, index, ratio=config.negative_ratio, minimum=config.min_negatives)
         entropy = losses.cross_entropy(evidence, is_face)
-        answers = losses.by_anchor([level.boxes for level in maps], self.levels)
-        box = losses.box_term(answers, anchors, truth, index, config.variances, config.box_loss)
+        predictions = losses.by_anchor([level.boxes for level in maps], self.levels)
+        box = losses.box_term(predictions, anchors, truth, index, config.variances, config.box_loss)
         terms = {
             "classification": losses.total(entropy, is_face | negatives) / faces,
             "box": config.box_weight * box / faces,

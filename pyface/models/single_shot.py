@@ -206,9 +206,11 @@ class SingleShot(FaceModel):
         found: list[list[tuple[View, Faces]]] = [[] for _ in images]
         with torch.no_grad():
             batches = [(group, self._find_in(images, group, score_threshold, options)) for group in group_views(views)]
-            for view, faces in faces_of_views(batches):
+            # As planned, finest first, whatever shares their batches: of equal scores, suppression leaves the first.
+            place = {view: k for k, view in enumerate(views)}
+            for view, faces in sorted(faces_of_views(batches), key=lambda part: place[part[0]]):
                 found[view.image].append((view, faces))
-            return [self._merged(without_parts(parts, options), options, min_face) for parts in found]
+            return [self._merged(without_parts(parts), options, min_face) for parts in found]
 
     def for_inference(
         self, dtype: torch.dtype = torch.float32, channels_last: bool | None = None, cuda_graph: bool = False
@@ -302,7 +304,7 @@ class AnchorDetector(SingleShot):
 
     Attributes:
         levels: The anchors of each map.
-        variances: Units of the box offsets: of centers and of sizes.
+        variances: Units of the box offsets: of centres and of sizes.
         gate_threshold: On maps with a gate (SRN), the gate's score must also be > this.
     """
 

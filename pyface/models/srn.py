@@ -112,7 +112,7 @@ class SRN(AnchorDetector):
     Attributes:
         config: The settings.
         levels: The anchors of each level.
-        variances: Units of the box offsets: of centers and of sizes.
+        variances: Units of the box offsets: of centres and of sizes.
     """
 
     # The candidates of all levels, at most 6 x 6,000 (docs/detectors.md 4.5); "fast" is as for S3FD (2.6).
@@ -212,12 +212,12 @@ class SRN(AnchorDetector):
         valid = torch.cat([passed, passed.new_ones(moved.shape[:2])], dim=1)
         second = assign(anchors, truth, self.config.second_iou, valid=valid)
         evidence = losses.face_evidence([level.logits for level in maps], self.levels)
-        answers = losses.by_anchor([level.boxes for level in maps], self.levels)
+        predictions = losses.by_anchor([level.boxes for level in maps], self.levels)
         terms = {
             "first_classification": self._classification(gate, first_low),
             "first_box": self._regression(moves, far, truth, first_high),
             "classification": self._classification(evidence, second),
-            "box": self._regression(answers, anchors, truth, second),
+            "box": self._regression(predictions, anchors, truth, second),
         }
         landmarks = [level.landmarks for level in maps if level.landmarks is not None]
         if landmarks:
@@ -231,8 +231,8 @@ class SRN(AnchorDetector):
         each = losses.focal(evidence, is_face, gamma=config.focal_gamma, alpha=config.focal_alpha)
         return losses.total(each, index >= -1) / losses.count(is_face)
 
-    def _regression(self, answers: Tensor, anchors: Tensor, truth: GroundTruth, index: Tensor) -> Tensor:
-        return losses.box_term(answers, anchors, truth, index, self.variances) / losses.count(index >= 0)
+    def _regression(self, predictions: Tensor, anchors: Tensor, truth: GroundTruth, index: Tensor) -> Tensor:
+        return losses.box_term(predictions, anchors, truth, index, self.variances) / losses.count(index >= 0)
 
     def in_anchor_pixels(self, boxes: Tensor) -> Tensor:
         """Converts boxes [G, 4] from continuous pixels to those of the anchors; only the paper's network differs."""
@@ -423,7 +423,7 @@ class SRNLiteConfig(SRNConfig):
         separate_prediction: As in the paper. The steps run on different maps, and separate layers cost nothing.
         second_iou: As in S3FD. With anchors two strides wide, a face between cells has no IoU of 0.5 with any of them,
             and anchors of low levels are not moved.
-        variances: Units of the box offsets: of centers and of sizes, in both steps. They are twice S3FD's, since boxes
+        variances: Units of the box offsets: of centres and of sizes, in both steps. They are twice S3FD's, since boxes
             would otherwise outweigh the small values of the focal loss.
         landmark_weight: Less than elsewhere, for the same reason.
         landmarks: Whether the second step also predicts five landmarks per anchor; the paper's network has none.
@@ -440,7 +440,7 @@ class SRNLite(SRN):
     """SRN on `backbones.SlimResNet`: both steps, STC on the three low levels, STR on the three high ones, RFE.
 
     Three quarters of all cells are at stride 4, for faces of 8 ... 11 px. So this level has its own narrow heads; the
-    other five levels share theirs. Anchors are plain: in continuous pixels, not rounded, centered on their cells.
+    other five levels share theirs. Anchors are plain: in continuous pixels, not rounded, centred on their cells.
 
     Takes images [B, 3, H, W] of any size; the sizes of maps are rounded up. At 640 x 640 there are 68,250 anchors.
     """
@@ -611,6 +611,6 @@ def kaiming(channels: int, kernel: int) -> nn.Conv2d:
 
 
 def plain_anchors(stride: int, scales: Sequence[float], ratio: float) -> tuple[tuple[float, float, float, float], ...]:
-    """The anchors of cell (0, 0): areas (stride * scale) ** 2, height / width = ratio, centered on the cell."""
+    """The anchors of cell (0, 0): areas (stride * scale) ** 2, height / width = ratio, centred on the cell."""
     slim = math.sqrt(ratio)
     return anchors_around(stride / 2, [(stride * scale / slim, stride * scale * slim) for scale in scales])

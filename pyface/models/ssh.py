@@ -13,11 +13,11 @@ Where to find the paper's mechanisms:
 - anchors per module: `SSHConfig.sides` and `SSH.levels`; the best 1,000 of each: `AnchorLevel.max_candidates`;
 - the same mechanisms on a compact network, with landmarks: `SSHLite`.
 
-**Coordinates.** The author's boxes include both end pixels: the base anchor [0, 0, 15, 15] has its center at 7.5 and is
-16 wide, since widths are x2 - x1 + 1. In continuous pixels (pixel k covers [k, k + 1)) it is [0, 0, 16, 16] with center
-8. His decoding starts from x1 + width / 2, which is the continuous center, and ends with center -+ width / 2 without
+**Coordinates.** The author's boxes include both end pixels: the base anchor [0, 0, 15, 15] has its centre at 7.5 and is
+16 wide, since widths are x2 - x1 + 1. In continuous pixels (pixel k covers [k, k + 1)) it is [0, 0, 16, 16] with centre
+8. His decoding starts from x1 + width / 2, which is the continuous centre, and ends with centre -+ width / 2 without
 subtracting the 1 again. So his results already are in continuous pixels, and the usual decoding of these anchors,
-without any 1, gives the same numbers. The center is 8 in all modules, though the middle of M3's cells is 16: released
+without any 1, gives the same numbers. The centre is 8 in all modules, though the middle of M3's cells is 16: released
 weights expect that.
 """
 
@@ -50,9 +50,9 @@ class SSHConfig:
     Attributes:
         strides: Pixels between the cells of each module's map (5.1).
         sides: Sides of the square anchors of each module, in pixels (5.2).
-        anchor_centre: Center of the anchors of cell (0, 0), in continuous pixels: the author's 7.5 is 8 (5.2).
+        anchor_centre: Centre of the anchors of cell (0, 0), in continuous pixels: the author's 7.5 is 8 (5.2).
             None: the middle of the cell, stride / 2.
-        variances: Units of the box offsets: of centers and of sizes; the author has none (5.2).
+        variances: Units of the box offsets: of centres and of sizes; the author has none (5.2).
         module_candidates: Number of candidates per module, best first (5.4).
         mean, std: Subtracted from pixel values, and divided by, in RGB order (5.3).
         bgr: Whether the network takes blue first (5.3).
@@ -165,10 +165,10 @@ class SSH(AnchorDetector):
         background = losses.hardest(evidence, index == -1, most, most - faces.sum(1))
         samples = losses.count(faces | background)
         boxes = losses.encode_boxes(anchors, losses.matched(truth.boxes, truth.splits, index), config.variances)
-        answers = losses.by_anchor([maps.boxes], [level])
+        predictions = losses.by_anchor([maps.boxes], [level])
         terms = {
             "classification": losses.total(losses.cross_entropy(evidence, faces), faces | background) / samples,
-            "box": losses.smooth_l1(answers, boxes, faces, config.box_sigma) / samples,
+            "box": losses.smooth_l1(predictions, boxes, faces, config.box_sigma) / samples,
         }
         if maps.landmarks is not None:
             points = losses.by_anchor([maps.landmarks], [level])
@@ -259,7 +259,7 @@ class SSHLiteConfig(SSHConfig):
         anchor_centre: None: the middle of a cell, stride / 2. The author's 8 for all modules is only needed for
             released weights. It puts M3's anchors a quarter of a cell up and left, so mirrored images give different
             results.
-        variances: Units of the box offsets: of centers and of sizes, as in S3FD.
+        variances: Units of the box offsets: of centres and of sizes, as in S3FD.
         positive_iou: As in S3FD. At 0.5, many faces between the sizes of two anchors would match neither.
         nms_threshold: As in `S3FDLiteConfig`.
         borders: A whole anchor, so none is excluded. In samples of a few hundred pixels, most anchors of M2 would be.

@@ -17,8 +17,14 @@ Size = Literal["native"] | int | tuple[int, int]
 """Size of the image that a network runs on: "native", the longer side, or (shorter side, longer side at most)."""
 
 SMALL = 96  # longer side in network pixels of the views of a pyramid that share a batch
-NEAR_CUT = 0.25
+NEAR_CUT = 0.1
 """Boxes nearer to a cut edge than this share of their longer side may be parts of faces."""
+
+CLEARLY_DEEPER = 0.5
+"""A tile decides alone about a place that it shows deeper by this, in units of `View.depth`. It is more than the boxes
+of one face in two tiles differ by, or both tiles could leave the face to the other."""
+
+GRID = 64  # network pixels; tiles begin on multiples of this
 
 _ROWS = 256  # of a matrix of overlaps at a time
 
@@ -39,6 +45,7 @@ class View:
         shorter_below: Only faces with a shorter side < this, in image pixels, count.
         cut: (left, top, right, bottom): which edges of the region lie inside the image.
         least_canvas: Smallest height and width of the network's input, so that small views share a batch.
+        stand_in: Whether the view is only there for faces that no tile shows whole, and would not be without tiles.
     """
 
     image: int
@@ -50,6 +57,7 @@ class View:
     shorter_below: float = math.inf
     cut: tuple[bool, bool, bool, bool] = (False, False, False, False)
     least_canvas: int = 0
+    stand_in: bool = False
 
     @property
     def content(self) -> tuple[int, int]:
@@ -86,48 +94,69 @@ class View:
                 keep &= distance > margin
         return keep
 
-    def near_cut(self, boxes: Tensor, share: float) -> Tensor:
-        """Which boxes [N, 4], in image pixels, are nearer to a cut edge than this share of their longer side."""
+    def depth(self, boxes: Tensor) -> Tensor:
+        """Distances of boxes [N, 4], in image pixels, from the nearest cut edge, in units of their longer sides.
+
+        Negative beyond an edge; infinite if no edge is cut.
+        """
         left, top, right, bottom = self.region
         distances = torch.stack(
             [boxes[:, 0] - left, boxes[:, 1] - top, right - boxes[:, 2], bottom - boxes[:, 3]], dim=1
         )
-        limit = share * (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True)
-        is_near = distances < limit
-        return is_near[:, [k for k, is_cut in enumerate(self.cut) if is_cut]].any(1)
+        distances[:, [k for k, is_cut in enumerate(self.cut) if not is_cut]] = math.inf
+        return distances.amin(1) / (boxes[:, 2:] - boxes[:, :2]).amax(1)
+
+    @property
+    def uncut(self) -> View:
+        """What the tiles of one view have in common."""
+        return replace(self, region=(0, 0, 0, 0), cut=(False, False, False, False))
 
 
-def whole_faces(
-    views: Sequence[View], boxes: Sequence[Tensor], scores: Sequence[Tensor], *, prefer_finer: bool = True
-) -> list[Tensor]:
-    """Which boxes remain of those found in the tiles of an image and of smaller copies of it.
+def whole_faces(views: Sequence[View], boxes: Sequence[Tensor], scores: Sequence[Tensor]) -> list[Tensor]:
+    """Which boxes remain of those found in the tiles of an image: about those that the whole image would have given.
 
+    - A box goes if another tile of the same view shows its place clearly deeper, that is, farther from the edges that
+      cut it. That tile has the same face, or shows that there is none. Near a cut edge, the next stand-in decides too.
     - A box near a cut edge may be a part of a face, or a whole one whose edge was guessed. It gives way to a box that
       is not near an edge, from whichever view, if they share half of the smaller area.
-    - A box from a coarser view gives way to one from a finer view that is not near an edge, is of the same face (IoU of
-      0.5 or more) and is about as certain, since that is what the whole image would have given.
+    - Of two boxes of the same face (IoU of 0.5 or more) that are about as certain, the one that its tile shows deeper
+      remains. A box from a stand-in gives way to any from a finer view.
 
     Args:
         views: The views of one image.
         boxes: Per view [N, 4], in image pixels.
         scores: Per view [N].
-        prefer_finer: Whether the second rule applies; where the boxes of all scales vote, it does not.
 
     Returns:
         Per view, bool [N].
     """
-    is_near = torch.cat([view.near_cut(of, NEAR_CUT) for view, of in zip(views, boxes, strict=True)])
+    counts = torch.tensor([len(of) for of in boxes])
     found, certain = torch.cat(list(boxes)), torch.cat(list(scores))
-    scale = torch.cat([of.new_full((len(of),), view.scale) for view, of in zip(views, boxes, strict=True)])
-    whole = (~is_near).nonzero().squeeze(1)
-    keep = torch.ones_like(is_near)
+    depth = torch.cat([view.depth(of) for view, of in zip(views, boxes, strict=True)])
+
+    def per_box(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64).repeat_interleave(counts).to(found.device)
+
+    first_like = {view.uncut: k for k, view in reversed(list(enumerate(views)))}
+    scale, stand_in = per_box([view.scale for view in views]), per_box([view.stand_in for view in views]) > 0
+    tile, uncut = per_box(list(range(len(views)))), per_box([first_like[view.uncut] for view in views])
+    is_near = depth < NEAR_CUT
+    keep = torch.ones_like(stand_in)
+    for view in views:
+        decides = uncut == first_like[view.uncut]
+        if view.stand_in:
+            decides |= is_near & (view.scale < scale) & (scale <= 2 * view.scale)
+        keep &= ~(decides & (view.depth(found) > depth + CLEARLY_DEEPER))
+    whole = (keep & ~is_near).nonzero().squeeze(1)
     for rows in torch.arange(len(found), device=found.device).split(_ROWS):
         shared, areas, other_areas = _shared_areas(found[rows], found[whole])
         is_part = is_near[rows][:, None] & (shared >= 0.5 * torch.minimum(areas, other_areas))
         is_same = (shared >= 0.5 * (areas + other_areas - shared)) & (certain[whole] >= 0.5 * certain[rows][:, None])
-        is_coarser = scale[rows][:, None] < scale[whole]
-        keep[rows] = ~((is_part | (is_same & is_coarser & prefer_finer)) & (shared > 0)).any(1)
-    return list(keep.split([len(of) for of in boxes]))
+        is_outer = (uncut[rows][:, None] == uncut[whole]) & (tile[rows][:, None] != tile[whole])
+        is_outer &= depth[rows][:, None] < depth[whole]
+        is_coarser = stand_in[rows][:, None] & (scale[rows][:, None] < scale[whole])
+        keep[rows] &= ~((is_part | (is_same & (is_outer | is_coarser))) & (shared > 0)).any(1)
+    return list(keep.split(counts.tolist()))
 
 
 def _shared_areas(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,10 +246,10 @@ def pyramid(view: View, step: float, largest: float, most: int | None = None) ->
 
 
 def halvings(view: View, longest: int) -> Iterator[View]:
-    """Yields the view, then views at half the previous scale, until one is at most `longest` network pixels long."""
+    """Yields the view, then stand-ins, each at half the previous scale, down to `longest` network pixels or less."""
     yield view
     while max(view.content) > longest:
-        view = replace(view, scale=view.scale / 2)
+        view = replace(view, scale=view.scale / 2, stand_in=True)
         yield view
 
 
@@ -228,23 +257,27 @@ def tiles(view: View, side: int) -> Iterator[View]:
     """Cuts a view into tiles of at most `side` network pixels that overlap by at least a quarter.
 
     A face of up to a quarter of the side is whole in some tile. Larger faces need views at smaller scales.
+    Tiles begin where the cells of the network's maps begin in the whole view, since boxes change with the place of a
+    face relative to the cells.
     """
-    left, top, right, bottom = view.region
-    length = side / view.scale
-    rows, columns = _starts(bottom - top, length), _starts(right - left, length)
-    for y in rows:
-        for x in columns:
-            x1, y1 = left + x, top + y
-            x2, y2 = min(x1 + math.floor(length), right), min(y1 + math.floor(length), bottom)
-            yield replace(view, region=(x1, y1, x2, y2), cut=(x1 > left, y1 > top, x2 < right, y2 < bottom))
+    left, top, _, _ = view.region
+    height, width = _size(view)
+    for y1, y2 in _spans(height, side, view.scale):
+        for x1, x2 in _spans(width, side, view.scale):
+            region = (left + x1, top + y1, left + x2, top + y2)
+            yield replace(view, region=region, cut=(x1 > 0, y1 > 0, x2 < width, y2 < height))
 
 
-def _starts(size: int, length: float) -> list[int]:
-    """Where the tiles along one axis begin, evenly spread."""
+def _spans(size: int, side: int, scale: float) -> list[tuple[int, int]]:
+    """Where the tiles along one axis begin and end, about evenly spread."""
+    length = math.floor(side / scale)
     if size <= length:
-        return [0]
-    count = math.ceil((size - length) / (0.75 * length)) + 1
-    return [round(k * (size - math.floor(length)) / (count - 1)) for k in range(count)]
+        return [(0, size)]
+    grid = GRID if 0.75 * side >= GRID else GRID // 2
+    cells = (size * scale - side) / grid  # from the first tile's start to the last one's
+    count = math.ceil(cells / math.floor(0.75 * side / grid)) + 1
+    starts = [round(math.ceil(k * cells / (count - 1)) * grid / scale) for k in range(count)]
+    return [(start, min(start + length, size)) for start in starts]
 
 
 def _size(view: View) -> tuple[int, int]:

@@ -42,7 +42,7 @@ class Weights:
     Attributes:
         file: Its name in `pyface/weights`; the model card beside it has the same stem.
         sha256: The file's SHA-256, checked on loading.
-        licence: The license of the weights, not of the code.
+        licence: The licence of the weights, not of the code.
         training_data: The training data.
     """
 

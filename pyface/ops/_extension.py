@@ -4,9 +4,10 @@ Whatever could make a kernel access memory out of bounds is checked here and in 
 run in both the real and the fake implementation.
 """
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -174,7 +175,7 @@ def check_not_nan(op: str, name: str, value: float) -> None:
 # --- launches --------------------------------------------------------------------------------------------------------
 
 
-def plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def contiguous_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor as kernels take it: contiguous and of this dtype."""
     if tensor.dtype == dtype and tensor.is_contiguous():  # skips what costs microseconds even when it changes nothing
         return tensor
@@ -182,6 +183,17 @@ def plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 _CPU = vars(_C.cpu)  # a dictionary is quicker than attributes
+_observers: list[Callable[[str], None]] = []
+
+
+@contextlib.contextmanager
+def observed_launches(observer: Callable[[str], None]) -> Iterator[None]:
+    """Calls `observer` with the kernel's name before each launch, for those who time them."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
 
 
 def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
@@ -201,6 +213,8 @@ def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int,
         RuntimeError: The kernel reported an error, or this build has no CUDA kernels.
         TypeError, ValueError: The arguments do not fit the launcher.
     """
+    for observe in _observers:
+        observe(op)
     if device.type == "cpu":
         _CPU[op](*arguments, torch.get_num_threads())
         return

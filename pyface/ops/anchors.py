@@ -27,8 +27,8 @@ from pyface.ops._extension import (
     check_shape,
     check_size,
     check_tensors,
+    contiguous_as,
     launch,
-    plain,
     register,
     schema_of,
 )
@@ -164,7 +164,7 @@ def decode_anchors(
 
     The score of an anchor is the softmax of its face logit and its largest background logit. That is the sigmoid of
     their difference x, or of the logit x if there is only one. Thresholds are applied to x, as x > log(t / (1 - t)), so
-    only anchors that pass are decoded. A box has its center at ``center + delta * center_variance * side`` and sides
+    only anchors that pass are decoded. A box has its centre at ``center + delta * center_variance * side`` and sides
     ``side * exp(delta * size_variance)``. Landmarks are at ``center + delta * center_variance * side``. The result
     has no gradient.
 
@@ -474,7 +474,7 @@ def _decode_anchors(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
         return found
     levels = _kernel_levels(request)
     total = levels[-1].first + levels[-1].height * levels[-1].width * levels[-1].num_anchors
-    sizes = None if request.sizes is None else plain(request.sizes, torch.float32)
+    sizes = None if request.sizes is None else contiguous_as(request.sizes, torch.float32)
     center_variance, size_variance = request.variances
     launch(
         "decode_anchors",

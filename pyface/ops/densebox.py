@@ -23,8 +23,8 @@ from pyface.ops._extension import (
     check_size,
     check_splits,
     check_tensors,
+    contiguous_as,
     launch,
-    plain,
     register,
 )
 from pyface.ops.anchors import Candidates, Decoding, arrays_of, empty_candidates
@@ -128,8 +128,8 @@ def densebox_targets(
 
     **Faces.** The height of a face, relative to `face`, decides. Within `positive_band` (>= low and <= high) the face
     has a positive disc. Otherwise, within `ignore_band`, its disc is ignored. All other faces are background. The disc
-    consists of the cells within `radius` * height of the box's center, and always includes the cell that contains the
-    center, unless the center is outside the map. A cell in several positive discs belongs to the one whose center is
+    consists of the cells within `radius` * height of the box's centre, and always includes the cell that contains the
+    centre, unless the centre is outside the map. A cell in several positive discs belongs to the one whose centre is
     nearest in units of its radius, ties to the lower index.
 
     **Ignored cells**, unless they are positive: cells whose pixel is in an ignore box (x1 <= x < x2, y1 <= y < y2),
@@ -346,7 +346,7 @@ def _decode_densebox(
         found[4].zero_()
         return found
     height, width = scores.shape[2:]
-    sizes = None if sizes is None else plain(sizes, torch.float32)
+    sizes = None if sizes is None else contiguous_as(sizes, torch.float32)
     launch(
         "decode_densebox",
         scores.device,
@@ -400,9 +400,9 @@ def _densebox_targets(
     maps = _empty_maps(boxes, batch, points, size)
     if batch == 0 or size[0] == 0 or size[1] == 0:
         return maps
-    boxes, splits = plain(boxes, torch.float32), plain(splits, torch.int64)
-    ignore = None if ignore is None else plain(ignore, torch.bool)
-    landmarks = None if landmarks is None or points == 0 else plain(landmarks, torch.float32)
+    boxes, splits = contiguous_as(boxes, torch.float32), contiguous_as(splits, torch.int64)
+    ignore = None if ignore is None else contiguous_as(ignore, torch.bool)
+    landmarks = None if landmarks is None or points == 0 else contiguous_as(landmarks, torch.float32)
     launch(
         "densebox_targets",
         boxes.device,

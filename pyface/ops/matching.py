@@ -16,8 +16,8 @@ from pyface.ops._extension import (
     check_size,
     check_splits,
     check_tensors,
+    contiguous_as,
     launch,
-    plain,
     register,
 )
 
@@ -171,9 +171,13 @@ def _assign_anchors(
 ) -> tuple[Tensor, Tensor]:
     _check(anchors, boxes, splits, positive, negative, compensate, ignore, valid)
     check_splits("assign_anchors", splits, len(boxes))
-    anchors, boxes, splits = plain(anchors, torch.float32), plain(boxes, torch.float32), plain(splits, torch.int64)
-    ignore = None if ignore is None else plain(ignore, torch.bool)
-    valid = None if valid is None else plain(valid, torch.bool)
+    anchors, boxes, splits = (
+        contiguous_as(anchors, torch.float32),
+        contiguous_as(boxes, torch.float32),
+        contiguous_as(splits, torch.int64),
+    )
+    ignore = None if ignore is None else contiguous_as(ignore, torch.bool)
+    valid = None if valid is None else contiguous_as(valid, torch.bool)
     batch, num_anchors = len(splits) - 1, anchors.shape[-2]
     index = torch.empty(batch, num_anchors, dtype=torch.int32, device=anchors.device)
     overlap = torch.empty(batch, num_anchors, dtype=torch.float32, device=anchors.device)

@@ -20,8 +20,8 @@ from pyface.ops._extension import (
     check_shape,
     check_size,
     check_tensors,
+    contiguous_as,
     launch,
-    plain,
     register,
 )
 
@@ -171,12 +171,12 @@ def _check_online(losses: Tensor, keep: float, valid: Tensor | None) -> None:
 
 def _kinds(index: Tensor) -> Tensor:
     """The index in the kernels' form. Only its sign and -1 matter, so int64 is clamped before conversion."""
-    return plain(index if index.dtype == torch.int32 else index.clamp(-2, 0), torch.int32)
+    return contiguous_as(index if index.dtype == torch.int32 else index.clamp(-2, 0), torch.int32)
 
 
 def _hard_negatives(losses: Tensor, index: Tensor, ratio: float, minimum: int) -> Tensor:
     _check_negatives("hard_negatives", losses, index, ratio, minimum)
-    losses, index = plain(losses, torch.float32), _kinds(index)
+    losses, index = contiguous_as(losses, torch.float32), _kinds(index)
     selected = torch.empty(losses.shape, dtype=torch.bool, device=losses.device)
     launch(
         "hard_negatives",
@@ -197,7 +197,7 @@ def _balanced_sample(
     losses: Tensor, index: Tensor, ratio: float, hard_fraction: float, minimum: int, seed: int
 ) -> Tensor:
     _check_balanced(losses, index, ratio, hard_fraction, minimum, seed)
-    losses, index = plain(losses, torch.float32), _kinds(index)
+    losses, index = contiguous_as(losses, torch.float32), _kinds(index)
     selected = torch.empty(losses.shape, dtype=torch.bool, device=losses.device)
     launch(
         "balanced_sample",
@@ -218,8 +218,8 @@ def _balanced_sample(
 
 def _online_hard(losses: Tensor, keep: float, valid: Tensor | None) -> Tensor:
     _check_online(losses, keep, valid)
-    losses = plain(losses, torch.float32)
-    valid = None if valid is None else plain(valid, torch.bool)
+    losses = contiguous_as(losses, torch.float32)
+    valid = None if valid is None else contiguous_as(valid, torch.bool)
     selected = torch.empty(losses.shape, dtype=torch.bool, device=losses.device)
     launch(
         "online_hard",

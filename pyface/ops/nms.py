@@ -24,8 +24,8 @@ from pyface.ops._extension import (
     check_shape,
     check_size,
     check_tensors,
+    contiguous_as,
     launch,
-    plain,
     register,
 )
 
@@ -285,9 +285,9 @@ def _suppress(
     overlap: str,
 ) -> tuple[Tensor, Tensor]:
     """Calls the kernel of nms, batched_nms and nms_padded: boxes [B * N, 4] -> keep [B * M], count [B]."""
-    boxes, scores = plain(boxes, torch.float32), plain(scores, torch.float32)
-    classes = None if classes is None else plain(classes, torch.int64)
-    counts = None if counts is None else plain(counts, torch.int32)
+    boxes, scores = contiguous_as(boxes, torch.float32), contiguous_as(scores, torch.float32)
+    classes = None if classes is None else contiguous_as(classes, torch.int64)
+    counts = None if counts is None else contiguous_as(counts, torch.int32)
     keep = boxes.new_empty(batch * max_detections, dtype=torch.int64)
     keep_count = boxes.new_empty(batch, dtype=torch.int32)
     launch(
@@ -357,7 +357,7 @@ def _soft_nms(
 ) -> tuple[Tensor, Tensor]:
     _check_soft(boxes, scores, iou_threshold, method, sigma, score_threshold, overlap)
     n = len(boxes)
-    boxes, scores = plain(boxes, torch.float32), plain(scores, torch.float32)
+    boxes, scores = contiguous_as(boxes, torch.float32), contiguous_as(scores, torch.float32)
     keep = torch.empty(n, dtype=torch.int64, device=boxes.device)
     kept_scores = torch.empty(n, dtype=torch.float32, device=boxes.device)
     count = torch.empty(1, dtype=torch.int32, device=boxes.device)
@@ -386,7 +386,7 @@ def _box_voting(
 ) -> tuple[Tensor, Tensor]:
     _check("box_voting", boxes, scores, iou_threshold, overlap)
     n = len(boxes)
-    boxes, scores = plain(boxes, torch.float32), plain(scores, torch.float32)
+    boxes, scores = contiguous_as(boxes, torch.float32), contiguous_as(scores, torch.float32)
     voted_boxes, voted_scores = torch.empty_like(boxes), torch.empty_like(scores)
     count = torch.empty(1, dtype=torch.int32, device=boxes.device)
     launch(
@@ -407,7 +407,7 @@ def _box_voting(
     return voted_boxes[:kept], voted_scores[:kept]
 
 
-# --- registration: what tracing sees ---------------------------------------------------------------------------------
+# --- registration, for tracing ----------------------------------------------------------------------------------------
 
 
 def _any_size() -> torch.SymInt:

@@ -18,8 +18,8 @@ from pyface.ops._extension import (
     check_one_device,
     check_shape,
     check_tensors,
+    contiguous_as,
     launch,
-    plain,
     register,
     shape_of,
 )
@@ -41,7 +41,7 @@ def letterbox(
     """Resizes images of any sizes into the top left of canvases of one size, as a normalised batch.
 
     An image keeps its aspect ratio: both axes are resized by one scale. The rest of its canvas is 0 in the
-    result, the mean color. To convert a box from the canvas to the image, divide it by the scale.
+    result, the mean colour. To convert a box from the canvas to the image, divide it by the scale.
 
     Args:
         images: B images, uint8 [height, width, 3], on one device.
@@ -236,7 +236,7 @@ def _crop_resize(
     if boxes.device.type == "cpu" and len(boxes):
         _check_crop_values(boxes, image_index, len(images))
     images = [image.contiguous() for image in images]
-    boxes, image_index = plain(boxes, torch.float32), plain(image_index, torch.int64)
+    boxes, image_index = contiguous_as(boxes, torch.float32), contiguous_as(image_index, torch.int64)
     out = torch.empty((len(boxes), 3, height, width), dtype=torch.float32, device=boxes.device)
     mode, scale = _INTERPOLATIONS.index(interpolation), [1 / value for value in std]
     launch(

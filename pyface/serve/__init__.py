@@ -1,1 +1,1 @@
-"""The detector as a web service: an HTTP interface, a page for people, metrics. Needs the extra `serve`."""
+"""The detector as a web service: an HTTP interface, a web page, metrics. Needs the extra `serve`."""

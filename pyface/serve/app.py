@@ -85,7 +85,7 @@ def make_app(detector: FaceDetector, name: str, limits: Limits | None = None) ->
 
     Args:
         detector: Finds the faces. The service sets its `score_threshold`, so it needs a detector of its own.
-        name: The model's name, which `/health` tells.
+        name: The model's name, which `/health` reports.
         limits: What the service accepts; None: the defaults.
     """
     batcher = Batcher(detector, limits or Limits())
@@ -124,7 +124,7 @@ def make_app(detector: FaceDetector, name: str, limits: Limits | None = None) ->
 
     @app.get("/health", response_model=Health, responses={503: {"model": Health}})
     def health() -> Response:
-        """Tells whether the detector works; the status is 503 if it has failed on several images in a row."""
+        """Reports whether the detector works; the status is 503 if it has failed on several images in a row."""
         content = Health(
             status="ok" if batcher.works else "the detector fails, see the service's log",
             version=__version__,
@@ -146,7 +146,7 @@ def make_app(detector: FaceDetector, name: str, limits: Limits | None = None) ->
 
 
 async def _detect(batcher: Batcher, request: Request, score_threshold: float | None) -> Response:
-    """Answers a request to `/detect`."""
+    """Handles a request to `/detect`."""
     deadline = asyncio.get_running_loop().time() + batcher.limits.deadline
     try:
         with batcher.room.hold(1, body_size(request, batcher.limits)):

@@ -28,7 +28,7 @@ class _MemoryParser(MultiPartParser):
 
 
 def body_size(request: Request, limits: Limits) -> int:
-    """Returns the size of a request's body, or the largest size if the request does not tell.
+    """Returns the size of a request's body, or the largest size if the request does not state it.
 
     Raises:
         BadUpload: The body is too large.

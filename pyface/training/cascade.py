@@ -123,8 +123,8 @@ class NetTraining(Training):
     def training_step(self, batch: tuple[Tensor, CropTruth], batch_idx: int) -> Tensor:  # type: ignore[override]
         """Returns the sum of the loss terms and logs each of them."""
         crops, truth = batch
-        answers = self.net(crops.contiguous(memory_format=torch.channels_last))
-        terms = self.cascade.loss(self.name, answers, truth)
+        outputs = self.net(crops.contiguous(memory_format=torch.channels_last))
+        terms = self.cascade.loss(self.name, outputs, truth)
         loss = torch.stack(list(terms.values())).sum()
         self.log_dict({name: value.detach() for name, value in terms.items()}, prog_bar=True)
         self.log("loss", loss.detach(), prog_bar=True)
@@ -160,7 +160,7 @@ def train_cascade(job: Job) -> None:
 
 
 def initialise(model: MTCNN) -> None:
-    """Initializes the weights so that activations keep their scale through the layers (He et al., PReLU slope 0.25).
+    """Initialises the weights so that activations keep their scale through the layers (He et al., PReLU slope 0.25).
 
     With torch's default they shrink, and O-Net takes longer to tell faces from background.
     """

@@ -25,10 +25,11 @@ from torch.utils.data import Dataset
 
 from pyface import ops
 from pyface.data.picture import Picture
+from pyface.models.base import MIRRORED
 from pyface.models.mtcnn import CELL, MTCNN, CropKind, CropTruth, MTCNNConfig, normalised_crops
 from pyface.training.album import Album
 from pyface.training.recipes import Recipe
-from pyface.training.samples import MIRRORED, colours
+from pyface.training.samples import colours
 
 Net = Literal["pnet", "rnet", "onet"]
 NETS: tuple[Net, ...] = ("pnet", "rnet", "onet")
@@ -51,7 +52,7 @@ NEGATIVES = 60
 MINING_THRESHOLDS = (0.3, 0.1)
 PICTURES_A_CALL = 8
 
-TINTS = 32  # different color changes per batch
+TINTS = 32  # different colour changes per batch
 _DRAWN, _BATCH, _ORDER = 0, 1, 2  # last part of a generator's seed: its purpose
 
 
@@ -92,7 +93,7 @@ class Batch(NamedTuple):
         pictures: int64 [N], the index of each crop's image in the album, or in `pixels` if that is set. On the CPU.
         boxes: float32 [N, 4], in the image's pixels.
         mirrored: bool [N], whether to mirror the crop.
-        colours: float32 [N, 3, 4], color matrices for (R, G, B, 1) with RGB from 0 to 255.
+        colours: float32 [N, 3, 4], colour matrices for (R, G, B, 1) with RGB from 0 to 255.
         truth: The ground truth, mirrored where the crop is.
         pixels: uint8 [H, W, 3] parts of the images, if the album does not keep images in memory; else None.
     """
@@ -231,7 +232,7 @@ def near_faces(
 def at_faces(rng: np.random.Generator, faces: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """Random squares around faces, `count` per face.
 
-    Their sides range from 0.8 of a face's shorter side to 1.25 of its longer one. Their centers are off by up to 0.2 of
+    Their sides range from 0.8 of a face's shorter side to 1.25 of its longer one. Their centres are off by up to 0.2 of
     the face's sides.
     """
     faces = faces.repeat(count, axis=0)

@@ -100,6 +100,6 @@ def _within(rng: np.random.Generator, length: float, side: float) -> float:
 
 
 def _around(rng: np.random.Generator, low: float, high: float, length: float, side: float) -> float:
-    """A start like `_within`'s, of a window that also contains [low, high], or is centered on it if none can."""
+    """A start like `_within`'s, of a window that also contains [low, high], or is centred on it if none can."""
     first, last = max(high - side, min(0.0, length - side)), min(low, max(0.0, length - side))
     return rng.uniform(first, last) if first <= last else (low + high - side) / 2

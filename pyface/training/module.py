@@ -50,7 +50,7 @@ class Data(L.LightningDataModule):
         return DataLoader(samples, batch_size=None, num_workers=self.workers, pin_memory=torch.cuda.is_available())
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Moves ground truth, pixels and colors to the device; crop positions stay on the CPU, which reads them."""
+        """Moves ground truth, pixels and colours to the device; crop positions stay on the CPU, which reads them."""
         truth = GroundTruth(*(None if x is None else x.to(device, non_blocking=True) for x in batch.truth))  # type: ignore[arg-type]
         pixels = None if batch.pixels is None else [x.to(device, non_blocking=True) for x in batch.pixels]
         return batch._replace(truth=truth, pixels=pixels, colours=batch.colours.to(device, non_blocking=True))

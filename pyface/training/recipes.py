@@ -26,11 +26,11 @@ class Recipe:
         mosaic: Share of the samples that are four crops of half the side, which gives many small faces.
         rotation: Share of the other samples that are rotated.
         most_rotated: Largest angle of that rotation, in degrees either way.
-        cut_out: Probability that a rectangle of one gray covers a part of a face.
+        cut_out: Probability that a rectangle of one grey covers a part of a face.
         photometric: Probability of each change of brightness, contrast, saturation and hue.
         smallest_face: Faces that are smaller in the sample (square root of the area, in pixels) are ignored: they count
             neither as faces nor as background. MTCNN applies it to the longer side in the image instead.
-        optimiser: "muon" (for convolutions that a normalisation follows, AdamW for all else), "adamw", or "sgd" with
+        optimizer: "muon" (for convolutions that a normalisation follows, AdamW for all else), "adamw", or "sgd" with
             momentum 0.9.
         rate: Highest learning rate.
         bias_rate: Factor of the learning rate for biases, which never decay.
@@ -77,7 +77,7 @@ class Recipe:
             raise ValueError(f"size must be even, as a mosaic is four samples of half the size, got {self.size}")
 
 
-# For small data: face sizes are spread over octaves, and mosaics give small faces. Cut-out and strong color changes
+# For small data: face sizes are spread over octaves, and mosaics give small faces. Cut-out and strong colour changes
 # cost accuracy (docs/training.md).
 _LITE = Recipe(
     size=384,

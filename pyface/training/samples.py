@@ -1,4 +1,4 @@
-"""Training samples: a number determines a sample's crops, faces and colors; `render` makes a batch's pixels.
+"""Training samples: a number determines a sample's crops, faces and colours; `render` makes a batch's pixels.
 
 Random choices in sample k of a run depend only on the run's seed and k. So a resumed run continues with the same
 samples as an uninterrupted one, whatever the number of workers.
@@ -18,12 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyface import ops
-from pyface.models.base import GroundTruth
+from pyface.models.base import MIRRORED, GroundTruth
 from pyface.training.album import Album
 from pyface.training.crop_rules import Rule
 from pyface.training.recipes import Recipe
-
-MIRRORED = [1, 0, 2, 4, 3]  # order of the landmarks in a mirrored face: left and right swap
 
 
 class Faces(NamedTuple):
@@ -43,7 +41,7 @@ class Faces(NamedTuple):
 class Batch(NamedTuple):
     """A batch before its pixels are made.
 
-    Samples of one crop come first, then mosaics of four. All tensors but colors, ground truth and pixels stay on the
+    Samples of one crop come first, then mosaics of four. All tensors but colours, ground truth and pixels stay on the
     CPU.
 
     Attributes:
@@ -53,8 +51,8 @@ class Batch(NamedTuple):
         mosaics: Number of samples that are mosaics.
         size: Side of the samples in pixels.
         angles: float32 [B], degrees by which each sample is rotated, from the x axis towards the y axis.
-        colours: float32 [B, 3, 4], color matrices for (R, G, B, 1) with RGB from 0 to 255.
-        cuts: float32 [C, 6], rectangles to fill: number of the sample, (x1, y1, x2, y2) and a gray.
+        colours: float32 [B, 3, 4], colour matrices for (R, G, B, 1) with RGB from 0 to 255.
+        cuts: float32 [C, 6], rectangles to fill: number of the sample, (x1, y1, x2, y2) and a grey.
         truth: The ground truth.
         pixels: uint8 [H, W, 3] parts of the images, if the album does not keep images in memory; else None.
     """
@@ -86,10 +84,10 @@ class Sample(NamedTuple):
 
     Attributes:
         crops: One crop, or the four of a mosaic, row by row.
-        angle: Degrees by which the sample is rotated about its center.
+        angle: Degrees by which the sample is rotated about its centre.
         faces: The ground truth.
         colours: float32 [3, 4], as in `Batch`.
-        cuts: Rectangles to fill: (x1, y1, x2, y2) and a gray.
+        cuts: Rectangles to fill: (x1, y1, x2, y2) and a grey.
     """
 
     crops: list[Crop]
@@ -201,7 +199,7 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 def in_crop(faces: Faces, crop: Crop, size: int, smallest: float) -> Faces:
     """Converts an image's faces to the pixels of a sample of `size` pixels.
 
-    A face counts if its center is inside the crop (docs/detectors.md 2.5). Faces with their center outside, and faces
+    A face counts if its centre is inside the crop (docs/detectors.md 2.5). Faces with their centre outside, and faces
     smaller than `smallest`, become ignore boxes. All boxes are clipped to the crop, and those wholly outside it are
     removed.
     """
@@ -218,7 +216,7 @@ def in_crop(faces: Faces, crop: Crop, size: int, smallest: float) -> Faces:
 
 
 def rotated(faces: Faces, degrees: float, size: int, smallest: float) -> Faces:
-    """Rotates a sample's faces about its center.
+    """Rotates a sample's faces about its centre.
 
     A face's new box encloses the ellipse inscribed in its old box. That fits a head better than a box around the old
     corners. Boxes are ignored, clipped and removed as in `in_crop`.
@@ -253,7 +251,7 @@ def _moved(faces: Faces, x: float, y: float) -> Faces:
 
 
 def cut_out(rng: np.random.Generator, box: NDArray[np.float32]) -> tuple[float, ...]:
-    """A random rectangle over a part of a face, 0.3 to 0.6 of its sides, and a gray: (x1, y1, x2, y2, gray)."""
+    """A random rectangle over a part of a face, 0.3 to 0.6 of its sides, and a grey: (x1, y1, x2, y2, grey)."""
     sides = box[2:] - box[:2]
     extent = sides * rng.uniform(0.3, 0.6, 2)
     x, y = box[:2] + rng.uniform(0, 1, 2) * (sides - extent)
@@ -261,10 +259,10 @@ def cut_out(rng: np.random.Generator, box: NDArray[np.float32]) -> tuple[float, 
 
 
 def colours(rng: np.random.Generator, probability: float) -> NDArray[np.float32]:
-    """Random color changes as one [3, 4] matrix: brightness +-32, contrast x 0.5 to 1.5, saturation x 0.5 to 1.5 and
+    """Random colour changes as one [3, 4] matrix: brightness +-32, contrast x 0.5 to 1.5, saturation x 0.5 to 1.5 and
     hue +-18 degrees (docs/detectors.md 2.5).
 
-    Saturation and hue scale and rotate colors about the gray axis; the authors change them in HSV.
+    Saturation and hue scale and rotate colours about the grey axis; the authors change them in HSV.
     """
     grey = np.array([0.299, 0.587, 0.114])
     matrix, shift = np.eye(3), np.zeros(3)
@@ -282,7 +280,7 @@ def colours(rng: np.random.Generator, probability: float) -> NDArray[np.float32]
 
 
 def hue(degrees: float) -> NDArray[np.float64]:
-    """The rotation about the gray axis, [3, 3] (Rodrigues' formula)."""
+    """The rotation about the grey axis, [3, 3] (Rodrigues' formula)."""
     angle = math.radians(degrees)
     axis = np.ones(3) / math.sqrt(3)
     cross = np.cross(np.eye(3), axis)
@@ -293,7 +291,7 @@ def render(batch: Batch, images: list[Tensor]) -> Tensor:
     """Makes the pixels of a batch, float32 [B, 3, size, size], RGB from 0 to 255, on the images' device.
 
     Args:
-        batch: The batch, with its colors on the images' device.
+        batch: The batch, with its colours on the images' device.
         images: The album's images, or the batch's own parts of them.
     """
     size, quarters = batch.size, 4 * batch.mosaics
@@ -313,7 +311,7 @@ def render(batch: Batch, images: list[Tensor]) -> Tensor:
 
 
 def _rotate(samples: Tensor, angles: Tensor) -> Tensor:
-    """Rotates samples [B, 3, size, size] about their centers by degrees [B] on the CPU; uncovered corners are black."""
+    """Rotates samples [B, 3, size, size] about their centres by degrees [B] on the CPU; uncovered corners are black."""
     numbers = angles.nonzero().squeeze(1)
     if len(numbers) == 0:
         return samples

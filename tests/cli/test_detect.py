@@ -14,38 +14,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import pyface
-from pyface.cli import app
 from pyface.detections import Detections
 from pyface.io.results import CSV_COLUMNS
 
 FAKE_CLI = Path(__file__).parents[1] / "fake_cli.py"
-
-
-@pytest.fixture
-def run(fake_model, monkeypatch, tmp_path):
-    """Runs `pyface` with the fake model, within the folder that write_grey writes to."""
-    from pyface.models import zoo
-
-    real = zoo.create_model
-
-    def create_model(name, weights="default"):
-        zoo.model_info(name)
-        return fake_model if weights == "default" else real(name, weights)
-
-    monkeypatch.setattr(zoo, "create_model", create_model)
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments, status=0):
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == status, result.output
-        return result
-
-    return invoke
 
 
 def start(*arguments, delay=0.0, **options):
@@ -125,12 +99,12 @@ def test_hostile_pictures_are_reported_and_the_run_goes_on(run, write_grey, tmp_
 
 def test_what_a_folder_leaves_out_is_said_in_one_line(run, write_grey, tmp_path):
     write_grey("in/a.png")
-    (tmp_path / "in/film.mp4").write_bytes(b"x")
     (tmp_path / "in/photo.cr2").write_bytes(b"x")
+    (tmp_path / "in/photo.psd").write_bytes(b"x")
     result = run("detect", "in")
     assert len(lines_of(result.stdout)) == 1
     assert result.stderr.startswith("pyface: skipped 1 .cr2 (develop raw files")
-    assert "1 .mp4 (extract the frames" in result.stderr
+    assert "1 .psd (convert to PNG" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -146,7 +120,7 @@ def test_a_missing_file_among_several_is_reported(run, write_grey):
     lines = lines_of(run("detect", "gone.png", "a.png", "https://example.org/b.png", "--save", "out", status=1).stdout)
     assert [len(line["faces"]) for line in lines] == [0, 2, 0]
     assert lines[0]["error"] == "gone.png: there is no such file"
-    assert "not addresses; download it first" in lines[2]["error"]
+    assert "not from addresses: download it first" in lines[2]["error"]
 
 
 def test_options_reach_the_detector(run, write_grey):
@@ -505,7 +479,7 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (["gone.png"], ["gone.png: there is no such file or folder"]),
-        (["https://example.org/a.jpg?x=1"], ["pyface reads files, not addresses; download it first"]),
+        (["https://example.org/a.jpg?x=1"], ["pyface reads images from files, not from addresses: download it first"]),
         (["*.gif"], ["*.gif: no file matches this pattern"]),
         (["empty"], ["empty: there are no images in this folder", "--recursive"]),
         (["a.png", "--model", "mtcn"], ["there is no model 'mtcn'", "mtcnn"]),

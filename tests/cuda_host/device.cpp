@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <deque>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "counts.h"
 #include "memory.h"
 #include "thread.h"
 
@@ -65,7 +67,7 @@ struct Grid {
   size_t shared_bytes;
   void (*thread)(const void*);
   const void* call;
-  std::vector<Thread*> ready;
+  std::deque<Thread*> ready;
   std::vector<std::unique_ptr<Block>> blocks;  // alive
   int64_t idle_turns = 0;                      // since a thread last got anywhere
 };
@@ -138,6 +140,7 @@ void start_block(uint64_t number) {
 }
 
 void release(std::unique_ptr<Block>& block) {
+  count_block(*block);
   for (Thread& thread : block->threads) spare_fibers.push_back(std::move(thread.fiber));
   block = std::move(grid->blocks.back());
   grid->blocks.pop_back();
@@ -158,22 +161,29 @@ void report_deadlock() {
   fail("%s", text.c_str());
 }
 
+// The thread that runs next: any, or while counting the one that has waited longest.
+Thread* take_ready() {
+  const size_t at = is_counting() ? 0 : random_below(grid->ready.size());
+  Thread* const thread = grid->ready[at];
+  if (at > 0) grid->ready[at] = grid->ready.back();
+  at > 0 ? grid->ready.pop_back() : grid->ready.pop_front();
+  return thread;
+}
+
 void run_grid() {
   const uint64_t count = uint64_t{grid->size.x} * grid->size.y * grid->size.z;
   std::vector<uint32_t> order(count);
   std::iota(order.begin(), order.end(), 0u);
-  std::shuffle(order.begin(), order.end(), random_numbers);
+  if (!is_counting()) std::shuffle(order.begin(), order.end(), random_numbers);
+  const size_t blocks_at_once = is_counting() ? 1 : kBlocksAtOnce;
   size_t next = 0;
   while (status == 0) {
-    while (next < count && grid->blocks.size() < kBlocksAtOnce) start_block(order[next++]);
+    while (next < count && grid->blocks.size() < blocks_at_once) start_block(order[next++]);
     if (grid->blocks.empty()) return;
     if (grid->ready.empty()) return report_deadlock();
     if (grid->idle_turns > kIdleTurns * static_cast<int64_t>(grid->ready.size()))
       return fail("its threads wait in loops for what never comes, %s among them", describe(*grid->ready[0]).c_str());
-    const size_t at = random_below(grid->ready.size());
-    self = grid->ready[at];
-    grid->ready[at] = grid->ready.back();
-    grid->ready.pop_back();
+    self = take_ready();
     self->fiber->resume();
     Block* const block = self->block;
     self = nullptr;
@@ -207,6 +217,7 @@ Exchange& join_exchange(const Site& site, uint32_t mask) {
 template <typename Finish>
 Exchange& meet(const Site& site, uint32_t mask, uint64_t value, const Finish& finish) {
   Exchange& exchange = join_exchange(site, mask);
+  count_step();
   exchange.values[self->lane] = value;
   exchange.arrived |= 1u << self->lane;
   if (exchange.arrived != mask) {
@@ -214,6 +225,7 @@ Exchange& meet(const Site& site, uint32_t mask, uint64_t value, const Finish& fi
     return exchange;
   }
   finish();
+  if (mask == (self->warp->lanes & ~self->warp->done)) count_meeting(*self->warp);
   for (uint32_t others = mask & ~(1u << self->lane); others != 0; others &= others - 1)
     make_ready(&self->block->threads[self->warp->first + __builtin_ctz(others)]);
   return exchange;
@@ -280,6 +292,7 @@ void Launch::run_threads(void (*thread)(const void*), const void* call, size_t c
   Grid running{kernel_, grid_, block_, shared_bytes_, thread, call, {}, {}, 0};
   grid = &running;
   begin_launch(call, call_bytes);
+  count_launch();
   run_grid();
   end_launch(call);
   while (!running.blocks.empty()) release(running.blocks.back());
@@ -306,10 +319,13 @@ int sync_block(const Site& site, bool predicate, Count count) {
          place(block.barrier).c_str());
   const int size = static_cast<int>(block.threads.size());
   block.predicates += predicate;
+  count_step();
   if (++block.arrived < size) {
     wait(site);
   } else {
     order_block(block);
+    ++block.barriers;
+    for (Warp& warp : block.warps) count_meeting(warp);
     block.result = block.predicates;
     block.arrived = block.predicates = 0;
     for (Thread& thread : block.threads)
@@ -345,8 +361,8 @@ void sleep() { yield(); }
 
 void before_atomic(void* at, size_t size, bool reads, bool writes) {
   if (!self) return;
-  if (random_below(4) == 0) yield();
-  check_atomic(at, size, reads, writes);
+  if (!is_counting() && random_below(4) == 0) yield();
+  check_atomic(at, size, reads, writes, __builtin_return_address(0));
   if (writes) grid->idle_turns = 0;
 }
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,6 +43,9 @@ OUTPUTS = {
     "balanced_sample": {"selected"},
     "online_hard": {"selected"},
 }
+
+
+COUNTS = ("launches", "blocks", "sectors_read", "sectors_written", "atomics", "contention", "barriers", "steps")
 
 
 class EmulationError(AssertionError):
@@ -112,10 +115,13 @@ class Device:
             library.cuda_host_buffer,
             library.cuda_host_end,
         )
-        self._begin.argtypes = [ctypes.c_uint64]
+        self._begin.argtypes = [ctypes.c_uint64, ctypes.c_int]
+        self._counts = library.cuda_host_counts
+        self._counts.restype = ctypes.POINTER(ctypes.c_uint64)
         self._buffer.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
         self._end.restype = ctypes.c_char_p
         self.seed = 0
+        self.counts: dict[str, int] | None = None  # of the calls since `count` began, else None
 
     def launch(self, op: str, device: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
         """As pyface.ops._extension.launch for tensors on a GPU."""
@@ -123,7 +129,7 @@ class Device:
         names = re.findall(r"(\w+)(?:\[[^\]]*\])*\??(?:, |\)$)", function.__doc__.partition("(")[2])
         assert len(names) == len(arguments), (op, names)
         self.seed += 1  # every call has an order of its own
-        self._begin(self.seed)
+        self._begin(self.seed, self.counts is not None)
         for name, argument in zip(names, arguments, strict=True):
             for tensor in tensors_of(argument):
                 self._expose(f"{op}'s {name}", tensor, OUTPUT if name in OUTPUTS[op] else INPUT)
@@ -138,6 +144,22 @@ class Device:
             raise EmulationError(f"{op}, with order {self.seed}: {self._with_line(wrong.decode())}")
         if status != 0:
             raise RuntimeError(f"{op} failed: {self.module.cuda.error_string(status)}")
+        if self.counts is not None:
+            self._add_counts()
+
+    def count(self, call: Callable[[], object]) -> dict[str, int]:
+        """What a call's launches cost: the threads run in order, so the figures are the same on every machine."""
+        self.counts = dict.fromkeys(COUNTS, 0)
+        try:
+            call()
+            return self.counts
+        finally:
+            self.counts = None
+
+    def _add_counts(self) -> None:
+        for name, value in zip(COUNTS, self._counts()[: len(COUNTS)], strict=True):
+            worst = max(self.counts[name], value)
+            self.counts[name] = worst if name == "contention" else self.counts[name] + value
 
     def _expose(self, name: str, tensor: Tensor, kind: int) -> None:
         extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

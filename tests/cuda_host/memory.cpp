@@ -9,6 +9,7 @@
 #include <cstring>
 #include <unordered_map>
 
+#include "counts.h"
 #include "thread.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -23,6 +24,7 @@ constexpr unsigned char kPoison = 0xa5;
 std::vector<Region> regions;  // ascending, apart
 size_t last_found = 0;
 uintptr_t workspace_begin = 0, workspace_end = 0;
+uintptr_t parameters_begin = 0;
 
 uint32_t next_block = kHostBlock + 1, first_block = next_block;
 std::unordered_map<uintptr_t, std::shared_ptr<const Clock>> released;  // by the atomics of this launch
@@ -197,13 +199,24 @@ void insert(Region region) {
   regions.insert(after, std::move(region));
 }
 
+// Kernel parameters lie in a cache of their own.
+void count(const Region& region, uintptr_t at, size_t size, bool reads, bool writes, bool is_global) {
+  if (region.begin == parameters_begin) return;
+  if (reads && writes)
+    count_atomic(at, is_global);
+  else
+    count_access(at, size, writes, is_global, caller);
+}
+
 void check(uintptr_t at, size_t size, bool reads, bool writes, bool is_atomic) {
   if (self->fiber->holds(at)) return;
   Region* region = self->block->shared.find(at);
-  if (!region) region = find(at);
+  const bool is_global = region == nullptr;
+  if (is_global) region = find(at);
   if (!region || at + size > region->end)
     fail("%s %s %zu bytes out of bounds: %s%s", describe(*self).c_str(), writes ? "writes" : "reads", size,
          region ? ("across the end of " + region->name).c_str() : nearest(at).c_str(), instruction().c_str());
+  count(*region, at, size, reads, writes, is_global);
   if (region->kind == Kind::Input) {
     if (writes)
       fail("%s writes %s, an input%s", describe(*self).c_str(), location(*region, at).c_str(), instruction().c_str());
@@ -237,9 +250,10 @@ void* SharedMemory::add(int id, const char* name, size_t bytes, size_t alignment
     if (variable.id == id) return variable.start;
   bytes_ += bytes;
   if (bytes_ > kStaticShared && id >= 0) fail("a block has %zu bytes of shared memory, more than 48 KiB", bytes_);
-  auto memory = std::make_unique<char[]>(bytes + alignment);
-  uintptr_t start = reinterpret_cast<uintptr_t>(memory.get());
-  start += (alignment - start % alignment) % alignment;
+  // Aligned as asked and no better, at the same place within a sector in every run.
+  constexpr size_t kLine = 128;
+  auto memory = std::make_unique<char[]>(bytes + alignment + kLine);
+  const uintptr_t start = (reinterpret_cast<uintptr_t>(memory.get()) + kLine - 1) / kLine * kLine + alignment % kLine;
   std::memset(reinterpret_cast<void*>(start), kPoison, bytes);
   variables_.push_back({id, reinterpret_cast<void*>(start), std::move(memory),
                         make_region(start, bytes, std::string("shared ") + name, Kind::Workspace, 1)});
@@ -273,6 +287,7 @@ void begin_launch(const void* parameters, size_t bytes) {
   first_block = next_block;
   released.clear();
   readers.clear();
+  parameters_begin = reinterpret_cast<uintptr_t>(parameters);
   insert(make_region(reinterpret_cast<uintptr_t>(parameters), bytes, "kernel parameters", Kind::Input, 0));
 }
 
@@ -311,8 +326,8 @@ void fence() {
   self->fenced = snapshot();
 }
 
-void check_atomic(void* at, size_t size, bool reads, bool writes) {
-  caller = __builtin_return_address(0);
+void check_atomic(void* at, size_t size, bool reads, bool writes, const void* from) {
+  caller = from;
   if (reinterpret_cast<uintptr_t>(at) % size != 0) fail("%s: a misaligned atomic", describe(*self).c_str());
   check(reinterpret_cast<uintptr_t>(at), size, reads, writes, true);
 }
@@ -377,10 +392,11 @@ bool use_array(const char* who, const void* array, size_t bytes, Use use) {
 
 using namespace cuda_host;
 
-EXPORT void cuda_host_begin(uint64_t seed) {
+EXPORT void cuda_host_begin(uint64_t seed, int counting) {
   regions.clear();
   workspace_begin = workspace_end = 0;
   begin_report(seed);
+  begin_counts(counting != 0);
 }
 
 EXPORT void cuda_host_buffer(const char* name, void* data, size_t bytes, int element_bytes, int kind) {

@@ -62,6 +62,6 @@ void begin_launch(const void* parameters, size_t bytes);
 void end_launch(const void* parameters);
 void order_block(Block& block);  // all threads of it know what each did
 void order_warp(Warp& warp);
-void check_atomic(void* at, size_t size, bool reads, bool writes);
+void check_atomic(void* at, size_t size, bool reads, bool writes, const void* from);
 
 }  // namespace cuda_host

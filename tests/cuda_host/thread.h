@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "counts.h"
 #include "device.h"
 #include "fiber.h"
 #include "memory.h"
@@ -27,6 +28,11 @@ struct Thread {
   // What it knows of others' accesses (memory.h).
   uint32_t time = 0;
   std::shared_ptr<const Clock> known, fenced, met;
+
+  // What it has cost (counts.h).
+  uint64_t steps = 0;
+  uintptr_t last_sector = 0;
+  bool last_writes = false;
 };
 
 // One exchange of a warp, from the first lane's coming to the last one's leaving.
@@ -41,6 +47,7 @@ struct Warp {
   uint32_t lanes = 0, done = 0;  // that there are; that have returned
   uint32_t time = 0;             // of its last __syncwarp
   Exchange exchanges[32];
+  Instructions instructions;  // since it last met, for counting
 };
 
 struct Block {
@@ -53,6 +60,7 @@ struct Block {
   int done = 0;
   Site barrier{"", "", 0};
   int arrived = 0, predicates = 0, result = 0;
+  uint64_t barriers = 0;
   SharedMemory shared;
   uint32_t clock = 1, time = 0;  // counts what orders accesses; at its last barrier
 };

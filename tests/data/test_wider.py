@@ -1,15 +1,10 @@
-"""Data folders: WIDER FACE's and RetinaFace's annotation formats, and what real files hold."""
-
-from pathlib import Path
+"""Data folders in the annotation formats of WIDER FACE and RetinaFace."""
 
 import numpy as np
 import pytest
 
 from pyface.data.folder import read_folder
 from pyface.data.picture import DatasetError
-
-VAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "faces" / "val"
-PART = VAL.with_name("part3")
 
 
 @pytest.fixture
@@ -119,18 +114,3 @@ def test_what_is_no_data_folder(tmp_path):
     (tmp_path / "bbx_gt.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DatasetError, match="cannot be read as text"):
         read_folder(tmp_path)
-
-
-@pytest.mark.skipif(not VAL.is_dir(), reason="the annotated photos are not beside the repository")
-def test_real_folders():
-    pictures = read_folder(VAL)
-    assert (len(pictures), sum(len(p.faces) for p in pictures), sum(len(p.ignore) for p in pictures)) == (210, 855, 68)
-    part = read_folder(PART)
-    assert (len(part), sum(len(p.faces) for p in part)) == (907, 4778)
-    points = np.concatenate([p.landmarks for p in part])
-    boxes = np.concatenate([p.faces for p in part])
-    known = ~np.isnan(points).any((1, 2))
-    assert known.mean() > 0.5
-    centre = (boxes[known, None, :2] + boxes[known, None, 2:]) / 2
-    inside = np.abs(points[known] - centre) < 0.75 * (boxes[known, None, 2:] - boxes[known, None, :2])
-    assert inside.mean() > 0.99

@@ -219,7 +219,9 @@ def test_files_of_other_programs(tmp_path):
         read_predictions(tmp_path)
     (folder / "two.txt").unlink()
     write_predictions(tmp_path / "again", KEY, [[0, 0, 20, 20]], [0.5])
-    with pytest.raises(EvaluationError, match=r"one.txt: predictions of 0--Parade/one must be given once, got others in "):
+    with pytest.raises(
+        EvaluationError, match=r"one.txt: predictions of 0--Parade/one must be given once, got others in "
+    ):
         read_predictions(tmp_path)
 
 

@@ -429,7 +429,7 @@ def test_huge_files_are_refused_unread(tmp_path):
 
 
 def test_addresses_are_no_files():
-    with pytest.raises(ImageError, match="pyface reads files, not addresses; download it first"):
+    with pytest.raises(ImageError, match="pyface reads images from files, not from addresses: download it first"):
         read_image("https://example.org/a.jpg")
 
 

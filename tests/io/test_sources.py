@@ -1,4 +1,4 @@
-"""Which images a command line means, and where their drawn copies go."""
+"""Which images and films a command line means, and where their copies go."""
 
 import importlib.util
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyface.io.sources import SourceError, describe_skipped, find_sources, plan_copies
+from pyface.io.sources import SourceError, describe_skipped, find_sources, is_film, is_live, plan_copies
 
 
 def test_sources(write_grey, tmp_path, monkeypatch):
@@ -56,9 +56,8 @@ def test_copies():
 def test_what_a_folder_leaves_out_is_counted(write_grey, tmp_path, monkeypatch, has_heic):
     monkeypatch.chdir(tmp_path)
     real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: has_heic or None if name == "pillow_heif" else real(name)
-    )
+    there = {"pillow_heif": has_heic or None, "av": None}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there[name] if name in there else real(name))
     write_grey("in/a.jpg")
     names = ("b.HEIC", "c.heif", "film.MP4", "film2.mp4", "raw.CR2", "notes.txt", ".hidden.mp4", "sub/d.heic")
     for name in names:
@@ -70,7 +69,7 @@ def test_what_a_folder_leaves_out_is_counted(write_grey, tmp_path, monkeypatch, 
     heic = {} if has_heic else {".heic": 1, ".heif": 1}
     assert skipped == {".mp4": 2, ".cr2": 1} | heic
     (text,) = describe_skipped(skipped)
-    assert "2 .mp4 (extract the frames, for example with ffmpeg)" in text
+    assert '2 .mp4 (pyface detect reads films after pip install "pyface-engine[video]")' in text
     assert ('1 .heic (pip install "pyface-engine[heic]")' in text) is not has_heic
     skipped.clear()
     find_sources(["in"], recursive=True, skipped=skipped)
@@ -80,5 +79,29 @@ def test_what_a_folder_leaves_out_is_counted(write_grey, tmp_path, monkeypatch, 
     assert not skipped
     (tmp_path / "only").mkdir()
     (tmp_path / "only/a.mov").write_bytes(b"x")
-    with pytest.raises(SourceError, match=r"only: there are no images in this folder.*; skipped 1 \.mov \(extract"):
+    with pytest.raises(SourceError, match=r"only: there are no images in .*; skipped 1 \.mov \(pyface detect"):
         find_sources(["only"])
+
+
+def test_films_and_addresses(write_grey, tmp_path, monkeypatch):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    monkeypatch.chdir(tmp_path)
+    write_grey("in/b.jpg")
+    for name in ("a.MP4", "c.webm", "script.ts", ".hidden.mp4"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    assert find_sources(["in"]) == [os.path.join("in", "b.jpg")]
+    assert find_sources(["in"], films=True) == [os.path.join("in", name) for name in ("a.MP4", "b.jpg", "c.webm")]
+    assert find_sources(["rtsp://user:secret@camera/live"]) == ["rtsp://user:secret@camera/live"]
+    assert find_sources(["http://x/a/../b?c=1", "http://x/b?c=1"]) == ["http://x/a/../b?c=1", "http://x/b?c=1"]
+    assert is_film("in/script.ts")
+    assert not is_film("http://x/a.jpg?b=c.mp4")
+    assert [is_live(source) for source in (0, "RTSP://x", "http://x/a.mp4", "a.mp4")] == [True, True, False, False]
+    with pytest.raises(SourceError, match="download it first"):
+        find_sources(["http://x/a.jpg"])
+
+
+def test_copies_of_films():
+    sources = ["in/a.mp4", "in/a.MOV", "rtsp://user:secret@camera:554/live/1", "http://x/film.mp4?key=secret", 3]
+    plan = [path.as_posix() for path in plan_copies(sources, Path("out")).values()]
+    assert plan == ["out/a.mp4", "out/a.MOV.mp4", "out/camera-live-1.mp4", "out/x-film.mp4", "out/camera 3.mp4"]
+    assert plan_copies([0], Path("out")) == {0: Path("out/camera 0.mp4")}

@@ -1,8 +1,10 @@
-"""Films that the tests write: frames, times, rotation, and what is wrong with broken ones."""
+"""Videos that the tests write: frames, times, rotation, and what is wrong with broken ones."""
 
+import socket
 import struct
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,7 +101,7 @@ def test_a_film_that_breaks_off(tmp_path):
         seen.extend(video(tmp_path / "cut.mkv"))
     assert 0 < len(seen) < 11
     (tmp_path / "cut.mp4").write_bytes(write(tmp_path / "film.mp4").read_bytes()[:500])
-    with pytest.raises(VideoError, match=r"cut\.mp4 (cannot be read as a film|breaks off|has no)"):
+    with pytest.raises(VideoError, match=r"cut\.mp4 (cannot be read as a video|breaks off|has no)"):
         list(video(tmp_path / "cut.mp4"))
 
 
@@ -107,15 +109,15 @@ def test_what_is_no_film(tmp_path):
     (tmp_path / "text.mp4").write_text("no film")
     (tmp_path / "empty.mp4").write_bytes(b"")
     for name in ("text.mp4", "empty.mp4", "gone.mp4"):
-        with pytest.raises(VideoError, match=rf"{name} cannot be read as a film \(.+\)$"):
+        with pytest.raises(VideoError, match=rf"{name} cannot be read as a video \(.+\)$"):
             list(video(tmp_path / name))
     for name in ("none/film.mp4", "film.xyz"):
-        with pytest.raises(VideoError, match=rf"{name} cannot be written as a film \(.+\)$"):
+        with pytest.raises(VideoError, match=rf"{name} cannot be written as a video \(.+\)$"):
             FilmWriter(tmp_path / name)
 
 
 def test_a_camera_that_is_not_there():
-    with pytest.raises(VideoError, match=r"^63 cannot be read as a film \(.+\)$"):
+    with pytest.raises(VideoError, match=r"^camera 63 cannot be opened \(.+\)$"):
         next(video(63))
 
 
@@ -132,7 +134,7 @@ def test_sound_alone(tmp_path):
 
 def test_without_pyav(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(ImportError, match=r"films need PyAV: pip install 'pyface-engine\[video\]'"):
+    with pytest.raises(ImportError, match=r"videos need PyAV: pip install 'pyface-engine\[video\]'"):
         list(video("film.mp4"))
 
 
@@ -149,10 +151,45 @@ def test_live_sources_go_on_with_the_newest_frame(monkeypatch):
     monkeypatch.setattr(module, "_upright", lambda frame: frame)
     seen = []
     for place, _ in video(0):
-        seen.append(place.frame)
+        seen.append((place.frame, place.dropped))
         consumed.release()
         time.sleep(0.2)  # busy, while frames 1 to 4 are read
-    assert seen == [0, 4, 5]
+    assert seen == [(0, 0), (4, 3), (5, 0)]
+
+
+def test_live_sources_drop_only_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr(module, "_decode", lambda source: ((Frame(str(source), k, k / 10), k) for k in range(10)))
+    monkeypatch.setattr(module, "_upright", lambda frame: frame)
+    monkeypatch.setattr(module, "_newest", lambda frames: frames)
+    assert [place.frame for place, _ in video(0, every=4)] == [0, 4, 8]
+    assert [place.frame for place, _ in video(0, fps=5)] == [0, 2, 4, 6, 8]
+
+
+def test_an_address_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/live"
+        with pytest.raises(VideoError, match=rf"^{address} cannot be read as a video \(no answer within 0.5 seconds\)$"):
+            next(video(address))
+    with pytest.raises(VideoError, match=rf"^{address} cannot be read as a video \(.+\)$"):
+        next(video(address))
+
+
+def test_seconds_of_a_film(tmp_path):
+    assert module.film_seconds(write(tmp_path / "film.mp4")) == pytest.approx(1.1, abs=0.11)
+    (tmp_path / "text.mp4").write_text("no film")
+    assert module.film_seconds(tmp_path / "text.mp4") == 0
+
+
+def test_a_full_disk(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    (tmp_path / "film.mkv").symlink_to("/dev/full")
+    film = FilmWriter(tmp_path / "film.mkv")
+    for k in range(3):
+        film.write(np.zeros((64, 64, 3), np.uint8), k / 10)
+    with pytest.raises(OSError, match="No space left on device"):
+        film.close()
 
 
 def test_a_live_source_s_error_reaches_the_caller(monkeypatch):

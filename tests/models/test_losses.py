@@ -79,7 +79,7 @@ def sizes_for(model, side):
 
 
 class Anchor:
-    """One anchor of one image and all answers for it, as numbers."""
+    """One anchor of one image and all outputs for it, as numbers."""
 
     def __init__(self, maps, level, image, k, row, column):
         n = len(level.anchors)
@@ -656,7 +656,7 @@ def trained(request):
 
 
 def answers_of(name):
-    """A fresh network, and its answers to one image, which want no gradient."""
+    """A fresh network, and its outputs for one image, without a gradient."""
     model = build(name).eval()
     with torch.no_grad():
         return model, model(torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
@@ -878,7 +878,7 @@ class TestMTCNN:
     def test_refuses_other_answers(self):
         _, truth = crops(4)
         for shape in ((4, 7), (3, 6), (4, 6, 2, 2)):
-            with pytest.raises(ValueError, match=r"answers must be \[4, 6 or 16\], one for each crop, got"):
+            with pytest.raises(ValueError, match=r"outputs must be \[4, 6 or 16\], one for each crop, got"):
                 MTCNN().loss("pnet", torch.zeros(shape), truth)
 
     def test_refuses_other_truth(self):

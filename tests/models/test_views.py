@@ -1,6 +1,7 @@
 """What a network is shown: scales of the papers' multi-scale tests, tiles, and the way back to the image."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -115,13 +116,16 @@ def test_small_views_of_a_pyramid_share_a_batch():
 
 
 @pytest.mark.parametrize(("height", "width", "scale"), [(1000, 4000, 1.0), (777, 1333, 0.61), (90, 90, 8.0)])
-def test_tiles_cover_the_view_and_share_a_quarter(height, width, scale):
-    side = 256
+@pytest.mark.parametrize("side", [64, 200, 256, 320])
+def test_tiles_cover_the_view_and_share_a_quarter(height, width, scale, side):
     parts = list(tiles(whole(0, height, width, scale), side))
     seen = torch.zeros(height, width, dtype=torch.int32)
     for part in parts:
         left, top, right, bottom = part.region
         assert max(part.content) <= side
+        for start in (left, top):  # on the cells of the network's maps
+            cells = start * scale / (64 if side > 64 else 32)
+            assert abs(cells - round(cells)) <= 0.5 * scale / 32
         assert part.cut == (left > 0, top > 0, right < width, bottom < height)
         seen[top:bottom, left:right] += 1
     assert seen.min() > 0
@@ -141,20 +145,21 @@ def test_points_come_back_from_a_scaled_mirrored_region():
     assert torch.equal(view.pixels(picture), picture[20:70, 10:110].flip(1))
 
 
-def keeps(*found, **options):
+def keeps(*found):
     """Of each view's boxes, with scores, whether they remain."""
     views, boxes, scores = zip(*found, strict=True)
     boxes = [torch.tensor(of, dtype=torch.float32).reshape(-1, 4) for of in boxes]
-    return [kept.tolist() for kept in whole_faces(views, boxes, [torch.tensor(of) for of in scores], **options)]
+    return [kept.tolist() for kept in whole_faces(views, boxes, [torch.tensor(of) for of in scores])]
 
 
 LEFT = View(0, (0, 0, 100, 100), 1.0, cut=(False, False, True, False))
 RIGHT = View(0, (75, 0, 175, 100), 1.0, cut=(True, False, False, False))
-COARSE = View(0, (0, 0, 175, 100), 0.5)
+COARSE = View(0, (0, 0, 175, 100), 0.5, stand_in=True)
+PYRAMID = View(0, (0, 0, 175, 100), 0.5)  # a view that the whole image has too
 
 
 def test_a_part_of_a_face_gives_way_to_the_whole():
-    part, whole_face = [70.0, 10, 95, 50], [70.0, 10, 110, 50]
+    part, whole_face = [70.0, 10, 98, 50], [70.0, 10, 110, 50]
     assert keeps((LEFT, [part], [0.99]), (COARSE, [whole_face], [0.3])) == [[False], [True]]
     assert keeps((LEFT, [part], [0.99]), (RIGHT, [[120.0, 10, 160, 50]], [0.9])) == [[True], [True]]  # another's
     assert keeps((LEFT, [part], [0.9]), (RIGHT, [[77.0, 10, 110, 50]], [0.9])) == [[True], [True]]  # whole nowhere
@@ -167,7 +172,26 @@ def test_a_finer_view_is_preferred_for_whole_faces():
     assert keeps((LEFT, [fine], [0.1]), (COARSE, [coarse], [0.95])) == [[True], [True]]  # suppression decides
     assert keeps((LEFT, [fine], [0.8]), (COARSE, [[30.0, 8, 90, 90]], [0.95])) == [[True], [True]]
     assert keeps((LEFT, [], []), (COARSE, [], [])) == [[], []]
-    assert keeps((LEFT, [fine], [0.8]), (COARSE, [coarse], [0.95]), prefer_finer=False) == [[True], [True]]  # they vote
+    assert keeps((LEFT, [fine], [0.8]), (PYRAMID, [coarse], [0.95])) == [[True], [True]]  # suppression, or they vote
+
+
+def test_the_tile_that_shows_a_face_deepest_decides():
+    face, shifted = [78.0, 10, 88, 20], [78.0, 10, 89, 21]  # 12 px from the left tile's edge, 3 px from the right one's
+    assert keeps((LEFT, [face], [0.6]), (RIGHT, [shifted], [0.9])) == [[True], [False]]
+    assert keeps((LEFT, [face], [0.4]), (RIGHT, [shifted], [0.9])) == [[True], [False]]
+    assert keeps((LEFT, [], []), (RIGHT, [shifted], [0.9])) == [[], [False]]  # there is no face
+    middle = [82.0, 10, 92, 20]  # 8 px and 7 px from the edges: too close to call
+    assert keeps((LEFT, [], []), (RIGHT, [middle], [0.9])) == [[], [True]]
+    assert keeps((LEFT, [middle], [0.6]), (RIGHT, [middle], [0.9])) == [[True], [False]]
+    assert keeps((LEFT, [face], [0.6]), (replace(RIGHT, mirror=True), [shifted], [0.9])) == [[True], [True]]
+
+
+def test_a_box_near_a_cut_edge_needs_the_next_stand_in():
+    torso = [40.0, 53, 90, 100]
+    below = View(0, (0, 50, 100, 150), 1.0, cut=(False, True, False, False))
+    assert keeps((below, [torso], [0.8]), (COARSE, [], [])) == [[False], []]
+    assert keeps((below, [torso], [0.8]), (PYRAMID, [], [])) == [[True], []]
+    assert keeps((below, [torso], [0.8]), (replace(COARSE, scale=0.25), [], [])) == [[True], []]  # too small there
 
 
 def test_which_boxes_count():

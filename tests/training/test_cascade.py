@@ -198,7 +198,7 @@ def test_targets_decode_to_the_face(net):
     kinds, plain = torch.ones(len(faces)).long(), torch.zeros(len(faces), dtype=torch.bool)
     truth = crops.targets(net, kinds, squares, faces, landmarks, plain)
     torch.testing.assert_close(calibrate(squares, truth.boxes), faces, rtol=0, atol=1e-3)
-    points = truth.landmarks.transpose(1, 2).flatten(1)  # as the loss compares them with the network's answers
+    points = truth.landmarks.transpose(1, 2).flatten(1)  # as the loss compares them with the network's output
     torch.testing.assert_close(place_landmarks(squares, points), landmarks, rtol=0, atol=1e-3)
 
 

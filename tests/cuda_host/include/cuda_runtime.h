@@ -43,6 +43,7 @@ inline cudaError_t cudaDriverGetVersion(int* version) {
                                                                   cudaStream_t = nullptr) {
   if (!::cuda_host::use_array("cudaMemsetAsync", array, bytes, ::cuda_host::Use::Write))
     return ::cuda_host::last_error(false);
+  ::cuda_host::count_library(1, 0, bytes);
   std::memset(array, value, bytes);
   return cudaSuccess;
 }

@@ -62,6 +62,9 @@ void declare_array(T* array, size_t count) {
 enum class Use { Read, Write, Spoil };  // Spoil: afterwards nothing may be read there
 bool use_array(const char* who, const void* array, size_t bytes, Use use);
 
+// What a library's kernels and memsets cost (counts.h).
+void count_library(uint64_t launches, uint64_t bytes_read, uint64_t bytes_written);
+
 enum class Order { Relaxed = 0, Acquire = 1, Release = 2, Both = 3 };
 
 // An atomic access to `size` bytes by the calling thread, which checks it; other threads may run before it.

@@ -45,7 +45,13 @@ struct DeviceRadixSort {
     const Key mask = (bits >= static_cast<int>(8 * sizeof(Key)) ? ~Key{0} : (Key{1} << bits) - 1) << begin_bit;
     std::stable_sort(order.begin(), order.end(),
                      [&](uint32_t i, uint32_t j) { return (key[i] & mask) < (key[j] & mask); });
-    const int odd_passes = (bits + 7) / 8 & 1;  // each takes 8 bits, from one buffer to the other
+    const int passes = (bits + 7) / 8, odd_passes = passes & 1;  // each takes 8 bits, from one buffer to the other
+    constexpr uint32_t kOneBlock = 256 * 9;                      // pairs of 12 bytes that CUB sorts by one launch
+    constexpr uint64_t kPair = sizeof(Key) + sizeof(Value);
+    if (n <= kOneBlock)
+      ::cuda_host::count_library(1, n * kPair, n * kPair);
+    else  // two memsets, a histogram and a scan; then for each pass a memset and a kernel
+      ::cuda_host::count_library(4 + 2 * passes, n * (sizeof(Key) + passes * kPair), n * passes * kPair);
     keys.selector ^= odd_passes;
     values.selector ^= odd_passes;
     if (!use(keys.Current(), n, Use::Write) || !use(values.Current(), n, Use::Write) ||

@@ -1,0 +1,147 @@
+"""What `pyface detect` shows while it runs: a progress bar, a line per image or film, and a summary."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyface.cli.console import count, print_status
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+
+class Report:
+    """Counts results, and shows them if it writes to a terminal.
+
+    Args:
+        total: Number of images and films.
+        skipped: How many of them are done already.
+        show_lines: Print a line per image and film.
+    """
+
+    def __init__(self, total: int, skipped: int, *, show_lines: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.total, self.skipped = total, skipped
+        self.done, self.faces, self.images, self.frames, self.dropped = skipped, 0, 0, 0, 0
+        self.failed: Counter[str] = Counter()  # by "image", "frame" and "film"
+        self._start = time.monotonic()
+        self._stderr = Console(stderr=True)
+        self._lines: Console | None = None
+        if show_lines:  # beside the bar they must go through its console, or they would tear it
+            self._lines = self._stderr if self._stderr.is_terminal else Console()
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._stderr,
+            transient=True,
+            disable=not self._stderr.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("Finding faces", total=total, completed=skipped)
+        self._film: _Film | None = None
+
+    def __enter__(self) -> Report:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Counts the result of an image, of a frame, or of a film that failed, and shows it."""
+        self.faces += len(result["faces"])
+        if "frame" in result:
+            self._add_frame(result)
+            return
+        if result["error"] is not None:
+            self.failed["image" if self._film is None else "film"] += 1
+            self._end_source(result["error"], "red")
+            return
+        self.images += 1
+        scores = " ".join(f"{face['score']:.2f}" for face in result["faces"][:8])
+        more = " ..." if len(result["faces"]) > 8 else ""
+        size = f"{result['width']} x {result['height']}"
+        text = f"{result['source']}  {size}  {count(len(result['faces']), 'face')}  {scores}{more}".rstrip()
+        self._end_source(text, "" if result["faces"] else "dim")
+
+    def begin_film(self, name: str, seconds: float) -> None:
+        """Shows the progress of a film; 0 seconds stand for a camera, or a film that does not say how long it is."""
+        task = self._bar.add_task(f"{name} (seconds)" if seconds else name, total=seconds or None)
+        self._film = _Film(name, seconds > 0, task)
+
+    def add_drops(self, frames: int) -> None:
+        """Counts frames that a camera had and the detector was too slow for."""
+        self.dropped += frames
+
+    def end_film(self) -> None:
+        """Counts a film that was read to its end, and shows it."""
+        film = self._film
+        if film is not None:
+            counts = f"{count(film.frames, 'frame')}, {film.time:.1f} s  {count(film.faces, 'face')}"
+            self._end_source(f"{film.name}  {counts}", "" if film.faces else "dim")
+
+    def _add_frame(self, result: dict[str, Any]) -> None:
+        film = self._film
+        assert film is not None
+        film.frames, film.faces, film.time = film.frames + 1, film.faces + len(result["faces"]), result["time"]
+        self.frames += result["error"] is None
+        self.failed["frame"] += result["error"] is not None
+        self._bar.update(film.task, completed=film.time)
+        if not film.has_length:
+            self._bar.update(film.task, description=f"{film.name}: {count(film.frames, 'frame')}{self._drops()}")
+
+    def _end_source(self, line: str, style: str) -> None:
+        self.done += 1
+        self._bar.advance(self._task)
+        if self._film is not None:
+            self._bar.remove_task(self._film.task)
+            self._film = None
+        if self._lines is not None:
+            line = line.encode("utf-8", "replace").decode()  # a file's name may be what no terminal can show
+            self._lines.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def _drops(self) -> str:
+        return f", {count(self.dropped, 'frame')} dropped" if self.dropped else ""
+
+    def describe_done(self) -> str:
+        """Returns how far an interrupted run has come."""
+        if not self.frames:
+            return f"{self.done} of {count(self.total, 'image')} are done"
+        return f"{self.done} of {count(self.total, 'source')} and {count(self.frames, 'frame')} are done{self._drops()}"
+
+    def summarise(self, places: dict[str, Path | None]) -> None:
+        """Prints totals: on a terminal always, elsewhere if there is a file of results, or images failed."""
+        found_in = [count(self.images, "image")] if self.images or not self.frames else []
+        found_in += [count(self.frames, "frame")] if self.frames else []
+        parts = [f"{count(self.faces, 'face')} in {' and '.join(found_in)}{self._drops()}"]
+        failures = [count(number, what) for what, number in self.failed.items() if number]
+        if failures:
+            parts.append(f"{' and '.join(failures)} could not be read")
+        if self.skipped:
+            parts.append(f"{self.skipped} done before")
+        parts.append(f"{time.monotonic() - self._start:.1f} s")
+        written = [f"{what} in {place}" for what, place in places.items() if place is not None]
+        text = "; ".join([", ".join(parts), *written])
+        if self._stderr.is_terminal or self._lines is not None:
+            console = self._stderr if self._stderr.is_terminal else self._lines
+            assert console is not None
+            console.print(text, style="bold", markup=False, highlight=False, soft_wrap=True)
+        elif failures or places.get("results"):
+            print_status(f"pyface: {text}")
+
+
+class _Film:
+    """The film that is being read."""
+
+    def __init__(self, name: str, has_length: bool, task: TaskID) -> None:
+        self.name, self.has_length, self.task = name, has_length, task
+        self.frames, self.faces, self.time = 0, 0, 0.0
