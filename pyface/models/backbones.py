@@ -189,6 +189,24 @@ class BasicBlock(nn.Module):
         return F.relu(self.conv2(self.conv1(x)).add_(x), inplace=True)
 
 
+class Context(nn.Module):
+    """A residual block before a head: three 3 x 3 convolutions, half as wide inside, that see 7 x 7 cells.
+
+    The input must not be negative, as behind a ReLU. A new block returns it, so a trained network can be extended.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.layers = nn.Sequential(
+            convolution(channels, half), convolution(half, half), convolution(half, channels, rectified=False)
+        )
+        nn.init.zeros_(self.layers[-1][-1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.layers(x).add_(x), inplace=True)
+
+
 class TopDown(nn.Module):
     """One top-down step of a feature pyramid: a coarse map is upsampled and added to a finer one.
 

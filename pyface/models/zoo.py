@@ -115,7 +115,7 @@ REGISTRY = {
             "The default: S3FD on a compact trunk, with five landmarks",
             Weights(
                 file="s3fd_lite.safetensors",
-                sha256="94bec32736af505f878b5d2962d8a5a2a1d706e37ec617a3432a1132e9bc4002",
+                sha256="9431eb4f239dcc36880f6d26e9500341ce217eba4aaa137a3a28f62f85eb9e47",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_WIDER_DATA,
             ),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pyface import ops
-from pyface.models.backbones import CompactResNet, ResNet50, SlimResNet
+from pyface.models.backbones import CompactResNet, Context, ResNet50, SlimResNet
 from pyface.models.fusion import fold_batch_norms
 from pyface.models.heads import Predictor
 from pyface.models.s3fd import S3FDLite, S3FDLiteConfig
@@ -297,6 +297,21 @@ def test_backbone(trunk):
         maps = trunk().eval()(pictures(1, 3, 75, 130))
     sizes = [(19, 33), (10, 17), (5, 9), (3, 5)]
     assert [tuple(x.shape[1:]) for x in maps] == [(c, *size) for c, size in zip(trunk.WIDTHS, sizes, strict=True)]
+
+
+def test_a_new_context_block_returns_its_input_and_a_trained_one_sees_seven_cells():
+    block = Context(8).eval()
+    x = torch.rand(1, 8, 9, 9)
+    assert torch.equal(block(x), x)
+    nn.init.ones_(block.layers[-1][-1].weight)
+    for layer in block.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.ones_(layer.weight)
+    impulse = torch.zeros(1, 8, 9, 9)
+    impulse[:, :, 4, 4] = 1
+    seen = block(impulse)[0, 0] > 0
+    assert seen.sum() == 49
+    assert seen[1:8, 1:8].all()
 
 
 def test_a_predictor_with_a_convolution_of_its_own_for_landmarks():
