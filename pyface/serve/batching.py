@@ -27,7 +27,7 @@ DECODED_PIXELS = 2**26
 """Pixels of decoded images that the service holds at once, 0.2 GB."""
 
 _LINGER = 0.02  # seconds for which a batch that is not full waits for images that are being decoded
-_FAULTS = 8  # so many images in a row on which the detector failed: not the images are at fault
+_FAULTS = 8  # after failing on so many images in a row, the detector is at fault, not the images
 
 log = logging.getLogger("pyface.serve")
 
@@ -157,10 +157,10 @@ class Batcher:
         except Overloaded:
             found = _failure("late", upload, "the service was too busy")
         except DetectorFault:
-            found = _failure("failed", upload, "the detector failed on this image, the service's log says why")
+            found = _failure("failed", upload, "the detector failed on this image; the service's log has the reason")
         except Exception:
             log.exception("an image could not be processed")
-            found = _failure("failed", upload, "the service failed on this image, its log says why")
+            found = _failure("failed", upload, "the service failed on this image; its log has the reason")
         self.metrics.images.labels(found.result).inc()
         return found
 
