@@ -68,7 +68,7 @@ class _Waiting:
 class Batcher:
     """Runs one detector for many requests at once; an asynchronous context manager.
 
-    It sets the detector's `score_threshold`, so nobody else may use the detector meanwhile.
+    It sets the detector's `score_threshold`, so nothing else may use the detector at the same time.
 
     Args:
         detector: Finds the faces; its `batch_size` and `max_pixels` apply.
@@ -187,7 +187,7 @@ class Batcher:
             raise Overloaded
 
     async def _work(self) -> None:
-        """Runs batch after batch, for ever."""
+        """Runs batch after batch until it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await self._wait_until(lambda: bool(self._waiting))
