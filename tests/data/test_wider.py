@@ -83,15 +83,15 @@ def test_negatives(folder):
 @pytest.mark.parametrize(
     ("boxes", "landmarks", "words"),
     [
-        ("a.jpg\n1\n1 2 3 0 0 0 0 0 0\n", None, r"bbx_gt.txt, line 3: must be 10 numbers, x y w h.*'1 2 3 0 0"),
-        ("a.jpg\n1\n1 2 x 4 0 0 0 0 0 0\n", None, "line 3: must be 10 numbers"),
+        ("a.jpg\n1\n1 2 3 0 0 0 0 0 0\n", None, r"bbx_gt.txt, line 3 must be 10 numbers, x y w h.*'1 2 3 0 0"),
+        ("a.jpg\n1\n1 2 x 4 0 0 0 0 0 0\n", None, "line 3 must be 10 numbers"),
         ("a.jpg\n1\n1 2 nan 4 0 0 0 0 0 0\n", None, "line 3"),
-        ("a.jpg\nc.jpg\n", None, "line 2: must be the number of boxes of a.jpg"),
-        ("a.jpg\n", None, "line 2: must be the number of boxes"),
+        ("a.jpg\nc.jpg\n", None, "line 2 must be the number of boxes of a.jpg"),
+        ("a.jpg\n", None, "line 2 must be the number of boxes"),
         ("a.jpg\n2\n1 2 3 4 0 0 0 0 0 0\n", None, "a.jpg must have 2 rows, got 1"),
         ("gone.jpg\n0\n", None, "names gone.jpg, which is not in"),
-        ("a.jpg\n0\n", "1 2 3 4\n", "landmarks.txt, line 1: must be `# file`"),
-        ("a.jpg\n0\n", "# a.jpg\n1 2 3 4 5\n", "landmarks.txt, line 2: must be 20 numbers"),
+        ("a.jpg\n0\n", "1 2 3 4\n", "landmarks.txt, line 1 must be `# file`"),
+        ("a.jpg\n0\n", "# a.jpg\n1 2 3 4 5\n", "landmarks.txt, line 2 must be 20 numbers"),
         (
             "a.jpg\n1\n10 20 30 40 0 0 0 0 0 0\n",
             "# a.jpg\n10.5 20 30 40 1 2 0 3 4 0 5 6 0 7 8 0 9 10 0 0\n",
