@@ -375,7 +375,7 @@ class _Item(NamedTuple):
 
 
 def _share_of_memory(most: int) -> Callable[[_Item], float]:
-    """The share that an item has of what may wait at once: so many items, or _AHEAD_PIXELS pixels."""
+    """The part of the queue that an item fills: one of `most` items, or its pixels out of _AHEAD_PIXELS."""
     return lambda item: max(1 / most, item.pixels / _AHEAD_PIXELS)
 
 

@@ -55,7 +55,7 @@ def read_boxes(path: Path) -> Iterator[tuple[str, list[Row]]]:
         number, name = lines[k]
         _refuse_second_block(path, listed, name, number)
         if k + 1 == len(lines) or not re.fullmatch("[0-9]{1,9}", lines[k + 1][1]):
-            raise DatasetError(f"{path}, line {number + 1}: must be the number of boxes of {name}")
+            raise DatasetError(f"{path}, line {number + 1} must be the number of boxes of {name}")
         count = int(lines[k + 1][1])
         k += 2
         if count == 0 and k < len(lines) and set(lines[k][1].split()) == {"0"}:
@@ -79,7 +79,7 @@ def read_landmarks(path: Path) -> dict[str, dict[Row, NDArray[np.float32]]]:
             found[name] = {}
             continue
         if name is None:
-            raise DatasetError(f"{path}, line {line[0]}: must be `# file`, the image of the rows below, got a row")
+            raise DatasetError(f"{path}, line {line[0]} must be `# file`, the image of the rows below, got a row")
         numbers = _numbers(path, line, 20, "x y w h, five times x y flag, and a last number")
         points = np.array(numbers[4:19], np.float32).reshape(5, 3)
         found[name][numbers[:4]] = np.where(points[:, 2:] < 0, np.nan, points[:, :2]).astype(np.float32)
@@ -109,7 +109,7 @@ def _numbers(path: Path, line: tuple[int, str], count: int, meaning: str) -> Row
     except ValueError:
         numbers = ()
     if len(numbers) != count or not all(map(is_coordinate, numbers)):
-        raise DatasetError(f"{path}, line {line[0]}: must be {count} numbers, {meaning}, got {line[1]!r}")
+        raise DatasetError(f"{path}, line {line[0]} must be {count} numbers, {meaning}, got {line[1]!r}")
     return numbers
 
 

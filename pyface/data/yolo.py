@@ -67,7 +67,7 @@ def _rows(file: Path) -> Iterator[list[float]]:
             numbers = []
         if len(numbers) not in COUNTS or not all(map(is_coordinate, numbers)):
             raise DatasetError(
-                f"{file}, line {k}: must be `class x y w h`, with five landmarks or none, got {line.strip()!r}"
+                f"{file}, line {k} must be `class x y w h`, with five landmarks or none, got {line.strip()!r}"
             )
         if numbers[0] != 0:
             raise DatasetError(f"{file}, line {k}: the only class must be 0, a face, got {numbers[0]:g}")

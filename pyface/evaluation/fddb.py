@@ -263,11 +263,11 @@ def _blocks(text: str, name: str, meanings: dict[int, str]) -> Iterator[tuple[in
         number, key = lines[k]
         if len(key.split()) in meanings and _numbers(key) is not None:
             raise EvaluationError(
-                f"{name}, line {number}: must be the name of an image, got {key!r}; check the number of rows before it"
+                f"{name}, line {number} must be the name of an image, got {key!r}; check the number of rows before it"
             )
         if k + 1 == len(lines) or not re.fullmatch("[0-9]{1,9}", lines[k + 1][1]):
             place, got = (number + 1, "the end") if k + 1 == len(lines) else (lines[k + 1][0], repr(lines[k + 1][1]))
-            raise EvaluationError(f"{name}, line {place}: must be the number of rows of {key}, got {got}")
+            raise EvaluationError(f"{name}, line {place} must be the number of rows of {key}, got {got}")
         count = int(lines[k + 1][1])
         rows = lines[k + 2 : k + 2 + count]
         if len(rows) < count:
@@ -285,7 +285,7 @@ def _key(name: str) -> str:
 def _row(line: str, place: str, meanings: dict[int, str]) -> list[float]:
     row = _numbers(line)
     if row is None or len(row) not in meanings or not all(map(math.isfinite, row)):
-        raise EvaluationError(f"{place}: must be finite numbers, {' or '.join(meanings.values())}, got {line!r}")
+        raise EvaluationError(f"{place} must be finite numbers, {' or '.join(meanings.values())}, got {line!r}")
     is_box = len(row) == 5
     if max(map(abs, row[:5])) > _LARGEST or min(row[2:4] if is_box else row[:2]) < 0:
         sides = "width and height" if is_box else "radii"

@@ -200,7 +200,7 @@ def parse_predictions(text: str, name: str) -> NDArray[np.float64]:
         _refuse_row(lines, name)
     if len(lines) < 2 or lines[1].split() != [str(len(rows))]:
         got = repr(lines[1]) if len(lines) > 1 else "nothing"
-        raise EvaluationError(f"{name}, line 2: must be the number of rows, {len(rows)}, got {got}")
+        raise EvaluationError(f"{name}, line 2 must be the number of rows, {len(rows)}, got {got}")
     return table
 
 
@@ -212,7 +212,7 @@ def _refuse_row(lines: list[str], name: str) -> NoReturn:
         except ValueError:
             is_row = False
         if line.strip() and not is_row:
-            raise EvaluationError(f"{name}, line {number}: must be five finite numbers x y w h score, got {line!r}")
+            raise EvaluationError(f"{name}, line {number} must be five finite numbers x y w h score, got {line!r}")
     raise AssertionError("a table that could not be read has a malformed line")
 
 

@@ -104,7 +104,7 @@ def as_wide_grey(data: bytes) -> bytes:
 
 
 def split_grey_alpha(wide: NDArray[Any], form: GreyAlpha) -> NDArray[Any]:
-    """Makes grey and opacity [H, W, 2] of the pixels [H, 2 W] that `as_wide_grey` leads to."""
+    """Splits pixels [H, 2 W], read after `as_wide_grey`, into grey and opacity [H, W, 2]."""
     image = wide.reshape(wide.shape[0], -1, 2).copy()
     if form.is_differenced:
         for x in range(0, image.shape[1], form.tile_width):

@@ -391,7 +391,7 @@ def without_prefix(state: State, prefix: str) -> State:
 
 
 class _Skipped:
-    """Stand-in for what training programs leave beside the weights; whatever makes one up is ignored."""
+    """Stands for an object that a training program stored beside the weights; its content is ignored."""
 
     NAMES = (
         "numpy.core.multiarray.scalar",

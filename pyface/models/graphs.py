@@ -75,7 +75,7 @@ def _capture(
             function(*own, **options)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads may go on meanwhile, for instance copy images: only this thread's calls are restricted.
+    # Other threads may keep running, for instance to copy images: only this thread's calls are restricted.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = tuple(function(*own, **options))
     return _Captured(graph, torch.cuda.Event(), own, outputs)

@@ -27,7 +27,7 @@ DECODED_PIXELS = 2**26
 """Pixels of decoded images that the service holds at once, 0.2 GB."""
 
 _LINGER = 0.02  # seconds for which a batch that is not full waits for images that are being decoded
-_FAULTS = 8  # so many images in a row on which the detector failed: not the images are at fault
+_FAULTS = 8  # after failing on so many images in a row, the detector is at fault, not the images
 
 log = logging.getLogger("pyface.serve")
 
@@ -68,7 +68,7 @@ class _Waiting:
 class Batcher:
     """Runs one detector for many requests at once; an asynchronous context manager.
 
-    It sets the detector's `score_threshold`, so nobody else may use the detector meanwhile.
+    It sets the detector's `score_threshold`, so nothing else may use the detector at the same time.
 
     Args:
         detector: Finds the faces; its `batch_size` and `max_pixels` apply.
@@ -157,10 +157,10 @@ class Batcher:
         except Overloaded:
             found = _failure("late", upload, "the service was too busy")
         except DetectorFault:
-            found = _failure("failed", upload, "the detector failed on this image, the service's log says why")
+            found = _failure("failed", upload, "the detector failed on this image; the service's log has the reason")
         except Exception:
             log.exception("an image could not be processed")
-            found = _failure("failed", upload, "the service failed on this image, its log says why")
+            found = _failure("failed", upload, "the service failed on this image; its log has the reason")
         self.metrics.images.labels(found.result).inc()
         return found
 
@@ -187,7 +187,7 @@ class Batcher:
             raise Overloaded
 
     async def _work(self) -> None:
-        """Runs batch after batch, for ever."""
+        """Runs batch after batch until it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await self._wait_until(lambda: bool(self._waiting))

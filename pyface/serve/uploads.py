@@ -63,7 +63,7 @@ async def read_uploads(request: Request, limits: Limits, deadline: float) -> lis
 
 
 def is_form(request: Request) -> bool:
-    """Whether the body is a multipart form; any other body is taken for a file, whatever its type is called."""
+    """Whether the body is a multipart form; any other body counts as one file, whatever its content type."""
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 

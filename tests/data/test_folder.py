@@ -163,11 +163,11 @@ def test_yolo(folder):
     [
         (
             "0 0.5 0.5 0.1",
-            r"labels/a.txt, line 1: must be `class x y w h`, with five landmarks or none, got '0 0.5 0.5",
+            r"labels/a.txt, line 1 must be `class x y w h`, with five landmarks or none, got '0 0.5 0.5",
         ),
-        ("0 0.5 0.5 0.1 x", "line 1: must be"),
-        ("0 0.5 0.5 0.1 inf", "line 1: must be"),
-        ("0 -1e39 0.5 0.1 0.1", "line 1: must be"),
+        ("0 0.5 0.5 0.1 x", "line 1 must be"),
+        ("0 0.5 0.5 0.1 inf", "line 1 must be"),
+        ("0 -1e39 0.5 0.1 0.1", "line 1 must be"),
         ("1 0.5 0.5 0.1 0.1", "the only class must be 0, a face, got 1"),
         ("0 50 50 10 10", "must be shares of the image's size"),
     ],

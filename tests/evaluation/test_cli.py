@@ -123,7 +123,7 @@ FDDB = ("fddb", "--ground-truth", "lists", "--predictions")
         ([*FDDB, "empty"], "empty must hold detections"),
         ([*FDDB, "gone"], "gone must be a folder or a tar archive"),
         ([*FDDB, "notes.tar"], "notes.tar must be a folder or a tar archive"),
-        ([*FDDB, "bad.txt"], "bad.txt, line 3: must be finite numbers"),
+        ([*FDDB, "bad.txt"], "bad.txt, line 3 must be finite numbers"),
         (["fddb", "--ground-truth", "empty", "--predictions", "full"], "empty must hold FDDB's ellipse lists"),
     ],
 )
@@ -274,7 +274,7 @@ def test_widerface_files(run, tmp_path, monkeypatch):
     assert "out holds no predictions for any of the ground truth's images" in result.stderr
     (tmp_path / "out" / "wrong" / "p00.txt").write_text("p00\n1\n0 0 1 1 nan\n")
     result = run("widerface", "--ground-truth", "x", "--predictions", "out", status=2)
-    assert "p00.txt, line 3: must be five finite numbers" in result.stderr
+    assert "p00.txt, line 3 must be five finite numbers" in result.stderr
 
 
 # --- FDDB ------------------------------------------------------------------------------------------------------------

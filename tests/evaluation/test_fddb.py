@@ -212,17 +212,17 @@ def test_folders_and_archives(tmp_path, folds):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a\n1\n1 2 3 4 nan\n", r"d.txt, line 3: must be finite numbers, a rectangle: .*got '1 2 3 4 nan'"),
-        ("a\n2\n1 2 3 4 0.5\n1 2 3 4\n", "line 4: must be finite numbers, .* got '1 2 3 4'"),
-        ("a\n1\n1 2 3 four 0.5\n", "line 3: .*four"),
+        ("a\n1\n1 2 3 4 nan\n", r"d.txt, line 3 must be finite numbers, a rectangle: .*got '1 2 3 4 nan'"),
+        ("a\n2\n1 2 3 4 0.5\n1 2 3 4\n", "line 4 must be finite numbers, .* got '1 2 3 4'"),
+        ("a\n1\n1 2 3 four 0.5\n", "line 3 must .*four"),
         ("a\n1\n1 2 -3 4 0.5\n", "line 3: width and height must be at least 0"),
         ("a\n1\n-1 2 3 4 5 0.5\n", "line 3: radii must be at least 0"),
         ("a\n1\n1 2 3 1e9 0.5\n", "line 3: .*nothing above 10000"),
-        ("a\nb\n", "line 2: must be the number of rows of a, got 'b'"),
-        pytest.param("a\n" + "9" * 5000, "line 2: must be the number of rows of a", id="5,000 digits"),
-        ("\n\na\n", "line 4: must be the number of rows of a, got the end"),
+        ("a\nb\n", "line 2 must be the number of rows of a, got 'b'"),
+        pytest.param("a\n" + "9" * 5000, "line 2 must be the number of rows of a", id="5,000 digits"),
+        ("\n\na\n", "line 4 must be the number of rows of a, got the end"),
         ("a\n2\n1 2 3 4 0.5\n", "line 1: a must have 2 rows, got fewer"),
-        ("a\n1\n1 2 3 4 0.5\n1 2 3 4 0.5\n", "line 4: must be the name of an image, got '1 2 3 4 0.5'"),
+        ("a\n1\n1 2 3 4 0.5\n1 2 3 4 0.5\n", "line 4 must be the name of an image, got '1 2 3 4 0.5'"),
         ("a\n0\nb\n0\na.jpg\n0\n", "line 5: detections of a must be given once, got others in "),
         ("", "must hold detections"),
     ],
@@ -239,7 +239,7 @@ def test_malformed_detections_are_named(tmp_path, text, words):
     [
         (
             "a\n1\n1 2 3 4 5\n",
-            r"FDDB-fold-03-ellipseList.txt, line 3: must be finite numbers, an ellipse: major .* 1",
+            r"FDDB-fold-03-ellipseList.txt, line 3 must be finite numbers, an ellipse: major .* 1",
         ),
         ("2002/07/19/big/img_3\n0\n", "line 1: 2002/07/19/big/img_3 must be annotated once, got it before in "),
         ("a\n1\n", "line 1: a must have 1 rows"),

@@ -148,13 +148,13 @@ def test_rows(text, expected):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("one\n1\n1 2 3 4 nan\n", r"a.txt, line 3: must be five finite numbers x y w h score, got '1 2 3 4 nan'"),
-        ("one\n2\n1 2 3 4 0.5\n1 2 3 4\n", "line 4: .* got '1 2 3 4'"),
+        ("one\n1\n1 2 3 4 nan\n", r"a.txt, line 3 must be five finite numbers x y w h score, got '1 2 3 4 nan'"),
+        ("one\n2\n1 2 3 4 0.5\n1 2 3 4\n", "line 4 must .* got '1 2 3 4'"),
         ("one\n2\n1 2 3 4\n5 1 2 3 4 5\n", "line 3"),
-        ("one\n1\n1 2 3 four 0.5\n", "line 3: .*four"),
-        ("one\n3\n1 2 3 4 0.5\n", "line 2: must be the number of rows, 1, got '3'"),
+        ("one\n1\n1 2 3 four 0.5\n", "line 3 must .*four"),
+        ("one\n3\n1 2 3 4 0.5\n", "line 2 must be the number of rows, 1, got '3'"),
         ("one\n1\n1 2 3 4 inf\n", "line 3"),
-        ("", "line 2: must be the number of rows, 0, got nothing"),
+        ("", "line 2 must be the number of rows, 0, got nothing"),
     ],
 )
 def test_malformed_rows_are_named(text, words):

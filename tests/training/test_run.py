@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on_with_the_same_samples(data, tmp_path, monkeypatch)
 @pytest.mark.parametrize("model", ["s3fd_lite", "srn_lite"])
 def test_one_sample_on_maps_of_one_cell_is_refused_before_the_folder_is_made(data, tmp_path, model):
     recipe = replace(SMALL, batch_size=1, size=96)
-    with pytest.raises(TrainingError, match=r"maps of 1 x 1, .* take --batch-size 2 or more, or a larger --size"):
+    with pytest.raises(TrainingError, match=r"maps of 1 x 1, .* use --batch-size 2 or more, or a larger --size"):
         train(small_run(data, model=model, recipe=recipe), tmp_path / "run", accelerator="cpu")
     assert not (tmp_path / "run").exists()
 

@@ -37,7 +37,7 @@ async function ask(file) {
   } catch {
     throw new Error("The service cannot be reached.");
   }
-  const answer = await response.json().catch(() => ({ error: `The service answered ${response.status}.` }));
+  const answer = await response.json().catch(() => ({ error: `The service returned status ${response.status}.` }));
   if (answer.error) throw new Error(answer.error);
   return answer;
 }
