@@ -340,7 +340,7 @@ def _check_request(request: Request) -> None:
     if copies.covers and copies.save is None:
         fail(f"--{copies.covers[0]} changes the saved copies; add --save DIR")
     if copies.strip_gps and not copies.covers:
-        fail("--strip-gps is for photos with covered faces; add --blur, --pixelate or --box (drawn copies keep no position)")
+        fail("--strip-gps needs --blur, --pixelate or --box; drawn copies never keep the position")
     if copies.crop_margin is not None and copies.crops is None:
         fail("--crop-margin is for crops; add --crops DIR")
     if request.output is None and (request.resume or request.overwrite):

@@ -198,10 +198,10 @@ class Context(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
-        self.layers = nn.Sequential(
-            convolution(channels, half), convolution(half, half), convolution(half, channels, rectified=False)
-        )
-        nn.init.zeros_(self.layers[-1][-1].weight)
+        inner = [convolution(channels, half), convolution(half, half)]
+        last = convolution(half, channels, rectified=False)
+        nn.init.zeros_(last.get_parameter("1.weight"))  # of the normalisation
+        self.layers = nn.Sequential(*inner, last)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.layers(x).add_(x), inplace=True)

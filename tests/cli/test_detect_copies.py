@@ -165,9 +165,9 @@ def test_detectors_without_landmarks(run, write_noise, fake_model):
     [
         (["--blur"], ["--blur changes the saved copies; add --save DIR"]),
         (["--blur", "--box", "--save", "out"], ["--blur and --box exclude each other"]),
-        (["--strip-gps", "--save", "out"], ["--strip-gps is for photos with covered faces", "--blur"]),
+        (["--strip-gps", "--save", "out"], ["--strip-gps needs --blur", "--blur"]),
         (["--crop-margin", 0.1], ["--crop-margin is for crops; add --crops DIR"]),
-        (["--crops", "a.png"], ["a.png: the images cannot be saved there (it is a file, give a folder)"]),
+        (["--crops", "a.png"], ["a.png: the images cannot be saved there (it is a file; give a folder)"]),
     ],
 )
 def test_mistakes_are_one_sentence(run, write_noise, arguments, words):
