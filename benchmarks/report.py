@@ -3,7 +3,7 @@
     pytest benchmarks --benchmark-json run.json
     python benchmarks/report.py --keep run.json --name my-machine     # to benchmarks/results/my-machine.json
     pyface benchmark --json benchmarks/results/my-machine-stages.json
-    python benchmarks/counts.py                                       # counts of the emulated GPU
+    pytest benchmarks -m cuda_host                                    # counts of the emulated GPU
     python scripts/kernel_resources.py                                # what ptxas says; needs nvcc
     python benchmarks/report.py                                       # rewrites what stands between the markers
     python benchmarks/report.py --check                               # fails where that would change something

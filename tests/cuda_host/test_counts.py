@@ -1,4 +1,4 @@
-"""What kernels cost (benchmarks/counts.py): no count grows unnoticed, and the counter counts right."""
+"""What kernels cost (benchmarks/test_counts.py): no count grows unnoticed, and the counter counts right."""
 
 import importlib.util
 import json
@@ -19,8 +19,8 @@ TOLERANCE = 1.05  # compilers arrange accesses a little differently
 
 @pytest.fixture(scope="module")
 def counts():
-    """benchmarks/counts.py; benchmarks are no package."""
-    spec = importlib.util.spec_from_file_location("counts", ROOT / "benchmarks/counts.py")
+    """benchmarks/test_counts.py; benchmarks are no package."""
+    spec = importlib.util.spec_from_file_location("counts", ROOT / "benchmarks/test_counts.py")
     module = sys.modules["counts"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -37,13 +37,13 @@ def worse(kept: dict, now: dict) -> list[str]:
 
 
 def test_every_case_is_kept(cases):
-    assert list(cases) == [(row["op"], row["task"]) for row in ROWS], "run python benchmarks/counts.py"
+    assert list(cases) == [(row["op"], row["task"]) for row in ROWS], "run pytest benchmarks -m cuda_host"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row['op']}-{row['task']}" for row in ROWS])
 def test_no_count_is_worse(row, cases, counts, emulated_gpu, cuda_host):
     now = counts.count(emulated_gpu, cases[row["op"], row["task"]])
-    assert not worse(row, now), f"if this is meant, run python benchmarks/counts.py: {worse(row, now)}"
+    assert not worse(row, now), f"if this is meant, run pytest benchmarks -m cuda_host: {worse(row, now)}"
 
 
 def test_more_than_five_percent_is_worse():

@@ -1,8 +1,8 @@
 """Counts what every CUDA kernel costs on the emulated device of tests/cuda_host: no GPU, the same on every machine.
 
-    python benchmarks/counts.py           # rewrites benchmarks/results/cuda_host.json
-    python benchmarks/report.py           # then the table of docs/cuda.md
-    pytest tests/cuda_host/test_counts.py # fails where a count is more than 5 % above the kept one
+    pytest benchmarks -m cuda_host         # rewrites benchmarks/results/cuda_host.json; other runs leave it out
+    python benchmarks/report.py            # then the table of docs/cuda.md
+    pytest tests/cuda_host/test_counts.py  # fails where a count is more than 5 % above the kept one
 
 A floor is what no implementation can avoid: one launch, and the bytes of all inputs that decide the result and of all
 outputs, in sectors of 32 bytes.
@@ -224,15 +224,13 @@ def count(device, case: Case) -> dict[str, int]:
     return counts | {"floor_sectors": -(-case.floor // SECTOR) + -(-written // SECTOR), "floor_launches": case.launches}
 
 
-def main() -> None:
+@pytest.mark.slow  # so that only -m cuda_host selects it
+@pytest.mark.cuda_host
+def test_write_counts():
     host = load_host()
     device = host.Device(host.build(ROOT, ROOT / "build" / f"cuda_host-{sys.implementation.cache_tag}"))
     with pytest.MonkeyPatch.context() as patch:
         host.use(device, patch, "counts")
         rows = [{"op": case.op, "task": case.task} | count(device, case) for case in cases()]
-    KEPT.write_text(json.dumps({"command": "python benchmarks/counts.py", "counts": rows}, indent=1) + "\n")
-    print(f"wrote {KEPT.relative_to(ROOT)}")
-
-
-if __name__ == "__main__":
-    main()
+    assert all(row["launches"] >= row["floor_launches"] for row in rows)
+    KEPT.write_text(json.dumps({"command": "pytest benchmarks -m cuda_host", "counts": rows}, indent=1) + "\n")
