@@ -66,7 +66,7 @@ def find_sources(
 
     A folder stands for the images and videos in it, hidden ones excepted, in the order of their names; a pattern for
     what a shell would make of it, so it works in quotes and where shells expand nothing. A file that is not there is
-    passed on where others are named too, so that whoever reads them all reports it and goes on.
+    returned if others are named as well: its reader reports it and continues.
 
     Args:
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
@@ -196,7 +196,7 @@ def is_film(source: Source) -> bool:
 
 
 def is_live(source: Source) -> bool:
-    """Tells whether a source goes on by itself, so that frames must be dropped when the detector is slower."""
+    """Tells whether a source is live: a slower detector must drop its frames."""
     return isinstance(source, int) or source.lower().startswith(_LIVE)
 
 

@@ -64,7 +64,7 @@ def video(
     if every < 1 or (fps is not None and not 0 < fps < math.inf):
         raise ValueError(f"video: every must be 1 or more, and fps positive, got every={every} and fps={fps}")
     if every > 1 and fps is not None:
-        raise ValueError(f"video: give every or fps, got every={every} and fps={fps}")
+        raise ValueError(f"every and fps exclude each other; use one of them, got every={every} and fps={fps}")
     if live is None:
         live = is_live(source if isinstance(source, int) else str(source))
     frames = _selected(_decode(source), every, fps)
