@@ -197,6 +197,7 @@ template <typename T, typename Join>
 
 template <typename T>
 T __ldg(const T* at) {
+  ::cuda_host::check_read_only(at, sizeof(T));
   return *at;
 }
 template <typename T>
