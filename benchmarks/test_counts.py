@@ -154,8 +154,8 @@ def pixels() -> Iterator[Case]:
         "maxout_background",
         "2 x 4 x 40 x 40, NCHW, and its gradient",
         lambda: torch.autograd.grad(ops.maxout_background(logits, 3).sum(), logits),
-        # Logits twice, the gradient of both outputs, and the outputs.
-        2 * logits.nbytes + 2 * logits.nbytes // 2,
+        # In channels of the logits: all 4; then the background's 3 again, the outputs' 2 and their gradient's 2.
+        logits.nbytes * (4 + 3 + 2 + 2) // 4,
         launches=2,
     )
 

@@ -4,8 +4,9 @@
 #   scripts/gpu_check.sh              builds, tests, runs the sanitizers and benchmarks, writes benchmarks/results/<gpu>.json
 #   scripts/gpu_check.sh --dry-run    prints the steps, and checks as much of them as a machine without a GPU can
 #
-# A step that fails or runs out of time does not stop the others. Logs are in gpu_check/. PYTHON chooses the interpreter; the
-# packages that it lacks are installed, torchvision (the benchmarks' peer) among them.
+# A step that fails or runs out of time does not stop the others. All of them together end within ten minutes: what is left
+# then is skipped, of the sanitizers first, as they come last. Logs are in gpu_check/. PYTHON chooses the interpreter; if it
+# lacks a package that the tests need, all are installed, with torchvision (the benchmarks' peer).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,17 +15,21 @@ logs=gpu_check
 dry_run=false
 [ "${1:-}" = --dry-run ] && dry_run=true
 failed=0
+end=580  # seconds from the start, by which all but `keep` must end
 
 # run NAME SECONDS COMMAND...: one step, its output in a log.
 run() {
-  local name=$1 seconds=$2 status
+  local name=$1 seconds=$2 status left=$((end - SECONDS))
   shift 2
+  [ "$name" = keep ] || seconds=$((left < seconds ? left : seconds))
   echo "== $name (at most $seconds s): $*"
   $dry_run && return
-  timeout "$seconds" "$@" >"$logs/$name.log" 2>&1
+  [ "$seconds" -gt 0 ] || { echo "-- no time is left for $name"; failed=1; return; }
+  # An interrupt, not an end: pytest then still writes the figures that it has.
+  timeout --signal=INT --kill-after=5 "$seconds" "$@" >"$logs/$name.log" 2>&1
   status=$?
   tail -n 3 "$logs/$name.log"
-  [ $status = 124 ] && echo "-- $name ran out of time; nothing above means that it found nothing so far"
+  [ $status = 124 ] || [ $status = 137 ] && echo "-- $name ran out of time; nothing above means that it found nothing so far"
   [ $status = 0 ] || failed=1
 }
 
@@ -56,12 +61,12 @@ $dry_run || mkdir -p "$logs"
 build
 run graphs 60 "$python" -m pytest -q -m cuda -k graph
 run tests 120 "$python" -m pytest -q -m cuda -k "not graph"
-sanitize memcheck 60 "$small"
-sanitize racecheck 60 "$small"
-sanitize synccheck 40 "$small"
 run benchmarks 120 "$python" -m pytest -q benchmarks -m cuda -k "not slow" --benchmark-json "$logs/benchmarks.json"
 run keep 10 "$python" benchmarks/report.py --keep "$logs/benchmarks.json" --name "$gpu" \
   --command "scripts/gpu_check.sh" --note "One run of scripts/gpu_check.sh."
+sanitize memcheck 60 "$small"
+sanitize racecheck 60 "$small"
+sanitize synccheck 40 "$small"
 
 if $dry_run; then
   # The selections must select something.

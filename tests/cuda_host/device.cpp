@@ -52,6 +52,7 @@ constexpr int kBlocksAtOnce = 3;
 constexpr int kMaxThreads = 1024;
 constexpr int kFailed = 719;              // cudaErrorLaunchFailure
 constexpr int kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
+constexpr size_t kShared = 48 << 10;      // bytes that a launch gives a block without asking for more
 constexpr int64_t kIdleTurns = 200;       // of each thread, until a launch counts as stuck
 
 std::mt19937_64 random_numbers;
@@ -285,7 +286,7 @@ void Launch::run_threads(void (*thread)(const void*), const void* call, size_t c
   if (status != 0) return;
   const uint64_t threads = uint64_t{block_.x} * block_.y * block_.z;
   if (grid_.x == 0 || grid_.y == 0 || grid_.z == 0 || threads == 0 || threads > kMaxThreads || grid_.x > INT32_MAX ||
-      grid_.y > 65535 || grid_.z > 65535) {
+      grid_.y > 65535 || grid_.z > 65535 || block_.z > 64 || shared_bytes_ > kShared) {
     status = kInvalidConfiguration;
     return;
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -24,11 +25,12 @@ class Fiber {
   static constexpr size_t kStackBytes = 64 << 10;
 
   Fiber() {
-    void* const pages = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (pages == MAP_FAILED || mprotect(pages, kGuardBytes, PROT_NONE) != 0) throw std::bad_alloc();
-    stack_ = static_cast<char*>(pages);
+    const size_t guard = guard_bytes();
+    void* const pages = mmap(nullptr, guard + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED || mprotect(pages, guard, PROT_NONE) != 0) throw std::bad_alloc();
+    stack_ = static_cast<char*>(pages) + guard;
   }
-  ~Fiber() { munmap(stack_, kStackBytes); }
+  ~Fiber() { munmap(stack_ - guard_bytes(), guard_bytes() + kStackBytes); }
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
@@ -58,7 +60,8 @@ class Fiber {
 #endif
 
  private:
-  static constexpr size_t kGuardBytes = 4096;  // below a stack: an overflow is a fault, not another thread's data
+  // Below a stack: an overflow is a fault, not another thread's data. A page has 4 KiB, or up to 64 on aarch64.
+  static size_t guard_bytes() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
 
   char* stack_;
 #if defined(__x86_64__)

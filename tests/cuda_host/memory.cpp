@@ -349,6 +349,18 @@ void after_atomic(void* at, Order order, bool reads, bool writes) {
   if (given) released[address] = joined(released[address], given);
 }
 
+void check_read_only(const void* address, size_t size) {
+  if (!self) return;
+  const uintptr_t at = reinterpret_cast<uintptr_t>(address);
+  const Region* const region = find(at);
+  if (!region || region->kind == Kind::Input || at + size > region->end) return;  // the read itself checks bounds
+  caller = __builtin_return_address(0);
+  for (size_t i = (at - region->begin) >> region->shift; i <= (at + size - 1 - region->begin) >> region->shift; ++i)
+    if (region->cells[i].write.block >= first_block)
+      fail("%s reads %s by __ldg, which the same launch wrote%s", describe(*self).c_str(),
+           location(*region, at).c_str(), instruction().c_str());
+}
+
 // --- the host's side -------------------------------------------------------------------------------------------------
 
 void declare_array(void* array, size_t bytes) {

@@ -196,6 +196,14 @@ FAULTS = [
         "race: .* workspace array",
     ),
     Fault(
+        "a cache is read that does not follow writes",
+        "mining.cu",
+        "search.buckets[i] = __ldcg(",
+        "search.buckets[i] = __ldg(",
+        online_hard,
+        "by __ldg, which the same launch wrote",
+    ),
+    Fault(
         "two coordinates are loaded at once",
         "suppress.cuh",
         "  return {b[0], b[1], b[2], b[3]};",

@@ -61,15 +61,16 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 // --- numbers ---------------------------------------------------------------------------------------------------------
 
+// Of a number and a NaN, CUDA's give the number.
 template <typename A, typename B>
 constexpr std::common_type_t<A, B> min(A a, B b) {
   using T = std::common_type_t<A, B>;
-  return static_cast<T>(b) < static_cast<T>(a) ? static_cast<T>(b) : static_cast<T>(a);
+  return static_cast<T>(b) < static_cast<T>(a) || a != a ? static_cast<T>(b) : static_cast<T>(a);
 }
 template <typename A, typename B>
 constexpr std::common_type_t<A, B> max(A a, B b) {
   using T = std::common_type_t<A, B>;
-  return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
+  return static_cast<T>(a) < static_cast<T>(b) || a != a ? static_cast<T>(b) : static_cast<T>(a);
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
@@ -196,6 +197,7 @@ template <typename T, typename Join>
 
 template <typename T>
 T __ldg(const T* at) {
+  ::cuda_host::check_read_only(at, sizeof(T));
   return *at;
 }
 template <typename T>

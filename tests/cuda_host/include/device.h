@@ -62,6 +62,9 @@ void declare_array(T* array, size_t count) {
 enum class Use { Read, Write, Spoil };  // Spoil: afterwards nothing may be read there
 bool use_array(const char* who, const void* array, size_t bytes, Use use);
 
+// Before a read through the cache that does not follow writes: this launch must not have written there.
+void check_read_only(const void* at, size_t size);
+
 // What a library's kernels and memsets cost (counts.h).
 void count_library(uint64_t launches, uint64_t bytes_read, uint64_t bytes_written);
 
