@@ -252,7 +252,7 @@ def detect(
     that cannot be read is reported in a line, and the run continues.
 
     Results are written as soon as they are ready. Repeat an interrupted command with --resume to continue it. Videos
-    and cameras need `pip install "pyface-engine[video]"`. Ctrl-C ends a camera, and completes the saved film.
+    and cameras need `pip install "pyface-engine[video]"`. Ctrl-C ends a camera, and completes the saved video.
 
     Exit status: 0 all was read, 1 some could not be read (with --resume: now or before), 2 a mistake in the command,
     130 interrupted with Ctrl-C.
@@ -269,7 +269,7 @@ def detect(
     pyface detect film.mp4 --track --save out/    # one id per person
     pyface detect --camera 0 --save out/          # until Ctrl-C
     find photos -newer last -print0 | pyface detect - --output new.jsonl
-    pyface detect photos/ --save out/ --blur      # nobody can be recognised
+    pyface detect photos/ --save out/ --blur      # the faces that are found, blurred
     pyface detect photos/ --crops faces/          # every face, aligned
     ```
     """
