@@ -158,7 +158,7 @@ def test_number_of_threads(seen_threads, monkeypatch):
 
 @pytest.mark.parametrize("threads", [0, -1, 2.5, "two"])
 def test_threads_out_of_range(fake_model, threads):
-    with pytest.raises((TypeError, ValueError), match="threads should be"):
+    with pytest.raises((TypeError, ValueError), match="threads must be"):
         FaceDetector(fake_model, device="cpu", threads=threads)
 
 

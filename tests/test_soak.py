@@ -17,4 +17,4 @@ def test_memory_and_files_stay_and_every_image_has_one_line(way):
         [sys.executable, SOAK, "--only", way, "--images", "1500", "--settled", "700"], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    assert f"{way}: 1500 images, 119 broken" in run.stdout
+    assert f"{way}: 1500 images, 122 broken" in run.stdout
