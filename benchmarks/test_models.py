@@ -155,7 +155,7 @@ def captured(network: SingleShot, images: Tensor):
 @torch.inference_mode()
 def test_post_processing(name, batch, precision, device, timed, monkeypatch):
     if name in PAPER and (batch > 1 or precision != "fp32") and device == "cpu":
-        pytest.skip("as of the lite networks, whose maps are alike")
+        pytest.skip("the lite networks have maps of the same sizes")
     precision = precision_of(precision, device)
     model, side = network_of(name, device, precision), 192 if name in PAPER else 640
     maps = repeated(model(picture(1, side, model)), batch)

@@ -207,7 +207,7 @@ PYFACE_HD bool has_min_side(const Box& b, float min_side) {
 PYFACE_HD float max_or_nan(float a, float b) { return ((b > a) | (b != b)) ? b : a; }
 
 // The largest float <= threshold: `overlap > threshold` in double equals `overlap > float_below(threshold)` in
-// float, which is what SIMD and the device compare.
+// float, the type that SIMD and the device compare.
 inline float float_below(double threshold) {
   const float f = static_cast<float>(threshold);
   return static_cast<double>(f) > threshold ? std::nextafter(f, -INFINITY) : f;

@@ -74,7 +74,7 @@ def heads_in(photo: Pixels, faces: Detections) -> list[Pixels]:
 
 def crowd(heads: list[Pixels], width: int, height: int) -> Pixels:
     """Rows of heads, each head changed in one of several ways."""
-    changes = cycle((plain, mirrored, dimmed, tilted, washed_out))
+    changes = cycle((unchanged, mirrored, dimmed, tilted, washed_out))
     picture = np.zeros((height, width, 3), np.uint8)
     top, person = 0, cycle(heads)
     for side in ROWS:
@@ -87,7 +87,7 @@ def crowd(heads: list[Pixels], width: int, height: int) -> Pixels:
     return picture
 
 
-def plain(head: Pixels) -> Pixels:
+def unchanged(head: Pixels) -> Pixels:
     return head
 
 

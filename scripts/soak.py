@@ -124,7 +124,7 @@ class Watched:
     memory: list[int] = field(default_factory=list)  # bytes
     files: list[int] = field(default_factory=list)
 
-    def look(self, pid: int) -> None:
+    def sample(self, pid: int) -> None:
         pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
         if pages:  # a process that has ended has none
             self.memory.append(pages * os.sysconf("SC_PAGE_SIZE"))
@@ -142,7 +142,7 @@ def soak(
         while process.poll() is None:
             if results.exists() and count_lines(results) >= options.settled:
                 try:
-                    watched.look(process.pid)
+                    watched.sample(process.pid)
                 except (FileNotFoundError, ProcessLookupError):
                     break
             time.sleep(0.2)

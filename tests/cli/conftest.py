@@ -28,3 +28,17 @@ def run(fake_model, monkeypatch, tmp_path):
         return result
 
     return invoke
+
+
+@pytest.fixture
+def assert_one_sentence():
+    """Checks the result of a mistaken command: one sentence with these words, nothing on stdout."""
+
+    def check(result, *words):
+        assert result.stdout == ""
+        assert result.stderr.startswith("pyface: ")
+        assert len(result.stderr.splitlines()) == 1
+        for word in words:
+            assert word in result.stderr
+
+    return check

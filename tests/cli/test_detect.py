@@ -34,15 +34,6 @@ def lines_of(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def assert_mistake(result, *words):
-    """One sentence, no traceback, nothing on the standard output."""
-    assert result.stdout == ""
-    assert result.stderr.startswith("pyface: ")
-    assert len(result.stderr.splitlines()) == 1
-    for word in words:
-        assert word in result.stderr
-
-
 # --- what comes out --------------------------------------------------------------------------------------------------
 
 
@@ -131,13 +122,15 @@ def test_options_reach_the_detector(run, write_grey):
     run("detect", "a.png", "--max-pixels", 48 * 32)
 
 
-def test_models_without_weights_are_refused_unless_that_is_asked_for(run, write_grey, monkeypatch):
+def test_models_without_weights_are_refused_unless_that_is_asked_for(run, write_grey, monkeypatch, assert_one_sentence):
     from pyface.models import zoo
 
     monkeypatch.setitem(zoo.REGISTRY, "srn_lite", replace(zoo.model_info("srn_lite"), weights=None))
     write_grey("a.png", 160)
     arguments = ("detect", "a.png", "--model", "srn_lite", "--size", "64x96", "--device", "cpu")
-    assert_mistake(run(*arguments, status=2), "srn_lite has no bundled weights", "--weights FILE", "--weights none")
+    assert_one_sentence(
+        run(*arguments, status=2), "srn_lite has no bundled weights", "--weights FILE", "--weights none"
+    )
     result = run(*arguments, "--weights", "none")
     assert "srn_lite runs with random weights" in result.stderr
     assert lines_of(result.stdout)[0]["error"] is None
@@ -157,7 +150,7 @@ def test_sizes_and_tiles(run, write_grey, tmp_path, size):
     assert lines_of(result.stdout)[0]["width"] == 48
 
 
-def test_convert(run, tmp_path):
+def test_convert(run, tmp_path, assert_one_sentence):
     import torch
 
     from pyface.models.zoo import create_model
@@ -181,15 +174,15 @@ def test_convert(run, tmp_path):
     assert "weights of ssh_vgg16, read as Caffe SSH" in result.stderr
     loaded = create_model("ssh_vgg16", weights="ssh.safetensors").state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
-    assert_mistake(run("convert", "ssh.pth", "ssh.safetensors", status=2), "exists already", "--overwrite")
+    assert_one_sentence(run("convert", "ssh.pth", "ssh.safetensors", status=2), "exists already", "--overwrite")
     run("convert", "ssh.pth", "ssh.safetensors", "--overwrite")
-    assert_mistake(run("convert", "gone.pth", "a.safetensors", status=2), "there is no file gone.pth")
-    assert_mistake(
+    assert_one_sentence(run("convert", "gone.pth", "a.safetensors", status=2), "there is no file gone.pth")
+    assert_one_sentence(
         run("convert", "ssh.safetensors", "a.safetensors", status=2), "must have a foreign layout, got pyface's own"
     )
-    assert_mistake(run("convert", "ssh.pth", "a.pth", status=2), "must end with .safetensors, got a.pth")
+    assert_one_sentence(run("convert", "ssh.pth", "a.pth", status=2), "must end with .safetensors, got a.pth")
     (tmp_path / "a.png").write_bytes(b"no weights")
-    assert_mistake(run("convert", "a.png", "a.safetensors", status=2), "a.png is not a weights file")
+    assert_one_sentence(run("convert", "a.png", "a.safetensors", status=2), "a.png is not a weights file")
 
 
 def test_csv(run, write_grey, fake_model, tmp_path):
@@ -231,9 +224,9 @@ def test_save_within_the_sources_is_not_read_again(run, write_grey):
         assert [line["source"] for line in lines] == [os.path.join("in", "a.png")]
 
 
-def test_save_never_overwrites_a_source(run, write_grey):
+def test_save_never_overwrites_a_source(run, write_grey, assert_one_sentence):
     before = write_grey("in/a.png").read_bytes()
-    assert_mistake(run("detect", "in", "--save", "in", status=2), "overwrite the image", "a.png", "another folder")
+    assert_one_sentence(run("detect", "in", "--save", "in", status=2), "overwrite the image", "a.png", "another folder")
     assert Path("in/a.png").read_bytes() == before
 
 
@@ -267,7 +260,7 @@ def test_resume_without_a_file_starts_one(run, write_grey):
 
 
 @pytest.mark.parametrize("name", ["faces.jsonl", "faces.csv"])
-def test_resume_with_something_else_is_refused(run, write_grey, tmp_path, name):
+def test_resume_with_something_else_is_refused(run, write_grey, tmp_path, name, assert_one_sentence):
     """Faces of two models, or of two thresholds, in one file of results would never be noticed."""
     import shutil
 
@@ -286,13 +279,13 @@ def test_resume_with_something_else_is_refused(run, write_grey, tmp_path, name):
         ([*options, "--weights", "a.safetensors"], "weights default ", "weights a.safetensors "),
     ):
         result = run("detect", "in", "-o", name, "--resume", *arguments, status=2)
-        assert_mistake(result, f"{name} was made with {then}", f"this command has {now}", "another --output")
+        assert_one_sentence(result, f"{name} was made with {then}", f"this command has {now}", "another --output")
         assert Path(name).read_bytes() == before
     run("detect", "in", "-o", name, "--resume", *options, "--batch-size", 1)
     assert Path(name).read_bytes().startswith(before)
     assert Path(name).read_bytes() != before
     Path(f"{name}.run.json").write_text("{")
-    assert_mistake(
+    assert_one_sentence(
         run("detect", "in", "-o", name, "--resume", *options, status=2), "run.json is damaged", "--overwrite"
     )
     run("detect", "in", "-o", name, "--overwrite")
@@ -318,13 +311,13 @@ def test_a_redirected_run_ends_with_what_it_did(run, write_grey):
     assert "0 faces in 0 images, 2 done before" in run("detect", "a.png", "b.png", "-o", "faces.csv", "--resume").stderr
 
 
-def test_existing_output(run, write_grey):
+def test_existing_output(run, write_grey, assert_one_sentence):
     write_grey("a.png")
     Path("empty.jsonl").touch()
     run("detect", "a.png", "--output", "empty.jsonl")  # nothing to lose there
     before = Path("empty.jsonl").read_bytes()
     result = run("detect", "a.png", "--output", "empty.jsonl", status=2)
-    assert_mistake(result, "exists already", "--resume", "--overwrite")
+    assert_one_sentence(result, "exists already", "--resume", "--overwrite")
     assert Path("empty.jsonl").read_bytes() == before
     run("detect", "a.png", "--output", "empty.jsonl", "--overwrite")
     assert Path("empty.jsonl").read_bytes() == before
@@ -343,10 +336,12 @@ def test_existing_output(run, write_grey):
         pytest.param("a.csv", "a" * 200_000 + "\n", id="more than csv takes"),
     ],
 )
-def test_resume_leaves_foreign_files_alone(run, write_grey, name, content):
+def test_resume_leaves_foreign_files_alone(run, write_grey, name, content, assert_one_sentence):
     write_grey("a.png")
     Path(name).write_text(content)
-    assert_mistake(run("detect", "a.png", "--output", name, "--resume", status=2), "line 1 was not written by pyface")
+    assert_one_sentence(
+        run("detect", "a.png", "--output", name, "--resume", status=2), "line 1 was not written by pyface"
+    )
     assert Path(name).read_text() == content
 
 
@@ -506,10 +501,10 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
         (["a.png", "--output", "x.csv", "--resume", "--overwrite"], ["use one of them"]),
     ],
 )
-def test_mistakes_are_one_sentence(run, write_grey, tmp_path, arguments, words):
+def test_mistakes_are_one_sentence(run, write_grey, tmp_path, arguments, words, assert_one_sentence):
     write_grey("a.png")
     (tmp_path / "empty").mkdir()
-    assert_mistake(run("detect", *arguments, status=2), *words)
+    assert_one_sentence(run("detect", *arguments, status=2), *words)
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "empty"}  # and nothing was left behind
 
 
@@ -527,11 +522,11 @@ def test_typer_refuses_the_rest(run, write_grey):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_full_disk(run, write_grey, tmp_path):
+def test_full_disk(run, write_grey, tmp_path, assert_one_sentence):
     write_grey("a.png")
     (tmp_path / "faces.jsonl").symlink_to("/dev/full")
     result = run("detect", "a.png", "--output", "faces.jsonl", status=1)
-    assert_mistake(result, "the results cannot be written: No space left on device")
+    assert_one_sentence(result, "the results cannot be written: No space left on device")
 
 
 # --- the other commands ----------------------------------------------------------------------------------------------

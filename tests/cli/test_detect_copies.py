@@ -1,4 +1,4 @@
-"""`pyface detect` with covered faces and crops, on photos and films."""
+"""`pyface detect` with covered faces and crops, on photos and videos."""
 
 import csv
 import json
@@ -15,14 +15,6 @@ from pyface.io.images import read_image
 
 def lines_of(text):
     return [json.loads(line) for line in text.splitlines()]
-
-
-def assert_one_sentence(result, *words):
-    assert result.stdout == ""
-    assert result.stderr.startswith("pyface: ")
-    assert len(result.stderr.splitlines()) == 1
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.fixture
@@ -152,7 +144,7 @@ def test_a_face_whose_landmarks_coincide_has_no_aligned_crop(run, write_noise, f
     assert [face["crop"] for face in line["faces"]] == [None, None]
 
 
-def test_detectors_without_landmarks(run, write_noise, fake_model):
+def test_detectors_without_landmarks(run, write_noise, fake_model, assert_one_sentence):
     write_noise("a.png")
     fake_model.landmarks = False
     result = run("detect", "a.png", "--crops", "crops", status=2)
@@ -170,12 +162,12 @@ def test_detectors_without_landmarks(run, write_noise, fake_model):
         (["--crops", "a.png"], ["a.png: the images cannot be saved there (it is a file; give a folder)"]),
     ],
 )
-def test_mistakes_are_one_sentence(run, write_noise, arguments, words):
+def test_mistakes_are_one_sentence(run, write_noise, arguments, words, assert_one_sentence):
     write_noise("a.png")
     assert_one_sentence(run("detect", "a.png", *arguments, status=2), *words)
 
 
-def test_resume_with_other_crops_is_refused(run, write_noise):
+def test_resume_with_other_crops_is_refused(run, write_noise, assert_one_sentence):
     write_noise("a.png")
     run("detect", "a.png", "--crops", "crops", "--output", "faces.jsonl")
     assert_one_sentence(

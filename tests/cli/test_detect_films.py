@@ -61,14 +61,6 @@ def faces_of(lines):
     return [len(line["faces"]) for line in lines]
 
 
-def assert_one_sentence(result, *words):
-    assert result.stdout == ""
-    assert result.stderr.startswith("pyface: ")
-    assert len(result.stderr.splitlines()) == 1
-    for word in words:
-        assert word in result.stderr
-
-
 def test_one_line_per_frame(run, write_film):
     write_film("film.mp4")
     lines = lines_of(run("detect", "film.mp4").stdout)
@@ -102,7 +94,7 @@ def test_the_saved_film(run, write_film):
     assert drawn == [True] * 10 + [False] * 10
 
 
-def test_some_of_the_frames(run, write_film):
+def test_some_of_the_frames(run, write_film, assert_one_sentence):
     write_film("film.mp4", (40,) * 10)
     assert [line["frame"] for line in lines_of(run("detect", "film.mp4", "--every", 4).stdout)] == [0, 4, 8]
     assert [line["frame"] for line in lines_of(run("detect", "film.mp4", "--fps", 2).stdout)] == [0, 2, 4, 6, 8]
@@ -207,7 +199,7 @@ def test_resume_goes_on_within_a_film(run, write_film, fake_model):
     assert sum(fake_model.batches) == 5
 
 
-def test_resume_finishes_the_film_that_was_cut_first(run, write_film, write_grey):
+def test_resume_finishes_the_film_that_was_cut_first(run, write_film, write_grey, assert_one_sentence):
     """Otherwise a third run could not tell that the video is unfinished."""
     write_film("film.mp4", (40,) * 6)
     run("detect", "film.mp4", "--output", "faces.jsonl")
@@ -223,7 +215,7 @@ def test_resume_finishes_the_film_that_was_cut_first(run, write_film, write_grey
     assert [line.get("frame") for line in lines] == [*range(6), None]
 
 
-def test_resume_with_other_frames_is_refused(run, write_film):
+def test_resume_with_other_frames_is_refused(run, write_film, assert_one_sentence):
     write_film("film.mp4", (40,) * 6)
     run("detect", "film.mp4", "--output", "faces.jsonl", "--every", 2)
     result = run("detect", "film.mp4", "--output", "faces.jsonl", "--resume", status=2)
@@ -250,7 +242,7 @@ def test_frames_of_a_camera_are_not_taken_ahead(run, camera, fake_model):
     assert fake_model.batches == [1] * 20
 
 
-def test_ctrl_c_completes_the_film_of_a_camera(run, camera):
+def test_ctrl_c_completes_the_film_of_a_camera(run, camera, assert_one_sentence):
     camera(40, 80, KeyboardInterrupt())
     result = run("detect", "--camera", 0, "--save", "out", "--output", "faces.jsonl", status=130)
     assert_one_sentence(result, "interrupted, 0 of 1 source and 2 frames are done")
@@ -265,7 +257,7 @@ def test_a_camera_that_is_not_there(run, write_grey):
     assert lines[1]["error"].startswith("camera 63 cannot be opened (")
 
 
-def test_a_camera_cannot_be_resumed(run, camera):
+def test_a_camera_cannot_be_resumed(run, camera, assert_one_sentence):
     camera(40)
     result = run("detect", "--camera", 0, "--output", "faces.jsonl", "--resume", status=2)
     assert_one_sentence(result, "camera 0 has no frames to go back to", "--overwrite")

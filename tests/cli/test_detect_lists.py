@@ -14,14 +14,6 @@ def sources_of(result):
     return [Path(json.loads(line)["source"]).as_posix() for line in result.stdout.splitlines()]
 
 
-def assert_one_sentence(result, *words):
-    assert result.stdout == ""
-    assert result.stderr.startswith("pyface: ")
-    assert len(result.stderr.splitlines()) == 1
-    for word in words:
-        assert word in result.stderr
-
-
 @pytest.fixture
 def photos(write_grey):
     for name in ("in/a.jpg", "in/b [1].png", "in/line\nbreak.png", "in/sub/c.jpg", "in/sub/c_small.jpg"):
@@ -40,7 +32,7 @@ def test_lists(run, photos, separator):
     assert [json.loads(line)["error"] is None for line in result.stdout.splitlines()[:3]] == [True, False, False]
 
 
-def test_the_standard_input(run, photos):
+def test_the_standard_input(run, photos, assert_one_sentence):
     assert sources_of(run("detect", "-", stdin=b"in/a.jpg\nin/sub/c.jpg")) == ["in/a.jpg", "in/sub/c.jpg"]
     names = ["in/sub/c.jpg", "in/line\nbreak.png", "in/a.jpg"]
     assert sources_of(run("detect", "in/sub/c.jpg", "-", stdin="\0".join(names).encode())) == names
@@ -115,6 +107,6 @@ def test_names_that_are_no_text(run, write_grey):
         (["in", "--shard", "a"], ["got a"]),
     ],
 )
-def test_mistakes_are_one_sentence(run, photos, arguments, words):
+def test_mistakes_are_one_sentence(run, photos, arguments, words, assert_one_sentence):
     Path("empty").write_bytes(b"\n\n")
     assert_one_sentence(run("detect", *arguments, status=2), *words)

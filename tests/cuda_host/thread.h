@@ -44,7 +44,7 @@ struct Exchange {
 
 struct Warp {
   unsigned first = 0;            // thread of the block
-  uint32_t lanes = 0, done = 0;  // that there are; that have returned
+  uint32_t lanes = 0, done = 0;  // bit masks: existing ones; those that have returned
   uint32_t time = 0;             // of its last __syncwarp
   Exchange exchanges[32];
   Instructions instructions;  // since it last met, for counting
