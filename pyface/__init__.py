@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Detections",
     "FaceDetector",
-    "FilmWriter",
     "ImageError",
     "VideoError",
+    "VideoWriter",
     "create_model",
     "draw",
     "list_models",
@@ -30,7 +30,7 @@ __all__ = [
 _ROOMS = {
     "Detections": "pyface.detections",
     "FaceDetector": "pyface.detector",
-    "FilmWriter": "pyface.io.video",
+    "VideoWriter": "pyface.io.video",
     "ImageError": "pyface.io.images",
     "VideoError": "pyface.io.video",
     "create_model": "pyface.models.zoo",
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pyface.detections import Detections
     from pyface.detector import FaceDetector
     from pyface.io.images import ImageError, read_image
-    from pyface.io.video import FilmWriter, VideoError, video
+    from pyface.io.video import VideoError, VideoWriter, video
     from pyface.models.zoo import create_model, list_models
 
 

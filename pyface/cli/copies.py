@@ -16,7 +16,7 @@ from pyface.draw import draw
 from pyface.io.images import Pixels
 from pyface.io.metadata import save_photo
 from pyface.io.sources import Source
-from pyface.io.video import CODECS, FilmWriter
+from pyface.io.video import CODECS, VideoWriter
 from pyface.redact import Cover, redact
 
 
@@ -81,12 +81,12 @@ def _write_image(path: Path, image: Pixels) -> None:
     path.write_bytes(encoded.tobytes())
 
 
-class FilmCopy:
+class VideoCopy:
     """The copy of a video, which is begun with its first frame; no path: nothing is written."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._writer: FilmWriter | None = None
+        self._writer: VideoWriter | None = None
         self._size = (0, 0)
 
     def write(self, image: Pixels | None, time: float) -> None:
@@ -95,14 +95,14 @@ class FilmCopy:
             return
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer, self._size = FilmWriter(self._path), (image.shape[1], image.shape[0])
+            self._writer, self._size = VideoWriter(self._path), (image.shape[1], image.shape[0])
             if self._writer.codec != CODECS[0]:
                 print_status(f"pyface: PyAV has no H.264 encoder here, so browsers do not play {self._path}")
         if (image.shape[1], image.shape[0]) != self._size:  # a broadcast may change its size, a file's stream may not
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         self._writer.write(image, time)
 
-    def __enter__(self) -> FilmCopy:
+    def __enter__(self) -> VideoCopy:
         return self
 
     def __exit__(

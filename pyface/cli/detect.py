@@ -265,8 +265,8 @@ def detect(
     pyface detect photos/ --output faces.jsonl --resume
     pyface detect big.jpg --size native --tile 1280
     pyface detect "photos/*.jpg" --model mtcnn --min-face 40
-    pyface detect film.mp4 --fps 5 --save out/    # five frames per second
-    pyface detect film.mp4 --track --save out/    # one id per person
+    pyface detect video.mp4 --fps 5 --save out/   # five frames per second
+    pyface detect video.mp4 --track --save out/   # one id per person
     pyface detect --camera 0 --save out/          # until Ctrl-C
     find photos -newer last -print0 | pyface detect - --output new.jsonl
     pyface detect photos/ --save out/ --blur      # the faces that are found, blurred
@@ -403,7 +403,7 @@ def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:
     list_file = "-" if "-" in request.sources else request.list_file
     names = [] if list_file is None else read_list(list_file)
     arguments = [argument for argument in request.sources if argument != "-"]
-    found = find_sources(arguments, names=names, recursive=request.recursive, films=True, skip=skip, skipped=skipped)
+    found = find_sources(arguments, names=names, recursive=request.recursive, videos=True, skip=skip, skipped=skipped)
     for text in describe_skipped(skipped):
         print_status(f"pyface: {text}")
     if request.globs or request.excludes:
@@ -428,7 +428,7 @@ def _open_results(
                 resume=request.resume,
                 overwrite=request.overwrite,
                 # A saved video and its tracks begin with its first frame.
-                whole_films=request.track or request.copies.save is not None,
+                whole_videos=request.track or request.copies.save is not None,
                 made_by=request.facts(),
             )
         except OutputError as error:

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import cv2
 
-from pyface.cli.copies import Copies, FilmCopy
+from pyface.cli.copies import Copies, VideoCopy
 from pyface.cli.report import Report
 from pyface.cli.tracks import Tracks
 from pyface.detector import FaceDetector, Outcome
 from pyface.io.images import Pixels
 from pyface.io.pipeline import ordered_map
 from pyface.io.results import failed, of_frame
-from pyface.io.sources import Source, is_film, is_live, source_name
-from pyface.io.video import Frame, VideoError, film_seconds, video
+from pyface.io.sources import Source, is_live, is_video, source_name
+from pyface.io.video import Frame, VideoError, video, video_seconds
 
 Finished = TypeVar("Finished")
 
@@ -67,34 +67,34 @@ class Run:
         warnings.filterwarnings("ignore", module="PIL")
         pool = ThreadPoolExecutor(2, thread_name_prefix="pyface-save")
         try:
-            for are_films, group in groupby(sources, is_film):
-                if not are_films:
+            for are_videos, group in groupby(sources, is_video):
+                if not are_videos:
                     found = (Found(outcome, None) for outcome in self.detector.stream(group))
                     yield from _finished(pool, self._finish_image, found)
                     continue
-                for film in group:
-                    yield from self._film_results(pool, film, self.after if film == sources[0] else -1)
+                for source in group:
+                    yield from self._video_results(pool, source, self.after if source == sources[0] else -1)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _film_results(self, pool: Executor, film: Source, after: int) -> Iterator[dict[str, Any]]:
+    def _video_results(self, pool: Executor, source: Source, after: int) -> Iterator[dict[str, Any]]:
         """Yields the results of a video's frames; if it cannot be read to its end, the reason is the last one."""
-        name = source_name(film)
+        name = source_name(source)
         try:
-            self.report.begin_film(name, 0 if is_live(film) else film_seconds(str(film)))
-            with FilmCopy(None if self.copies.places is None else self.copies.places[film]) as copy:
-                for result, drawn in self._frames(pool, film, after):
+            self.report.begin_video(name, 0 if is_live(source) else video_seconds(str(source)))
+            with VideoCopy(None if self.copies.places is None else self.copies.places[source]) as copy:
+                for result, drawn in self._frames(pool, source, after):
                     copy.write(drawn, result["time"])
                     yield result
         except (VideoError, ImportError) as error:
             yield failed(name, str(error))
         else:
-            self.report.end_film()
+            self.report.end_video()
 
-    def _frames(self, pool: Executor, film: Source, after: int) -> Iterator[tuple[dict[str, Any], Pixels | None]]:
-        frames = video(film, every=self.every, fps=self.fps)
-        finish = partial(self._finish_frame, film)
-        if not is_live(film):
+    def _frames(self, pool: Executor, source: Source, after: int) -> Iterator[tuple[dict[str, Any], Pixels | None]]:
+        frames = video(source, every=self.every, fps=self.fps)
+        finish = partial(self._finish_frame, source)
+        if not is_live(source):
             remaining = (pair for pair in frames if pair[0].frame > after)
             return _finished(pool, finish, self._tracked(self.detector.stream(remaining, copy=False)))
         # One at a time: a stream would take frames ahead, which would no longer be the newest at their turn.
@@ -122,14 +122,14 @@ class Run:
         self.copies.save_image(outcome.source, outcome.image, outcome.detections)
         return self._result(outcome.source, None, found)
 
-    def _finish_frame(self, film: Source, found: Found) -> tuple[dict[str, Any], Pixels | None]:
-        """Makes the result of a frame, and the frame that goes into the film's copy if there is one."""
+    def _finish_frame(self, source: Source, found: Found) -> tuple[dict[str, Any], Pixels | None]:
+        """Makes the result of a frame, and the frame that goes into the source's copy if there is one."""
         outcome, frame = found.outcome, found.outcome.source
         if outcome.detections is None:
             return of_frame(failed(frame.source, str(outcome.error)), frame.source, frame.frame, frame.time), None
         has_copy = self.copies.places is not None
         picture = self.copies.picture(outcome.image, outcome.detections, found.ids) if has_copy else None
-        result = self._result(film, frame.frame, found)
+        result = self._result(source, frame.frame, found)
         return of_frame(result, frame.source, frame.frame, frame.time), picture
 
     def _result(self, source: Source, frame: int | None, found: Found) -> dict[str, Any]:

@@ -21,20 +21,20 @@ IMAGE_SUFFIXES = (
 HEIC_SUFFIXES = (".heic", ".heif", ".heics", ".heifs", ".hif")
 """Files in a folder that count as images too where pillow-heif is installed."""
 
-FILM_SUFFIXES = (
+VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mpe", ".m2v", ".mts", ".m2ts"),
     *(".wmv", ".asf", ".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".vob", ".mxf", ".mjpeg", ".mjpg", ".y4m"),
 )
 """Which files count as videos; in a folder only where PyAV is installed."""
 
-_NAMED_FILM_SUFFIXES = (*FILM_SUFFIXES, ".ts")  # in a folder .ts is more often TypeScript
+_NAMED_VIDEO_SUFFIXES = (*VIDEO_SUFFIXES, ".ts")  # in a folder .ts is more often TypeScript
 
 Source: TypeAlias = str | int
 """A file or an address; a number is that of a camera."""
 
 _READERS = {
     'pip install "pyface-engine[heic]"': HEIC_SUFFIXES,
-    'pyface detect reads videos after pip install "pyface-engine[video]"': FILM_SUFFIXES,
+    'pyface detect reads videos after pip install "pyface-engine[video]"': VIDEO_SUFFIXES,
     "develop raw files to JPEG or TIFF, for example with darktable": (
         *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf", ".rw2", ".pef"),
         *(".srw", ".x3f", ".3fr", ".iiq", ".erf", ".mrw", ".dcr", ".kdc"),
@@ -58,7 +58,7 @@ def find_sources(
     *,
     names: Iterable[str] = (),
     recursive: bool = False,
-    films: bool = False,
+    videos: bool = False,
     skip: Sequence[Path] = (),
     skipped: Counter[str] | None = None,
 ) -> list[str]:
@@ -72,7 +72,7 @@ def find_sources(
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
         names: More files and folders, such as those of a list; none of them is a pattern.
         recursive: Look into the subfolders of folders too.
-        films: Take the videos in folders too, if PyAV is installed.
+        videos: Take the videos in folders too, if PyAV is installed.
         skip: Folders whose content is left out where they lie within another, such as the one for drawn copies.
         skipped: Gets the number of files in folders that are images or videos by their names, but of a kind that
             pyface does not read, by suffix; `describe_skipped` puts them into words.
@@ -88,20 +88,20 @@ def find_sources(
     skipped = Counter() if skipped is None else skipped
     arguments = list(arguments)
     lone = arguments[0] if len(arguments) == 1 else None
-    if lone is not None and not (_is_pattern(lone) or os.path.exists(lone) or is_film_address(lone)):
+    if lone is not None and not (_is_pattern(lone) or os.path.exists(lone) or is_video_address(lone)):
         reason = ADDRESS if is_address(lone) else "there is no such file or folder"
         raise SourceError(f"{lone}: {reason}")
     for argument in arguments:
         matches = sorted(glob.glob(argument, recursive=True)) if _is_pattern(argument) else [argument]
         count = 0
         for match in matches:
-            for path in _files(match, recursive, films, skip, skipped) if os.path.isdir(match) else [match]:
+            for path in _files(match, recursive, videos, skip, skipped) if os.path.isdir(match) else [match]:
                 found.setdefault(source_key(path), path)
                 count += 1
         if count == 0:
             raise SourceError("; ".join([_nothing(argument, recursive), *describe_skipped(skipped)]))
     for name in names:
-        files = list(_files(name, recursive, films, skip, skipped)) if os.path.isdir(name) else []
+        files = list(_files(name, recursive, videos, skip, skipped)) if os.path.isdir(name) else []
         for path in files or [name]:  # an empty folder is reported as what cannot be read
             found.setdefault(source_key(path), path)
     return list(found.values())
@@ -183,16 +183,16 @@ def _reads_heic() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def is_film(source: Source) -> bool:
+def is_video(source: Source) -> bool:
     """Tells whether a source is read as a video: cameras, addresses that name no image, files by their suffix.
 
     Example:
-        >>> [is_film(source) for source in ("a.MP4", "a.jpg", 0, "rtsp://camera/live", "https://x.org/a.jpg")]
+        >>> [is_video(source) for source in ("a.MP4", "a.jpg", 0, "rtsp://camera/live", "https://x.org/a.jpg")]
         [True, False, True, True, False]
     """
     if isinstance(source, int):
         return True
-    return is_film_address(source) or (not is_address(source) and _suffix(source) in _NAMED_FILM_SUFFIXES)
+    return is_video_address(source) or (not is_address(source) and _suffix(source) in _NAMED_VIDEO_SUFFIXES)
 
 
 def is_live(source: Source) -> bool:
@@ -200,8 +200,8 @@ def is_live(source: Source) -> bool:
     return isinstance(source, int) or source.lower().startswith(_LIVE)
 
 
-def _is_film_in_folder(name: str) -> bool:
-    is_one = not name.startswith(".") and _suffix(name) in FILM_SUFFIXES
+def _is_video_in_folder(name: str) -> bool:
+    is_one = not name.startswith(".") and _suffix(name) in VIDEO_SUFFIXES
     return is_one and importlib.util.find_spec("av") is not None
 
 
@@ -232,7 +232,7 @@ def count_unreadable(names: Iterable[str]) -> Counter[str]:
         >>> count_unreadable(["a.CR2", "b.cr2", "c.jpg", "notes.txt"])
         Counter({'.cr2': 2})
     """
-    unread = (name for name in names if not (name.startswith(".") or is_picture(name) or _is_film_in_folder(name)))
+    unread = (name for name in names if not (name.startswith(".") or is_picture(name) or _is_video_in_folder(name)))
     suffixes = map(_suffix, unread)
     return Counter(suffix for suffix in suffixes if suffix in _READER_OF)
 
@@ -256,7 +256,7 @@ def is_address(name: str) -> bool:
 _LIVE = ("rtsp://", "rtsps://", "rtmp://", "udp://", "srt://")
 
 
-def is_film_address(name: str) -> bool:
+def is_video_address(name: str) -> bool:
     """Tells whether a name is an address that is read as a video: any that does not end like an image."""
     return is_address(name) and _suffix(urlsplit(name).path) not in (*IMAGE_SUFFIXES, *HEIC_SUFFIXES)
 
@@ -273,7 +273,7 @@ def _nothing(argument: str, recursive: bool) -> str:
     return f"{argument}: there are no images in this folder{hint}"
 
 
-def _files(folder: str, recursive: bool, films: bool, skip: Sequence[Path], counted: Counter[str]) -> Iterator[str]:
+def _files(folder: str, recursive: bool, videos: bool, skip: Sequence[Path], counted: Counter[str]) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise SourceError(f"{error.filename}: the folder cannot be read ({error.strerror})")
 
@@ -286,18 +286,18 @@ def _files(folder: str, recursive: bool, films: bool, skip: Sequence[Path], coun
         )
         counted.update(count_unreadable(files))
         for name in sorted(files):
-            if is_picture(name) or (films and _is_film_in_folder(name)):
+            if is_picture(name) or (videos and _is_video_in_folder(name)):
                 yield os.path.join(root, name)
 
 
-def copy_name(name: str, is_film: bool) -> str:
+def copy_name(name: str, is_video: bool) -> str:
     """Returns what the copy of a file is called: JPEG, PNG and MP4 files keep their names, others become PNG or MP4.
 
     Example:
         >>> copy_name("a.JPG", False), copy_name("a.tif", False), copy_name("a.mov", True)
         ('a.JPG', 'a.tif.png', 'a.mov.mp4')
     """
-    kept, added = ((".mp4",), ".mp4") if is_film else ((".jpg", ".jpeg", ".png"), ".png")
+    kept, added = ((".mp4",), ".mp4") if is_video else ((".jpg", ".jpeg", ".png"), ".png")
     return name if name.lower().endswith(kept) else f"{name}{added}"
 
 
@@ -315,9 +315,9 @@ def plan_copies(
         SourceError: A copy would overwrite one of the sources.
 
     Example:
-        >>> plan = plan_copies(["a/face.jpg", "b/face.jpg", "b/scan.tif", "b/film.mov", 0], Path("out"))
+        >>> plan = plan_copies(["a/face.jpg", "b/face.jpg", "b/scan.tif", "b/video.mov", 0], Path("out"))
         >>> [path.as_posix() for path in plan.values()]
-        ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png', 'out/b/film.mov.mp4', 'out/camera 0.mp4']
+        ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png', 'out/b/video.mov.mp4', 'out/camera 0.mp4']
     """
     sources = list(sources)
     files: dict[Source, str] = {
@@ -336,7 +336,7 @@ def plan_copies(
             below = _address_name(source)
         else:
             below = os.path.relpath(path, shared) if shared else path.replace(":", "").lstrip("/\\")
-        copy = _free(folder / rename(below, is_film(source)), taken)
+        copy = _free(folder / rename(below, is_video(source)), taken)
         if os.path.realpath(copy) in originals:
             raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
         plan[source] = copy
@@ -348,7 +348,7 @@ def _address_name(source: Source) -> str:
     if isinstance(source, int):
         return source_name(source)
     parts = urlsplit(source)
-    return re.sub(r"[^\w.-]+", "-", f"{parts.hostname or ''}{parts.path}").strip("-") or "film"
+    return re.sub(r"[^\w.-]+", "-", f"{parts.hostname or ''}{parts.path}").strip("-") or "video"
 
 
 def _free(path: Path, taken: set[str]) -> Path:
