@@ -57,9 +57,9 @@ class Request:
 def export(request: Request) -> None:
     """Exports a detector for other runtimes.
 
-    The file takes a batch of images and their sizes, and returns boxes, scores, landmarks and counts: decoding and
-    suppression are part of the graph. docs/deploy.md describes inputs and outputs. `pyface detect --model OUT` runs
-    .onnx and .xml files.
+    The exported model takes a batch of images and their sizes, and returns boxes, scores, landmarks and counts:
+    decoding and suppression are part of the graph. docs/deploy.md describes inputs and outputs. `pyface detect --model
+    OUT` runs .onnx and .xml files.
 
     Examples:
 
@@ -93,7 +93,7 @@ def export_detector(request: Request) -> None:
 
 
 def _check(request: Request) -> None:
-    """Fails before the work where a choice does not exist or the file could not be written."""
+    """Fails early if a choice does not exist or the file cannot be written."""
     target = request.target
     for name, value, choices in (
         ("precision", request.precision, ("fp32", "fp16")),
