@@ -396,7 +396,7 @@ def _open_results(
 ) -> Iterator[tuple[Callable[[dict[str, Any]], None], dict[str, bool], tuple[str, int] | None]]:
     """Returns the function that writes a result, the sources that are done, and the video within which the results end.
 
-    The sources come with whether they had failed, the video with the number of its last frame.
+    Each source that is done comes with whether it failed, and the video with the number of its last frame.
     """
     from pyface.io.results import OutputError, ResultFile, json_line
 
