@@ -105,6 +105,23 @@ def test_large_pictures_go_in_small_batches(fake_detector, monkeypatch):
 def test_threshold_is_passed_on(fake_model):
     detector = FaceDetector(fake_model, device="cpu", score_threshold=0.15)
     assert len(detector(grey(120))) == 2
+    detector.score_threshold = 0.25
+    assert len(detector(grey(120))) == 1
+
+
+def test_the_threshold_in_use(tmp_path):
+    from pyface.models import create_model
+    from pyface.models.checkpoints import save_checkpoint
+
+    model = create_model("ssh_lite")
+    own = model.score_threshold
+    assert 0 < own < 1
+    assert FaceDetector("ssh_lite", device="cpu").score_threshold == own
+    assert FaceDetector("ssh_lite", device="cpu", precision="bf16").score_threshold == own
+    assert FaceDetector("ssh_lite", device="cpu", score_threshold=0).score_threshold == 0
+    save_checkpoint(tmp_path / "other.safetensors", model, "ssh_lite", {"score_threshold": 0.125})
+    other = FaceDetector("ssh_lite", weights=tmp_path / "other.safetensors", device="cpu")
+    assert other.score_threshold == pickle.loads(pickle.dumps(other)).score_threshold == 0.125
 
 
 def test_stream_goes_on_after_an_unreadable_picture(fake_detector, write_grey, tmp_path):
