@@ -74,6 +74,8 @@ class FaceDetector:
         precision: Numeric precision of a single-shot detector: "fp32", "fp16" or "bf16"; half precision is for GPUs.
         channels_last: Whether a single-shot detector uses the channels_last memory format, which suits GPUs in half
             precision; None: whichever is faster on a CPU.
+        keep_on_device: Leave the tensors of `Detections` on the device, for work that goes on there, instead of copying
+            them to the CPU.
         threads: Number of CPU threads that the model runs on. None: as many as torch has been set to, but no more than
             this process's cores and those that other processes leave free. A detector in a forked process runs on one.
         cuda_graph: Run a single-shot detector as one CUDA graph, captured once per batch shape; the last eight shapes
@@ -114,6 +116,7 @@ class FaceDetector:
         precision: Literal["fp32", "fp16", "bf16"] = "fp32",
         channels_last: bool | None = None,
         cuda_graph: bool = False,
+        keep_on_device: bool = False,
         threads: int | None = None,
     ) -> None:
         if not isinstance(model, str) and (isinstance(model, type) or not callable(getattr(model, "detect", None))):
@@ -141,6 +144,7 @@ class FaceDetector:
         if truncated not in ("refuse", "accept"):
             raise ValueError(f"truncated must be 'refuse' or 'accept', got {truncated!r}")
         self.threads = threads
+        self.keep_on_device = keep_on_device
         self.min_face = min_face
         self.batch_size = batch_size
         self.max_pixels = max_pixels
@@ -348,7 +352,7 @@ class FaceDetector:
         if self.model.takes_options:
             arguments["options"] = self.options
         found = self.model.detect(images, **arguments)
-        for item, image, faces in zip(batch, images, _to_cpu(found), strict=True):
+        for item, image, faces in zip(batch, images, found if self.keep_on_device else _to_cpu(found), strict=True):
             order = faces.scores.argsort(descending=True, stable=True)
             height, width = image.shape[:2]
             landmarks = None if faces.landmarks is None else faces.landmarks[order]
