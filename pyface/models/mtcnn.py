@@ -137,6 +137,10 @@ class PNet(nn.Module):
         x = self.prelu2(self.conv2(x))
         return self.prelu3(self.conv3(x))
 
+    def landmark_layer(self) -> nn.Module:
+        """A new layer that predicts landmarks from the input of the heads."""
+        return nn.Conv2d(32, 10, 1)
+
     def forward(self, x: Tensor) -> Tensor:
         return pnet(x, self.weights()) if runs_on_our_kernels(x) else self.heads(self.hidden(x))
 
@@ -175,6 +179,10 @@ class RNet(nn.Module):
     def hidden(self, x: Tensor) -> Tensor:
         """The input of the heads, [N, 128]."""
         return self.prelu4(self.dense(self.features(x).flatten(1)))
+
+    def landmark_layer(self) -> nn.Module:
+        """A new layer that predicts landmarks from the input of the heads."""
+        return nn.Linear(128, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.heads(self.hidden(x))
@@ -233,7 +241,7 @@ class WithLandmarks(nn.Module):
     def __init__(self, net: PNet | RNet) -> None:
         super().__init__()
         self.net = net
-        self.points = nn.Conv2d(32, 10, 1) if isinstance(net, PNet) else nn.Linear(128, 10)
+        self.points = net.landmark_layer()
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.net.hidden(x)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyface import ops
+from pyface.models.backbones import Backbone
 from pyface.models.base import FaceModel, Faces, GroundTruth, check_images
 from pyface.models.fusion import fold_batch_norms
 from pyface.models.graphs import CudaGraphs
@@ -56,6 +57,7 @@ class SingleShot(FaceModel):
     """A fully convolutional detector.
 
     Attributes:
+        backbone: The trunk, whose weights can be loaded alone.
         preprocessing: Normalisation of the input.
         limits: The limits of boxes for "ap" and for "fast".
         size: Default size of the image that the network runs on.
@@ -71,6 +73,7 @@ class SingleShot(FaceModel):
     takes_options: ClassVar[bool] = True
     trains_on_images: ClassVar[bool] = True
 
+    backbone: Backbone
     preprocessing: Preprocessing
     limits: ClassVar[dict[str, Limits]]
     size: ClassVar[Size] = "native"
