@@ -23,10 +23,12 @@ from pyface.cli.options import (
     Model,
     Multiscale,
     Precision,
+    ScoreThreshold,
     Size,
     Threads,
     Weights,
     parse_size,
+    takes_options,
 )
 from pyface.cli.report import Report
 from pyface.io.sources import Source, source_key, source_name
@@ -37,15 +39,145 @@ if TYPE_CHECKING:
     from pyface.redact import Cover
 
 
-@dataclass(frozen=True)
-class CopyRequest:
-    """The files that a call of `pyface detect` asks for beside its results; the attributes are its options."""
+FILES, VIDEOS, PRIVACY = "Choice of files", "Videos and cameras", "Crops and privacy"
+"""Panels of the help."""
 
-    save: Path | None
-    covers: list[Cover]
-    strip_gps: bool
-    crops: Path | None
-    crop_margin: float | None
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions:
+    """The detector, and how it runs."""
+
+    model: Model = "s3fd_lite"
+    weights: Weights = "default"
+    device: Device = "auto"
+    score_threshold: ScoreThreshold = None
+    min_face: MinFace = None
+    size: Size = None
+    multiscale: Multiscale = None
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            metavar="PIXELS",
+            help="Split huge images into tiles of this side. Not for mtcnn.",
+            show_default="never",
+        ),
+    ] = None
+    precision: Precision = "fp32"
+    batch_size: BatchSize = 8
+    threads: Threads = None
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
+    ] = None
+    truncated: Annotated[
+        Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")
+    ] = "refuse"
+
+    def request(self) -> DetectorRequest:
+        """The detector with these options."""
+        options = vars(self) | {"size": parse_size(self.size)}
+        if self.max_pixels is None:
+            del options["max_pixels"]
+        return DetectorRequest(options.pop("model"), options.pop("weights"), options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRequest:
+    """The images and videos to read."""
+
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Images, videos, folders of them, patterns like 'a/*.jpg', addresses of videos and cameras (http://, "
+            "rtsp://), or - for a list of files on the standard input.",
+        ),
+    ] = None
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False
+    from_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Read the names of files from this list: one per line, or separated by NUL.",
+            rich_help_panel=FILES,
+        ),
+    ] = None
+    glob: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Take only files whose names fit, such as '*.jpg'.", rich_help_panel=FILES
+        ),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Leave out files whose names or folders fit: 'thumbs/*'.", rich_help_panel=FILES
+        ),
+    ] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Take the I-th of N parts; each file is in one, chosen by its path.",
+            rich_help_panel=FILES,
+        ),
+    ] = None
+    camera: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Read this camera of the machine, 0 for the first.", rich_help_panel=VIDEOS
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyRequest:
+    """The files to write beside the results."""
+
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Save copies of images and videos with the faces drawn, or covered."),
+    ] = None
+    blur: Annotated[
+        bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel=PRIVACY)
+    ] = False
+    pixelate: Annotated[
+        bool, typer.Option("--pixelate", help="Pixelate the faces instead.", rich_help_panel=PRIVACY)
+    ] = False
+    box: Annotated[bool, typer.Option("--box", help="Cover the faces with black boxes.", rich_help_panel=PRIVACY)] = (
+        False
+    )
+    strip_gps: Annotated[
+        bool,
+        typer.Option(
+            "--strip-gps",
+            help="Leave the place out of the metadata of blurred, pixelated or boxed photos.",
+            rich_help_panel=PRIVACY,
+        ),
+    ] = False
+    crops: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Save every face, aligned, 112 x 112; its line names the file.", rich_help_panel=PRIVACY
+        ),
+    ] = None
+    crop_margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="M",
+            help="Save the faces' boxes instead, with M times their size around them.",
+            show_default="aligned faces",
+            rich_help_panel=PRIVACY,
+        ),
+    ] = None
+
+    @property
+    def covers(self) -> list[Cover]:
+        """How copies cover the faces; more than one is a mistake."""
+        ways: list[tuple[Cover, bool]] = [("blur", self.blur), ("pixelate", self.pixelate), ("box", self.box)]
+        return [cover for cover, is_given in ways if is_given]
 
     @property
     def folders(self) -> list[Path]:
@@ -57,116 +189,15 @@ class CopyRequest:
         return {"crops": self.crops and str(self.crops), "crop_margin": self.crop_margin}
 
 
-@dataclass(frozen=True)
-class SourceRequest:
-    """The images and videos that a call of `pyface detect` asks for; the attributes are its options."""
-
-    sources: list[str]
-    list_file: str | None
-    camera: int | None
-    recursive: bool
-    globs: list[str]
-    excludes: list[str]
-    shard: str | None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """The options of one call of `pyface detect`."""
+    """The options of `pyface detect`."""
 
+    detector: DetectorOptions
     sources: SourceRequest
-    every: int
-    fps: float | None
-    track: bool
-    detector: DetectorRequest
-    output: Path | None
-    resume: bool
-    overwrite: bool
-    copies: CopyRequest
-
-    def facts(self) -> dict[str, Any]:
-        """What decides the results, by the names of the options."""
-        frames = {"every": self.every, "fps": self.fps, "track": self.track}
-        return self.detector.facts() | frames | self.copies.facts()
-
-
-def detect(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Images, videos, folders of them, patterns like 'a/*.jpg', addresses of videos and cameras (http://, "
-            "rtsp://), or - for a list of files on the standard input.",
-        ),
-    ] = None,
-    model: Model = "s3fd_lite",
-    weights: Weights = "default",
-    device: Device = "auto",
-    score_threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Keep faces with a score above this.", show_default="the model's own"),
-    ] = None,
-    min_face: MinFace = None,
-    size: Size = None,
-    multiscale: Multiscale = None,
-    tile: Annotated[
-        int | None,
-        typer.Option(
-            min=64,
-            metavar="PIXELS",
-            help="Split huge images into tiles of this side. Not for mtcnn.",
-            show_default="never",
-        ),
-    ] = None,
-    precision: Precision = "fp32",
-    batch_size: BatchSize = 8,
-    threads: Threads = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
-    from_file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Read the names of files from this list: one per line, or separated by NUL.",
-            rich_help_panel="Choice of files",
-        ),
-    ] = None,
-    glob: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Take only files whose names fit, such as '*.jpg'.",
-            rich_help_panel="Choice of files",
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Leave out files whose names or folders fit: 'thumbs/*'.",
-            rich_help_panel="Choice of files",
-        ),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Take the I-th of N parts; each file is in one, chosen by its path.",
-            rich_help_panel="Choice of files",
-        ),
-    ] = None,
-    camera: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Read this camera of the machine, 0 for the first.",
-            rich_help_panel="Videos and cameras",
-        ),
-    ] = None,
     every: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="Of videos, take one frame in N.", rich_help_panel="Videos and cameras"),
-    ] = 1,
+        int, typer.Option(min=1, metavar="N", help="Of videos, take one frame in N.", rich_help_panel=VIDEOS)
+    ] = 1
     fps: Annotated[
         float | None,
         typer.Option(
@@ -174,25 +205,21 @@ def detect(
             metavar="F",
             help="Of videos, take at most F frames per second.",
             show_default="all frames",
-            rich_help_panel="Videos and cameras",
+            rich_help_panel=VIDEOS,
         ),
-    ] = None,
+    ] = None
     track: Annotated[
         bool,
         typer.Option(
             "--track",
             help="In videos, give the faces of one person the same id, in lines and saved videos.",
-            rich_help_panel="Videos and cameras",
+            rich_help_panel=VIDEOS,
         ),
-    ] = False,
+    ] = False
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write the results to a .jsonl or .csv file."),
-    ] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Save copies of images and videos with the faces drawn, or covered."),
-    ] = None,
+    ] = None
     resume: Annotated[
         bool,
         typer.Option(
@@ -200,51 +227,18 @@ def detect(
             help="Continue --output FILE: skip the images that it already has. Model, weights and options must be the "
             "same as before; FILE.run.json keeps them.",
         ),
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False,
-    blur: Annotated[
-        bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel="Crops and privacy")
-    ] = False,
-    pixelate: Annotated[
-        bool, typer.Option("--pixelate", help="Pixelate the faces instead.", rich_help_panel="Crops and privacy")
-    ] = False,
-    box: Annotated[
-        bool, typer.Option("--box", help="Cover the faces with black boxes.", rich_help_panel="Crops and privacy")
-    ] = False,
-    strip_gps: Annotated[
-        bool,
-        typer.Option(
-            "--strip-gps",
-            help="Leave the place out of the metadata of blurred, pixelated or boxed photos.",
-            rich_help_panel="Crops and privacy",
-        ),
-    ] = False,
-    crops: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Save every face, aligned, 112 x 112; its line names the file.",
-            rich_help_panel="Crops and privacy",
-        ),
-    ] = None,
-    crop_margin: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            metavar="M",
-            help="Save the faces' boxes instead, with M times their size around them.",
-            show_default="aligned faces",
-            rich_help_panel="Crops and privacy",
-        ),
-    ] = None,
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
-    ] = None,
-    truncated: Annotated[
-        Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")
-    ] = "refuse",
-) -> None:
+    ] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False
+    copies: CopyRequest
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the results, by the names of the options."""
+        frames = {"every": self.every, "fps": self.fps, "track": self.track}
+        return self.detector.request().facts() | frames | self.copies.facts()
+
+
+@takes_options
+def detect(request: Request) -> None:
     """Finds faces in images, videos and cameras.
 
     Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE (or CSV, one
@@ -273,33 +267,14 @@ def detect(
     pyface detect photos/ --crops faces/          # every face, aligned
     ```
     """
-    options = {
-        "score_threshold": score_threshold,
-        "min_face": min_face,
-        "batch_size": batch_size,
-        "threads": threads,
-        "device": device,
-        "size": parse_size(size),
-        "multiscale": multiscale,
-        "tile": tile,
-        "precision": precision,
-        "truncated": truncated,
-    } | ({} if max_pixels is None else {"max_pixels": max_pixels})
-    detector = DetectorRequest(model, weights, options)
-    covers: list[Cover] = []
-    covers += ["blur"] if blur else []
-    covers += ["pixelate"] if pixelate else []
-    covers += ["box"] if box else []
-    copies = CopyRequest(save, covers, strip_gps, crops, crop_margin)
-    wanted = SourceRequest(sources or [], from_file, camera, recursive, glob or [], exclude or [], shard)
-    detect_sources(Request(wanted, every, fps, track, detector, output, resume, overwrite, copies))
+    detect_sources(request)
 
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the sources that are asked for, and ends with the status of the command."""
     _check_request(request)
     sources, places, crops = _find_sources(request)
-    detector = request.detector.make()
+    detector = request.detector.request().make()
     _check_landmarks(request, detector)
     from pyface.cli.copies import Copies
     from pyface.cli.outcomes import Run  # not before the detector, which says it if the kernels were not built
@@ -326,9 +301,9 @@ def detect_sources(request: Request) -> None:
 def _check_request(request: Request) -> None:
     """Fails where options exclude each other, or the results have nowhere to go."""
     given = request.sources
-    if not given.sources and given.list_file is None and given.camera is None:
+    if not given.sources and given.from_file is None and given.camera is None:
         raise typer.BadParameter("give images, videos or folders, or --camera N for a camera", param_hint="SOURCE")
-    if given.list_file is not None and "-" in given.sources:
+    if given.from_file is not None and "-" in (given.sources or []):
         fail("--from-file and - are both lists of files; use one of them")
     if request.every > 1 and request.fps is not None:
         fail("--every and --fps both choose the frames of videos; use one of them")
@@ -400,14 +375,15 @@ def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:
 
     skipped: Counter[str] = Counter()
     sources: list[Source] = [] if request.camera is None else [request.camera]
-    list_file = "-" if "-" in request.sources else request.list_file
+    arguments = request.sources or []
+    list_file = "-" if "-" in arguments else request.from_file
     names = [] if list_file is None else read_list(list_file)
-    arguments = [argument for argument in request.sources if argument != "-"]
+    arguments = [argument for argument in arguments if argument != "-"]
     found = find_sources(arguments, names=names, recursive=request.recursive, videos=True, skip=skip, skipped=skipped)
     for text in describe_skipped(skipped):
         print_status(f"pyface: {text}")
-    if request.globs or request.excludes:
-        return select_sources([*found, *sources], request.globs, request.excludes)
+    if request.glob or request.exclude:
+        return select_sources([*found, *sources], request.glob or [], request.exclude or [])
     return [*found, *sources]
 
 
