@@ -29,7 +29,7 @@ from pyface.cli.options import (
     parse_size,
 )
 from pyface.cli.report import Report
-from pyface.io.sources import Source, source_key, source_name
+from pyface.io.sources import Source, is_archive, source_key, source_name
 
 if TYPE_CHECKING:
     from pyface.cli.outcomes import Run
@@ -95,8 +95,8 @@ def detect(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE",
-            help="Images, videos, folders of them, patterns like 'a/*.jpg', addresses of videos and cameras (http://, "
-            "rtsp://), or - for a list of files on the standard input.",
+            help="Images, videos, .tar and .zip archives of images, folders, patterns like 'a/*.jpg', addresses "
+            "(https://, s3://, gs://, rtsp://), or - for a list of files on the standard input.",
         ),
     ] = None,
     model: Model = "s3fd_lite",
@@ -314,13 +314,29 @@ def detect_sources(request: Request) -> None:
         cover = wanted.covers[0] if wanted.covers else None
         copies = Copies(places, cover, not wanted.strip_gps, crops, wanted.crop_margin)
         run = Run(
-            detector, copies, report, request.every, request.fps, request.track, -1 if begun is None else begun[1]
+            detector,
+            copies,
+            report,
+            request.every,
+            request.fps,
+            request.track,
+            -1 if begun is None else begun[1],
+            request.sources.globs,
+            request.sources.excludes,
+            done,
         )
         _write_results(run, remaining, write, resumable=request.output is not None)
     drawn = "faces covered" if request.copies.covers else "drawn"
     report.summarise({"results": request.output, drawn: request.copies.save, "crops": request.copies.crops})
-    if report.failed.total() or any(done.get(source_key(source), False) for source in sources):
+    if report.failed.total() or _had_failures(sources, done):
         raise typer.Exit(FAILED)
+
+
+def _had_failures(sources: list[Source], done: dict[str, bool]) -> bool:
+    """Tells whether one of these sources, or an image in one of these archives, failed in an earlier run."""
+    keys = {source_key(source) for source in sources}
+    folders = tuple(f"{source_key(source)}/" for source in sources if is_archive(source))
+    return any(failed for key, failed in done.items() if key in keys or key.startswith(folders))
 
 
 def _check_request(request: Request) -> None:
