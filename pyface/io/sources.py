@@ -40,7 +40,7 @@ Source: TypeAlias = str | int
 _READERS = {
     'pip install "pyface-engine[heic]"': HEIC_SUFFIXES,
     'pyface detect reads videos after pip install "pyface-engine[video]"': FILM_SUFFIXES,
-    "name them to read the images in them": tuple({os.path.splitext(suffix)[1] for suffix in ARCHIVE_SUFFIXES}),
+    "name them to read the images in them": tuple(suffix for suffix in ARCHIVE_SUFFIXES if suffix.count(".") == 1),
     "develop raw files to JPEG or TIFF, for example with darktable": (
         *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf", ".rw2", ".pef"),
         *(".srw", ".x3f", ".3fr", ".iiq", ".erf", ".mrw", ".dcr", ".kdc"),
