@@ -381,6 +381,26 @@ def plan_copies(
         >>> [path.as_posix() for path in plan.values()]
         ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png', 'out/b/film.mov.mp4', 'out/camera 0.mp4']
     """
+    paths = paths_below(sources)
+    originals = {os.path.realpath(source) for source in paths if isinstance(source, str) and not is_address(source)}
+    plan: dict[Source, Path] = {}
+    taken: set[str] = set()
+    for source, below in paths.items():
+        name = below if is_archive(source) else rename(below, is_film(source))
+        copy = _free(folder / name, taken)
+        if os.path.realpath(copy) in originals:
+            raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
+        plan[source] = copy
+    return plan
+
+
+def paths_below(sources: Iterable[Source]) -> dict[Source, str]:
+    """Returns the path of each source below the folder that all files share; cameras and addresses get a name.
+
+    Example:
+        >>> [path.replace(os.sep, "/") for path in paths_below(["in/a/1.jpg", "in/b/1.jpg", "s3://c/2.jpg"]).values()]
+        ['a/1.jpg', 'b/1.jpg', 'c-2.jpg']
+    """
     sources = list(sources)
     files: dict[Source, str] = {
         source: os.path.abspath(source) for source in sources if isinstance(source, str) and not is_address(source)
@@ -389,21 +409,11 @@ def plan_copies(
         shared = os.path.commonpath([os.path.dirname(path) for path in files.values()]) if files else ""
     except ValueError:  # several drives
         shared = ""
-    originals = {os.path.realpath(path) for path in files.values()}
-    plan: dict[Source, Path] = {}
-    taken: set[str] = set()
-    for source in sources:
-        path = files.get(source)
-        if path is None:
-            below = _address_name(source)
-        else:
-            below = os.path.relpath(path, shared) if shared else path.replace(":", "").lstrip("/\\")
-        name = below if is_archive(source) else rename(below, is_film(source))
-        copy = _free(folder / name, taken)
-        if os.path.realpath(copy) in originals:
-            raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
-        plan[source] = copy
-    return plan
+    below = {
+        source: os.path.relpath(path, shared) if shared else path.replace(":", "").lstrip("/\\")
+        for source, path in files.items()
+    }
+    return {source: below[source] if source in below else _address_name(source) for source in sources}
 
 
 def plan_member(folder: Path, name: str, taken: set[str], rename: Callable[[str, bool], str] = copy_name) -> Path:

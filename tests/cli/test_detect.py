@@ -491,7 +491,7 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
         (["a.png", "--size", "12x"], ["size must be 'native', the longer side in pixels", "'12x'"]),
         (["a.png", "--multiscale", "all"], ["multiscale must be one of s3fd, srn, ssh", "'all'"]),
         (["a.png", "--precision", "int8"], ["precision must be one of fp32, fp16, bf16"]),
-        (["a.png", "--output", "faces.txt"], ["faces.txt", ".jsonl or .csv"]),
+        (["a.png", "--output", "faces.txt"], ["faces.txt", ".jsonl, .csv or .parquet"]),
         (["a.png", "--output", "a.png/faces.csv"], ["a.png/faces.csv cannot be written"]),
         (["a.png", "--save", "a.png"], ["a.png: the images cannot be saved there (it is a file; give a folder)"]),
         (["a.png", "--save", "a.png/out"], ["a.png/out: the images cannot be saved there"]),
