@@ -15,9 +15,9 @@ __all__ = [
     "ArchiveError",
     "Detections",
     "FaceDetector",
-    "FilmWriter",
     "ImageError",
     "VideoError",
+    "VideoWriter",
     "archive",
     "create_model",
     "draw",
@@ -33,7 +33,7 @@ _ROOMS = {
     "ArchiveError": "pyface.io.archives",
     "Detections": "pyface.detections",
     "FaceDetector": "pyface.detector",
-    "FilmWriter": "pyface.io.video",
+    "VideoWriter": "pyface.io.video",
     "ImageError": "pyface.io.images",
     "VideoError": "pyface.io.video",
     "archive": "pyface.io.archives",
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from pyface.detector import FaceDetector
     from pyface.io.archives import ArchiveError, archive
     from pyface.io.images import ImageError, read_image
-    from pyface.io.video import FilmWriter, VideoError, video
+    from pyface.io.video import VideoError, VideoWriter, video
     from pyface.models.zoo import create_model, list_models
 
 

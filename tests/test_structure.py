@@ -20,3 +20,23 @@ def test_no_module_takes_a_private_name_from_another(path):
 
 def test_few_modules_lie_directly_in_the_package():
     assert len([path for path in PACKAGE.glob("*.py") if not path.name.startswith("__")]) <= 6
+
+
+def test_no_caller_asks_for_the_class_of_a_model():
+    """What differs between models is in their contract, `FaceModel`, and in `Backbone`."""
+    models = {
+        node.name
+        for path in (PACKAGE / "models").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+    callers = [PACKAGE / "detector.py", PACKAGE / "benchmark.py", *(PACKAGE / "training").glob("*.py")]
+    callers += [*(PACKAGE.parent / "scripts").glob("*.py"), *(PACKAGE.parent / "benchmarks").glob("*.py")]
+    asked = {
+        f"{path.name}: {ast.unparse(node)}"
+        for path in callers
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass")
+        if models & {name.id for argument in node.args[1:] for name in ast.walk(argument) if isinstance(name, ast.Name)}
+    }
+    assert asked == set()

@@ -20,7 +20,7 @@ from pyface.io.archives import Member, member_source
 from pyface.io.images import Pixels
 from pyface.io.metadata import save_photo
 from pyface.io.sources import Source, copy_name, plan_member
-from pyface.io.video import CODECS, FilmWriter
+from pyface.io.video import CODECS, VideoWriter
 from pyface.redact import Cover, redact
 
 
@@ -56,7 +56,7 @@ class Copies:
         if self.crops is not None:
             self.crops[source] = plan_member(self.crops[archive], name, self.taken, lambda name, _: name)
 
-    def film_place(self, source: Source) -> Path | None:
+    def video_place(self, source: Source) -> Path | None:
         """Returns where the copy of a video goes; one that was taken for an image gets the ending of a video."""
         if self.places is None:
             return None
@@ -126,12 +126,12 @@ def _write_image(path: Path, image: Pixels) -> None:
         path.write_bytes(encoded.tobytes())
 
 
-class FilmCopy:
+class VideoCopy:
     """The copy of a video, which is begun with its first frame; no path: nothing is written."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._writer: FilmWriter | None = None
+        self._writer: VideoWriter | None = None
         self._size = (0, 0)
 
     def write(self, image: Pixels | None, time: float) -> None:
@@ -141,14 +141,14 @@ class FilmCopy:
         if self._writer is None:
             with names_that_are_free():
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer, self._size = FilmWriter(self._path), (image.shape[1], image.shape[0])
+            self._writer, self._size = VideoWriter(self._path), (image.shape[1], image.shape[0])
             if self._writer.codec != CODECS[0]:
                 print_status(f"pyface: PyAV has no H.264 encoder here, so browsers do not play {self._path}")
         if (image.shape[1], image.shape[0]) != self._size:  # a broadcast may change its size, a file's stream may not
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         self._writer.write(image, time)
 
-    def __enter__(self) -> FilmCopy:
+    def __enter__(self) -> VideoCopy:
         return self
 
     def __exit__(

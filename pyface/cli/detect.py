@@ -287,8 +287,8 @@ def detect(
     pyface detect photos/ --output faces.jsonl --resume
     pyface detect big.jpg --size native --tile 1280
     pyface detect "photos/*.jpg" --model mtcnn --min-face 40
-    pyface detect film.mp4 --fps 5 --save out/    # five frames per second
-    pyface detect film.mp4 --track --save out/    # one id per person
+    pyface detect video.mp4 --fps 5 --save out/   # five frames per second
+    pyface detect video.mp4 --track --save out/   # one id per person
     pyface detect --camera 0 --save out/          # until Ctrl-C
     find photos -newer last -print0 | pyface detect - --output new.jsonl
     pyface detect photos/ --save out/ --blur      # the faces that are found, blurred
@@ -448,7 +448,7 @@ def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:
     list_file = "-" if "-" in request.sources else request.list_file
     names = [] if list_file is None else read_list(list_file)
     arguments = [argument for argument in request.sources if argument != "-"]
-    found = find_sources(arguments, names=names, recursive=request.recursive, films=True, skip=skip, skipped=skipped)
+    found = find_sources(arguments, names=names, recursive=request.recursive, videos=True, skip=skip, skipped=skipped)
     for text in describe_skipped(skipped):
         print_status(f"pyface: {text}")
     if request.globs or request.excludes:
@@ -504,7 +504,7 @@ def _open_growing(
         resume=request.resume,
         overwrite=request.overwrite,
         # A saved video and its tracks begin with its first frame.
-        whole_films=request.track or request.copies.save is not None,
+        whole_videos=request.track or request.copies.save is not None,
         made_by=request.facts(),
     )
     if file.is_unchecked:
@@ -523,7 +523,7 @@ def _open_finished(request: Request, output: Path, sources: list[Source]) -> Fin
     """Opens a file or folder of results that is complete when the run ends."""
     from pyface.data.predictions import CocoFile, LabelStudioFile, YoloFolder
     from pyface.io.results import OutputError, ParquetFile
-    from pyface.io.sources import is_film, paths_below
+    from pyface.io.sources import is_video, paths_below
 
     match request.output_format:
         case "parquet":
@@ -533,9 +533,9 @@ def _open_finished(request: Request, output: Path, sources: list[Source]) -> Fin
         case "yolo":
             return YoloFolder(output, paths_below(sources))
         case "labelstudio":
-            film = next((source_name(source) for source in sources if is_film(source)), None)
-            if film is not None:
-                raise OutputError(f"--format labelstudio is for images, got the video {film}; leave it out")
+            video = next((source_name(source) for source in sources if is_video(source)), None)
+            if video is not None:
+                raise OutputError(f"--format labelstudio is for images, got the video {video}; leave it out")
             return LabelStudioFile(output, request.detector.model, overwrite=request.overwrite)
     raise OutputError(
         f"{output}: a file of results must end with .jsonl, .csv or .parquet; otherwise add --format coco, yolo or "

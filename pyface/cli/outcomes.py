@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import cv2
 
 from pyface.cli.console import print_status
-from pyface.cli.copies import Copies, CopyError, FilmCopy
+from pyface.cli.copies import Copies, CopyError, VideoCopy
 from pyface.cli.report import Report
 from pyface.cli.tracks import Tracks
 from pyface.detector import FaceDetector, Outcome
@@ -27,14 +27,14 @@ from pyface.io.sources import (
     Source,
     describe_skipped,
     is_archive,
-    is_film,
     is_live,
     is_selected,
     is_unclear,
+    is_video,
     source_key,
     source_name,
 )
-from pyface.io.video import Frame, VideoError, film_seconds, video
+from pyface.io.video import Frame, VideoError, video, video_seconds
 
 Finished = TypeVar("Finished")
 
@@ -98,7 +98,7 @@ class Run:
                             yield from self._archive_results(pool, source_name(source))
                     case "video":
                         for source in group:
-                            yield from self._film_results(pool, source, self.after if source == sources[0] else -1)
+                            yield from self._video_results(pool, source, self.after if source == sources[0] else -1)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -129,28 +129,28 @@ class Run:
         """Yields the results of addresses that may be images, and are videos if they are not."""
         for outcome in self.detector.stream(sources):
             if isinstance(outcome.error, KindError):
-                yield from self._film_results(pool, outcome.source, -1)
+                yield from self._video_results(pool, outcome.source, -1)
             else:
                 yield self._finish_image(Found(outcome, None))
 
-    def _film_results(self, pool: Executor, film: Source, after: int) -> Iterator[dict[str, Any]]:
+    def _video_results(self, pool: Executor, source: Source, after: int) -> Iterator[dict[str, Any]]:
         """Yields the results of a video's frames; if it cannot be read to its end, the reason is the last one."""
-        name = source_name(film)
+        name = source_name(source)
         try:
-            self.report.begin_film(name, 0 if is_live(film) else film_seconds(str(film)))
-            with FilmCopy(self.copies.film_place(film)) as copy:
-                for result, drawn in self._frames(pool, film, after):
+            self.report.begin_video(name, 0 if is_live(source) else video_seconds(str(source)))
+            with VideoCopy(self.copies.video_place(source)) as copy:
+                for result, drawn in self._frames(pool, source, after):
                     copy.write(drawn, result["time"])
                     yield result
         except (VideoError, CopyError, ImportError) as error:
             yield failed(name, str(error))
         else:
-            self.report.end_film()
+            self.report.end_video()
 
-    def _frames(self, pool: Executor, film: Source, after: int) -> Iterator[tuple[dict[str, Any], Pixels | None]]:
-        frames = video(film, every=self.every, fps=self.fps)
-        finish = partial(self._finish_frame, film)
-        if not is_live(film):
+    def _frames(self, pool: Executor, source: Source, after: int) -> Iterator[tuple[dict[str, Any], Pixels | None]]:
+        frames = video(source, every=self.every, fps=self.fps)
+        finish = partial(self._finish_frame, source)
+        if not is_live(source):
             remaining = (pair for pair in frames if pair[0].frame > after)
             return _finished(pool, finish, self._tracked(self.detector.stream(remaining, copy=False)))
         # One at a time: a stream would take frames ahead, which would no longer be the newest at their turn.
@@ -182,14 +182,14 @@ class Run:
         except (CopyError, ImageError) as error:
             return failed(name, str(error))
 
-    def _finish_frame(self, film: Source, found: Found) -> tuple[dict[str, Any], Pixels | None]:
-        """Makes the result of a frame, and the frame that goes into the film's copy if there is one."""
+    def _finish_frame(self, source: Source, found: Found) -> tuple[dict[str, Any], Pixels | None]:
+        """Makes the result of a frame, and the frame that goes into the source's copy if there is one."""
         outcome, frame = found.outcome, found.outcome.source
         if outcome.detections is None:
             return of_frame(failed(frame.source, str(outcome.error)), frame.source, frame.frame, frame.time), None
         has_copy = self.copies.places is not None
         picture = self.copies.picture(outcome.image, outcome.detections, found.ids) if has_copy else None
-        result = self._result(film, frame.frame, found)
+        result = self._result(source, frame.frame, found)
         return of_frame(result, frame.source, frame.frame, frame.time), picture
 
     def _result(self, source: Source, frame: int | None, found: Found) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class Run:
 def _kind(source: Source) -> Literal["image", "video", "archive", "unclear"]:
     if is_archive(source):
         return "archive"
-    if is_film(source):
+    if is_video(source):
         return "video"
     return "unclear" if is_unclear(source) else "image"
 

@@ -20,7 +20,7 @@ class Report:
     Args:
         total: Number of images and videos.
         skipped: How many of them are done already.
-        show_lines: Print a line per image and film.
+        show_lines: Print a line per image and video.
     """
 
     def __init__(self, total: int, skipped: int, *, show_lines: bool) -> None:
@@ -47,7 +47,7 @@ class Report:
             redirect_stderr=False,
         )
         self._task = self._bar.add_task("Finding faces", total=total, completed=skipped)
-        self._film: _Film | None = None
+        self._video: _Video | None = None
         self._archive: _Archive | None = None
 
     def __enter__(self) -> Report:
@@ -82,36 +82,36 @@ class Report:
         """Counts an archive that was read to its end; its images have lines of their own."""
         self._count_source()
 
-    def begin_film(self, name: str, seconds: float) -> None:
+    def begin_video(self, name: str, seconds: float) -> None:
         """Shows the progress of a video; 0 seconds stand for a camera, or a video that does not say how long it is."""
         task = self._bar.add_task(f"{name} (seconds)" if seconds else name, total=seconds or None)
-        self._film = _Film(name, seconds > 0, task)
+        self._video = _Video(name, seconds > 0, task)
 
     def add_drops(self, frames: int) -> None:
         """Counts frames that a camera had and the detector was too slow for."""
         self.dropped += frames
 
-    def end_film(self) -> None:
+    def end_video(self) -> None:
         """Counts a video that was read to its end, and shows it."""
-        film = self._film
-        if film is not None:
-            counts = f"{count(film.frames, 'frame')}, {film.time:.1f} s  {count(film.faces, 'face')}"
-            self._end_source(f"{film.name}  {counts}", "" if film.faces else "dim")
+        video = self._video
+        if video is not None:
+            counts = f"{count(video.frames, 'frame')}, {video.time:.1f} s  {count(video.faces, 'face')}"
+            self._end_source(f"{video.name}  {counts}", "" if video.faces else "dim")
 
     def _add_frame(self, result: dict[str, Any]) -> None:
-        film = self._film
-        assert film is not None
-        film.frames, film.faces, film.time = film.frames + 1, film.faces + len(result["faces"]), result["time"]
+        video = self._video
+        assert video is not None
+        video.frames, video.faces, video.time = video.frames + 1, video.faces + len(result["faces"]), result["time"]
         self.frames += result["error"] is None
         self.failed["frame"] += result["error"] is not None
-        self._bar.update(film.task, completed=film.time)
-        if not film.has_length:
-            self._bar.update(film.task, description=f"{film.name}: {count(film.frames, 'frame')}{self._drops()}")
+        self._bar.update(video.task, completed=video.time)
+        if not video.has_length:
+            self._bar.update(video.task, description=f"{video.name}: {count(video.frames, 'frame')}{self._drops()}")
 
     def _kind_of(self, result: dict[str, Any]) -> str:
         if self._archive is not None:
             return "archive" if result["source"] == self._archive.name else "image"
-        return "image" if self._film is None else "video"
+        return "image" if self._video is None else "video"
 
     def _add_line(self, result: dict[str, Any], line: str, style: str) -> None:
         if self._archive is None or result["source"] == self._archive.name:
@@ -127,10 +127,10 @@ class Report:
     def _count_source(self) -> None:
         self.done += 1
         self._bar.advance(self._task)
-        for source in (self._film, self._archive):
+        for source in (self._video, self._archive):
             if source is not None:
                 self._bar.remove_task(source.task)
-        self._film = self._archive = None
+        self._video = self._archive = None
 
     def _print_line(self, line: str, style: str) -> None:
         if self._lines is not None:
@@ -176,7 +176,7 @@ class _Archive(NamedTuple):
     task: TaskID
 
 
-class _Film:
+class _Video:
     """The video that is being read."""
 
     def __init__(self, name: str, has_length: bool, task: TaskID) -> None:

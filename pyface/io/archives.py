@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 from pyface.io.headers import HeaderError, check_kind
 from pyface.io.images import MAX_PIXELS, ImageError, check_length
 from pyface.io.remote import open_remote, remote_reason
-from pyface.io.sources import FILM_SUFFIXES, count_unreadable, is_address, is_picture, path_of
+from pyface.io.sources import VIDEO_SUFFIXES, count_unreadable, is_address, is_picture, path_of
 
 _MOST_HEADER_BYTES = 2**20  # of a long name or of other facts about a tar member; the standard sets no limit
 _LONG_HEADERS = (
@@ -100,8 +100,8 @@ def archive(
         for inner, open_member in (_zip_members if is_zip else _tar_members)(name):
             path = PurePosixPath(inner)
             hidden = any(part.startswith(".") and part != ".." for part in path.parts)
-            is_film = path.suffix.lower() in FILM_SUFFIXES
-            if hidden or not (is_film or is_picture(path.name)):
+            is_video = path.suffix.lower() in VIDEO_SUFFIXES
+            if hidden or not (is_video or is_picture(path.name)):
                 skipped.update(count_unreadable([path.name]))
                 continue
             count += 1
@@ -113,7 +113,7 @@ def archive(
             if not seen[key]:
                 continue
             full_name = member_source(name, inner)
-            problem = "videos in archives are not read; unpack it" if is_film else _name_problem(inner)
+            problem = "videos in archives are not read; unpack it" if is_video else _name_problem(inner)
             if not is_new:
                 problem = "the archive has this name twice; rename one of the two"
             file: Any = _Refused(full_name, problem) if problem else open_member(full_name, max_pixels)

@@ -85,7 +85,7 @@ class ResultFile:
         as_csv: Write CSV instead of JSON lines. None: as the name says, which ends with .jsonl or .csv.
         resume: Continue the file: cut off a half-written result at its end, and list in `done` what it holds.
         overwrite: Replace the file.
-        whole_films: Cut off a video whose last frame ends the file, so that it is done again from its beginning.
+        whole_videos: Cut off a video whose last frame ends the file, so that it is done again from its beginning.
         made_by: What makes the results, such as model and options: JSON values by name. A file FILE.run.json beside the
             results keeps it, and only the same may continue them; None: nothing is kept or checked.
 
@@ -115,7 +115,7 @@ class ResultFile:
         as_csv: bool | None = None,
         resume: bool = False,
         overwrite: bool = False,
-        whole_films: bool = False,
+        whole_videos: bool = False,
         made_by: Mapping[str, Any] | None = None,
     ) -> None:
         self.done: dict[str, bool] = {}
@@ -131,7 +131,7 @@ class ResultFile:
                     raise OutputError(f"{path} exists already; --resume continues it, --overwrite replaces it")
                 if made_by is not None:
                     self.is_unchecked = not _check_maker(path, made_by)
-                self._continue(path, whole_films)
+                self._continue(path, whole_videos)
             path.parent.mkdir(parents=True, exist_ok=True)
             if made_by is not None:
                 _write_maker(path, made_by)
@@ -160,8 +160,8 @@ class ResultFile:
         while data:
             data = data[self._file.write(data) :]
 
-    def _continue(self, path: Path, whole_films: bool) -> None:
-        """Fills `done` and `begun`, and cuts the file after the last whole result or film."""
+    def _continue(self, path: Path, whole_videos: bool) -> None:
+        """Fills `done` and `begun`, and cuts the file after the last whole result or video."""
         whole = start = 0  # ends of the last result, and of the last one before the video that it belongs to
         for end, source, frame, has_failed in (_json_results if self._encode is json_line else _csv_results)(path):
             if source is not None:
@@ -171,7 +171,7 @@ class ResultFile:
             whole = end
         if self.begun is not None:
             del self.done[self.begun[0]]
-            if whole_films:
+            if whole_videos:
                 whole, self.begun = start, None
         if whole < path.stat().st_size:
             with path.open("r+b") as file:

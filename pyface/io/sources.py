@@ -23,13 +23,13 @@ IMAGE_SUFFIXES = (
 HEIC_SUFFIXES = (".heic", ".heif", ".heics", ".heifs", ".hif")
 """Files in a folder that count as images too where pillow-heif is installed."""
 
-FILM_SUFFIXES = (
+VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mpe", ".m2v", ".mts", ".m2ts"),
     *(".wmv", ".asf", ".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".vob", ".mxf", ".mjpeg", ".mjpg", ".y4m"),
 )
 """Which files count as videos; in a folder only where PyAV is installed."""
 
-_NAMED_FILM_SUFFIXES = (*FILM_SUFFIXES, ".ts")  # in a folder .ts is more often TypeScript
+_NAMED_VIDEO_SUFFIXES = (*VIDEO_SUFFIXES, ".ts")  # in a folder .ts is more often TypeScript
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 """Which files count as archives of images, if they are named themselves."""
@@ -39,7 +39,7 @@ Source: TypeAlias = str | int
 
 _READERS = {
     'pip install "pyface-engine[heic]"': HEIC_SUFFIXES,
-    'pyface detect reads videos after pip install "pyface-engine[video]"': FILM_SUFFIXES,
+    'pyface detect reads videos after pip install "pyface-engine[video]"': VIDEO_SUFFIXES,
     "name them to read the images in them": tuple(suffix for suffix in ARCHIVE_SUFFIXES if suffix.count(".") == 1),
     "develop raw files to JPEG or TIFF, for example with darktable": (
         *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf", ".rw2", ".pef"),
@@ -62,7 +62,7 @@ def find_sources(
     *,
     names: Iterable[str] = (),
     recursive: bool = False,
-    films: bool = False,
+    videos: bool = False,
     skip: Sequence[Path] = (),
     skipped: Counter[str] | None = None,
 ) -> list[str]:
@@ -77,7 +77,7 @@ def find_sources(
         arguments: Files, folders, addresses, and patterns with `*`, `?`, `[...]` or `**`.
         names: More files and folders, such as those of a list; none of them is a pattern.
         recursive: Look into the subfolders of folders too.
-        films: Take the videos in folders too, if PyAV is installed.
+        videos: Take the videos in folders too, if PyAV is installed.
         skip: Folders whose content is left out where they lie within another, such as the one for drawn copies.
         skipped: Gets the number of files in folders that are images or videos by their names, but of a kind that
             pyface does not read, by suffix; `describe_skipped` puts them into words.
@@ -97,14 +97,14 @@ def find_sources(
         raise SourceError(f"{lone}: there is no such file or folder")
     for argument in arguments:
         count = 0
-        for match in _matches(argument, recursive, films, skipped):
-            for path in _files(match, recursive, films, skip, skipped) if os.path.isdir(match) else [match]:
+        for match in _matches(argument, recursive, videos, skipped):
+            for path in _files(match, recursive, videos, skip, skipped) if os.path.isdir(match) else [match]:
                 found.setdefault(source_key(path), path)
                 count += 1
         if count == 0:
             raise SourceError("; ".join([_nothing(argument, recursive), *describe_skipped(skipped)]))
     for name in names:
-        files = list(_files(name, recursive, films, skip, skipped)) if os.path.isdir(name) else []
+        files = list(_files(name, recursive, videos, skip, skipped)) if os.path.isdir(name) else []
         for path in files or [name]:  # an empty folder is reported as what cannot be read
             found.setdefault(source_key(path), path)
     return list(found.values())
@@ -198,16 +198,16 @@ def _reads_heic() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def is_film(source: Source) -> bool:
+def is_video(source: Source) -> bool:
     """Tells whether a source is read as a video: cameras and live addresses, others by their suffix.
 
     Example:
-        >>> [is_film(source) for source in ("a.MP4", "a.jpg", 0, "rtsp://camera/live", "https://x.org/a.mp4?b=c.jpg")]
+        >>> [is_video(source) for source in ("a.MP4", "a.jpg", 0, "rtsp://camera/live", "https://x.org/a.mp4?b=c.jpg")]
         [True, False, True, True, True]
     """
     if is_unclear(source) and importlib.util.find_spec("aiohttp") is None:
         return True  # only PyAV can look
-    return is_live(source) or _suffix(path_of(source)) in _NAMED_FILM_SUFFIXES
+    return is_live(source) or _suffix(path_of(source)) in _NAMED_VIDEO_SUFFIXES
 
 
 def is_archive(source: Source) -> bool:
@@ -235,8 +235,8 @@ def is_live(source: Source) -> bool:
     return isinstance(source, int) or scheme_of(source) in LIVE_SCHEMES
 
 
-def _is_film_in_folder(name: str) -> bool:
-    is_one = not name.startswith(".") and _suffix(name) in FILM_SUFFIXES
+def _is_video_in_folder(name: str) -> bool:
+    is_one = not name.startswith(".") and _suffix(name) in VIDEO_SUFFIXES
     return is_one and importlib.util.find_spec("av") is not None
 
 
@@ -251,7 +251,7 @@ def path_of(source: Source) -> str:
 
 
 def _has_known_suffix(name: str) -> bool:
-    known = (*IMAGE_SUFFIXES, *HEIC_SUFFIXES, *_NAMED_FILM_SUFFIXES, *ARCHIVE_SUFFIXES)
+    known = (*IMAGE_SUFFIXES, *HEIC_SUFFIXES, *_NAMED_VIDEO_SUFFIXES, *ARCHIVE_SUFFIXES)
     return name.lower().endswith(known)
 
 
@@ -278,7 +278,7 @@ def count_unreadable(names: Iterable[str]) -> Counter[str]:
         >>> count_unreadable(["a.CR2", "b.cr2", "c.jpg", "notes.txt"])
         Counter({'.cr2': 2})
     """
-    unread = (name for name in names if not (name.startswith(".") or is_picture(name) or _is_film_in_folder(name)))
+    unread = (name for name in names if not (name.startswith(".") or is_picture(name) or _is_video_in_folder(name)))
     suffixes = map(_suffix, unread)
     return Counter(suffix for suffix in suffixes if suffix in _READER_OF)
 
@@ -304,7 +304,7 @@ def _is_pattern(argument: str) -> bool:
     return glob.has_magic(argument) and not os.path.exists(argument) and not is_address(argument)
 
 
-def _matches(argument: str, recursive: bool, films: bool, skipped: Counter[str]) -> list[str]:
+def _matches(argument: str, recursive: bool, videos: bool, skipped: Counter[str]) -> list[str]:
     """The files and folders that an argument stands for; of remote folders, their files."""
     if not is_address(argument):
         return sorted(glob.glob(argument, recursive=True)) if _is_pattern(argument) else [argument]
@@ -322,7 +322,7 @@ def _matches(argument: str, recursive: bool, films: bool, skipped: Counter[str])
     return [
         file
         for file, name in names.items()
-        if file == argument or is_picture(name) or (films and _is_film_in_folder(name))
+        if file == argument or is_picture(name) or (videos and _is_video_in_folder(name))
     ]
 
 
@@ -333,7 +333,7 @@ def _nothing(argument: str, recursive: bool) -> str:
     return f"{argument}: there are no images in this folder{hint}"
 
 
-def _files(folder: str, recursive: bool, films: bool, skip: Sequence[Path], counted: Counter[str]) -> Iterator[str]:
+def _files(folder: str, recursive: bool, videos: bool, skip: Sequence[Path], counted: Counter[str]) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise SourceError(f"{error.filename}: the folder cannot be read ({error.strerror})")
 
@@ -346,18 +346,18 @@ def _files(folder: str, recursive: bool, films: bool, skip: Sequence[Path], coun
         )
         counted.update(count_unreadable(files))
         for name in sorted(files):
-            if is_picture(name) or (films and _is_film_in_folder(name)):
+            if is_picture(name) or (videos and _is_video_in_folder(name)):
                 yield os.path.join(root, name)
 
 
-def copy_name(name: str, is_film: bool) -> str:
+def copy_name(name: str, is_video: bool) -> str:
     """Returns what the copy of a file is called: JPEG, PNG and MP4 files keep their names, others become PNG or MP4.
 
     Example:
         >>> copy_name("a.JPG", False), copy_name("a.tif", False), copy_name("a.mov", True)
         ('a.JPG', 'a.tif.png', 'a.mov.mp4')
     """
-    kept, added = ((".mp4",), ".mp4") if is_film else ((".jpg", ".jpeg", ".png"), ".png")
+    kept, added = ((".mp4",), ".mp4") if is_video else ((".jpg", ".jpeg", ".png"), ".png")
     return name if name.lower().endswith(kept) else f"{name}{added}"
 
 
@@ -377,16 +377,16 @@ def plan_copies(
         SourceError: A copy would overwrite one of the sources.
 
     Example:
-        >>> plan = plan_copies(["a/face.jpg", "b/face.jpg", "b/scan.tif", "b/film.mov", 0], Path("out"))
+        >>> plan = plan_copies(["a/face.jpg", "b/face.jpg", "b/scan.tif", "b/video.mov", 0], Path("out"))
         >>> [path.as_posix() for path in plan.values()]
-        ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png', 'out/b/film.mov.mp4', 'out/camera 0.mp4']
+        ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png', 'out/b/video.mov.mp4', 'out/camera 0.mp4']
     """
     paths = paths_below(sources)
     originals = {os.path.realpath(source) for source in paths if isinstance(source, str) and not is_address(source)}
     plan: dict[Source, Path] = {}
     taken: set[str] = set()
     for source, below in paths.items():
-        name = below if is_archive(source) else rename(below, is_film(source))
+        name = below if is_archive(source) else rename(below, is_video(source))
         copy = _free(folder / name, taken)
         if os.path.realpath(copy) in originals:
             raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
@@ -433,7 +433,7 @@ def _address_name(source: Source) -> str:
     if isinstance(source, int):
         return source_name(source)
     parts = urlsplit(source)
-    return re.sub(r"[^\w.-]+", "-", f"{parts.hostname or ''}{parts.path}").strip("-") or "film"
+    return re.sub(r"[^\w.-]+", "-", f"{parts.hostname or ''}{parts.path}").strip("-") or "video"
 
 
 def _free(path: Path, taken: set[str]) -> Path:

@@ -71,7 +71,7 @@ def video(
     return ((place, _upright(frame)) for place, frame in (_newest(frames) if live else frames))
 
 
-def film_seconds(source: str | Path) -> float:
+def video_seconds(source: str | Path) -> float:
     """Returns how long a video says it is in seconds, 0 if it does not say or cannot be read."""
     av = _pyav()
     try:
@@ -186,7 +186,7 @@ def _newest(frames: Iterator[tuple[Frame, Any]]) -> Iterator[tuple[Frame, Any]]:
         stop.set()
 
 
-class FilmWriter:
+class VideoWriter:
     """Writes a video that browsers play (H.264 in MP4), frame by frame. Sound is not written.
 
     Use it as a context manager, or call `close`.
@@ -263,7 +263,7 @@ class FilmWriter:
         except self._av.error.FFmpegError as error:
             raise OSError(error.errno, _reason(error), str(self._path)) from error
 
-    def __enter__(self) -> FilmWriter:
+    def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(

@@ -531,14 +531,11 @@ def test_full_disk(run, write_grey, tmp_path, assert_one_sentence):
 # --- the other commands ----------------------------------------------------------------------------------------------
 
 
-def test_version_info_and_models(run):
+def test_version_and_info(run):
     assert run("--version").stdout == f"pyface {pyface.__version__}\n"
     text = run("info").stdout
     for word in ("pyface", "python", "torch", "opencv", "cuda", "kernels: compiler", "kernels: simd"):
         assert word in text
-    text = run("models").stdout
-    assert "mtcnn" in text
-    assert "MIT" in text
 
 
 def test_help_is_quick():

@@ -196,9 +196,9 @@ def test_formats_of_any_name(run, photos, form):
 def test_frames_and_tracks(run, tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed")
     pytest.importorskip("trackers", reason="trackers is not installed")
-    from pyface.io.video import FilmWriter
+    from pyface.io.video import VideoWriter
 
-    with FilmWriter(tmp_path / "film.mp4") as film:
+    with VideoWriter(tmp_path / "film.mp4") as film:
         for k in range(3):
             film.write(np.full((32, 48, 3), 80, np.uint8), k / 4)
     run("detect", "film.mp4", "--format", "coco", "--output", "a.json", "--track")

@@ -88,9 +88,9 @@ def test_covered_copies(run, web, write_grey):
 
 def test_videos_are_told_from_images(run, web, write_grey, tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed")
-    from pyface.io.video import FilmWriter, video
+    from pyface.io.video import VideoWriter, video
 
-    with FilmWriter(tmp_path / "film.mp4") as film:
+    with VideoWriter(tmp_path / "film.mp4") as film:
         for k in range(3):
             film.write(np.full((32, 48, 3), 80, np.uint8), k / 4)
     Path("web/live").write_bytes(Path("film.mp4").read_bytes())

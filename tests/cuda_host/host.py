@@ -115,12 +115,13 @@ class Device:
             library.cuda_host_buffer,
             library.cuda_host_end,
         )
-        self._begin.argtypes = [ctypes.c_uint64, ctypes.c_int]
+        self._begin.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
         self._counts = library.cuda_host_counts
         self._counts.restype = ctypes.POINTER(ctypes.c_uint64)
         self._buffer.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
         self._end.restype = ctypes.c_char_p
         self.seed = 0
+        self.checks_values = True  # else only bounds and barriers: a test's input makes values undefined
         self.counts: dict[str, int] | None = None  # of the calls since `count` began, else None
 
     def launch(self, op: str, device: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
@@ -129,7 +130,7 @@ class Device:
         names = re.findall(r"(\w+)(?:\[[^\]]*\])*\??(?:, |\)$)", function.__doc__.partition("(")[2])
         assert len(names) == len(arguments), (op, names)
         self.seed += 1  # every call has an order of its own
-        self._begin(self.seed, self.counts is not None)
+        self._begin(self.seed, self.counts is not None, self.checks_values)
         for name, argument in zip(names, arguments, strict=True):
             for tensor in tensors_of(argument):
                 self._expose(f"{op}'s {name}", tensor, OUTPUT if name in OUTPUTS[op] else INPUT)

@@ -12,6 +12,10 @@
 #include "counts.h"
 #include "thread.h"
 
+#if defined(__clang__) && __clang_major__ < 16
+#error "Clang before 16 does not announce copies of structs: use Clang 16 or later, or GCC"
+#endif
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace cuda_host {
@@ -23,6 +27,7 @@ constexpr unsigned char kPoison = 0xa5;
 
 std::vector<Region> regions;  // ascending, apart
 size_t last_found = 0;
+bool checks_values = true;  // races and reads of what nobody has written
 uintptr_t workspace_begin = 0, workspace_end = 0;
 uintptr_t parameters_begin = 0;
 
@@ -223,11 +228,16 @@ void check(uintptr_t at, size_t size, bool reads, bool writes, bool is_atomic) {
     return;
   }
   const size_t first = (at - region->begin) >> region->shift, last = (at + size - 1 - region->begin) >> region->shift;
-  for (size_t i = first; i <= last; ++i) touch(region->cells[i], reads, writes, is_atomic, *region, at);
+  for (size_t i = first; i <= last; ++i) {
+    if (checks_values)
+      touch(region->cells[i], reads, writes, is_atomic, *region, at);
+    else if (writes)
+      region->cells[i].write = stamp_of_self(is_atomic);
+  }
 }
 
 void check_access(const void* address, size_t size, bool writes, const void* from) {
-  if (!self) return;
+  if (!self || size == 0) return;
   caller = from;
   check(reinterpret_cast<uintptr_t>(address), size, !writes, writes, false);
 }
@@ -328,6 +338,9 @@ void fence() {
 
 void check_atomic(void* at, size_t size, bool reads, bool writes, const void* from) {
   caller = from;
+  if (size < 4)
+    fail("%s: an atomic access to %zu bytes, which a GPU makes of one to the four around them%s",
+         describe(*self).c_str(), size, instruction().c_str());
   if (reinterpret_cast<uintptr_t>(at) % size != 0) fail("%s: a misaligned atomic", describe(*self).c_str());
   check(reinterpret_cast<uintptr_t>(at), size, reads, writes, true);
 }
@@ -404,7 +417,8 @@ bool use_array(const char* who, const void* array, size_t bytes, Use use) {
 
 using namespace cuda_host;
 
-EXPORT void cuda_host_begin(uint64_t seed, int counting) {
+EXPORT void cuda_host_begin(uint64_t seed, int counting, int checking_values) {
+  checks_values = checking_values != 0;
   regions.clear();
   workspace_begin = workspace_end = 0;
   begin_report(seed);
@@ -449,6 +463,17 @@ HOOKS(8)
 HOOKS(16)
 EXPORT void __tsan_read_range(void* at, size_t size) { check_access(at, size, false, __builtin_return_address(0)); }
 EXPORT void __tsan_write_range(void* at, size_t size) { check_access(at, size, true, __builtin_return_address(0)); }
+// Clang calls these in place of the library's.
+EXPORT void* __tsan_memcpy(void* to, const void* from, size_t size) {
+  check_access(from, size, false, __builtin_return_address(0));
+  check_access(to, size, true, __builtin_return_address(0));
+  return std::memmove(to, from, size);
+}
+EXPORT void* __tsan_memmove(void*, const void*, size_t) __attribute__((alias("__tsan_memcpy")));
+EXPORT void* __tsan_memset(void* to, int value, size_t size) {
+  check_access(to, size, true, __builtin_return_address(0));
+  return std::memset(to, value, size);
+}
 EXPORT void __tsan_init() {}
 EXPORT void __tsan_func_entry(void*) {}
 EXPORT void __tsan_func_exit() {}
