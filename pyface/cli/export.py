@@ -12,7 +12,7 @@ from pyface.cli.options import Weights
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Single-shot detector; not for mtcnn.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Detector; `pyface models` lists them.")],
     target: Annotated[
         Path,
         typer.Argument(
@@ -35,6 +35,11 @@ def export(
         typer.Option(metavar="HEIGHTxWIDTH", help="Fix the size of the images.", show_default="any size"),
     ] = None,
     precision: Annotated[str, typer.Option(metavar="fp32|fp16", help="Numeric precision of the network.")] = "fp32",
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise the network to int8; needs --calibrate DIR.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of images to calibrate int8 on, such as a few hundred of yours."),
+    ] = None,
     limits: Annotated[
         str,
         typer.Option(
@@ -52,7 +57,7 @@ def export(
 
     The file takes a batch of images and their sizes, and returns boxes, scores, landmarks and counts: decoding and
     suppression are part of the graph. docs/deploy.md describes inputs and outputs. `pyface detect --model OUT` runs
-    .onnx and .xml files.
+    these files.
 
     Examples:
 
@@ -60,19 +65,27 @@ def export(
     pyface export s3fd_lite s3fd_lite.onnx
     pyface export s3fd_lite fixed.onnx --size 480x640 --uint8 --limits fast
     pyface export ssh_lite ssh_lite.xml --precision fp16
+    pyface export s3fd_lite int8.xml --int8 --calibrate photos/
+    pyface export mtcnn mtcnn.onnx                # with mtcnn.rnet.onnx and mtcnn.onet.onnx
     ```
     """
+    for name, value, choices in (("precision", precision, ("fp32", "fp16")), ("limits", limits, ("ap", "fast"))):
+        if value not in choices:
+            fail(f"--{name} must be {' or '.join(choices)}, got {value}")
+    if int8 and precision != "fp32":
+        fail("--int8 and --precision exclude each other; use one of them")
     options: dict[str, Any] = {
         "model": model,
         "weights": weights,
         "heads": heads,
         "input": "uint8" if uint8 else "normalised",
         "size": _parse_sides(size),
-        "precision": precision,
+        "precision": "int8" if int8 else precision,
+        "calibrate": calibrate,
         "limits": limits,
         "score_threshold": score_threshold,
     }
-    _check(options, target, overwrite)
+    _check(target, overwrite)
     try:
         from pyface.export import ExportRequest
         from pyface.export import export as export_model
@@ -87,11 +100,8 @@ def export(
     print_status(f"{target}: {description.model}, {description.outputs} of {shape}, {description.precision}")
 
 
-def _check(options: dict[str, Any], target: Path, overwrite: bool) -> None:
-    """Fails before the work where a choice does not exist or the file could not be written."""
-    for name, choices in (("precision", ("fp32", "fp16")), ("limits", ("ap", "fast"))):
-        if options[name] not in choices:
-            fail(f"--{name} must be {' or '.join(choices)}, got {options[name]}")
+def _check(target: Path, overwrite: bool) -> None:
+    """Fails before the work where the file could not be written."""
     if target.exists() and not overwrite:
         fail(f"{target} exists already; add --overwrite to replace it")
     if not target.parent.is_dir():
