@@ -1,6 +1,6 @@
-"""Makes the tables and plots of README.md, docs/ and MTCNN's card from the figures that were kept.
+"""Makes the tables and plots of README.md, docs/ and MTCNN's card from the figures that were kept and the registry.
 
-These are in benchmarks/results/*.json and pyface/weights/figures.json.
+The figures are in benchmarks/results/*.json and pyface/weights/figures.json.
 
     pytest benchmarks --benchmark-json run.json
     python benchmarks/report.py --keep run.json --name my-machine     # to benchmarks/results/my-machine.json
@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pyface.models.zoo import REGISTRY
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results")
@@ -259,6 +261,16 @@ def resources_text(results: Path) -> str:
     return table(["", "threads", *RESOURCES.values()], rows)
 
 
+def choice_text(results: Path) -> str:
+    """The README's table of what every model is and when to use it, from the registry."""
+    names = [*_figures(results), *REGISTRY]
+    ready = [row for row in map(REGISTRY.get, dict.fromkeys(names)) if row.weights]
+    rest = [row for row in REGISTRY.values() if not row.weights]
+    rows = [[f"`{row.name}`", row.description, row.use_when] for row in ready]
+    rows.append([", ".join(f"`{row.name}`" for row in rest), "the papers' networks", rest[0].use_when])
+    return table(["name", "what it is", "use it when"], rows)
+
+
 def models_text(results: Path) -> str:
     """The README's table of what every model's weights reach and how fast they are, and the plot of accuracy."""
     run = next(iter(runs(results, "models")), {"models": []})
@@ -327,7 +339,7 @@ def _first(sizes: dict[str, Any], *keys: str) -> list[float]:
 
 
 TEXTS = {
-    README: {"models": models_text},
+    README: {"choice": choice_text, "models": models_text},
     KERNELS: {"kernels": kernel_text},
     PERFORMANCE: {"stages": stage_text, "all": all_text},
     CUDA: {"counts": counts_text, "resources": resources_text},

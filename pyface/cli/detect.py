@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -31,11 +31,13 @@ from pyface.cli.options import (
     takes_options,
 )
 from pyface.cli.report import Report
-from pyface.io.sources import Source, source_key, source_name
+from pyface.io.sources import Source, is_archive, source_key, source_name
 
 if TYPE_CHECKING:
     from pyface.cli.outcomes import Run
+    from pyface.data.predictions import YoloFolder
     from pyface.detector import FaceDetector
+    from pyface.io.results import FinishedFile
     from pyface.redact import Cover
 
 
@@ -90,8 +92,8 @@ class SourceRequest:
         list[str] | None,
         typer.Argument(
             metavar="SOURCE",
-            help="Images, videos, folders of them, patterns like 'a/*.jpg', addresses of videos and cameras (http://, "
-            "rtsp://), or - for a list of files on the standard input.",
+            help="Images, videos, .tar and .zip archives of images, folders, patterns like 'a/*.jpg', addresses "
+            "(https://, s3://, gs://, rtsp://), or - for a list of files on the standard input.",
         ),
     ] = None
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False
@@ -221,18 +223,37 @@ class Request:
     ] = False
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write the results to a .jsonl or .csv file."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write the results to this file; .jsonl, .csv or .parquet says how."
+        ),
+    ] = None
+    format: Annotated[
+        Literal["jsonl", "csv", "parquet", "coco", "yolo", "labelstudio"] | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="How to write --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
+            "(tasks with predictions).",
+            show_default="by the ending of FILE",
+        ),
     ] = None
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Continue --output FILE: skip the images that it already has. Model, weights and options must be the "
-            "same as before; FILE.run.json records them.",
+            help="Continue --output FILE (.jsonl or .csv): skip the images that it already has. Model, weights and "
+            "options must be the same as before; FILE.run.json records them.",
         ),
     ] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False
     copies: CopyRequest
+
+    @property
+    def output_format(self) -> str | None:
+        """The format of the results, None if neither an option nor the file's ending says it."""
+        if self.format is not None:
+            return self.format
+        suffix = "" if self.output is None else self.output.suffix.lower()
+        return suffix[1:] if suffix in (".jsonl", ".csv", ".parquet") else None
 
     def facts(self) -> dict[str, Any]:
         """What decides the results, by the names of the options."""
@@ -268,6 +289,8 @@ def detect(request: Request) -> None:
     find photos -newer last -print0 | pyface detect - --output new.jsonl
     pyface detect photos/ --save out/ --blur      # copies with the found faces blurred
     pyface detect photos/ --crops faces/          # every face, aligned
+    pyface detect photos.tar s3://bucket/more/    # archives and addresses
+    pyface detect photos/ --format coco --output faces.json
     ```
     """
     detect_sources(request)
@@ -292,13 +315,29 @@ def detect_sources(request: Request) -> None:
         cover = wanted.covers[0] if wanted.covers else None
         copies = Copies(places, cover, not wanted.strip_gps, crops, wanted.crop_margin)
         run = Run(
-            detector, copies, report, request.every, request.fps, request.track, -1 if begun is None else begun[1]
+            detector,
+            copies,
+            report,
+            request.every,
+            request.fps,
+            request.track,
+            -1 if begun is None else begun[1],
+            request.sources.glob or [],
+            request.sources.exclude or [],
+            done,
         )
         _write_results(run, remaining, write, resumable=request.output is not None)
     drawn = "faces covered" if request.copies.covers else "drawn"
     report.summarise({"results": request.output, drawn: request.copies.save, "crops": request.copies.crops})
-    if report.failed.total() or any(done.get(source_key(source), False) for source in sources):
+    if report.failed.total() or _had_failures(sources, done):
         raise typer.Exit(FAILED)
+
+
+def _had_failures(sources: list[Source], done: dict[str, bool]) -> bool:
+    """Tells whether one of these sources, or an image in one of these archives, failed in an earlier run."""
+    keys = {source_key(source) for source in sources}
+    folders = tuple(f"{source_key(source)}/" for source in sources if is_archive(source))
+    return any(failed for key, failed in done.items() if key in keys or key.startswith(folders))
 
 
 def _check_request(request: Request) -> None:
@@ -321,9 +360,14 @@ def _check_request(request: Request) -> None:
         fail("--strip-gps needs --blur, --pixelate or --box; drawn copies never keep the position")
     if copies.crop_margin is not None and copies.crops is None:
         fail("--crop-margin is for crops; add --crops DIR")
-    if request.output is None and (request.resume or request.overwrite):
-        option = "--resume" if request.resume else "--overwrite"
+    if request.output is None and (request.resume or request.overwrite or request.format not in (None, "jsonl")):
+        option = "--resume" if request.resume else "--overwrite" if request.overwrite else f"--format {request.format}"
         fail(f"{option} needs a file of results; add --output FILE")
+    if request.resume and request.output_format not in ("jsonl", "csv", None):
+        fail(
+            f"--resume continues jsonl and csv files, got --format {request.output_format}; "
+            "write jsonl, or begin anew with --overwrite"
+        )
     if request.resume and request.overwrite:
         fail("--resume continues the file of results and --overwrite replaces it; use one of them")
     if sys.stdout is None:  # closed, as by >&- in a shell
@@ -390,47 +434,102 @@ def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:
     return [*found, *sources]
 
 
+Write: TypeAlias = Callable[[dict[str, Any]], None]
+
+
 @contextlib.contextmanager
 def _open_results(
     request: Request, sources: list[Source]
-) -> Iterator[tuple[Callable[[dict[str, Any]], None], dict[str, bool], tuple[str, int] | None]]:
+) -> Iterator[tuple[Write, dict[str, bool], tuple[str, int] | None]]:
     """Returns the function that writes a result, the sources that are done, and the video within which the results end.
 
     Each source that is done comes with whether it failed, and the video with the number of its last frame.
     """
-    from pyface.io.results import OutputError, ResultFile, json_line
+    from pyface.io.results import OutputError, json_line
 
-    if request.output is not None:
-        try:
-            file = ResultFile(
-                request.output,
-                resume=request.resume,
-                overwrite=request.overwrite,
-                # A saved video and its tracks begin with its first frame.
-                whole_videos=request.track or request.copies.save is not None,
-                made_by=request.facts(),
-            )
-        except OutputError as error:
-            fail(error)
-        if file.is_unchecked:
-            print_status(
-                f"pyface: {request.output} has no {request.output.name}.run.json beside it, so whether the same model "
-                f"and options made it is unknown"
-            )
-        begun = None if file.begun is None else (source_key(file.begun[0]), file.begun[1])
-        with file:
-            if begun is not None and begun[0] not in map(source_key, sources):
-                fail(f"{request.output} ends within {begun[0]}; name that video too, so that it can be finished first")
-            yield file.write, {source_key(source): failed for source, failed in file.done.items()}, begun
-    elif sys.stdout.isatty():
-        yield lambda result: None, {}, None
-    else:
+    if request.output is None:
+        is_terminal = sys.stdout.isatty()
 
-        def write(result: dict[str, Any]) -> None:
-            sys.stdout.buffer.write(json_line(result))
-            sys.stdout.buffer.flush()
+        def print_line(result: dict[str, Any]) -> None:
+            if not is_terminal:
+                sys.stdout.buffer.write(json_line(result))
+                sys.stdout.buffer.flush()
 
-        yield write, {}, None
+        yield print_line, {}, None
+        return
+    try:
+        if request.output_format in ("jsonl", "csv"):
+            with _open_growing(request, request.output, sources) as (write, done, begun):
+                yield write, done, begun
+        else:
+            with _open_finished(request, request.output, sources) as file:
+                has_errors = request.output_format == "parquet"
+                yield file.write if has_errors else _reporting_failures(file.write), {}, None
+    except OutputError as error:
+        fail(error)
+
+
+@contextlib.contextmanager
+def _open_growing(
+    request: Request, output: Path, sources: list[Source]
+) -> Iterator[tuple[Write, dict[str, bool], tuple[str, int] | None]]:
+    """Opens JSON lines or CSV, which may be continued."""
+    from pyface.io.results import ResultFile
+
+    file = ResultFile(
+        output,
+        as_csv=request.output_format == "csv",
+        resume=request.resume,
+        overwrite=request.overwrite,
+        # A saved video and its tracks begin with its first frame.
+        whole_videos=request.track or request.copies.save is not None,
+        made_by=request.facts(),
+    )
+    if file.is_unchecked:
+        print_status(
+            f"pyface: {output} has no {output.name}.run.json beside it, so whether the same model and options made it "
+            f"is unknown"
+        )
+    begun = None if file.begun is None else (source_key(file.begun[0]), file.begun[1])
+    with file:
+        if begun is not None and begun[0] not in map(source_key, sources):
+            fail(f"{output} ends within {begun[0]}; name that video too, so that it can be finished first")
+        yield file.write, {source_key(source): failed for source, failed in file.done.items()}, begun
+
+
+def _open_finished(request: Request, output: Path, sources: list[Source]) -> FinishedFile | YoloFolder:
+    """Opens a file or folder of results that is complete when the run ends."""
+    from pyface.data.predictions import CocoFile, LabelStudioFile, YoloFolder
+    from pyface.io.results import OutputError, ParquetFile
+    from pyface.io.sources import is_video, paths_below
+
+    match request.output_format:
+        case "parquet":
+            return ParquetFile(output, overwrite=request.overwrite)
+        case "coco":
+            return CocoFile(output, overwrite=request.overwrite)
+        case "yolo":
+            return YoloFolder(output, paths_below(sources))
+        case "labelstudio":
+            video = next((source_name(source) for source in sources if is_video(source)), None)
+            if video is not None:
+                raise OutputError(f"--format labelstudio is for images, got the video {video}; leave it out")
+            return LabelStudioFile(output, request.detector.model, overwrite=request.overwrite)
+    raise OutputError(
+        f"{output}: a file of results must end with .jsonl, .csv or .parquet; otherwise add --format coco, yolo or "
+        f"labelstudio"
+    )
+
+
+def _reporting_failures(write: Write) -> Write:
+    """Adds a line on the standard error about images that failed, for which some formats have no place."""
+
+    def write_or_report(result: dict[str, Any]) -> None:
+        write(result)
+        if result["error"] is not None:
+            print_status(f"pyface: {result['error']}")
+
+    return write_or_report
 
 
 def _write_results(run: Run, sources: list[Source], write: Callable[[dict[str, Any]], None], resumable: bool) -> None:

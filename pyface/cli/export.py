@@ -11,7 +11,7 @@ import typer
 from pyface.cli.console import fail, print_status
 from pyface.cli.options import ScoreThreshold, Weights, takes_options
 
-SHARED = ("model", "weights", "heads", "precision", "limits", "score_threshold")
+SHARED = ("model", "weights", "heads", "calibrate", "limits", "score_threshold")
 """Options that have the same names in `ExportRequest`."""
 
 
@@ -19,7 +19,7 @@ SHARED = ("model", "weights", "heads", "precision", "limits", "score_threshold")
 class Request:
     """The options of `pyface export`."""
 
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Single-shot detector; not for mtcnn.")]
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Detector; `pyface models` lists them.")]
     target: Annotated[
         Path,
         typer.Argument(
@@ -42,6 +42,11 @@ class Request:
         typer.Option(metavar="HEIGHTxWIDTH", help="Fix the size of the images.", show_default="any size"),
     ] = None
     precision: Annotated[str, typer.Option(metavar="fp32|fp16", help="Numeric precision of the network.")] = "fp32"
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise the network to int8; needs --calibrate DIR.")] = False
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of images to calibrate int8 on, such as a few hundred of yours."),
+    ] = None
     limits: Annotated[
         str,
         typer.Option(
@@ -59,7 +64,7 @@ def export(request: Request) -> None:
 
     The exported model takes a batch of images and their sizes, and returns boxes, scores, landmarks and counts:
     decoding and suppression are part of the graph. docs/deploy.md describes inputs and outputs. `pyface detect --model
-    OUT` runs .onnx and .xml files.
+    OUT` runs these files.
 
     Examples:
 
@@ -67,6 +72,8 @@ def export(request: Request) -> None:
     pyface export s3fd_lite s3fd_lite.onnx
     pyface export s3fd_lite fixed.onnx --size 480x640 --uint8 --limits fast
     pyface export ssh_lite ssh_lite.xml --precision fp16
+    pyface export s3fd_lite int8.xml --int8 --calibrate photos/
+    pyface export mtcnn mtcnn.onnx                # with mtcnn.rnet.onnx and mtcnn.onet.onnx
     ```
     """
     export_detector(request)
@@ -82,7 +89,11 @@ def export_detector(request: Request) -> None:
     except ImportError as error:  # the kernels were not built; the text says how to
         fail(error)
     options: dict[str, Any] = {name: getattr(request, name) for name in SHARED}
-    options |= {"input": "uint8" if request.uint8 else "normalised", "size": _parse_sides(request.size)}
+    options |= {
+        "input": "uint8" if request.uint8 else "normalised",
+        "size": _parse_sides(request.size),
+        "precision": "int8" if request.int8 else request.precision,
+    }
     try:
         description = export_model(ExportRequest(**options), request.target)
     except (CheckpointError, ImportError, OSError, ValueError) as error:
@@ -93,7 +104,7 @@ def export_detector(request: Request) -> None:
 
 
 def _check(request: Request) -> None:
-    """Fails early if a choice does not exist or the file cannot be written."""
+    """Fails early if options are wrong or the file cannot be written."""
     target = request.target
     for name, value, choices in (
         ("precision", request.precision, ("fp32", "fp16")),
@@ -101,6 +112,8 @@ def _check(request: Request) -> None:
     ):
         if value not in choices:
             fail(f"--{name} must be {' or '.join(choices)}, got {value}")
+    if request.int8 and request.precision != "fp32":
+        fail("--int8 and --precision exclude each other; use one of them")
     if target.exists() and not request.overwrite:
         fail(f"{target} exists already; add --overwrite to replace it")
     if not target.parent.is_dir():

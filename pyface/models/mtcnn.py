@@ -286,6 +286,8 @@ class Proposals(NamedTuple):
 class MTCNN(FaceModel):
     """The cascade (docs/detectors.md 3). Runs in float32."""
 
+    has_landmarks = True
+
     # Largest input of one call of a network: few calls, bounded memory.
     PNET_PIXELS, CROPS = 1 << 22, 1024
     # Weights of classification, box and landmarks in each network's loss, the paper's alpha (docs/detectors.md 3.3).
@@ -298,6 +300,7 @@ class MTCNN(FaceModel):
     def __init__(self, config: MTCNNConfig | None = None) -> None:
         super().__init__()
         self.config = config or MTCNNConfig()
+        self.score_threshold, self.smallest_face = self.config.thresholds[2], self.config.min_face
         self.pnet, self.rnet, self.onet = PNet(), RNet(), ONet()
 
     def detect(
@@ -309,7 +312,7 @@ class MTCNN(FaceModel):
 
         Args:
             images: uint8 [H, W, 3] RGB tensors of any sizes, on the model's device.
-            score_threshold: O-Net's threshold: faces have a score > this. None: `config.thresholds[2]`.
+            score_threshold: O-Net's threshold: faces have a score > this. None: the model's default.
             min_face: Longer side in pixels of the smallest faces to return. None: `config.min_face`; calibration then
                 leaves a few smaller faces in the results.
 
@@ -322,7 +325,7 @@ class MTCNN(FaceModel):
         check_images(images, self.device)
         images = [image if image.numel() else image.new_zeros(1, 1, 3) for image in images]
         config = self.config if min_face is None else replace(self.config, min_face=min_face)
-        threshold = config.thresholds[2] if score_threshold is None else score_threshold
+        threshold = self.score_threshold if score_threshold is None else score_threshold
         with torch.no_grad():
             proposals = self.propose(images, config)
             proposals = self.refine(images, proposals, config)

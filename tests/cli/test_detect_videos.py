@@ -135,7 +135,7 @@ def test_bad_videos_are_reported_and_the_run_goes_on(run, write_video, write_gre
     write_video("none.mp4", ())
     write_grey("z.png", 80)
     result = run(
-        *("detect", "text.mp4", "cut.mkv", "none.mp4", "gone.mp4", "http://127.0.0.1:9/live", "z.png"),
+        *("detect", "text.mp4", "cut.mkv", "none.mp4", "gone.mp4", "rtsp://127.0.0.1:9/live", "z.png"),
         *("--save", "out"),
         status=1,
     )
@@ -150,7 +150,7 @@ def test_bad_videos_are_reported_and_the_run_goes_on(run, write_video, write_gre
     assert [line["error"].split(" (")[0] for line in lines[-4:-1]] == [
         "none.mp4 cannot be read as a video",
         "gone.mp4 cannot be read as a video",
-        "http://127.0.0.1:9/live cannot be read as a video",
+        "rtsp://127.0.0.1:9/live cannot be read as a video",
     ]
     assert faces_of(lines[-1:]) == [2]
     assert f"in 1 image and {len(cut) - 1} frames, 5 videos could not be read, " in result.stderr

@@ -428,11 +428,6 @@ def test_huge_files_are_refused_unread(tmp_path):
         read_image(path, max_pixels=1)
 
 
-def test_addresses_are_no_files():
-    with pytest.raises(ImageError, match="pyface reads images from files, not from addresses: download it first"):
-        read_image("https://example.org/a.jpg")
-
-
 def test_files_that_are_no_pictures(tmp_path):
     cases = {
         "empty.jpg": (b"", "the file is empty"),

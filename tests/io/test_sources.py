@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyface.io.sources import SourceError, describe_skipped, find_sources, is_live, is_video, plan_copies
+from pyface.io.sources import SourceError, describe_skipped, find_sources, is_live, is_unclear, is_video, plan_copies
 
 
 def test_sources(write_grey, tmp_path, monkeypatch):
@@ -96,8 +96,8 @@ def test_videos_and_addresses(write_grey, tmp_path, monkeypatch):
     assert is_video("in/script.ts")
     assert not is_video("http://x/a.jpg?b=c.mp4")
     assert [is_live(source) for source in (0, "RTSP://x", "http://x/a.mp4", "a.mp4")] == [True, True, False, False]
-    with pytest.raises(SourceError, match="download it first"):
-        find_sources(["http://x/a.jpg"])
+    assert find_sources(["http://x/a.jpg", "s3://b/a.jpg"]) == ["http://x/a.jpg", "s3://b/a.jpg"]  # listed by nobody
+    assert [is_unclear(source) for source in ("http://x/live", "rtsp://x", "s3://b/a", "a")] == [True, *[False] * 3]
 
 
 def test_copies_of_videos():

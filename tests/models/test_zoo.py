@@ -1,7 +1,6 @@
 """The registry: names, weights and their hashes."""
 
 import hashlib
-import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -35,9 +34,6 @@ def test_default_weights_are_what_the_row_says(name):
     card = (WEIGHTS / weights.file).with_suffix(".md").read_text()
     assert weights.sha256 in card
     assert weights.licence in card
-    figures = re.findall(r"0\.\d{3}", zoo.summary(name))
-    assert figures
-    assert all(figure in card for figure in figures)
 
 
 @pytest.mark.parametrize("name", [name for name in PRETRAINED if name != "mtcnn"])  # benchmarks/report.py makes mtcnn's
