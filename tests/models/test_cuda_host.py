@@ -4,6 +4,7 @@ import cv2
 import pytest
 import torch
 
+from pyface import FaceDetector
 from pyface.models import MTCNN, MTCNNConfig, create_model
 from pyface.models.base import GroundTruth
 from pyface.models.mtcnn import CropTruth, WithLandmarks
@@ -43,6 +44,16 @@ def test_the_same_faces(name, photo, request):
         torch.testing.assert_close(got.boxes, faces.boxes, rtol=0, atol=2e-3)
         torch.testing.assert_close(got.scores, faces.scores, rtol=0, atol=1e-4)
         torch.testing.assert_close(got.landmarks, faces.landmarks, rtol=0, atol=2e-3)
+
+
+def test_faces_that_stay_on_the_device(photo, request):
+    """The detector's own part, such as the order of the faces, with `keep_on_device`."""
+    detector = FaceDetector("s3fd_lite", device="cpu", size="native", keep_on_device=True)
+    expected = FaceDetector("s3fd_lite", device="cpu", size="native")(photo.permute(2, 0, 1))
+    found = on_cuda_host(request, lambda: detector(photo.permute(2, 0, 1)))
+    assert len(found) == len(expected) == 1
+    torch.testing.assert_close(found.cpu().boxes, expected.boxes, rtol=0, atol=2e-3)
+    assert found.to_dict()["faces"][0]["score"] == pytest.approx(expected.scores[0].item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", SINGLE_SHOT)
