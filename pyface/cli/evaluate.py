@@ -41,7 +41,7 @@ class FacesRequest:
 
     model: Model
     data: Annotated[list[Path], typer.Option(metavar="DIR", help="Folder of images and annotations; may be repeated.")]
-    iou: Annotated[list[float], typer.Option(min=0.01, max=1, help="IoU of a match; may be repeated.")] = field(
+    iou: Annotated[list[float], typer.Option(min=0.01, max=1, help="Lowest IoU of a match; may be repeated.")] = field(
         default_factory=lambda: [0.5, 0.4]
     )
     detector: DetectorOptions
@@ -55,7 +55,7 @@ class FacesRequest:
 @app.command()
 @takes_options
 def faces(request: FacesRequest) -> None:
-    """Average precision of a detector on annotated images, by size of face.
+    """Measures average precision on annotated images, by face size.
 
     Folders are in the format of WIDER FACE (images/ and bbx_gt.txt), COCO or YOLO. A detection that matches an ignore
     box does not count.

@@ -89,7 +89,7 @@ def write_folder(pictures: Sequence[Picture], names: Sequence[str], folder: Path
 
 
 def _readers(folder: Path) -> dict[str, Callable[[], list[Picture]]]:
-    """What reads each of a folder's annotations, by their names."""
+    """The reader of each of a folder's annotations, by name."""
     readers: dict[str, Callable[[], list[Picture]]] = {}
     if (folder / "bbx_gt.txt").exists():
         readers["bbx_gt.txt"] = lambda: read_wider(folder)

@@ -63,7 +63,7 @@ def ordered_map(
 
 
 def hold_error(items: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:
-    """Passes items on; an error of theirs ends them and goes to a list, so that work on earlier items can be finished.
+    """Yields items up to an error, which is added to a list; work on earlier items can be finished then.
 
     Example:
         >>> errors = []
