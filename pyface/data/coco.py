@@ -78,7 +78,7 @@ def _find_images(file: Path, images: Path, names: Sequence[str]) -> Iterator[Pat
     below: ImageNames | None = None
     paths: list[Path] = []
     for name in names:
-        path = images / name
+        path = Path(os.path.normpath(images / name))
         if os.path.isfile(path):  # unlike `Path.is_file`, False for names that no system takes
             yield path
             continue
@@ -169,8 +169,9 @@ def _keypoint_order(categories: Sequence[Mapping[str, Any]], category: object) -
     """Where each of `KEYPOINTS` is among the keypoints of the category; by default, in the same order."""
     of = [entry for entry in categories if isinstance(entry, dict) and category in (None, entry.get("id"))]
     names = of[0].get("keypoints") if len(of) == 1 else None
-    in_order = isinstance(names, list) and sorted(map(str, names)) == sorted(KEYPOINTS)
-    return [names.index(name) for name in KEYPOINTS] if in_order else list(range(len(KEYPOINTS)))
+    if isinstance(names, list) and sorted(map(str, names)) == sorted(KEYPOINTS):
+        return [names.index(name) for name in KEYPOINTS]
+    return list(range(len(KEYPOINTS)))
 
 
 def _field(file: Path, entry: Mapping[str, Any], name: str, of: str) -> Any:
@@ -191,8 +192,7 @@ def _box(file: Path, entry: Mapping[str, Any], order: Sequence[int]) -> Box:
     if not _are_numbers(box) or len(box) != 4:
         raise DatasetError(f"{file}, annotation {entry.get('id')}: `bbox` must be four numbers, x y w h, got {box!r}")
     x, y, w, h = map(float, box)
-    area = entry.get("area")
-    area = float(area) if _are_numbers([area]) else None
+    area = float(entry["area"]) if _are_numbers([entry.get("area")]) else None
     return Box((x, y, w, h), bool(entry.get("iscrowd", 0)), _landmarks(file, entry, order), area)
 
 
