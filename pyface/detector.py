@@ -55,9 +55,9 @@ class FaceDetector:
     where it is unpickled.
 
     Args:
-        model: A name from `list_models()`; the path of a file that `pyface export` wrote (.onnx or .xml), which runs on
-            the CPU with the weights, limits and precision that it has; or your own `FaceModel`, which is put into
-            evaluation mode and moved to the device.
+        model: A name from `list_models()`; the path of a file that `pyface export` wrote (.onnx, .xml or .pt2), which
+            runs on the CPU with the weights, limits and precision that it has; or your own `FaceModel`, which is put
+            into evaluation mode and moved to the device.
         weights: "default" for the bundled weights, the path of a weights file, or None for random weights.
         device: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if both the machine and this build of pyface support it,
             else the CPU.

@@ -63,6 +63,10 @@ MinFace = Annotated[
         show_default="the model's own",
     ),
 ]
+ScoreThreshold = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Keep faces with a score above this.", show_default="the model's own"),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 LowestScore = Annotated[float, typer.Option(min=0, max=1, help="Measure detections with a score above this.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")]
