@@ -152,7 +152,7 @@ def convert_data(
 
     try:
         images = read_annotated(source)
-        pictures = [picture_of(image) for image in images]
+        pictures = [picture_of(image.path, image.boxes) for image in images]
         write_folder(pictures, [image.name for image in images], target, form)  # type: ignore[arg-type]
     except (DatasetError, ImportError, OSError) as error:
         fail(error)

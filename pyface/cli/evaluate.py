@@ -172,7 +172,7 @@ def _read_predictions(request: FacesRequest, images: Sequence[AnnotatedImage]) -
 def _pictures(images: Sequence[AnnotatedImage]) -> list[Picture]:
     from pyface.data.picture import picture_of
 
-    return [picture_of(image) for image in images]
+    return [picture_of(image.path, image.boxes) for image in images]
 
 
 def _read_folders(folders: Sequence[Path]) -> list[AnnotatedImage]:

@@ -30,7 +30,7 @@ def read_folder(folder: str | Path) -> list[Picture]:
     Raises:
         DatasetError: There are no images, annotations are in two formats, or a file is missing or malformed.
     """
-    return [picture_of(image) for image in read_annotated(folder)]
+    return [picture_of(image.path, image.boxes) for image in read_annotated(folder)]
 
 
 def read_annotated(folder: str | Path) -> list[AnnotatedImage]:

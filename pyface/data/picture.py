@@ -68,14 +68,14 @@ class AnnotatedImage(NamedTuple):
     id: int | float | str | None = None
 
 
-def picture_of(image: AnnotatedImage) -> Picture:
+def picture_of(path: Path, boxes: list[Box]) -> Picture:
     """Collects the annotations of an image; boxes without width or height are left out."""
-    boxes = [box for box in image.boxes if min(box.xywh[2:]) > 0]
+    boxes = [box for box in boxes if min(box.xywh[2:]) > 0]
     faces = [box for box in boxes if not box.ignore]
     unknown = np.full((5, 2), np.nan, np.float32)
     landmarks = [unknown if face.landmarks is None else face.landmarks for face in faces]
     return Picture(
-        image.path,
+        path,
         _corners(faces),
         _corners([box for box in boxes if box.ignore]),
         np.array(landmarks, np.float32).reshape(-1, 5, 2),

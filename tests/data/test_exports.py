@@ -68,9 +68,8 @@ def test_folders_of_images_with_other_names(images, tmp_path):
     """COCO's own (val2017/), FiftyOne's (data/), and Roboflow's, where images lie beside the JSON file."""
     write_image(tmp_path / images / "a.jpg")
     write_coco(tmp_path / "_annotations.coco.json", ["a.jpg"], [BOX])
-    assert (
-        faces_of(tmp_path) == faces_of(tmp_path / "_annotations.coco.json") == {f"{images}/a.jpg".removeprefix("./"): 1}
-    )
+    expected = {f"{images}/a.jpg".removeprefix("./"): 1}
+    assert faces_of(tmp_path) == faces_of(tmp_path / "_annotations.coco.json") == expected
 
 
 @pytest.mark.parametrize(
