@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, fail, print_status
+from pyface.cli.memory import keep_freed_memory
 from pyface.cli.options import (
     BatchSize,
     DetectorRequest,
@@ -299,6 +300,7 @@ def detect(request: Request) -> None:
 def detect_sources(request: Request) -> None:
     """Runs a detector on the sources that are asked for, and ends with the status of the command."""
     _check_request(request)
+    keep_freed_memory()
     sources, places, crops = _find_sources(request)
     detector = request.detector.request().make()
     _check_landmarks(request, detector)

@@ -200,6 +200,12 @@ class DetectorOptions:
     multiscale: Multiscale = None
     lowest_score: LowestScore = LOWEST_SCORE
 
+    def refuse(self, context: typer.Context) -> None:
+        """Fails if one of these options was given: there is no model that it could be for."""
+        for option in fields(self):
+            if context.get_parameter_source(option.name).name == "COMMANDLINE":  # type: ignore[union-attr]
+                fail(f"--{option.name.replace('_', '-')} needs --model; leave it out")
+
     def request(self, model: str) -> DetectorRequest:
         """The detector of this name with these options."""
         size, score_threshold = parse_size(self.size), self.lowest_score

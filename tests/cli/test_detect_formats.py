@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pyface.data.coco import read_coco
-from pyface.data.yolo import read_yolo
+from pyface.data.folder import read_folder
+from pyface.data.picture import picture_of
 
 
 def lines_of(text):
@@ -54,7 +55,7 @@ def test_coco(run, photos, lines):
     measured = coco.COCOeval_faster(truth, truth.loadRes(truth.dataset["annotations"]), "bbox")
     measured.run()
     assert measured.stats[0] == pytest.approx(1)
-    pictures = read_coco(Path("out/faces.json"), Path())
+    pictures = [picture_of(image.path, image.boxes) for image in read_coco(Path("out/faces.json"), Path())]
     assert [picture.faces.tolist() for picture in pictures] == [boxes_of(line) for line in lines]
     assert sorted(path.name for path in Path("out").iterdir()) == ["faces.json"]
 
@@ -66,7 +67,7 @@ def test_yolo(run, photos, lines):
     assert labels == ["labels/a.txt", "labels/b.txt", "labels/sub/c.txt"]
     Path("in").rename("data/images")
     Path("data/images/empty.png").unlink()
-    for picture, line in zip(read_yolo(Path("data")), lines, strict=True):
+    for picture, line in zip(read_folder("data"), lines, strict=True):
         assert picture.faces.reshape(-1, 4) == pytest.approx(np.array(boxes_of(line)).reshape(-1, 4), abs=1e-5)
         points = [face["landmarks"] for face in line["faces"]]
         assert picture.landmarks.reshape(-1, 5, 2) == pytest.approx(np.array(points).reshape(-1, 5, 2), abs=1e-5)
