@@ -225,16 +225,19 @@ class Request:
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write the results to this file; .jsonl, .csv or .parquet says how."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the results to this file, in the format of its suffix: .jsonl, .csv or .parquet.",
         ),
     ] = None
     format: Annotated[
         Literal["jsonl", "csv", "parquet", "coco", "yolo", "labelstudio"] | None,
         typer.Option(
             metavar="FORMAT",
-            help="How to write --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
+            help="Format of --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
             "(tasks with predictions).",
-            show_default="by the ending of FILE",
+            show_default="by the suffix of FILE",
         ),
     ] = None
     resume: Annotated[
