@@ -200,7 +200,11 @@ def detect(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write the results to this file; .jsonl, .csv or .parquet says how."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the results to this file; .jsonl, .csv or .parquet says how.",
+            rich_help_panel="Results",
         ),
     ] = None,
     format: Annotated[
@@ -210,11 +214,16 @@ def detect(
             help="How to write --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
             "(tasks with predictions).",
             show_default="by the ending of FILE",
+            rich_help_panel="Results",
         ),
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Save copies of images and videos with the faces drawn, or covered."),
+        typer.Option(
+            metavar="DIR",
+            help="Save copies of images and videos with the faces drawn, or covered.",
+            rich_help_panel="Results",
+        ),
     ] = None,
     resume: Annotated[
         bool,
@@ -222,9 +231,12 @@ def detect(
             "--resume",
             help="Continue --output FILE (.jsonl or .csv): skip the images that it already has. Model, weights and "
             "options must be the same as before; FILE.run.json keeps them.",
+            rich_help_panel="Results",
         ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.", rich_help_panel="Results")
+    ] = False,
     blur: Annotated[
         bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel="Crops and privacy")
     ] = False,
