@@ -40,3 +40,11 @@ def test_no_caller_asks_for_the_class_of_a_model():
         if models & {name.id for argument in node.args[1:] for name in ast.walk(argument) if isinstance(name, ast.Name)}
     }
     assert asked == set()
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=lambda path: path.name)
+def test_functions_of_the_command_line_are_short(path):
+    """Options are fields of requests, and work is done elsewhere."""
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lengths.items() if length > 40} == {}

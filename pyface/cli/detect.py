@@ -24,10 +24,12 @@ from pyface.cli.options import (
     Model,
     Multiscale,
     Precision,
+    ScoreThreshold,
     Size,
     Threads,
     Weights,
     parse_size,
+    takes_options,
 )
 from pyface.cli.report import Report
 from pyface.io.sources import Source, is_archive, source_key, source_name
@@ -40,15 +42,152 @@ if TYPE_CHECKING:
     from pyface.redact import Cover
 
 
-@dataclass(frozen=True)
-class CopyRequest:
-    """The files that a call of `pyface detect` asks for beside its results; the attributes are its options."""
+FILES, VIDEOS, PRIVACY, RESULTS = "File selection", "Videos and cameras", "Crops and privacy", "Results"
+"""Panels of the help."""
 
-    save: Path | None
-    covers: list[Cover]
-    strip_gps: bool
-    crops: Path | None
-    crop_margin: float | None
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions:
+    """The detector, and how it runs."""
+
+    model: Model = "s3fd_lite"
+    weights: Weights = "default"
+    device: Device = "auto"
+    score_threshold: ScoreThreshold = None
+    min_face: MinFace = None
+    size: Size = None
+    multiscale: Multiscale = None
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            metavar="PIXELS",
+            help="Split huge images into tiles of this side. Not for mtcnn.",
+            show_default="never",
+        ),
+    ] = None
+    precision: Precision = "fp32"
+    batch_size: BatchSize = 8
+    threads: Threads = None
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
+    ] = None
+    truncated: Annotated[
+        Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")
+    ] = "refuse"
+
+    def request(self) -> DetectorRequest:
+        """The detector with these options."""
+        options = vars(self) | {"size": parse_size(self.size)}
+        if self.max_pixels is None:
+            del options["max_pixels"]
+        return DetectorRequest(options.pop("model"), options.pop("weights"), options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRequest:
+    """The images and videos to read."""
+
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Images, videos, .tar and .zip archives of images, folders, patterns like 'a/*.jpg', addresses "
+            "(https://, s3://, gs://, rtsp://), or - for a list of files on the standard input.",
+        ),
+    ] = None
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False
+    from_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Read the names of files from this list: one per line, or separated by NUL.",
+            rich_help_panel=FILES,
+        ),
+    ] = None
+    glob: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Read only files whose names match, such as '*.jpg'.", rich_help_panel=FILES
+        ),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Skip files whose names or folders match, such as 'thumbs/*'.",
+            rich_help_panel=FILES,
+        ),
+    ] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Read only the I-th of N parts of the files; a file's path decides which part it is in.",
+            rich_help_panel=FILES,
+        ),
+    ] = None
+    camera: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Read camera N of this machine; 0 is the first.", rich_help_panel=VIDEOS),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyRequest:
+    """The files to write beside the results."""
+
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Save copies of images and videos with the faces drawn, or covered.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None
+    blur: Annotated[
+        bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel=PRIVACY)
+    ] = False
+    pixelate: Annotated[
+        bool, typer.Option("--pixelate", help="Pixelate the faces in the saved copies.", rich_help_panel=PRIVACY)
+    ] = False
+    box: Annotated[
+        bool,
+        typer.Option("--box", help="Cover the faces in the saved copies with black boxes.", rich_help_panel=PRIVACY),
+    ] = False
+    strip_gps: Annotated[
+        bool,
+        typer.Option(
+            "--strip-gps",
+            help="Remove the GPS position from the metadata of blurred, pixelated or boxed photos.",
+            rich_help_panel=PRIVACY,
+        ),
+    ] = False
+    crops: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Save every face, aligned, as an image of 112 x 112 pixels; the results name the files.",
+            rich_help_panel=PRIVACY,
+        ),
+    ] = None
+    crop_margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="M",
+            help="Crop boxes instead of aligning faces, with a margin of M times the box's size on each side.",
+            show_default="aligned faces",
+            rich_help_panel=PRIVACY,
+        ),
+    ] = None
+
+    @property
+    def covers(self) -> list[Cover]:
+        """How copies cover the faces; more than one is a mistake."""
+        ways: list[tuple[Cover, bool]] = [("blur", self.blur), ("pixelate", self.pixelate), ("box", self.box)]
+        return [cover for cover, is_given in ways if is_given]
 
     @property
     def folders(self) -> list[Path]:
@@ -60,32 +199,65 @@ class CopyRequest:
         return {"crops": self.crops and str(self.crops), "crop_margin": self.crop_margin}
 
 
-@dataclass(frozen=True)
-class SourceRequest:
-    """The images and videos that a call of `pyface detect` asks for; the attributes are its options."""
-
-    sources: list[str]
-    list_file: str | None
-    camera: int | None
-    recursive: bool
-    globs: list[str]
-    excludes: list[str]
-    shard: str | None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """The options of one call of `pyface detect`."""
+    """The options of `pyface detect`."""
 
+    detector: DetectorOptions
     sources: SourceRequest
-    every: int
-    fps: float | None
-    track: bool
-    detector: DetectorRequest
-    output: Path | None
-    format: str | None
-    resume: bool
-    overwrite: bool
+    every: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Process one frame in N of each video.", rich_help_panel=VIDEOS)
+    ] = 1
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            metavar="F",
+            help="Process at most F frames per second of each video.",
+            show_default="all frames",
+            rich_help_panel=VIDEOS,
+        ),
+    ] = None
+    track: Annotated[
+        bool,
+        typer.Option(
+            "--track",
+            help="Give the faces of one person in a video the same id, in results and saved videos.",
+            rich_help_panel=VIDEOS,
+        ),
+    ] = False
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the results to this file; .jsonl, .csv or .parquet says how.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None
+    format: Annotated[
+        Literal["jsonl", "csv", "parquet", "coco", "yolo", "labelstudio"] | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="How to write --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
+            "(tasks with predictions).",
+            show_default="by the ending of FILE",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue --output FILE (.jsonl or .csv): skip the images that it already has. Model, weights and "
+            "options must be the same as before; FILE.run.json records them.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.", rich_help_panel=RESULTS)
+    ] = False
     copies: CopyRequest
 
     @property
@@ -99,203 +271,27 @@ class Request:
     def facts(self) -> dict[str, Any]:
         """What decides the results, by the names of the options."""
         frames = {"every": self.every, "fps": self.fps, "track": self.track}
-        return self.detector.facts() | frames | self.copies.facts()
+        return self.detector.request().facts() | frames | self.copies.facts()
 
 
-def detect(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Images, videos, .tar and .zip archives of images, folders, patterns like 'a/*.jpg', addresses "
-            "(https://, s3://, gs://, rtsp://), or - for a list of files on the standard input.",
-        ),
-    ] = None,
-    model: Model = "s3fd_lite",
-    weights: Weights = "default",
-    device: Device = "auto",
-    score_threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Keep faces with a score above this.", show_default="the model's own"),
-    ] = None,
-    min_face: MinFace = None,
-    size: Size = None,
-    multiscale: Multiscale = None,
-    tile: Annotated[
-        int | None,
-        typer.Option(
-            min=64,
-            metavar="PIXELS",
-            help="Split huge images into tiles of this side. Not for mtcnn.",
-            show_default="never",
-        ),
-    ] = None,
-    precision: Precision = "fp32",
-    batch_size: BatchSize = 8,
-    threads: Threads = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
-    from_file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Read the names of files from this list: one per line, or separated by NUL.",
-            rich_help_panel="Choice of files",
-        ),
-    ] = None,
-    glob: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Take only files whose names fit, such as '*.jpg'.",
-            rich_help_panel="Choice of files",
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Leave out files whose names or folders fit: 'thumbs/*'.",
-            rich_help_panel="Choice of files",
-        ),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Take the I-th of N parts; each file is in one, chosen by its path.",
-            rich_help_panel="Choice of files",
-        ),
-    ] = None,
-    camera: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Read this camera of the machine, 0 for the first.",
-            rich_help_panel="Videos and cameras",
-        ),
-    ] = None,
-    every: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="Of videos, take one frame in N.", rich_help_panel="Videos and cameras"),
-    ] = 1,
-    fps: Annotated[
-        float | None,
-        typer.Option(
-            min=0.001,
-            metavar="F",
-            help="Of videos, take at most F frames per second.",
-            show_default="all frames",
-            rich_help_panel="Videos and cameras",
-        ),
-    ] = None,
-    track: Annotated[
-        bool,
-        typer.Option(
-            "--track",
-            help="In videos, give the faces of one person the same id, in lines and saved videos.",
-            rich_help_panel="Videos and cameras",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Write the results to this file; .jsonl, .csv or .parquet says how.",
-            rich_help_panel="Results",
-        ),
-    ] = None,
-    format: Annotated[
-        Literal["jsonl", "csv", "parquet", "coco", "yolo", "labelstudio"] | None,
-        typer.Option(
-            metavar="FORMAT",
-            help="How to write --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
-            "(tasks with predictions).",
-            show_default="by the ending of FILE",
-            rich_help_panel="Results",
-        ),
-    ] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Save copies of images and videos with the faces drawn, or covered.",
-            rich_help_panel="Results",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue --output FILE (.jsonl or .csv): skip the images that it already has. Model, weights and "
-            "options must be the same as before; FILE.run.json keeps them.",
-            rich_help_panel="Results",
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.", rich_help_panel="Results")
-    ] = False,
-    blur: Annotated[
-        bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel="Crops and privacy")
-    ] = False,
-    pixelate: Annotated[
-        bool, typer.Option("--pixelate", help="Pixelate the faces instead.", rich_help_panel="Crops and privacy")
-    ] = False,
-    box: Annotated[
-        bool, typer.Option("--box", help="Cover the faces with black boxes.", rich_help_panel="Crops and privacy")
-    ] = False,
-    strip_gps: Annotated[
-        bool,
-        typer.Option(
-            "--strip-gps",
-            help="Leave the place out of the metadata of blurred, pixelated or boxed photos.",
-            rich_help_panel="Crops and privacy",
-        ),
-    ] = False,
-    crops: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Save every face, aligned, 112 x 112; its line names the file.",
-            rich_help_panel="Crops and privacy",
-        ),
-    ] = None,
-    crop_margin: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            metavar="M",
-            help="Save the faces' boxes instead, with M times their size around them.",
-            show_default="aligned faces",
-            rich_help_panel="Crops and privacy",
-        ),
-    ] = None,
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
-    ] = None,
-    truncated: Annotated[
-        Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")
-    ] = "refuse",
-) -> None:
+@takes_options
+def detect(request: Request) -> None:
     """Finds faces in images, videos and cameras.
 
     Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE (or CSV, one
     row per face). On a terminal without --output it prints a short line per image or video instead. An image or video
-    that cannot be read is reported in a line, and the run continues.
+    that cannot be read is reported, and the run continues.
 
     Results are written as soon as they are ready. Repeat an interrupted command with --resume to continue it. Videos
-    and cameras need `pip install "pyface-engine[video]"`. Ctrl-C ends a camera, and completes the saved video.
+    and cameras need `pip install "pyface-engine[video]"`. Ctrl-C stops reading a camera and completes the saved video.
 
-    Exit status: 0 all was read, 1 some could not be read (with --resume: now or before), 2 a mistake in the command,
-    130 interrupted with Ctrl-C.
+    Exit status: 0 if everything was read, 1 if something could not be read (with --resume: in this run or an earlier
+    one), 2 for a mistake in the command, 130 after Ctrl-C.
 
     Examples:
 
     ```
-    pyface detect photos/ --save out/             # draw the faces into copies
+    pyface detect photos/ --save out/             # copies with the faces drawn
     pyface detect photos/ -r --output faces.csv   # subfolders too, as a table
     pyface detect photos/ --output faces.jsonl --resume
     pyface detect big.jpg --size native --tile 1280
@@ -304,32 +300,13 @@ def detect(
     pyface detect video.mp4 --track --save out/   # one id per person
     pyface detect --camera 0 --save out/          # until Ctrl-C
     find photos -newer last -print0 | pyface detect - --output new.jsonl
-    pyface detect photos/ --save out/ --blur      # the faces that are found, blurred
+    pyface detect photos/ --save out/ --blur      # copies with the found faces blurred
     pyface detect photos/ --crops faces/          # every face, aligned
     pyface detect photos.tar s3://bucket/more/    # archives and addresses
     pyface detect photos/ --format coco --output faces.json
     ```
     """
-    options = {
-        "score_threshold": score_threshold,
-        "min_face": min_face,
-        "batch_size": batch_size,
-        "threads": threads,
-        "device": device,
-        "size": parse_size(size),
-        "multiscale": multiscale,
-        "tile": tile,
-        "precision": precision,
-        "truncated": truncated,
-    } | ({} if max_pixels is None else {"max_pixels": max_pixels})
-    detector = DetectorRequest(model, weights, options)
-    covers: list[Cover] = []
-    covers += ["blur"] if blur else []
-    covers += ["pixelate"] if pixelate else []
-    covers += ["box"] if box else []
-    copies = CopyRequest(save, covers, strip_gps, crops, crop_margin)
-    wanted = SourceRequest(sources or [], from_file, camera, recursive, glob or [], exclude or [], shard)
-    detect_sources(Request(wanted, every, fps, track, detector, output, format, resume, overwrite, copies))
+    detect_sources(request)
 
 
 def detect_sources(request: Request) -> None:
@@ -337,7 +314,7 @@ def detect_sources(request: Request) -> None:
     _check_request(request)
     keep_freed_memory()
     sources, places, crops = _find_sources(request)
-    detector = request.detector.make()
+    detector = request.detector.request().make()
     _check_landmarks(request, detector)
     from pyface.cli.copies import Copies
     from pyface.cli.outcomes import Run  # not before the detector, which says it if the kernels were not built
@@ -359,8 +336,8 @@ def detect_sources(request: Request) -> None:
             request.fps,
             request.track,
             -1 if begun is None else begun[1],
-            request.sources.globs,
-            request.sources.excludes,
+            request.sources.glob or [],
+            request.sources.exclude or [],
             done,
         )
         _write_results(run, remaining, write, resumable=request.output is not None)
@@ -378,11 +355,11 @@ def _had_failures(sources: list[Source], done: dict[str, bool]) -> bool:
 
 
 def _check_request(request: Request) -> None:
-    """Fails where options exclude each other, or the results have nowhere to go."""
+    """Fails if options exclude each other or the results have nowhere to go."""
     given = request.sources
-    if not given.sources and given.list_file is None and given.camera is None:
+    if not given.sources and given.from_file is None and given.camera is None:
         raise typer.BadParameter("give images, videos or folders, or --camera N for a camera", param_hint="SOURCE")
-    if given.list_file is not None and "-" in given.sources:
+    if given.from_file is not None and "-" in (given.sources or []):
         fail("--from-file and - are both lists of files; use one of them")
     if request.every > 1 and request.fps is not None:
         fail("--every and --fps both choose the frames of videos; use one of them")
@@ -459,14 +436,15 @@ def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:
 
     skipped: Counter[str] = Counter()
     sources: list[Source] = [] if request.camera is None else [request.camera]
-    list_file = "-" if "-" in request.sources else request.list_file
+    arguments = request.sources or []
+    list_file = "-" if "-" in arguments else request.from_file
     names = [] if list_file is None else read_list(list_file)
-    arguments = [argument for argument in request.sources if argument != "-"]
+    arguments = [argument for argument in arguments if argument != "-"]
     found = find_sources(arguments, names=names, recursive=request.recursive, videos=True, skip=skip, skipped=skipped)
     for text in describe_skipped(skipped):
         print_status(f"pyface: {text}")
-    if request.globs or request.excludes:
-        return select_sources([*found, *sources], request.globs, request.excludes)
+    if request.glob or request.exclude:
+        return select_sources([*found, *sources], request.glob or [], request.exclude or [])
     return [*found, *sources]
 
 
@@ -479,7 +457,7 @@ def _open_results(
 ) -> Iterator[tuple[Write, dict[str, bool], tuple[str, int] | None]]:
     """Returns the function that writes a result, the sources that are done, and the video within which the results end.
 
-    The sources come with whether they had failed, the video with the number of its last frame.
+    Each source that is done comes with whether it failed, and the video with the number of its last frame.
     """
     from pyface.io.results import OutputError, json_line
 
@@ -569,7 +547,7 @@ def _reporting_failures(write: Write) -> Write:
 
 
 def _write_results(run: Run, sources: list[Source], write: Callable[[dict[str, Any]], None], resumable: bool) -> None:
-    """Detects and writes, and turns what may end a run early into one sentence."""
+    """Detects faces and writes the results; what ends a run early is reported in one sentence."""
     report = run.report
     try:
         with report, contextlib.closing(run.results(sources)) as results:

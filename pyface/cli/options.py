@@ -63,6 +63,10 @@ MinFace = Annotated[
         show_default="the model's own",
     ),
 ]
+ScoreThreshold = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Keep faces with a score above this.", show_default="the model's own"),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 LowestScore = Annotated[float, typer.Option(min=0, max=1, help="Measure detections with a score above this.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")]
@@ -142,7 +146,7 @@ class DetectorRequest:
     Attributes:
         model: Its name.
         weights: "default", a file, or "none" for random weights.
-        options: Of `FaceDetector`.
+        options: Options of `FaceDetector`.
     """
 
     model: str
@@ -195,6 +199,12 @@ class DetectorOptions:
     size: Size = None
     multiscale: Multiscale = None
     lowest_score: LowestScore = LOWEST_SCORE
+
+    def refuse(self, context: typer.Context) -> None:
+        """Fails if one of these options was given: there is no model that it could be for."""
+        for option in fields(self):
+            if context.get_parameter_source(option.name).name == "COMMANDLINE":  # type: ignore[union-attr]
+                fail(f"--{option.name.replace('_', '-')} needs --model; leave it out")
 
     def request(self, model: str) -> DetectorRequest:
         """The detector of this name with these options."""

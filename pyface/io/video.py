@@ -199,7 +199,7 @@ class VideoWriter:
         codec: The codec in use: "mpeg4", which browsers do not play, only if PyAV has no H.264 encoder.
 
     Raises:
-        VideoError: The path's folder does not exist, or its ending names no kind of video.
+        VideoError: The path's folder does not exist, or its suffix is not that of a video.
         ImportError: PyAV is not installed.
     """
 

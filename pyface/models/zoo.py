@@ -26,7 +26,7 @@ from pyface.models.checkpoints import (
     save_checkpoint,
 )
 from pyface.models.densebox import DenseBoxConfig, DenseBoxLite, DenseBoxLiteConfig, DenseBoxVGG19
-from pyface.models.exported import Description, ExportedModel, Graph, is_exported
+from pyface.models.exported import Description, ExportedCascade, ExportedModel, Graph, is_exported
 from pyface.models.mtcnn import MTCNN, MTCNNConfig
 from pyface.models.s3fd import S3FDVGG16, S3FDLite, S3FDLiteConfig, S3FDVGG16Config
 from pyface.models.single_shot import SingleShot
@@ -253,11 +253,13 @@ def _load(row: Row, path: str | os.PathLike[str]) -> FaceModel:
     return model.eval()
 
 
-def _open_exported(path: str, weights: object) -> ExportedModel:
+def _open_exported(path: str, weights: object) -> FaceModel:
     if weights != "default":
         raise ValueError(f"weights must be left out for {path}, which has its own, got {weights!r}")
     graph = Graph(path)
     description = Description.read(graph.properties, path)
+    if description.outputs == "network":
+        return ExportedCascade(graph, configured(model_info("mtcnn").config, description.config, path))
     if description.outputs != "faces":
         raise ValueError(f"{path} returns raw maps, so pyface cannot detect with it; export it without --heads")
     row = model_info(description.model)

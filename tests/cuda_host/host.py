@@ -1,6 +1,7 @@
 """Builds the CUDA kernels for the emulated device, and calls them in place of the CPU's on CPU tensors."""
 
 import ctypes
+import fcntl
 import importlib.machinery
 import importlib.util
 import json
@@ -68,15 +69,18 @@ def build(source: Path, folder: Path) -> Path:
         "pybind11_DIR": pybind11.get_cmake_dir(),
     }
     options = [f"-D{name}={value}" for name, value in settings.items()]
-    # A build tool that lay in pip's isolated environment is gone.
-    (folder / "CMakeCache.txt").unlink(missing_ok=True)
-    for command in (
-        ["cmake", "-S", str(source), "-B", str(folder), "-G", "Ninja", *options],
-        ["cmake", "--build", str(folder), "--target", "_C"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"the kernels do not compile for the emulated device:\n{done.stdout}\n{done.stderr}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be building
+        # A build tool that lay in pip's isolated environment is gone.
+        (folder / "CMakeCache.txt").unlink(missing_ok=True)
+        for command in (
+            ["cmake", "-S", str(source), "-B", str(folder), "-G", "Ninja", *options],
+            ["cmake", "--build", str(folder), "--target", "_C"],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise RuntimeError(f"the kernels do not compile for the emulated device:\n{done.stdout}\n{done.stderr}")
     return folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
