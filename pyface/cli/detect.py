@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pyface.redact import Cover
 
 
-FILES, VIDEOS, PRIVACY = "File selection", "Videos and cameras", "Crops and privacy"
+FILES, VIDEOS, PRIVACY, RESULTS = "File selection", "Videos and cameras", "Crops and privacy", "Results"
 """Panels of the help."""
 
 
@@ -140,7 +140,11 @@ class CopyRequest:
 
     save: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Save copies of images and videos with the faces drawn, or covered."),
+        typer.Option(
+            metavar="DIR",
+            help="Save copies of images and videos with the faces drawn, or covered.",
+            rich_help_panel=RESULTS,
+        ),
     ] = None
     blur: Annotated[
         bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel=PRIVACY)
@@ -229,6 +233,7 @@ class Request:
             "-o",
             metavar="FILE",
             help="Write the results to this file, in the format of its suffix: .jsonl, .csv or .parquet.",
+            rich_help_panel=RESULTS,
         ),
     ] = None
     format: Annotated[
@@ -238,6 +243,7 @@ class Request:
             help="Format of --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
             "(tasks with predictions).",
             show_default="by the suffix of FILE",
+            rich_help_panel=RESULTS,
         ),
     ] = None
     resume: Annotated[
@@ -246,9 +252,12 @@ class Request:
             "--resume",
             help="Continue --output FILE (.jsonl or .csv): skip the images that it already has. Model, weights and "
             "options must be the same as before; FILE.run.json records them.",
+            rich_help_panel=RESULTS,
         ),
     ] = False
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.", rich_help_panel=RESULTS)
+    ] = False
     copies: CopyRequest
 
     @property
