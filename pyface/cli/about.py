@@ -104,7 +104,7 @@ def convert(
     """Converts a public checkpoint to pyface's own format.
 
     Popular public checkpoints are detected automatically: of S3FD (yxlijun, clcarwin, face-alignment), SRN, SSH
-    (Caffe's names) and MTCNN (facenet-pytorch, ipazc). `pyface detect --weights` takes a file of either format.
+    (Caffe's names) and MTCNN (facenet-pytorch, ipazc). `pyface detect --weights` takes files in either format.
 
     Example:
 

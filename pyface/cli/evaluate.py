@@ -66,7 +66,7 @@ class FacesRequest:
     form: Annotated[
         Literal["faces", "coco"], typer.Option("--format", help="Figures: AP by size of face, or COCO's twelve.")
     ] = "faces"
-    iou: Annotated[list[float], typer.Option(min=0.01, max=1, help="IoU of a match; may be repeated.")] = field(
+    iou: Annotated[list[float], typer.Option(min=0.01, max=1, help="Lowest IoU of a match; may be repeated.")] = field(
         default_factory=lambda: [0.5, 0.4]
     )
     detector: DetectorOptions
@@ -93,7 +93,7 @@ class Measured(NamedTuple):
 @app.command()
 @takes_options
 def faces(context: typer.Context, request: FacesRequest) -> None:
-    """Average precision of a detector, or of a file of detections, on annotated images, by size of face.
+    """Measures average precision on annotated images, of a detector or of a file of detections, by face size.
 
     Data is in the format of WIDER FACE (images/ and bbx_gt.txt), COCO or YOLO. A detection that matches an ignore box
     does not count. `--format coco` gives the figures of pycocotools.

@@ -146,7 +146,7 @@ class DetectorRequest:
     Attributes:
         model: Its name.
         weights: "default", a file, or "none" for random weights.
-        options: Of `FaceDetector`.
+        options: Options of `FaceDetector`.
     """
 
     model: str

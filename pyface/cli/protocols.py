@@ -94,7 +94,7 @@ class WiderFaceRequest(ProtocolRequest):
 
 @takes_options
 def widerface(context: typer.Context, request: WiderFaceRequest) -> None:
-    """The WIDER FACE protocol, on prediction files or on a detector.
+    """Scores prediction files, or a detector, by the WIDER FACE protocol.
 
     With --model and --images the detector runs on the images first and writes prediction files.
 
@@ -173,13 +173,13 @@ class FddbRequest(ProtocolRequest):
         typer.Option(help="IoU of the pixels that FDDB's program paints, or of the continuous shapes."),
     ] = "pixels"
     fit_ellipses: Annotated[
-        bool, typer.Option("--fit-ellipses", help="Turn rectangles into ellipses by S3FD's linear map first.")
+        bool, typer.Option("--fit-ellipses", help="First turn rectangles into ellipses, by S3FD's linear map.")
     ] = False
 
 
 @takes_options
 def fddb(context: typer.Context, request: FddbRequest) -> None:
-    """The FDDB protocol: discrete and continuous scores, on files of detections or on a detector.
+    """Scores files of detections, or a detector, by the FDDB protocol, discrete and continuous.
 
     With --model the detector runs on --images first and writes one file per fold.
 

@@ -211,7 +211,7 @@ def _new_run(request: Request) -> Run:
 
 
 def _with_options(run: Run, request: Request, options: frozenset[str]) -> Run:
-    """Returns the run with the values that are on the command line. What goes with a replaced value goes too."""
+    """Returns the run with the values on the command line, without those that a replaced value makes void."""
     from pyface.training.trainer import started_by_torchrun
 
     values = {"data": tuple(map(str, request.data))} | _run_fields(request.settings)

@@ -199,14 +199,14 @@ def test_frames_and_tracks(run, tmp_path):
     pytest.importorskip("trackers", reason="trackers is not installed")
     from pyface.io.video import VideoWriter
 
-    with VideoWriter(tmp_path / "film.mp4") as film:
+    with VideoWriter(tmp_path / "video.mp4") as writer:
         for k in range(3):
-            film.write(np.full((32, 48, 3), 80, np.uint8), k / 4)
-    run("detect", "film.mp4", "--format", "coco", "--output", "a.json", "--track")
+            writer.write(np.full((32, 48, 3), 80, np.uint8), k / 4)
+    run("detect", "video.mp4", "--format", "coco", "--output", "a.json", "--track")
     content = json.loads(Path("a.json").read_text())
-    assert [image["file_name"] for image in content["images"]] == [f"film.mp4-00000{k}" for k in range(3)]
-    run("detect", "film.mp4", "--format", "yolo", "--output", "data")
-    assert sorted(path.name for path in Path("data/labels").iterdir()) == [f"film.mp4-00000{k}.txt" for k in range(3)]
+    assert [image["file_name"] for image in content["images"]] == [f"video.mp4-00000{k}" for k in range(3)]
+    run("detect", "video.mp4", "--format", "yolo", "--output", "data")
+    assert sorted(path.name for path in Path("data/labels").iterdir()) == [f"video.mp4-00000{k}.txt" for k in range(3)]
 
 
 def test_an_interrupted_run_leaves_a_whole_file(run, photos, fake_model, monkeypatch):
@@ -232,13 +232,13 @@ def test_an_interrupted_run_leaves_a_whole_file(run, photos, fake_model, monkeyp
         (["--format", "coco", "--output", "there.json"], ["there.json exists already; --overwrite replaces it"]),
         (["--format", "coco", "--output", "there.json/x.json"], ["there.json/x.json cannot be written"]),
         (["--format", "yolo", "--output", "data"], ["labels exists already; remove it"]),
-        (["--format", "labelstudio", "--output", "x.json", "film.mp4"], ["is for images, got the video film.mp4"]),
+        (["--format", "labelstudio", "--output", "x.json", "video.mp4"], ["is for images, got the video video.mp4"]),
     ],
 )
 def test_mistakes_are_one_sentence(run, photos, arguments, words, assert_one_sentence):
     Path("there.json").write_text("{}")
     Path("data/labels").mkdir(parents=True)
-    Path("film.mp4").write_bytes(b"")
+    Path("video.mp4").write_bytes(b"")
     assert_one_sentence(run("detect", "in/a.png", *arguments, status=2), *words)
 
 
