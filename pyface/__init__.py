@@ -16,6 +16,7 @@ __all__ = [
     "Detections",
     "FaceDetector",
     "ImageError",
+    "Tracks",
     "VideoError",
     "VideoWriter",
     "archive",
@@ -37,6 +38,7 @@ _ROOMS = {
     "ImageError": "pyface.io.images",
     "VideoError": "pyface.io.video",
     "archive": "pyface.io.archives",
+    "Tracks": "pyface.tracks",
     "create_model": "pyface.models.zoo",
     "list_models": "pyface.models.zoo",
     "read_image": "pyface.io.images",
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from pyface.io.images import ImageError, read_image
     from pyface.io.video import VideoError, VideoWriter, video
     from pyface.models.zoo import create_model, list_models
+    from pyface.tracks import Tracks
 
 
 def __getattr__(name: str) -> Any:

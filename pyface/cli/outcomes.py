@@ -17,7 +17,6 @@ import cv2
 from pyface.cli.console import print_status
 from pyface.cli.copies import Copies, CopyError, VideoCopy
 from pyface.cli.report import Report
-from pyface.cli.tracks import Tracks
 from pyface.detector import FaceDetector, Outcome
 from pyface.io.archives import ArchiveError, archive, member_source
 from pyface.io.images import ImageError, KindError, Pixels
@@ -35,6 +34,7 @@ from pyface.io.sources import (
     source_name,
 )
 from pyface.io.video import Frame, VideoError, video, video_seconds
+from pyface.tracks import Tracks
 
 Finished = TypeVar("Finished")
 

@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 class Tracks:
-    """The tracks of one video. A track begins in the second frame of a face, and ends a second after its last."""
+    """The tracks of one video. A track begins in the second frame of a face, and ends a second after its last.
+
+    Raises:
+        ImportError: The package trackers is not installed.
+    """
 
     def __init__(self) -> None:
         from trackers import ByteTrackTracker
