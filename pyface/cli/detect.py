@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pyface.cli.cluster import ClusterRequest, OutputRequest, detect_on_cluster
 from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, fail, print_status
 from pyface.cli.options import (
     BatchSize,
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from pyface.cli.outcomes import Run
     from pyface.detector import FaceDetector
     from pyface.redact import Cover
+
+
+RAY = "Many machines (Ray)"
 
 
 @dataclass(frozen=True)
@@ -186,8 +190,10 @@ def detect(
         ),
     ] = False,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write the results to a .jsonl or .csv file."),
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write the results to a .jsonl or .csv file; with --ray to a folder."
+        ),
     ] = None,
     save: Annotated[
         Path | None,
@@ -237,6 +243,43 @@ def detect(
             rich_help_panel="Crops and privacy",
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|ADDRESS",
+            help="Detect on a Ray cluster; auto: the one of this machine, or a new one on it.",
+            rich_help_panel=RAY,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Detectors on the cluster, with --threads CPUs each.",
+            show_default="as many as it has room for",
+            rich_help_panel=RAY,
+        ),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="F",
+            help="GPUs per detector; 0.25: four share one.",
+            show_default="1 if the cluster has GPUs",
+            rich_help_panel=RAY,
+        ),
+    ] = None,
+    rows: Annotated[
+        Literal["parquet", "jsonl"], typer.Option(help="Format of the files in --output DIR.", rich_help_panel=RAY)
+    ] = "parquet",
+    image_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Column of parquet files with image files.", rich_help_panel=RAY)
+    ] = "bytes",
+    source_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Column of parquet files with their names.", rich_help_panel=RAY)
+    ] = "source",
     max_pixels: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
@@ -271,6 +314,7 @@ def detect(
     find photos -newer last -print0 | pyface detect - --output new.jsonl
     pyface detect photos/ --save out/ --blur      # the faces that are found, blurred
     pyface detect photos/ --crops faces/          # every face, aligned
+    pyface detect s3://bucket/photos --ray auto --output s3://bucket/faces
     ```
     """
     options = {
@@ -292,12 +336,42 @@ def detect(
     covers += ["box"] if box else []
     copies = CopyRequest(save, covers, strip_gps, crops, crop_margin)
     wanted = SourceRequest(sources or [], from_file, camera, recursive, glob or [], exclude or [], shard)
-    detect_sources(Request(wanted, every, fps, track, detector, output, resume, overwrite, copies))
+    file = None if output is None else Path(output)
+    request = Request(wanted, every, fps, track, detector, file, resume, overwrite, copies)
+    _check_request(request)
+    if ray is None:
+        detect_sources(request)
+    else:
+        cluster = ClusterRequest(ray, workers, gpus, rows, image_column, source_column)
+        _detect_on_cluster(request, cluster, output)
+
+
+def _detect_on_cluster(request: Request, cluster: ClusterRequest, folder: str | None) -> None:
+    """Checks that the options are among those that work on a cluster, and runs the detector there."""
+    wanted, copies = request.sources, request.copies
+    others = {
+        "--from-file": wanted.list_file,
+        "--glob": wanted.globs,
+        "--exclude": wanted.excludes,
+        "--shard": wanted.shard,
+        "--camera": wanted.camera is not None,
+        "--every": request.every > 1,
+        "--fps": request.fps,
+        "--track": request.track,
+        "--save": copies.save,
+        "--crops": copies.crops,
+    }
+    given = [name for name, value in others.items() if value]
+    if given:
+        fail(f"{' and '.join(given)} must be left out with --ray, which reads images and writes results only")
+    if folder is None:
+        fail("--ray needs a folder for its results; add --output DIR")
+    output = OutputRequest(folder, request.resume, request.overwrite)
+    detect_on_cluster(cluster, request.detector, wanted.sources, wanted.recursive, output)
 
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the sources that are asked for, and ends with the status of the command."""
-    _check_request(request)
     sources, places, crops = _find_sources(request)
     detector = request.detector.make()
     _check_landmarks(request, detector)
