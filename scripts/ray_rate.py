@@ -40,7 +40,7 @@ def main() -> None:
     names = (found * -(-options.images // len(found)))[: options.images]
     detector = FaceDetector(options.model, device="cpu", threads=options.workers)
     worker = FaceDetector(options.model, device="cpu", threads=1)
-    ray.init(num_cpus=options.workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=options.workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     rates: dict[str, list[tuple[float, float]]] = {"one process": [], "Ray": []}
     one_process(detector, names[:START])
     for _ in range(options.rounds):

@@ -93,6 +93,8 @@ def image_files(paths: Sequence[str], names: Sequence[str], filesystem: fs.FileS
 
 
 def _read_parquet(paths: list[str], filesystem: fs.FileSystem | None, image: str, source: str) -> ImageDataset:
+    # Its new reader lists files in a task that needs a CPU, and waits for ever where the actors have taken all.
+    ray.data.DataContext.get_current().use_datasource_v2 = False
     dataset = ray.data.read_parquet(paths, filesystem=filesystem, num_cpus=0)
     names = dataset.schema().names
     missing = [name for name in (image, source) if name not in names]
