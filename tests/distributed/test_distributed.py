@@ -1,5 +1,6 @@
 """Detection on a local Ray cluster of two nodes, one of which is lost: every image once, as in one process."""
 
+import contextlib
 import io
 import json
 import os
@@ -7,8 +8,8 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -87,20 +88,31 @@ def faces_of(found: dict) -> dict:
     return {name: faces for name, faces in found.items() if isinstance(faces, list)}
 
 
-def worker_processes() -> list[int]:
-    """The processes of this cluster's detectors: grandchildren of this process, by way of a node's raylet."""
+def stat(process: int) -> list[str]:
+    """The fields of a process behind its name: state, parent, ..."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
-    def parent(process: int) -> int:
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
-    def is_worker(process: Path) -> bool:
-        try:
-            is_detector = (process / "cmdline").read_bytes().startswith(b"ray::MapWorker")
-            return is_detector and parent(parent(int(process.name))) == os.getpid()
-        except OSError:  # it has ended, or is another user's
-            return False
+def cpu_seconds() -> dict[int, float]:
+    """The CPU seconds of the detectors by process, grandchildren of this process by way of a node's raylet."""
+    seconds = {}
+    for process in (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            title = Path(f"/proc/{process}/cmdline").read_bytes()
+            is_ready = title.startswith(b"ray::MapWorker") and b"__init__" not in title
+            if is_ready and int(stat(int(stat(process)[1]))[1]) == os.getpid():
+                seconds[process] = sum(map(int, stat(process)[11:13])) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
-    return [int(process.name) for process in Path("/proc").iterdir() if process.name.isdecimal() and is_worker(process)]
+
+def wait_for_busy_worker() -> int:
+    """Returns the process of a detector that has just worked for half a second."""
+    first: dict[int, float] = {}
+    while True:
+        for process, seconds in cpu_seconds().items():
+            if seconds - first.setdefault(process, seconds) > 0.5:
+                return process
+        time.sleep(0.05)
 
 
 def test_a_worker_is_killed_and_a_node_removed(cluster, photos, expected, tmp_path):
@@ -108,20 +120,16 @@ def test_a_worker_is_killed_and_a_node_removed(cluster, photos, expected, tmp_pa
     images = read_images([str(photos)])
     found = detect(images.dataset, **MODEL, image=images.image, source=images.source, workers=2)
     folder = ResultFolder(str(tmp_path), "jsonl", rows_per_file=50)
-    written_before: list[int] = []
 
     def break_things() -> None:
-        while not list(tmp_path.glob("*.jsonl")):
-            time.sleep(0.05)
-        written_before.append(len(rows(tmp_path)))
-        os.kill(worker_processes()[0], signal.SIGKILL)
+        os.kill(wait_for_busy_worker(), signal.SIGKILL)
         made.remove_node(node, allow_graceful=False)
+        assert len(rows(tmp_path)) < NUMBER
 
-    thread = threading.Thread(target=break_things)
-    thread.start()
-    counts = folder.save(found)
-    thread.join()
-    assert 0 < written_before[0] < NUMBER
+    with ThreadPoolExecutor(1) as pool:
+        broken = pool.submit(break_things)
+        counts = folder.save(found)
+        broken.result()
     assert by_name(rows(tmp_path)) == expected
     assert (counts.images, counts.failed) == (NUMBER, 1)
     assert not list(tmp_path.glob(".*"))
