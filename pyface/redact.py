@@ -48,7 +48,7 @@ def redact(image: Any, detections: Detections, how: Cover = "blur", *, margin: f
     if not 0 <= margin < float("inf"):
         raise ValueError(f"margin must be a fraction of the box, 0 or more, got {margin}")
     canvas = read_original(image, detections.width, detections.height).copy()
-    for face in detections:
+    for face in detections.cpu():
         x1, y1, x2, y2 = covered_region(face, detections.width, detections.height, margin)
         canvas[y1:y2, x1:x2] = 0 if how == "box" else _coarse(canvas[y1:y2, x1:x2], how)
     return canvas

@@ -21,8 +21,7 @@ from typing import Self
 import ray
 
 from pyface import FaceDetector
-from pyface.distributed import ResultFolder, detect
-from pyface.distributed.images import local_images
+from pyface.distributed import ResultFolder, detect, image_dataset
 from pyface.io.sources import find_sources
 
 START = 64  # images that a worker takes at once
@@ -64,7 +63,7 @@ def one_process(detector: FaceDetector, names: list[str]) -> tuple[float, float]
 
 def on_ray(detector: FaceDetector, workers: int, names: list[str]) -> tuple[float, float]:
     """Returns the seconds and CPU seconds of the cluster for the same."""
-    images = local_images(names)
+    images = image_dataset(names)
     results = detect(images.dataset, detector, image=images.image, source=images.source, workers=workers)
     with tempfile.TemporaryDirectory() as folder, CpuMeter() as meter:
         start = time.perf_counter()

@@ -73,8 +73,7 @@ def main(
     ```
     pyface detect photos/ --save out/           # draw the faces into copies
     pyface detect photos/ --output faces.jsonl  # one JSON line per image
-    pyface models                               # the available detectors
-    pyface detect --help                        # all options of a command
+    pyface models                               # which detector to choose
     ```
     """
     # OpenMP's threads wait for work by spinning, which on a machine that has other things to do, such as reading and

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pyface.cli.console import check_outputs, fail, print_status, table_width, write_json
-from pyface.cli.options import BatchSize, Device, JsonFile, Precision, Size, parse_size
+from pyface.cli.options import BatchSize, Device, JsonFile, Precision, Size, parse_size, takes_options
 
 if TYPE_CHECKING:
     from pyface.benchmark import Timing
@@ -22,22 +22,10 @@ RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino"}
 DEFAULT_MODELS = ("mtcnn", "densebox_lite", "s3fd_lite", "srn_lite", "ssh_lite")  # the others take seconds per image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """The options of one call of `pyface benchmark`."""
+    """The options of `pyface benchmark`."""
 
-    models: list[str]
-    images: Path | None
-    size: str | None
-    batch_size: int
-    device: str
-    precision: str
-    seconds: float
-    runtimes: bool
-    json_file: Path | None
-
-
-def benchmark(
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,24 +33,32 @@ def benchmark(
             help="Detector to time; `pyface models` lists them. May be repeated.",
             show_default="mtcnn and the lite detectors",
         ),
-    ] = None,
+    ] = None
     images: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of images; up to 64 of them are used.", show_default="examples/"),
-    ] = None,
-    size: Size = None,
-    batch_size: BatchSize = 8,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure each detector.")] = 5.0,
+    ] = None
+    size: Size = None
+    batch_size: BatchSize = 8
+    device: Device = "auto"
+    precision: Precision = "fp32"
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure each detector.")] = 5.0
     runtimes: Annotated[
         bool,
         typer.Option(
             "--runtimes", help="Also time the detectors exported to onnxruntime and OpenVINO, if these are installed."
         ),
-    ] = False,
-    json_file: JsonFile = None,
-) -> None:
+    ] = False
+    json_file: JsonFile = None
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the detectors, each once."""
+        return list(dict.fromkeys(self.model or DEFAULT_MODELS))
+
+
+@takes_options
+def benchmark(request: Request) -> None:
     """Measures the speed of detectors on this machine, from image files to faces.
 
     Prints images per second, milliseconds per image by stage, and peak memory. Detectors without weights are timed
@@ -76,8 +72,7 @@ def benchmark(
     pyface benchmark --model s3fd_lite --runtimes
     ```
     """
-    names = list(dict.fromkeys(model or DEFAULT_MODELS))
-    time_detectors(Request(names, images, size, batch_size, device, precision, seconds, runtimes, json_file))
+    time_detectors(request)
 
 
 def time_detectors(request: Request) -> None:

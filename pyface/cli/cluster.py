@@ -5,54 +5,78 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
 from pyface.cli.console import FAILED, INTERRUPTED, count, fail, print_status
 from pyface.cli.options import DetectorRequest
+from pyface.io.sources import Source
 
 if TYPE_CHECKING:
     from pyface.distributed import ResultFolder
 
 
-@dataclass(frozen=True)
-class ClusterRequest:
-    """The options of `pyface detect` that are for Ray.
-
-    Attributes:
-        address: Of the cluster; "auto": the one of this machine, or a new one on it.
-        workers: Number of detectors; None: as many as the cluster has room for.
-        gpus: GPUs per detector; None: one if the cluster has any and the device is not the CPU.
-        rows: Format of the results.
-        image_column, source_column: Columns of parquet files.
-    """
-
-    address: str
-    workers: int | None
-    gpus: float | None
-    rows: str
-    image_column: str
-    source_column: str
+PANEL = "Many machines (Ray)"
 
 
-@dataclass(frozen=True)
-class OutputRequest:
-    """The folder of results that a call of `pyface detect --ray` asks for; the attributes are its options."""
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """The cluster, and how it is used."""
 
-    folder: str
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|ADDRESS",
+            help="Detect on a Ray cluster; auto: the one of this machine, or a new one on it.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Detectors on the cluster, with --threads CPUs each.",
+            show_default="as many as it has room for",
+            rich_help_panel=PANEL,
+        ),
+    ] = None
+    gpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="F",
+            help="GPUs per detector; 0.25: four share one.",
+            show_default="1 if the cluster has GPUs",
+            rich_help_panel=PANEL,
+        ),
+    ] = None
+    image_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Column of parquet files with image files.", rich_help_panel=PANEL)
+    ] = "bytes"
+    source_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Column of parquet files with their names.", rich_help_panel=PANEL)
+    ] = "source"
+
+
+class OutputRequest(Protocol):
+    """What `pyface detect` asks for: a folder of results and what happens to those in it."""
+
+    output: str
+    format: str | None
     resume: bool
     overwrite: bool
 
 
 def detect_on_cluster(
-    request: ClusterRequest, detector: DetectorRequest, sources: list[str], recursive: bool, output: OutputRequest
+    options: ClusterOptions, detector: DetectorRequest, sources: list[Source], request: OutputRequest
 ) -> None:
     """Runs a detector on the images of a Ray cluster, and ends with the status of the command."""
     try:
         import ray
 
-        from pyface.distributed import ResultFolder, detect, read_images
+        from pyface.distributed import ResultFolder, detect, image_dataset
     except ImportError as error:
         fail(f'--ray needs {error.name}: pip install "pyface-engine[ray]"')
     from pyface.io.results import OutputError
@@ -60,13 +84,13 @@ def detect_on_cluster(
 
     made = detector.make()
     try:
-        has_gpus = _connect(request.address)
-        images = read_images(sources, recursive=recursive, image=request.image_column, source=request.source_column)
+        has_gpus = _connect(options.ray)
+        images = image_dataset(sources, image=options.image_column, source=options.source_column)
         folder = ResultFolder(
-            output.folder,
-            request.rows,  # type: ignore[arg-type]
-            resume=output.resume,
-            overwrite=output.overwrite,
+            request.output,
+            request.format or "parquet",  # type: ignore[arg-type]
+            resume=request.resume,
+            overwrite=request.overwrite,
             made_by=detector.facts(),
         )
         results = detect(
@@ -74,11 +98,10 @@ def detect_on_cluster(
             made,
             image=images.image,
             source=images.source,
-            filesystem=images.filesystem,
             done=folder.done,
-            workers=request.workers,
+            workers=options.workers,
             cpus=detector.options["threads"] or 1,
-            gpus=float(has_gpus and detector.options["device"] != "cpu") if request.gpus is None else request.gpus,
+            gpus=float(has_gpus and detector.options["device"] != "cpu") if options.gpus is None else options.gpus,
         )
         folder.save(results)
     except (SourceError, OutputError, ConnectionError, ValueError) as error:
@@ -92,7 +115,7 @@ def detect_on_cluster(
     _summarise(folder)
 
 
-def _connect(address: str) -> bool:
+def _connect(address: str | None) -> bool:
     """Joins a Ray cluster, or starts one on this machine, prints what it has, and returns whether it has GPUs."""
     import ray
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import typer
 
@@ -90,3 +90,13 @@ def write_json(path: Path | None, content: dict[str, Any]) -> None:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         fail(f"{path} cannot be written: {error.strerror}", FAILED)
+
+
+def write_plot(path: Path, kind: Literal["plot_curves", "plot_roc"], curves: Any) -> None:
+    """Plots curves with a function of `pyface.evaluation.plot`."""
+    from pyface.evaluation import plot
+
+    try:
+        getattr(plot, kind)(path, curves)
+    except (ImportError, OSError, ValueError) as error:
+        fail(error, FAILED)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Tracks:
-    """The tracks of one film. A track begins in the second frame of a face, and ends a second after its last."""
+    """The tracks of one video. A track begins in the second frame of a face, and ends a second after its last."""
 
     def __init__(self) -> None:
         from trackers import ByteTrackTracker

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from pyarrow import fs
 
 from pyface.detector import FaceDetector, Outcome
 from pyface.distributed.results import COLUMNS, fingerprints, is_in
@@ -25,7 +24,6 @@ def detect(
     *,
     image: str = "bytes",
     source: str = "source",
-    filesystem: fs.FileSystem | None = None,
     done: np.ndarray | None = None,
     workers: int | None = None,
     cpus: float = 1,
@@ -40,9 +38,8 @@ def detect(
     Args:
         dataset: One row per image.
         model: The name of a detector, or a detector, which is copied to the actors with its weights.
-        image: The column with the images: contents of image files (binary) or paths (string).
+        image: The column with the images: contents of image files (binary), or paths and addresses (string).
         source: The column with their names (string), which must differ.
-        filesystem: Where the paths are; None: in the file system of each machine.
         done: Sorted fingerprints of images to leave out, such as `ResultFolder.done`.
         workers: Number of actors; None: as many as the cluster's CPUs or GPUs are enough for.
         cpus: CPUs per actor, which are also the threads of its detector.
@@ -64,7 +61,7 @@ def detect(
         if schema is not None and name not in schema.names:
             raise ValueError(f"{role} must be a column of the dataset, got {name!r}; choose one of {schema.names}")
     detector = FaceDetector(model, **options) if isinstance(model, str) else model
-    arguments = (ray.put(detector), None if done is None else ray.put(done), image, source, filesystem)
+    arguments = (ray.put(detector), None if done is None else ray.put(done), image, source)
     pool = ray.data.ActorPoolStrategy(size=workers or count_workers(cpus, gpus))
     return dataset.map_batches(
         Worker,
@@ -97,21 +94,13 @@ class Worker:
     Args:
         detector: Reference to the detector.
         done: Reference to the fingerprints of images to leave out.
-        image, source, filesystem: See `detect`.
+        image, source: See `detect`.
     """
 
-    def __init__(
-        self,
-        detector: ray.ObjectRef,
-        done: ray.ObjectRef | None,
-        image: str,
-        source: str,
-        filesystem: fs.FileSystem | None,
-    ) -> None:
+    def __init__(self, detector: ray.ObjectRef, done: ray.ObjectRef | None, image: str, source: str) -> None:
         self.detector: FaceDetector = ray.get(detector)
         self.done = fingerprints([]) if done is None else ray.get(done)
         self.image, self.source = image, source
-        self.open = local_file if filesystem is None else stored_file(filesystem)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Returns the results of a batch of images, without those that are done."""
@@ -122,7 +111,7 @@ class Worker:
         names = [str(name) for name in batch[self.source].to_pylist()]
         for name, image, skip in zip(names, batch[self.image].to_pylist(), is_in(names, self.done), strict=True):
             if not skip:
-                yield name, self.open(image) if isinstance(image, str) else NamedBytes(name, image or b"")
+                yield name, image if isinstance(image, str) else NamedBytes(name, image or b"")
 
 
 class NamedBytes(io.BytesIO):
@@ -131,27 +120,6 @@ class NamedBytes(io.BytesIO):
     def __init__(self, name: str, content: bytes) -> None:
         super().__init__(content)
         self.name = name
-
-
-class StoredFile:
-    """A file in a file system of pyarrow, read when a thread of the detector's is ready for it."""
-
-    def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
-        self.filesystem, self.name = filesystem, path
-
-    def read(self, size: int) -> bytes:
-        with self.filesystem.open_input_stream(self.name) as file:
-            return file.read(size)
-
-
-def local_file(path: str) -> str:
-    """The detector opens local paths itself."""
-    return path
-
-
-def stored_file(filesystem: fs.FileSystem) -> Callable[[str], StoredFile]:
-    """Returns the function that opens a path in a file system."""
-    return lambda path: StoredFile(filesystem, path)
 
 
 def result(outcome: Outcome) -> dict[str, Any]:

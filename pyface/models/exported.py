@@ -222,6 +222,7 @@ class ExportedModel(SingleShot):
             "size",
             "most_enlarged",
             "smallest_face",
+            "has_landmarks",
             "nms_threshold",
             "nms_overlap",
             "nms_plus_one",

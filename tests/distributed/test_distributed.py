@@ -25,9 +25,8 @@ pa = pytest.importorskip("pyarrow", reason='needs pip install "pyface-engine[ray
 from pyarrow import parquet  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from pyface.distributed import ResultFolder, detect, read_images  # noqa: E402
+from pyface.distributed import ResultFolder, detect, image_dataset, read_images  # noqa: E402
 from pyface.distributed.detection import Worker  # noqa: E402
-from pyface.distributed.images import local_images  # noqa: E402
 from pyface.io.results import OutputError  # noqa: E402
 from pyface.io.sources import SourceError  # noqa: E402
 
@@ -186,15 +185,14 @@ def test_tars(cluster, photos, expected, tmp_path):
 
 def test_command(cluster, photos, expected, tmp_path):
     """As a user runs it: in a process of its own that joins the cluster."""
-    command = [sys.executable, "-m", "pyface", "detect", f"file://{photos}", "--ray", cluster[0].address]
+    command = [sys.executable, "-m", "pyface", "detect", str(photos), "--ray", cluster[0].address]
     command += ["--model", "mtcnn", "--min-face", "40", "--device", "cpu", "--workers", "1"]
-    command += ["--output", str(tmp_path / "out"), "--rows", "jsonl"]
+    command += ["--output", str(tmp_path / "out"), "--format", "jsonl"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert f"{NUMBER} images, " in done.stderr
     assert "1 image could not be read" in done.stderr
-    found = {name.removeprefix("file://"): faces for name, faces in by_name(rows(tmp_path / "out")).items()}
-    assert faces_of(found) == faces_of(expected)
+    assert by_name(rows(tmp_path / "out")) == expected
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert (again.returncode, f"{NUMBER} done before" in again.stderr) == (1, True), again.stderr
     assert len(rows(tmp_path / "out")) == NUMBER
@@ -206,6 +204,7 @@ def test_command(cluster, photos, expected, tmp_path):
         (["--fps", "2", "--ray", "auto"], "--fps must be left out with --ray"),
         (["--ray", "auto"], "--ray needs a folder for its results; add --output DIR"),
         (["--ray", "auto", "--resume"], "--resume needs a file of results"),
+        (["--ray", "auto", "--output", "out", "--format", "csv"], "--format must be parquet or jsonl with --ray"),
     ],
 )
 def test_mistaken_commands(arguments, message):
@@ -215,7 +214,7 @@ def test_mistaken_commands(arguments, message):
 
 
 def test_worker_keeps_errors_in_rows(cluster, tmp_path):
-    worker = Worker(ray.put(FaceDetector(**MODEL)), None, "path", "source", None)
+    worker = Worker(ray.put(FaceDetector(**MODEL)), None, "path", "source")
     found = worker(pa.table({"path": [str(tmp_path / "none.jpg")], "source": ["none.jpg"]})).to_pylist()
     assert found == [
         {
@@ -229,14 +228,14 @@ def test_worker_keeps_errors_in_rows(cluster, tmp_path):
 
 
 def test_mistakes(cluster, tmp_path):
-    with pytest.raises(SourceError, match=r"one kind and in one place, got .parquet, .tar"):
-        read_images(["a.parquet", "b.tar"])
-    with pytest.raises(SourceError, match="in one place, got local files, s3"):
-        read_images(["a.jpg", "s3://bucket/b.jpg"])
+    with pytest.raises(SourceError, match=r"must be of one kind, got .parquet, images"):
+        image_dataset(["a.parquet", "b.jpg"])
+    with pytest.raises(SourceError, match=r"b.zip: sources must be images, .parquet or .tar files"):
+        image_dataset(["a.jpg", "b.zip"])
     parquet.write_table(pa.table({"key": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match="must have the columns 'bytes' and 'source', got key"):
         read_images([str(tmp_path / "a.parquet")])
-    dataset = local_images(["a.jpg"]).dataset
+    dataset = image_dataset(["a.jpg"]).dataset
     with pytest.raises(ValueError, match="image must be a column of the dataset, got 'bytes'"):
         detect(dataset, **MODEL)
     with pytest.raises(ValueError, match="must fit into the cluster"):
