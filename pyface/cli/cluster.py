@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -60,17 +60,18 @@ class ClusterOptions:
     ] = "source"
 
 
-class OutputRequest(Protocol):
-    """What `pyface detect` asks for: a folder of results and what happens to those in it."""
+@dataclass(frozen=True)
+class FolderRequest:
+    """The folder of results, and what happens to those in it."""
 
-    output: str
-    format: str | None
+    path: str
+    form: Literal["parquet", "jsonl"]
     resume: bool
     overwrite: bool
 
 
 def detect_on_cluster(
-    options: ClusterOptions, detector: DetectorRequest, sources: list[Source], request: OutputRequest
+    options: ClusterOptions, detector: DetectorRequest, sources: list[Source], wanted: FolderRequest
 ) -> None:
     """Runs a detector on the images of a Ray cluster, and ends with the status of the command."""
     try:
@@ -87,10 +88,10 @@ def detect_on_cluster(
         has_gpus = _connect(options.ray)
         images = image_dataset(sources, image=options.image_column, source=options.source_column)
         folder = ResultFolder(
-            request.output,
-            request.format or "parquet",  # type: ignore[arg-type]
-            resume=request.resume,
-            overwrite=request.overwrite,
+            wanted.path,
+            wanted.form,
+            resume=wanted.resume,
+            overwrite=wanted.overwrite,
             made_by=detector.facts(),
         )
         results = detect(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from pyface.cli.cluster import ClusterOptions, detect_on_cluster
+from pyface.cli.cluster import ClusterOptions, FolderRequest, detect_on_cluster
 from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, fail, print_status
 from pyface.cli.options import (
     BatchSize,
@@ -305,9 +305,9 @@ def detect(request: Request) -> None:
     if request.cluster.ray is None:
         detect_sources(request)
     else:
-        _check_cluster_request(request)
+        folder = _cluster_folder(request)
         sources, _, _ = _find_sources(request)
-        detect_on_cluster(request.cluster, request.detector.request(), sources, request)
+        detect_on_cluster(request.cluster, request.detector.request(), sources, folder)
 
 
 def detect_sources(request: Request) -> None:
@@ -389,8 +389,8 @@ def _check_request(request: Request) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _check_cluster_request(request: Request) -> None:
-    """Fails where an option is not for a cluster."""
+def _cluster_folder(request: Request) -> FolderRequest:
+    """Returns the folder for the results of a cluster; fails where an option is not for one."""
     others = {
         "--camera": request.sources.camera is not None,
         "--every": request.every > 1,
@@ -406,6 +406,8 @@ def _check_cluster_request(request: Request) -> None:
         fail("--ray needs a folder for its results; add --output DIR")
     if request.format not in (None, "parquet", "jsonl"):
         fail(f"--format must be parquet or jsonl with --ray, got {request.format}")
+    form: Literal["parquet", "jsonl"] = "jsonl" if request.format == "jsonl" else "parquet"
+    return FolderRequest(request.output, form, request.resume, request.overwrite)
 
 
 def _check_landmarks(request: Request, detector: FaceDetector) -> None:
