@@ -14,6 +14,9 @@ from pyface.cli.options import DetectorRequest
 from pyface.io.sources import Source
 
 if TYPE_CHECKING:
+    import ray
+
+    from pyface.detector import FaceDetector
     from pyface.distributed import ResultFolder
 
 
@@ -71,40 +74,24 @@ class FolderRequest:
 
 
 def detect_on_cluster(
-    options: ClusterOptions, detector: DetectorRequest, sources: list[Source], wanted: FolderRequest
+    options: ClusterOptions, request: DetectorRequest, sources: list[Source], wanted: FolderRequest
 ) -> None:
     """Runs a detector on the images of a Ray cluster, and ends with the status of the command."""
     try:
         import ray
 
-        from pyface.distributed import ResultFolder, detect, image_dataset
+        import pyface.distributed  # noqa: F401
     except ImportError as error:
         fail(f'--ray needs {error.name}: pip install "pyface-engine[ray]"')
     from pyface.io.results import OutputError
     from pyface.io.sources import SourceError
 
-    made = detector.make()
+    detector = request.make()
     try:
         has_gpus = _connect(options.ray)
-        images = image_dataset(sources, image=options.image_column, source=options.source_column)
-        folder = ResultFolder(
-            wanted.path,
-            wanted.form,
-            resume=wanted.resume,
-            overwrite=wanted.overwrite,
-            made_by=detector.facts(),
-        )
-        results = detect(
-            images.dataset,
-            made,
-            image=images.image,
-            source=images.source,
-            done=folder.done,
-            workers=options.workers,
-            cpus=detector.options["threads"] or 1,
-            gpus=float(has_gpus and detector.options["device"] != "cpu") if options.gpus is None else options.gpus,
-        )
-        folder.save(results)
+        gpus = float(has_gpus and request.options["device"] != "cpu") if options.gpus is None else options.gpus
+        folder = _open_folder(wanted, request)
+        folder.save(_detect(options, detector, sources, folder, request.options["threads"] or 1, gpus))
     except (SourceError, OutputError, ConnectionError, ValueError) as error:
         fail(error)
     except ray.exceptions.RayError as error:
@@ -114,6 +101,38 @@ def detect_on_cluster(
     finally:
         ray.shutdown()
     _summarise(folder)
+
+
+def _open_folder(wanted: FolderRequest, detector: DetectorRequest) -> ResultFolder:
+    from pyface.distributed import ResultFolder
+
+    return ResultFolder(
+        wanted.path, wanted.form, resume=wanted.resume, overwrite=wanted.overwrite, made_by=detector.facts()
+    )
+
+
+def _detect(
+    options: ClusterOptions,
+    detector: FaceDetector,
+    sources: list[Source],
+    folder: ResultFolder,
+    cpus: int,
+    gpus: float,
+) -> ray.data.Dataset:
+    """The dataset of the results that the folder does not have yet."""
+    from pyface.distributed import detect, image_dataset
+
+    images = image_dataset(sources, image=options.image_column, source=options.source_column)
+    return detect(
+        images.dataset,
+        detector,
+        image=images.image,
+        source=images.source,
+        done=folder.done,
+        workers=options.workers,
+        cpus=cpus,
+        gpus=gpus,
+    )
 
 
 def _connect(address: str | None) -> bool:
