@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyface.cores import is_forked, own_cores, threads_for, torch_threads
+from pyface.cores import is_forked, threads_for, torch_threads
 from pyface.detections import Detections
 from pyface.io.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, Truncated, decode_image, open_image
-from pyface.io.pipeline import hold_error, ordered_map
+from pyface.io.pipeline import hold_error, ordered_map, readers
 from pyface.models import zoo
 from pyface.models.base import FaceModel, Faces
 from pyface.models.inference import InferenceOptions
@@ -242,18 +242,15 @@ class FaceDetector:
         if isinstance(sources, str | os.PathLike | bytes | np.ndarray | Tensor):
             raise TypeError(f"sources must be several images, got one {type(sources).__name__}; pass it in a list")
         limits = _Limits(self.batch_size)
-        pool = ThreadPoolExecutor(min(8, own_cores()), thread_name_prefix="pyface-read")
-        try:
-            ahead = 2 * self.batch_size
-            taken = (self._take(source, bgr, copy) for source in sources)
-            opened = ordered_map(
-                pool, lambda item: self._open(item, bgr), taken, ahead=1.0, weight=_share_of_memory(2 * ahead)
-            )
-            decoded = ordered_map(pool, _decode, opened, ahead=1.0, weight=_share_of_memory(ahead))
+        ahead = 2 * self.batch_size
+        taken = (self._take(source, bgr, copy) for source in sources)
+        opened = ordered_map(
+            readers(), lambda item: self._open(item, bgr), taken, ahead=1.0, weight=_share_of_memory(2 * ahead)
+        )
+        decoded = ordered_map(readers(), _decode, opened, ahead=1.0, weight=_share_of_memory(ahead))
+        with closing(opened), closing(decoded):
             for batch in _batches(decoded, limits):
                 yield from self._detect(batch, limits)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def __repr__(self) -> str:
         return f"FaceDetector({type(self.model).__name__}, device={str(self.device)!r})"

@@ -21,7 +21,7 @@ _FACE_CORNERS = np.array([[14, 6, 1], [98, 6, 1], [98, 114, 1], [14, 114, 1]], n
 def redact(image: Any, detections: Detections, how: Cover = "blur", *, margin: float = 0.1) -> Pixels:
     """Covers the faces on a copy of their image.
 
-    Each face is covered by an upright rectangle: its box with a margin, and as far as its landmarks say that a tilted
+    Each face is covered by an upright rectangle: its box with a margin, enlarged where the landmarks show that a tilted
     face reaches beyond it. Faces that the detector missed stay visible, so a lower `score_threshold` is safer.
 
     Args:

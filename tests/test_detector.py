@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pyface import detector
+from pyface.cores import own_cores
 from pyface.detections import Detections
 from pyface.detector import FaceDetector, find_device, is_out_of_memory
 from pyface.draw import draw
@@ -200,9 +201,38 @@ def test_stream_is_lazy(fake_detector):
     for _ in range(10):
         next(stream)
     assert len(taken) < 60
-    threads = threading.active_count()
     stream.close()
-    assert threading.active_count() < threads
+
+
+def test_a_closed_stream_reads_nothing_any_more(fake_detector, monkeypatch):
+    running = set()
+    decode = detector.decode_image
+
+    def slow(opened):
+        running.add(threading.current_thread())
+        threading.Event().wait(0.05)
+        image = decode(opened)
+        running.remove(threading.current_thread())
+        return image
+
+    monkeypatch.setattr(detector, "decode_image", slow)
+    stream = fake_detector.stream(grey(40) for _ in range(100))
+    next(stream)
+    stream.close()
+    assert not running
+
+
+def test_calls_share_the_threads_that_read(fake_detector, monkeypatch):
+    """OpenCV loses memory with every thread that ends."""
+    threads = set()  # the objects, as the numbers of ended threads are used again
+    decode = detector.decode_image
+    monkeypatch.setattr(
+        detector, "decode_image", lambda opened: (threads.add(threading.current_thread()), decode(opened))[1]
+    )
+    for _ in range(20):
+        fake_detector([grey(40)])
+    assert len(threads) <= min(8, own_cores())
+    assert threading.current_thread() not in threads
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

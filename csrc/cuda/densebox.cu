@@ -243,19 +243,20 @@ __global__ void __launch_bounds__(kTile) write_targets(const __grid_constant__ T
 // Whether a positive cell of a map lies within `gray` cells of the thread's own, `reach` whole ones.
 __device__ bool is_gray(const Targets& plan, int64_t map_of_all, const Tile& tile, int reach) {
   const Disc disc{static_cast<float>(tile.column), static_cast<float>(tile.row), plan.how.gray};
-  const int64_t last_row = min(int64_t{tile.row} + reach, int64_t{plan.grid.height} - 1);
-  const int64_t last = min(int64_t{tile.column} + reach, int64_t{plan.grid.width} - 1);
-  const int64_t first = max(tile.column - reach, 0);
-  for (int64_t row = max(tile.row - reach, 0); row <= last_row; ++row)
-    for (int64_t word = first / 32; word <= last / 32; ++word) {
-      const uint32_t from_first = ~bits_below(static_cast<int>(max(first - 32 * word, int64_t{0})));
-      const uint32_t to_last = kWarp >> max(32 * word + 31 - last, int64_t{0});
-      uint32_t positive = plan.positive_row(map_of_all, row)[word] & from_first & to_last;
-      for (; positive != 0; positive &= positive - 1) {
-        const int64_t column = 32 * word + __ffs(static_cast<int>(positive)) - 1;
+  const auto last_of = [&](int at, int size) { return static_cast<int>(min(int64_t{at} + reach, size - int64_t{1})); };
+  const int last_row = last_of(tile.row, plan.grid.height), last = last_of(tile.column, plan.grid.width);
+  const int first = max(tile.column - reach, 0);
+  for (int row = max(tile.row - reach, 0); row <= last_row; ++row) {
+    const uint32_t* const words = plan.positive_row(map_of_all, row);
+    for (int word = first / 32; word <= last / 32; ++word) {
+      const uint32_t from_first = ~bits_below(max(first - 32 * word, 0));
+      const uint32_t to_last = kWarp >> max(32 * word + 31 - last, 0);
+      for (uint32_t positive = words[word] & from_first & to_last; positive != 0; positive &= positive - 1) {
+        const int column = 32 * word + __ffs(static_cast<int>(positive)) - 1;
         if (squared_distance(disc, row, column) <= disc.radius * disc.radius) return true;
       }
     }
+  }
   return false;
 }
 

@@ -104,7 +104,7 @@ def convert(
     """Converts a public checkpoint to pyface's own format.
 
     Popular public checkpoints are detected automatically: of S3FD (yxlijun, clcarwin, face-alignment), SRN, SSH
-    (Caffe's names) and MTCNN (facenet-pytorch, ipazc). `pyface detect --weights` takes a file of either format.
+    (Caffe's names) and MTCNN (facenet-pytorch, ipazc). `pyface detect --weights` takes files in either format.
 
     Example:
 
@@ -147,14 +147,14 @@ def convert_data(
         fail(f"--format must be wider, coco or yolo, got {form}")
     if target.exists():
         fail(f"{target} exists already; give a new folder")
-    from pyface.data.folder import read_folder, write_folder
-    from pyface.data.picture import DatasetError
+    from pyface.data.folder import read_annotated, write_folder
+    from pyface.data.picture import DatasetError, picture_of
 
     try:
-        pictures = read_folder(source)
-        names = [picture.path.relative_to(source / "images").as_posix() for picture in pictures]
-        write_folder(pictures, names, target, form)  # type: ignore[arg-type]
-    except (DatasetError, OSError) as error:
+        images = read_annotated(source)
+        pictures = [picture_of(image.path, image.boxes) for image in images]
+        write_folder(pictures, [image.name for image in images], target, form)  # type: ignore[arg-type]
+    except (DatasetError, ImportError, OSError) as error:
         fail(error)
     faces, ignored = (sum(map(len, boxes)) for boxes in zip(*((p.faces, p.ignore) for p in pictures), strict=True))
     print_status(f"{target}: {len(pictures):,} images, {faces:,} faces")

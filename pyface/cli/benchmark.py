@@ -62,7 +62,7 @@ def benchmark(request: Request) -> None:
     """Measures the speed of detectors on this machine, from image files to faces.
 
     Prints images per second, milliseconds per image by stage, and peak memory. Detectors without weights are timed
-    with random ones, at a score threshold that about 300 candidates per image pass.
+    with random weights and a score threshold that about 300 candidates per image pass.
 
     Examples:
 

@@ -43,6 +43,15 @@ def print_names(names: Sequence[str], what: str) -> None:
         print_status(f"{count(len(names), 'image')} {what}: {', '.join(names[:10])}{more}")
 
 
+def print_hint(source: Path, rate: float, pictures: Iterable[tuple[Any, Any]], expected: str = "x y w h score") -> None:
+    """Says what the rows of predictions look like if that explains a rate near 0; see `explain_low`."""
+    from pyface.evaluation.hints import LOW, explain_low
+
+    hint = explain_low(pictures, expected) if rate < LOW else None
+    if hint is not None:
+        print_status(f"almost nothing matches: the rows of {source} {hint}")
+
+
 def table_width(width: int) -> int | None:
     """Returns the width of a table where there is no terminal to give one, None where there is.
 

@@ -35,10 +35,10 @@ class Copies:
     Attributes:
         places: Where the copy of each image and video goes, and the folder for those of an archive; None: no copies.
         cover: How copies cover the faces; None: copies have the faces drawn instead.
-        gps: Whether covered photos keep the place where they were taken.
-        crops: Where the faces of each source go, without their numbers and the suffix; None: nowhere.
-        crop_margin: What crops have around the box, as a fraction of it; None: crops are aligned.
-        taken: The names of copies and crops that the images of archives have.
+        gps: Whether covered photos keep their GPS position.
+        crops: Where the crops of each source are written, without their numbers and the suffix; None: no crops.
+        crop_margin: Margin around the box, as a fraction of its size; None: crops are aligned.
+        taken: The names that copies and crops of images in archives already have.
     """
 
     places: dict[Source, Path] | None

@@ -16,6 +16,7 @@ import typer
 
 from pyface.cli.cluster import ClusterOptions, FolderRequest, detect_on_cluster
 from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, fail, print_status
+from pyface.cli.memory import keep_freed_memory
 from pyface.cli.options import (
     BatchSize,
     DetectorRequest,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from pyface.redact import Cover
 
 
-FILES, VIDEOS, PRIVACY = "Choice of files", "Videos and cameras", "Crops and privacy"
+FILES, VIDEOS, PRIVACY = "File selection", "Videos and cameras", "Crops and privacy"
 """Panels of the help."""
 
 
@@ -109,28 +110,28 @@ class SourceRequest:
     glob: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Take only files whose names fit, such as '*.jpg'.", rich_help_panel=FILES
+            metavar="PATTERN", help="Read only files whose names match, such as '*.jpg'.", rich_help_panel=FILES
         ),
     ] = None
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Leave out files whose names or folders fit: 'thumbs/*'.", rich_help_panel=FILES
+            metavar="PATTERN",
+            help="Skip files whose names or folders match, such as 'thumbs/*'.",
+            rich_help_panel=FILES,
         ),
     ] = None
     shard: Annotated[
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Take the I-th of N parts; each file is in one, chosen by its path.",
+            help="Read only the I-th of N parts of the files; a file's path decides which part it is in.",
             rich_help_panel=FILES,
         ),
     ] = None
     camera: Annotated[
         int | None,
-        typer.Option(
-            min=0, metavar="N", help="Read this camera of the machine, 0 for the first.", rich_help_panel=VIDEOS
-        ),
+        typer.Option(min=0, metavar="N", help="Read camera N of this machine; 0 is the first.", rich_help_panel=VIDEOS),
     ] = None
 
 
@@ -146,23 +147,26 @@ class CopyRequest:
         bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel=PRIVACY)
     ] = False
     pixelate: Annotated[
-        bool, typer.Option("--pixelate", help="Pixelate the faces instead.", rich_help_panel=PRIVACY)
+        bool, typer.Option("--pixelate", help="Pixelate the faces in the saved copies.", rich_help_panel=PRIVACY)
     ] = False
-    box: Annotated[bool, typer.Option("--box", help="Cover the faces with black boxes.", rich_help_panel=PRIVACY)] = (
-        False
-    )
+    box: Annotated[
+        bool,
+        typer.Option("--box", help="Cover the faces in the saved copies with black boxes.", rich_help_panel=PRIVACY),
+    ] = False
     strip_gps: Annotated[
         bool,
         typer.Option(
             "--strip-gps",
-            help="Leave the place out of the metadata of blurred, pixelated or boxed photos.",
+            help="Remove the GPS position from the metadata of blurred, pixelated or boxed photos.",
             rich_help_panel=PRIVACY,
         ),
     ] = False
     crops: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Save every face, aligned, 112 x 112; its line names the file.", rich_help_panel=PRIVACY
+            metavar="DIR",
+            help="Save every face, aligned, as an image of 112 x 112 pixels; the results name the files.",
+            rich_help_panel=PRIVACY,
         ),
     ] = None
     crop_margin: Annotated[
@@ -170,7 +174,7 @@ class CopyRequest:
         typer.Option(
             min=0,
             metavar="M",
-            help="Save the faces' boxes instead, with M times their size around them.",
+            help="Crop boxes instead of aligning faces, with a margin of M times the box's size on each side.",
             show_default="aligned faces",
             rich_help_panel=PRIVACY,
         ),
@@ -199,14 +203,14 @@ class Request:
     detector: DetectorOptions
     sources: SourceRequest
     every: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Of videos, take one frame in N.", rich_help_panel=VIDEOS)
+        int, typer.Option(min=1, metavar="N", help="Process one frame in N of each video.", rich_help_panel=VIDEOS)
     ] = 1
     fps: Annotated[
         float | None,
         typer.Option(
             min=0.001,
             metavar="F",
-            help="Of videos, take at most F frames per second.",
+            help="Process at most F frames per second of each video.",
             show_default="all frames",
             rich_help_panel=VIDEOS,
         ),
@@ -215,7 +219,7 @@ class Request:
         bool,
         typer.Option(
             "--track",
-            help="In videos, give the faces of one person the same id, in lines and saved videos.",
+            help="Give the faces of one person in a video the same id, in results and saved videos.",
             rich_help_panel=VIDEOS,
         ),
     ] = False
@@ -225,16 +229,17 @@ class Request:
             "--output",
             "-o",
             metavar="FILE",
-            help="Write the results to this file; .jsonl, .csv or .parquet says how. With --ray to this folder.",
+            help="Write the results to this file, in the format of its suffix: .jsonl, .csv or .parquet; with --ray to "
+            "this folder.",
         ),
     ] = None
     format: Annotated[
         Literal["jsonl", "csv", "parquet", "coco", "yolo", "labelstudio"] | None,
         typer.Option(
             metavar="FORMAT",
-            help="How to write --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
+            help="Format of --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
             "(tasks with predictions).",
-            show_default="by the ending of FILE",
+            show_default="by the suffix of FILE",
         ),
     ] = None
     resume: Annotated[
@@ -242,7 +247,7 @@ class Request:
         typer.Option(
             "--resume",
             help="Continue --output FILE (.jsonl or .csv): skip the images that it already has. Model, weights and "
-            "options must be the same as before; FILE.run.json keeps them.",
+            "options must be the same as before; FILE.run.json records them.",
         ),
     ] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False
@@ -274,18 +279,18 @@ def detect(request: Request) -> None:
 
     Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE (or CSV, one
     row per face). On a terminal without --output it prints a short line per image or video instead. An image or video
-    that cannot be read is reported in a line, and the run continues.
+    that cannot be read is reported, and the run continues.
 
     Results are written as soon as they are ready. Repeat an interrupted command with --resume to continue it. Videos
-    and cameras need `pip install "pyface-engine[video]"`. Ctrl-C ends a camera, and completes the saved video.
+    and cameras need `pip install "pyface-engine[video]"`. Ctrl-C stops reading a camera and completes the saved video.
 
-    Exit status: 0 all was read, 1 some could not be read (with --resume: now or before), 2 a mistake in the command,
-    130 interrupted with Ctrl-C.
+    Exit status: 0 if everything was read, 1 if something could not be read (with --resume: in this run or an earlier
+    one), 2 for a mistake in the command, 130 after Ctrl-C.
 
     Examples:
 
     ```
-    pyface detect photos/ --save out/             # draw the faces into copies
+    pyface detect photos/ --save out/             # copies with the faces drawn
     pyface detect photos/ -r --output faces.csv   # subfolders too, as a table
     pyface detect photos/ --output faces.jsonl --resume
     pyface detect big.jpg --size native --tile 1280
@@ -294,7 +299,7 @@ def detect(request: Request) -> None:
     pyface detect video.mp4 --track --save out/   # one id per person
     pyface detect --camera 0 --save out/          # until Ctrl-C
     find photos -newer last -print0 | pyface detect - --output new.jsonl
-    pyface detect photos/ --save out/ --blur      # the faces that are found, blurred
+    pyface detect photos/ --save out/ --blur      # copies with the found faces blurred
     pyface detect photos/ --crops faces/          # every face, aligned
     pyface detect photos.tar s3://bucket/more/    # archives and addresses
     pyface detect photos/ --format coco --output faces.json
@@ -312,6 +317,7 @@ def detect(request: Request) -> None:
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the sources that are asked for, and ends with the status of the command."""
+    keep_freed_memory()
     sources, places, crops = _find_sources(request)
     detector = request.detector.request().make()
     _check_landmarks(request, detector)
@@ -354,7 +360,7 @@ def _had_failures(sources: list[Source], done: dict[str, bool]) -> bool:
 
 
 def _check_request(request: Request) -> None:
-    """Fails where options exclude each other, or the results have nowhere to go."""
+    """Fails if options exclude each other or the results have nowhere to go."""
     given = request.sources
     if not given.sources and given.from_file is None and given.camera is None:
         raise typer.BadParameter("give images, videos or folders, or --camera N for a camera", param_hint="SOURCE")
@@ -477,7 +483,7 @@ def _open_results(
 ) -> Iterator[tuple[Write, dict[str, bool], tuple[str, int] | None]]:
     """Returns the function that writes a result, the sources that are done, and the video within which the results end.
 
-    The sources come with whether they had failed, the video with the number of its last frame.
+    Each source that is done comes with whether it failed, and the video with the number of its last frame.
     """
     from pyface.io.results import OutputError, json_line
 
@@ -568,7 +574,7 @@ def _reporting_failures(write: Write) -> Write:
 
 
 def _write_results(run: Run, sources: list[Source], write: Callable[[dict[str, Any]], None], resumable: bool) -> None:
-    """Detects and writes, and turns what may end a run early into one sentence."""
+    """Detects faces and writes the results; what ends a run early is reported in one sentence."""
     report = run.report
     try:
         with report, contextlib.closing(run.results(sources)) as results:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from pyface.cli.console import FAILED, check_outputs, fail, print_status, show_progress, write_json, write_plot
-from pyface.cli.options import DetectorOptions, JsonFile, Model, Plot, takes_options
+from pyface.cli.console import (
+    FAILED,
+    check_outputs,
+    fail,
+    print_hint,
+    print_names,
+    print_status,
+    show_progress,
+    write_json,
+    write_plot,
+)
+from pyface.cli.options import DetectorOptions, JsonFile, OptionalModel, Plot, takes_options
 from pyface.cli.protocols import fddb, widerface
 
 if TYPE_CHECKING:
-    from pyface.data.picture import Picture
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pyface.data.picture import AnnotatedImage, Picture
     from pyface.detections import Detections
     from pyface.evaluation.faces import Report
 
@@ -28,7 +41,8 @@ def main() -> None:
     Examples:
 
     ```
-    pyface evaluate faces --model s3fd_lite --data mine/ --worst worst/
+    pyface evaluate faces --data mine/ --model s3fd_lite --worst worst/
+    pyface evaluate faces --data mine/ --predictions results.json --format coco
     pyface evaluate widerface --ground-truth gt/ --predictions results.tar.gz
     pyface evaluate fddb --ground-truth folds/ --predictions detections.txt
     ```
@@ -39,9 +53,20 @@ def main() -> None:
 class FacesRequest:
     """The options of `pyface evaluate faces`."""
 
-    model: Model
-    data: Annotated[list[Path], typer.Option(metavar="DIR", help="Folder of images and annotations; may be repeated.")]
-    iou: Annotated[list[float], typer.Option(min=0.01, max=1, help="IoU of a match; may be repeated.")] = field(
+    data: Annotated[
+        list[Path], typer.Option(metavar="DIR", help="Folder of images and annotations, or COCO file; may be repeated.")
+    ]
+    model: OptionalModel = None
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Instead of --model: any program's detections, .json (COCO), .jsonl or .csv."
+        ),
+    ] = None
+    form: Annotated[
+        Literal["faces", "coco"], typer.Option("--format", help="Figures: AP by size of face, or COCO's twelve.")
+    ] = "faces"
+    iou: Annotated[list[float], typer.Option(min=0.01, max=1, help="Lowest IoU of a match; may be repeated.")] = field(
         default_factory=lambda: [0.5, 0.4]
     )
     detector: DetectorOptions
@@ -52,64 +77,141 @@ class FacesRequest:
     plot: Plot = None
 
 
+class Measured(NamedTuple):
+    """What was detected in the images, and its figures.
+
+    Attributes:
+        found: The detections of each image.
+        rows: The same as float64 [N, 5]: x, y, width, height and score.
+    """
+
+    report: Report
+    found: list[Detections]
+    rows: list[NDArray[np.float64]]
+
+
 @app.command()
 @takes_options
-def faces(request: FacesRequest) -> None:
-    """Average precision of a detector on annotated images, by size of face.
+def faces(context: typer.Context, request: FacesRequest) -> None:
+    """Measures average precision on annotated images, of a detector or of a file of detections, by face size.
 
-    Folders are in the format of WIDER FACE (images/ and bbx_gt.txt), COCO or YOLO. A detection that matches an ignore
-    box does not count.
+    Data is in the format of WIDER FACE (images/ and bbx_gt.txt), COCO or YOLO. A detection that matches an ignore box
+    does not count. `--format coco` gives the figures of pycocotools.
 
-    Example:
+    Examples:
 
     ```
-    pyface evaluate faces --model s3fd_lite --data mine/ --json figures.json
+    pyface evaluate faces --data mine/ --model s3fd_lite --json figures.json
+    pyface evaluate faces --data mine/ --predictions faces.jsonl
+    pyface evaluate faces --data mine/ --predictions results.json --format coco
     ```
     """
+    if (request.model is None) == (request.predictions is None):
+        fail("faces needs --model, a detector to run, or --predictions, a file of detections; give one of them")
+    if request.model is None:
+        request.detector.refuse(context)
+    check_outputs(request.json_file, request.plot, request.worst)
+    images = _read_folders(request.data)
+    measured = _run_detector(request, images) if request.model else _read_predictions(request, images)
+    report = measured.report
+    if request.form == "coco":
+        figures: dict[str, Any] = _coco_figures(images, measured.rows)
+        _print_coco(figures)
+    else:
+        figures = report.to_dict()
+        _print_faces(report, request.iou)
+    write_json(request.json_file, figures)
+    pictures = _pictures(images)
+    if request.plot is not None:
+        from pyface.evaluation.faces import curves
+
+        write_plot(request.plot, "plot_curves", curves(pictures, measured.found, request.iou))
+    if request.worst is not None:
+        _save_worst(request.worst, pictures, measured.found, report.best_threshold, request.iou[0])
+
+
+def _run_detector(request: FacesRequest, images: Sequence[AnnotatedImage]) -> Measured:
     from pyface.data.picture import DatasetError
 
-    check_outputs(request.json_file, request.plot, request.worst)
-    pictures = _read_folders(request.data)
-    detector = request.detector.request(request.model).make()
-    from pyface.evaluation.faces import curves, evaluate  # here, so that mistakes above do not wait for torch
+    detector = request.detector.request(str(request.model)).make()
+    from pyface.evaluation.coco import rows_of
+    from pyface.evaluation.faces import evaluate  # here, so that mistakes above do not wait for torch
 
     try:
         report, found = evaluate(
-            detector, pictures, request.iou, track=lambda results: show_progress(results, len(pictures))
+            detector, _pictures(images), request.iou, track=lambda results: show_progress(results, len(images))
         )
     except (DatasetError, ValueError) as error:
         fail(error)
-    _print_faces(report, request.iou)
-    write_json(request.json_file, report.to_dict())
-    if request.plot is not None:
-        write_plot(request.plot, "plot_curves", curves(pictures, found, request.iou))
-    if request.worst is not None:
-        _save_worst(request.worst, pictures, found, report.best_threshold, request.iou[0])
+    return Measured(report, found, [rows_of(of) for of in found])
 
 
-def _read_folders(folders: Sequence[Path]) -> list[Picture]:
+def _read_predictions(request: FacesRequest, images: Sequence[AnnotatedImage]) -> Measured:
+    from pyface.data.picture import DatasetError
+    from pyface.evaluation.faces import score
+    from pyface.evaluation.files import EvaluationError
+    from pyface.evaluation.predictions import read_predictions
+
+    file, pictures = Path(str(request.predictions)), _pictures(images)
+    try:
+        predictions = read_predictions(file, images)
+        found = predictions.detections(images)
+    except (DatasetError, EvaluationError) as error:
+        fail(error)
+    if len(predictions.missing) == len(images):
+        named = f", it names {predictions.unknown[0]}" if predictions.unknown else ""
+        fail(f"{file} must hold detections in images of {', '.join(map(str, request.data))}, got none{named}")
+    print_names(predictions.missing, "without predictions, counted as empty")
+    print_names(predictions.unknown, "not in the data, left out")
+    report = score(pictures, found, request.iou)
+    truth = ((rows, picture.faces) for rows, picture in zip(predictions.rows_as_given(), pictures, strict=True))
+    print_hint(file, max(report.average_precision.values()), truth, predictions.form)
+    return Measured(report, found, predictions.rows)
+
+
+def _pictures(images: Sequence[AnnotatedImage]) -> list[Picture]:
+    from pyface.data.picture import picture_of
+
+    return [picture_of(image.path, image.boxes) for image in images]
+
+
+def _read_folders(folders: Sequence[Path]) -> list[AnnotatedImage]:
     """Reads the data folders, or fails if they hold no faces to measure by."""
     from pyface.data.picture import DatasetError
 
     try:
-        pictures = [picture for folder in folders for picture in _read_folder(folder)]
-    except DatasetError as error:
+        images = [image for folder in folders for image in _read_folder(folder)]
+    except (DatasetError, ImportError) as error:
         fail(error)
-    if not any(len(picture.faces) for picture in pictures):
+    if not any(len(picture.faces) for picture in _pictures(images)):
         fail(f"{', '.join(map(str, folders))}: there are no annotated faces; average precision needs some")
-    return pictures
+    return images
 
 
-def _read_folder(folder: Path) -> list[Picture]:
-    from pyface.data.folder import annotations_in, read_folder
+def _read_folder(folder: Path) -> list[AnnotatedImage]:
+    from pyface.data.folder import annotations_in, read_annotated
     from pyface.io.sources import count_unreadable, describe_skipped
 
-    pictures = read_folder(folder)
+    images = read_annotated(folder)
     if not annotations_in(folder):
         print_status(f"{folder} has no annotations, so all its images count as having no faces")
         for text in describe_skipped(count_unreadable(path.name for path in (folder / "images").rglob("*"))):
             print_status(f"{folder}: {text}")
-    return pictures
+    return images
+
+
+def _coco_figures(images: Sequence[AnnotatedImage], rows: Sequence[NDArray[np.float64]]) -> dict[str, float | None]:
+    from pyface.evaluation.coco import coco_figures
+
+    try:
+        return coco_figures(images, rows)
+    except ImportError as error:
+        fail(error)
+
+
+def _print_coco(figures: Mapping[str, float | None]) -> None:
+    for name, value in figures.items():
+        typer.echo(f"{name:<6} {'-' if value is None else f'{value:.4f}'}")
 
 
 def _print_faces(report: Report, iou: Sequence[float]) -> None:
@@ -122,10 +224,13 @@ def _print_faces(report: Report, iou: Sequence[float]) -> None:
     for name, number, figures in rows:
         table.add_row(name, f"{number:,}", *(f"{figures[threshold]:.3f}" if number else "-" for threshold in iou))
     Console().print(table)
-    typer.echo(
-        f"{report.pictures:,} images, {report.pictures_per_second:.1f} per second; best F1 {report.best_f1:.3f} at "
-        f"IoU {iou[0]:g} with --score-threshold {report.score_threshold:.3f}"
-    )
+    best = f"best F1 {report.best_f1:.3f} at IoU {iou[0]:g}"
+    if report.pictures_per_second is None:
+        typer.echo(f"{report.pictures:,} images; {best} with scores of {report.best_threshold:.6g} or more")
+    else:
+        speed = f"{report.pictures_per_second:.1f} per second"
+        threshold = f"--score-threshold {report.score_threshold:.3f}"
+        typer.echo(f"{report.pictures:,} images, {speed}; {best} with {threshold}")
     if report.landmark_error is not None:
         typer.echo(f"landmark error: {report.landmark_error:.1%} of a face's size, on average")
 

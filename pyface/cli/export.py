@@ -62,9 +62,9 @@ class Request:
 def export(request: Request) -> None:
     """Exports a detector for other runtimes.
 
-    The file takes a batch of images and their sizes, and returns boxes, scores, landmarks and counts: decoding and
-    suppression are part of the graph. docs/deploy.md describes inputs and outputs. `pyface detect --model OUT` runs
-    these files.
+    The exported model takes a batch of images and their sizes, and returns boxes, scores, landmarks and counts:
+    decoding and suppression are part of the graph. docs/deploy.md describes inputs and outputs. `pyface detect --model
+    OUT` runs these files.
 
     Examples:
 
@@ -104,7 +104,7 @@ def export_detector(request: Request) -> None:
 
 
 def _check(request: Request) -> None:
-    """Fails before the work where options are wrong or the file could not be written."""
+    """Fails early if options are wrong or the file cannot be written."""
     target = request.target
     for name, value, choices in (
         ("precision", request.precision, ("fp32", "fp16")),

@@ -146,7 +146,7 @@ class DetectorRequest:
     Attributes:
         model: Its name.
         weights: "default", a file, or "none" for random weights.
-        options: Of `FaceDetector`.
+        options: Options of `FaceDetector`.
     """
 
     model: str
@@ -199,6 +199,12 @@ class DetectorOptions:
     size: Size = None
     multiscale: Multiscale = None
     lowest_score: LowestScore = LOWEST_SCORE
+
+    def refuse(self, context: typer.Context) -> None:
+        """Fails if one of these options was given: there is no model that it could be for."""
+        for option in fields(self):
+            if context.get_parameter_source(option.name).name == "COMMANDLINE":  # type: ignore[union-attr]
+                fail(f"--{option.name.replace('_', '-')} needs --model; leave it out")
 
     def request(self, model: str) -> DetectorRequest:
         """The detector of this name with these options."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +13,7 @@ from pyface.cli.console import (
     check_outputs,
     count,
     fail,
+    print_hint,
     print_names,
     print_status,
     show_progress,
@@ -52,13 +52,6 @@ class ProtocolRequest:
     def detector_request(self) -> DetectorRequest | None:
         """The detector that makes the predictions, if one does."""
         return None if self.model is None else self.detector.request(self.model)
-
-    def refuse_model_options(self, context: typer.Context) -> None:
-        """Fails if there is no model, but an option that only a model needs."""
-        for option in fields(self.detector):
-            is_given = context.get_parameter_source(option.name).name == "COMMANDLINE"  # type: ignore[union-attr]
-            if self.model is None and is_given:
-                fail(f"--{option.name.replace('_', '-')} needs --model; leave it out")
 
 
 class Failures:
@@ -101,7 +94,7 @@ class WiderFaceRequest(ProtocolRequest):
 
 @takes_options
 def widerface(context: typer.Context, request: WiderFaceRequest) -> None:
-    """The WIDER FACE protocol, on prediction files or on a detector.
+    """Scores prediction files, or a detector, by the WIDER FACE protocol.
 
     With --model and --images the detector runs on the images first and writes prediction files.
 
@@ -114,7 +107,8 @@ def widerface(context: typer.Context, request: WiderFaceRequest) -> None:
     """
     if request.predictions is None and request.model is None:
         fail("widerface needs --predictions, the files to score, or --model and --images, to make them")
-    request.refuse_model_options(context)
+    if request.model is None:
+        request.detector.refuse(context)
     if (request.model is None) != (request.images is None):
         fail("--model and --images must be given together, got one of them; add the other")
     score_widerface(request, request.predictions or Path(f"widerface-{request.model}"))
@@ -141,7 +135,7 @@ def score_widerface(request: WiderFaceRequest, predictions: Path) -> None:
     if len(result.missing) == len(truth):
         fail(f"{predictions} holds no predictions for any of the ground truth's images, event/image.txt")
     _print_widerface(result)
-    _print_hint(predictions, max(result.average_precision().values()), protocol.rows_and_faces(found, truth))
+    print_hint(predictions, max(result.average_precision().values()), protocol.rows_and_faces(found, truth))
     write_json(request.json_file, result.to_dict())
     if request.plot is not None:
         write_plot(request.plot, "plot_curves", result.curves)
@@ -179,13 +173,13 @@ class FddbRequest(ProtocolRequest):
         typer.Option(help="IoU of the pixels that FDDB's program paints, or of the continuous shapes."),
     ] = "pixels"
     fit_ellipses: Annotated[
-        bool, typer.Option("--fit-ellipses", help="Turn rectangles into ellipses by S3FD's linear map first.")
+        bool, typer.Option("--fit-ellipses", help="First turn rectangles into ellipses, by S3FD's linear map.")
     ] = False
 
 
 @takes_options
 def fddb(context: typer.Context, request: FddbRequest) -> None:
-    """The FDDB protocol: discrete and continuous scores, on files of detections or on a detector.
+    """Scores files of detections, or a detector, by the FDDB protocol, discrete and continuous.
 
     With --model the detector runs on --images first and writes one file per fold.
 
@@ -198,7 +192,8 @@ def fddb(context: typer.Context, request: FddbRequest) -> None:
     """
     if request.predictions is None and request.model is None:
         fail("fddb needs --predictions, the detections to score, or --model and --images, to make them")
-    request.refuse_model_options(context)
+    if request.model is None:
+        request.detector.refuse(context)
     if request.model is not None and request.images is None:
         fail("--model needs --images, the folder of FDDB's images")
     score_fddb(request, request.predictions or Path(f"fddb-{request.model}"))
@@ -233,7 +228,7 @@ def score_fddb(request: FddbRequest, predictions: Path) -> None:
     if request.plot is not None:
         write_plot(request.plot, "plot_roc", result.roc)
     _print_fddb_gaps(result, truth, request.images, paths, sizes)
-    _print_hint(predictions, result.roc.discrete.max(), protocol.rows_and_faces(detected, truth))
+    print_hint(predictions, result.roc.discrete.max(), protocol.rows_and_faces(detected, truth))
     failures.end()
 
 
@@ -284,12 +279,3 @@ def _prepare(request: DetectorRequest, target: Path) -> FaceDetector:
     target.mkdir(parents=True, exist_ok=True)
     print_status(f"writing predictions to {target}")
     return detector
-
-
-def _print_hint(source: Path, rate: float, pictures: Iterable[tuple[Any, Any]]) -> None:
-    """Says what the rows of predictions look like if that explains a rate near 0."""
-    from pyface.evaluation.hints import LOW, explain_low
-
-    hint = explain_low(pictures) if rate < LOW else None
-    if hint is not None:
-        print_status(f"almost nothing matches: the rows of {source} {hint}")

@@ -1,4 +1,4 @@
-"""Which faces of successive frames are one person's, by ByteTrack from the package trackers (the extra `track`)."""
+"""Matches the faces of one person in successive frames, by ByteTrack from the package trackers (the extra `track`)."""
 
 from __future__ import annotations
 

@@ -205,13 +205,11 @@ def _new_run(request: Request) -> Run:
     if request.model is None or not request.data:
         fail("name a model and --data DIR (or --config FILE, or --resume DIR)")
     model_info(request.model)  # lists the names if there is no such model
-    if request.model not in RECIPES:
-        fail(f"{request.model} has no recipe; there are recipes for {', '.join(sorted(RECIPES))}")
     return Run(model=request.model, data=tuple(map(str, request.data)), recipe=RECIPES[request.model])
 
 
 def _with_options(run: Run, request: Request, options: frozenset[str]) -> Run:
-    """Returns the run with the values that are on the command line. What goes with a replaced value goes too."""
+    """Returns the run with the values on the command line, without those that a replaced value makes void."""
     from pyface.training.trainer import started_by_torchrun
 
     values = {"data": tuple(map(str, request.data))} | _run_fields(request.settings)

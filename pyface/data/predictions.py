@@ -23,11 +23,11 @@ from pyface.io.sources import Source, is_address, source_name
 
 
 def image_name(result: Mapping[str, Any]) -> str:
-    """Returns the name of a result's image; frames are called as their crops are, such as "film.mp4-000010".
+    """Returns the name of a result's image; frames are called as their crops are, such as "video.mp4-000010".
 
     Example:
-        >>> image_name({"source": "film.mp4", "frame": 10})
-        'film.mp4-000010'
+        >>> image_name({"source": "video.mp4", "frame": 10})
+        'video.mp4-000010'
     """
     return f"{result['source']}-{result['frame']:06}" if "frame" in result else str(result["source"])
 

@@ -126,7 +126,7 @@ PLAIN: dict[Any, Callable[..., Any]] = {
 
 
 def logit(probability: float) -> float:
-    """What evidence must exceed for its sigmoid to exceed a probability."""
+    """The logit of a probability: larger values have a sigmoid above it."""
     if probability in (0, 1):
         return -NONE if probability else NONE
     return math.log(probability / (1 - probability))

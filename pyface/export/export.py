@@ -268,7 +268,7 @@ def finished(model: Any, description: Description) -> Any:
 
 
 def forget_sources(model: Any) -> None:
-    """Removes what the exporter notes about source files, with their paths on this machine."""
+    """Removes the exporter's notes on source files, which contain paths of this machine."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("metadata_props")

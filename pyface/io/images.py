@@ -334,7 +334,7 @@ def _from_tensor(tensor: Tensor) -> Tensor:
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
-    """A tensor of uint8, or of floating-point values from 0 to 1, as uint8."""
+    """Converts a tensor of uint8, or of floating-point values from 0 to 1, to uint8."""
     if tensor.dtype == torch.uint8:
         return tensor
     if not tensor.is_floating_point():

@@ -27,7 +27,7 @@ class Metadata(NamedTuple):
         orientation: How the pixels are turned in the file, as an EXIF orientation from 1 to 8.
         exif: The EXIF block, without thumbnails and maker notes; None if there is none.
         icc: The ICC profile of RGB pixels, None if there is none.
-        jpeg: Pillow's options that save a JPEG as finely as the original was; empty for other files.
+        jpeg: Pillow's options that save a JPEG in the quality of the original; empty for other files.
     """
 
     orientation: int
@@ -40,7 +40,7 @@ def save_photo(path: Path, image: Pixels, original: str | PathLike[str] | Binary
     """Saves the upright pixels of a changed photo with the metadata of the original.
 
     The orientation is kept, so the pixels are turned back to how the original has them. Thumbnails, previews, maker
-    notes and XMP are left out, since they may show or tell what was removed from the pixels.
+    notes and XMP are left out, since they may contain what was removed from the pixels.
 
     Args:
         path: The file, ending in .jpg, .jpeg or .png; folders on the way are made.

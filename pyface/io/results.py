@@ -36,7 +36,7 @@ def failed(source: str, error: str) -> dict[str, Any]:
 
 
 def of_frame(result: dict[str, Any], source: str, frame: int, time: float) -> dict[str, Any]:
-    """Returns the result of a video's frame: that of its image, with the video, its number and its time in seconds."""
+    """Returns the result of a frame: that of the image, with the video, the frame's number and its time in seconds."""
     return {"source": source, "frame": frame, "time": round(time, 6)} | {
         k: v for k, v in result.items() if k != "source"
     }
@@ -357,7 +357,7 @@ def _csv_results(path: Path) -> Iterator[tuple[int, str | None, int | None, bool
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (where it ends, fields) of every whole row; a quoted name may hold line breaks."""
+    """Yields the end and the fields of every complete row; a quoted name may contain line breaks."""
     end, record = 0, b""
     with path.open("rb") as file:
         for line in file:

@@ -117,7 +117,8 @@ def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
                 yield Frame(name, count, time - first), frame
                 count += 1
         except av.error.FFmpegError as error:
-            raise VideoError(f"{name} breaks off after {count:,} frames ({_reason(error)})") from error
+            what = f"breaks off after {count:,} frames" if count else "cannot be decoded"
+            raise VideoError(f"{name} {what} ({_reason(error)})") from error
         if count == 0:
             raise VideoError(f"{name} has no frames")
         seconds = _duration(container, stream)
@@ -198,7 +199,7 @@ class VideoWriter:
         codec: The codec in use: "mpeg4", which browsers do not play, only if PyAV has no H.264 encoder.
 
     Raises:
-        VideoError: The path's folder does not exist, or its ending names no kind of video.
+        VideoError: The path's folder does not exist, or its suffix is not that of a video.
         ImportError: PyAV is not installed.
     """
 
@@ -292,4 +293,6 @@ def _pyav() -> ModuleType:
 def _reason(error: Exception) -> str:
     if type(error).__name__ == "ExitError":  # what PyAV's timeout raises
         return f"no answer within {PATIENCE:g} seconds"
+    if type(error).__name__ == "DecoderNotFoundError":
+        return "PyAV has no decoder for its codec"
     return str(getattr(error, "strerror", None) or error).split("\n")[0]

@@ -335,13 +335,13 @@ class ExportedModel(SingleShot):
         self._original[0].check_options(options)
 
     def forward(self, images: Tensor) -> Any:
-        """Raises, since the file has no maps."""
+        """Raises an error: an exported file returns no maps."""
         raise NotImplementedError(f"{self.graph.path} returns faces, not maps; call detect or find")
 
     def candidates(
         self, maps: Any, *, score_threshold: float, max_candidates: int, sizes: Tensor | None = None
     ) -> ops.Candidates:
-        """Raises, since the file has no maps."""
+        """Raises an error: an exported file returns no maps."""
         return self.forward(maps)
 
     def loss(self, maps: Any, truth: GroundTruth, *, seed: int = 0) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ def load_backbone(model: SingleShot, path: str) -> None:
 
 
 def _from_torchvision(state: dict[str, Tensor], backbone: Backbone, preprocessing: Preprocessing) -> dict[str, Tensor]:
-    """torchvision's weights under our keys, for a trunk whose input is prepared in another way than torchvision's."""
+    """Converts torchvision's weights to our keys, and to the way in which our trunk's input is normalised."""
     first = backbone.FIRST
     if first is None:
         raise CheckpointError(

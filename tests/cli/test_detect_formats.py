@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pyface.data.coco import read_coco
-from pyface.data.yolo import read_yolo
+from pyface.data.folder import read_folder
+from pyface.data.picture import picture_of
 
 
 def lines_of(text):
@@ -54,7 +55,7 @@ def test_coco(run, photos, lines):
     measured = coco.COCOeval_faster(truth, truth.loadRes(truth.dataset["annotations"]), "bbox")
     measured.run()
     assert measured.stats[0] == pytest.approx(1)
-    pictures = read_coco(Path("out/faces.json"), Path())
+    pictures = [picture_of(image.path, image.boxes) for image in read_coco(Path("out/faces.json"), Path())]
     assert [picture.faces.tolist() for picture in pictures] == [boxes_of(line) for line in lines]
     assert sorted(path.name for path in Path("out").iterdir()) == ["faces.json"]
 
@@ -66,7 +67,7 @@ def test_yolo(run, photos, lines):
     assert labels == ["labels/a.txt", "labels/b.txt", "labels/sub/c.txt"]
     Path("in").rename("data/images")
     Path("data/images/empty.png").unlink()
-    for picture, line in zip(read_yolo(Path("data")), lines, strict=True):
+    for picture, line in zip(read_folder("data"), lines, strict=True):
         assert picture.faces.reshape(-1, 4) == pytest.approx(np.array(boxes_of(line)).reshape(-1, 4), abs=1e-5)
         points = [face["landmarks"] for face in line["faces"]]
         assert picture.landmarks.reshape(-1, 5, 2) == pytest.approx(np.array(points).reshape(-1, 5, 2), abs=1e-5)
@@ -198,14 +199,14 @@ def test_frames_and_tracks(run, tmp_path):
     pytest.importorskip("trackers", reason="trackers is not installed")
     from pyface.io.video import VideoWriter
 
-    with VideoWriter(tmp_path / "film.mp4") as film:
+    with VideoWriter(tmp_path / "video.mp4") as writer:
         for k in range(3):
-            film.write(np.full((32, 48, 3), 80, np.uint8), k / 4)
-    run("detect", "film.mp4", "--format", "coco", "--output", "a.json", "--track")
+            writer.write(np.full((32, 48, 3), 80, np.uint8), k / 4)
+    run("detect", "video.mp4", "--format", "coco", "--output", "a.json", "--track")
     content = json.loads(Path("a.json").read_text())
-    assert [image["file_name"] for image in content["images"]] == [f"film.mp4-00000{k}" for k in range(3)]
-    run("detect", "film.mp4", "--format", "yolo", "--output", "data")
-    assert sorted(path.name for path in Path("data/labels").iterdir()) == [f"film.mp4-00000{k}.txt" for k in range(3)]
+    assert [image["file_name"] for image in content["images"]] == [f"video.mp4-00000{k}" for k in range(3)]
+    run("detect", "video.mp4", "--format", "yolo", "--output", "data")
+    assert sorted(path.name for path in Path("data/labels").iterdir()) == [f"video.mp4-00000{k}.txt" for k in range(3)]
 
 
 def test_an_interrupted_run_leaves_a_whole_file(run, photos, fake_model, monkeypatch):
@@ -231,13 +232,13 @@ def test_an_interrupted_run_leaves_a_whole_file(run, photos, fake_model, monkeyp
         (["--format", "coco", "--output", "there.json"], ["there.json exists already; --overwrite replaces it"]),
         (["--format", "coco", "--output", "there.json/x.json"], ["there.json/x.json cannot be written"]),
         (["--format", "yolo", "--output", "data"], ["labels exists already; remove it"]),
-        (["--format", "labelstudio", "--output", "x.json", "film.mp4"], ["is for images, got the video film.mp4"]),
+        (["--format", "labelstudio", "--output", "x.json", "video.mp4"], ["is for images, got the video video.mp4"]),
     ],
 )
 def test_mistakes_are_one_sentence(run, photos, arguments, words, assert_one_sentence):
     Path("there.json").write_text("{}")
     Path("data/labels").mkdir(parents=True)
-    Path("film.mp4").write_bytes(b"")
+    Path("video.mp4").write_bytes(b"")
     assert_one_sentence(run("detect", "in/a.png", *arguments, status=2), *words)
 
 

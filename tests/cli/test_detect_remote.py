@@ -90,15 +90,15 @@ def test_videos_are_told_from_images(run, web, write_grey, tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed")
     from pyface.io.video import VideoWriter, video
 
-    with VideoWriter(tmp_path / "film.mp4") as film:
+    with VideoWriter(tmp_path / "video.mp4") as writer:
         for k in range(3):
-            film.write(np.full((32, 48, 3), 80, np.uint8), k / 4)
-    Path("web/live").write_bytes(Path("film.mp4").read_bytes())
+            writer.write(np.full((32, 48, 3), 80, np.uint8), k / 4)
+    Path("web/live").write_bytes(Path("video.mp4").read_bytes())
     lines = lines_of(run("detect", f"{web}/live", "--save", "out").stdout)
     assert [(line["frame"], len(line["faces"])) for line in lines] == [(0, 2), (1, 2), (2, 2)]
     assert len(list(video("out/127.0.0.1-live.png.mp4"))) == 3
-    fsspec.filesystem("memory").pipe("/b/film.mp4", Path("film.mp4").read_bytes())
-    assert len(lines_of(run("detect", "memory://b/film.mp4").stdout)) == 3
+    fsspec.filesystem("memory").pipe("/b/video.mp4", Path("video.mp4").read_bytes())
+    assert len(lines_of(run("detect", "memory://b/video.mp4").stdout)) == 3
 
 
 def test_archives(run, web, bucket, write_grey):

@@ -51,7 +51,6 @@ def build(compiler: list[str], folder: Path, host) -> Path:
 @pytest.mark.parametrize(
     ("compiler", "flags", "emulator"),
     [
-        pytest.param("c++", [], [], id="default"),
         pytest.param("c++", ["-DCUDA_HOST_UCONTEXT"], [], id="ucontext"),
         pytest.param("clang++", [], [], id="clang"),
         pytest.param("aarch64-linux-gnu-g++", [], ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"], id="aarch64"),

@@ -188,6 +188,14 @@ FAULTS = [
         "is left unwritten",
     ),
     Fault(
+        "an index is read that only boxes with classes have",
+        "nms.cu",
+        "        // Without classes `indices` may hold nothing.\n",
+        "        if (indices[k] == kNone) continue;\n",
+        nms_tiles,
+        "shared stage_index .* nobody has written",
+    ),
+    Fault(
         "a flag is set without a release",
         "nms.cu",
         "kept), ::cuda::memory_order_release);",
