@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
+from pyface.cli.cluster import ClusterOptions, FolderRequest, detect_on_cluster
 from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, fail, print_status
 from pyface.cli.memory import keep_freed_memory
 from pyface.cli.options import (
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from pyface.redact import Cover
 
 
-FILES, VIDEOS, PRIVACY = "File selection", "Videos and cameras", "Crops and privacy"
+FILES, VIDEOS, PRIVACY, RESULTS = "File selection", "Videos and cameras", "Crops and privacy", "Results"
 """Panels of the help."""
 
 
@@ -140,7 +141,11 @@ class CopyRequest:
 
     save: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Save copies of images and videos with the faces drawn, or covered."),
+        typer.Option(
+            metavar="DIR",
+            help="Save copies of images and videos with the faces drawn, or covered.",
+            rich_help_panel=RESULTS,
+        ),
     ] = None
     blur: Annotated[
         bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel=PRIVACY)
@@ -223,18 +228,24 @@ class Request:
         ),
     ] = False
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write the results to this file; .jsonl, .csv or .parquet says how."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the results to this file, in the format of its suffix: .jsonl, .csv or .parquet; with --ray to "
+            "this folder.",
+            rich_help_panel=RESULTS,
         ),
     ] = None
     format: Annotated[
         Literal["jsonl", "csv", "parquet", "coco", "yolo", "labelstudio"] | None,
         typer.Option(
             metavar="FORMAT",
-            help="How to write --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
+            help="Format of --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
             "(tasks with predictions).",
-            show_default="by the ending of FILE",
+            show_default="by the suffix of FILE",
+            rich_help_panel=RESULTS,
         ),
     ] = None
     resume: Annotated[
@@ -243,17 +254,26 @@ class Request:
             "--resume",
             help="Continue --output FILE (.jsonl or .csv): skip the images that it already has. Model, weights and "
             "options must be the same as before; FILE.run.json records them.",
+            rich_help_panel=RESULTS,
         ),
     ] = False
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.", rich_help_panel=RESULTS)
+    ] = False
     copies: CopyRequest
+    cluster: ClusterOptions
+
+    @property
+    def output_file(self) -> Path | None:
+        """Where the results go, unless a cluster writes them."""
+        return None if self.output is None else Path(self.output)
 
     @property
     def output_format(self) -> str | None:
         """The format of the results, None if neither an option nor the file's ending says it."""
         if self.format is not None:
             return self.format
-        suffix = "" if self.output is None else self.output.suffix.lower()
+        suffix = "" if self.output_file is None else self.output_file.suffix.lower()
         return suffix[1:] if suffix in (".jsonl", ".csv", ".parquet") else None
 
     def facts(self) -> dict[str, Any]:
@@ -292,14 +312,20 @@ def detect(request: Request) -> None:
     pyface detect photos/ --crops faces/          # every face, aligned
     pyface detect photos.tar s3://bucket/more/    # archives and addresses
     pyface detect photos/ --format coco --output faces.json
+    pyface detect s3://bucket/photos --ray auto --output s3://bucket/faces
     ```
     """
-    detect_sources(request)
+    _check_request(request)
+    if request.cluster.ray is None:
+        detect_sources(request)
+    else:
+        folder = _cluster_folder(request)
+        sources, _, _ = _find_sources(request)
+        detect_on_cluster(request.cluster, request.detector.request(), sources, folder)
 
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the sources that are asked for, and ends with the status of the command."""
-    _check_request(request)
     keep_freed_memory()
     sources, places, crops = _find_sources(request)
     detector = request.detector.request().make()
@@ -330,7 +356,7 @@ def detect_sources(request: Request) -> None:
         )
         _write_results(run, remaining, write, resumable=request.output is not None)
     drawn = "faces covered" if request.copies.covers else "drawn"
-    report.summarise({"results": request.output, drawn: request.copies.save, "crops": request.copies.crops})
+    report.summarise({"results": request.output_file, drawn: request.copies.save, "crops": request.copies.crops})
     if report.failed.total() or _had_failures(sources, done):
         raise typer.Exit(FAILED)
 
@@ -365,7 +391,7 @@ def _check_request(request: Request) -> None:
     if request.output is None and (request.resume or request.overwrite or request.format not in (None, "jsonl")):
         option = "--resume" if request.resume else "--overwrite" if request.overwrite else f"--format {request.format}"
         fail(f"{option} needs a file of results; add --output FILE")
-    if request.resume and request.output_format not in ("jsonl", "csv", None):
+    if request.resume and request.cluster.ray is None and request.output_format not in ("jsonl", "csv", None):
         fail(
             f"--resume continues jsonl and csv files, got --format {request.output_format}; "
             "write jsonl, or begin anew with --overwrite"
@@ -376,6 +402,27 @@ def _check_request(request: Request) -> None:
         if request.output is None and not copies.folders:
             fail("the standard output is closed, so the results have nowhere to go; add --output FILE or --save DIR")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _cluster_folder(request: Request) -> FolderRequest:
+    """Returns the folder for the results of a cluster; fails where an option is not for one."""
+    others = {
+        "--camera": request.sources.camera is not None,
+        "--every": request.every > 1,
+        "--fps": request.fps is not None,
+        "--track": request.track,
+        "--save": request.copies.save is not None,
+        "--crops": request.copies.crops is not None,
+    }
+    given = [name for name, is_given in others.items() if is_given]
+    if given:
+        fail(f"{' and '.join(given)} must be left out with --ray, which reads images and writes results only")
+    if request.output is None:
+        fail("--ray needs a folder for its results; add --output DIR")
+    if request.format not in (None, "parquet", "jsonl"):
+        fail(f"--format must be parquet or jsonl with --ray, got {request.format}")
+    form: Literal["parquet", "jsonl"] = "jsonl" if request.format == "jsonl" else "parquet"
+    return FolderRequest(request.output, form, request.resume, request.overwrite)
 
 
 def _check_landmarks(request: Request, detector: FaceDetector) -> None:
@@ -449,7 +496,8 @@ def _open_results(
     """
     from pyface.io.results import OutputError, json_line
 
-    if request.output is None:
+    output = request.output_file
+    if output is None:
         is_terminal = sys.stdout.isatty()
 
         def print_line(result: dict[str, Any]) -> None:
@@ -461,10 +509,10 @@ def _open_results(
         return
     try:
         if request.output_format in ("jsonl", "csv"):
-            with _open_growing(request, request.output, sources) as (write, done, begun):
+            with _open_growing(request, output, sources) as (write, done, begun):
                 yield write, done, begun
         else:
-            with _open_finished(request, request.output, sources) as file:
+            with _open_finished(request, output, sources) as file:
                 has_errors = request.output_format == "parquet"
                 yield file.write if has_errors else _reporting_failures(file.write), {}, None
     except OutputError as error:

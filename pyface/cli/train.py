@@ -205,8 +205,6 @@ def _new_run(request: Request) -> Run:
     if request.model is None or not request.data:
         fail("name a model and --data DIR (or --config FILE, or --resume DIR)")
     model_info(request.model)  # lists the names if there is no such model
-    if request.model not in RECIPES:
-        fail(f"{request.model} has no recipe; there are recipes for {', '.join(sorted(RECIPES))}")
     return Run(model=request.model, data=tuple(map(str, request.data)), recipe=RECIPES[request.model])
 
 

@@ -94,7 +94,7 @@ def archive(
     name = os.fspath(source)
     is_zip = path_of(name).lower().endswith(".zip")
     skipped = Counter() if skipped is None else skipped
-    seen: dict[int, bool] = {}  # by the hash of its name, whether an image was wanted
+    seen: dict[str, bool] = {}  # whether an image was wanted
     count = opened = 0
     try:
         for inner, open_member in (_zip_members if is_zip else _tar_members)(name):
@@ -106,11 +106,10 @@ def archive(
                 continue
             count += 1
             inner = str(path)  # without "./" at its beginning
-            key = hash(inner)
-            is_new = key not in seen
+            is_new = inner not in seen
             if is_new:
-                seen[key] = wanted(inner)
-            if not seen[key]:
+                seen[inner] = wanted(inner)
+            if not seen[inner]:
                 continue
             full_name = member_source(name, inner)
             problem = "videos in archives are not read; unpack it" if is_video else _name_problem(inner)

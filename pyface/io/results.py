@@ -284,15 +284,31 @@ def _write_maker(path: Path, made_by: Mapping[str, Any]) -> None:
 def _check_maker(path: Path, made_by: Mapping[str, Any]) -> bool:
     """Refuses to continue a file that something else has made; returns False if its maker is unknown."""
     file = _maker_file(path)
-    if not file.exists():
-        return False
+    if file.exists():
+        check_maker(file.read_bytes(), made_by, str(path), str(file))
+    return file.exists()
+
+
+def check_maker(content: bytes, made_by: Mapping[str, Any], path: str, file: str) -> None:
+    """Refuses to continue results that something else has made.
+
+    Args:
+        content: Of the file that keeps what made them.
+        made_by: What would continue them.
+        path: The results.
+        file: The name of the file.
+
+    Raises:
+        OutputError: The two differ, or the content is damaged.
+    """
     try:
-        before = json.loads(file.read_bytes())
+        before = json.loads(content)
         known = [name for name in made_by if name in before]  # an older pyface has fewer options
         changed = [name for name in known if before[name] != json.loads(json.dumps(made_by[name]))]
     except (ValueError, KeyError, TypeError, RecursionError):
+        name = file.rpartition("/")[2]
         raise OutputError(
-            f"{file} is damaged or was not written by pyface; --overwrite makes {path} and {file.name} anew"
+            f"{file} is damaged or was not written by pyface; --overwrite makes {path} and {name} anew"
         ) from None
     if changed:
         then, now = (", ".join(f"{name} {_shown(of[name])}" for name in changed) for of in (before, made_by))
@@ -300,7 +316,6 @@ def _check_maker(path: Path, made_by: Mapping[str, Any]) -> bool:
             f"{path} was made with {then}, this command has {now}; repeat the first command's options, or give another "
             f"--output"
         )
-    return True
 
 
 def _shown(value: Any) -> str:

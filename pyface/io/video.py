@@ -208,6 +208,8 @@ class VideoWriter:
         self.codec = next(codec for codec in CODECS if codec in self._av.codecs_available)
         if not Path(path).parent.is_dir():
             raise VideoError(f"{path} cannot be written as a video (there is no folder {Path(path).parent})")
+        if Path(path).is_dir():  # PyAV would notice with the first packet, which may be the last
+            raise VideoError(f"{path} cannot be written as a video (it is a folder)")
         # The index comes first, so that browsers play a video while they load it.
         options = {"movflags": "+faststart"} if Path(path).suffix.lower() in (".mp4", ".mov", ".m4v") else {}
         try:

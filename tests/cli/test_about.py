@@ -41,3 +41,8 @@ def test_help_begins_with_three_examples(run):
         "pyface detect photos/ --output faces.jsonl",
         "pyface models",
     ]
+
+
+def test_convert_data_names_the_formats(run, assert_one_sentence):
+    result = run("convert-data", "a", "b", "--format", "voc", status=2)
+    assert_one_sentence(result, "--format must be wider, coco or yolo, got voc")

@@ -253,3 +253,10 @@ def test_command(annotated, tmp_path):
     assert wrong.exit_code == 2
     assert "must hold a folder `images`" in wrong.stderr
     assert not (tmp_path / "o").exists()
+
+
+def test_annotations_that_are_not_text(folder):
+    (folder / "labels").mkdir()
+    (folder / "labels" / "a.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DatasetError, match=r"labels/a\.txt cannot be read as text"):
+        read_folder(folder)

@@ -629,3 +629,9 @@ def test_cuda_tensor():
     if not torch.cuda.is_available():
         pytest.skip("no usable GPU on this machine")
     assert difference(read_image(torch.from_numpy(SMOOTH).permute(2, 0, 1).cuda()), SMOOTH) == 0
+
+
+def test_a_bare_jpeg_2000_codestream():
+    whole = cv2.imencode(".jp2", np.zeros((64, 96, 3), np.uint8))[1].tobytes()
+    header = read_header(whole[whole.index(b"\xff\x4f\xff\x51") :])
+    assert (header.kind, header.width, header.height) == ("JPEG 2000", 96, 64)

@@ -133,12 +133,12 @@ def test_sound_alone(tmp_path):
 
 
 def test_an_unknown_codec(tmp_path):
-    with VideoWriter(tmp_path / "film.mp4") as film:
-        film.write(np.full((32, 48, 3), 80, np.uint8), 0)
-    content = (tmp_path / "film.mp4").read_bytes()
-    (tmp_path / "film.mp4").write_bytes(content.replace(b"avc1", b"none").replace(b"mp4v", b"none"))
-    with pytest.raises(VideoError, match=r"film\.mp4 cannot be decoded \(PyAV has no decoder for its codec\)"):
-        list(video(tmp_path / "film.mp4"))
+    with VideoWriter(tmp_path / "video.mp4") as writer:
+        writer.write(np.full((32, 48, 3), 80, np.uint8), 0)
+    content = (tmp_path / "video.mp4").read_bytes()
+    (tmp_path / "video.mp4").write_bytes(content.replace(b"avc1", b"none").replace(b"mp4v", b"none"))
+    with pytest.raises(VideoError, match=r"video\.mp4 cannot be decoded \(PyAV has no decoder for its codec\)"):
+        list(video(tmp_path / "video.mp4"))
 
 
 def test_without_pyav(monkeypatch):

@@ -16,7 +16,7 @@ from pyface.detector import FaceDetector
 from pyface.evaluation.average_precision import box_iou
 from pyface.io.images import read_image
 from pyface.models import single_shot
-from pyface.models.base import Faces
+from pyface.models.base import Faces, check_images
 from pyface.models.graphs import CudaGraphs
 from pyface.models.inference import InferenceOptions, Preprocessing, vote
 from pyface.models.single_shot import Limits, SingleShot
@@ -417,3 +417,16 @@ def test_find_does_not_synchronise(cuda):
 def test_single_shot_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         SingleShot()
+
+
+def test_an_image_without_pixels_has_no_faces():
+    image = torch.full((128, 128, 3), 255, dtype=torch.uint8)
+    full, empty = create_model("s3fd_lite", weights=None).detect([image, image[:0]], score_threshold=0.0)
+    assert len(full.boxes) > 0
+    assert empty.boxes.shape == (0, 4)
+    assert empty.scores.shape == (0,)
+
+
+def test_images_must_be_where_the_model_is():
+    with pytest.raises(ValueError, match=r"images\[0\] must be on the model's device cpu, got meta; move it there"):
+        check_images([torch.zeros(2, 2, 3, dtype=torch.uint8, device="meta")], torch.device("cpu"))
