@@ -13,6 +13,7 @@ import cv2
 from pyface.cli.console import print_status
 from pyface.detections import Detections
 from pyface.draw import draw
+from pyface.io.files import write_whole
 from pyface.io.images import Pixels
 from pyface.io.metadata import save_photo
 from pyface.io.sources import Source
@@ -77,8 +78,7 @@ def _write_image(path: Path, image: Pixels) -> None:
         encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
     except cv2.error as error:
         raise OSError(0, f"the image cannot be encoded ({error.err})", str(path)) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded.tobytes())
+    write_whole(path, encoded.tobytes())
 
 
 class FilmCopy:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
+from pyface.io.files import write_whole
 from pyface.io.headers import read_header
 from pyface.io.images import Pixels, turn_upright
 
@@ -59,8 +60,7 @@ def save_photo(path: Path, image: Pixels, original: Path, *, gps: bool = True) -
     Image.fromarray(np.ascontiguousarray(stored)).save(
         encoded, "JPEG" if is_jpeg else "PNG", icc_profile=metadata.icc, **options
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded.getvalue())
+    write_whole(path, encoded.getvalue())
 
 
 def read_metadata(data: bytes, *, gps: bool = True) -> Metadata:

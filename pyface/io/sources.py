@@ -327,7 +327,7 @@ def plan_copies(
         shared = os.path.commonpath([os.path.dirname(path) for path in files.values()]) if files else ""
     except ValueError:  # several drives
         shared = ""
-    originals = {os.path.realpath(path) for path in files.values()}
+    originals: set[str] = set()  # made for the first copy that exists, since it takes long for many files
     plan: dict[Source, Path] = {}
     taken: set[str] = set()
     for source in sources:
@@ -337,8 +337,10 @@ def plan_copies(
         else:
             below = os.path.relpath(path, shared) if shared else path.replace(":", "").lstrip("/\\")
         copy = _free(folder / rename(below, is_film(source)), taken)
-        if os.path.realpath(copy) in originals:
-            raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
+        if os.path.lexists(copy):
+            originals = originals or {os.path.realpath(path) for path in files.values()}
+            if os.path.realpath(copy) in originals:
+                raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
         plan[source] = copy
     return plan
 
