@@ -38,7 +38,7 @@ _ROOMS = {
     "ImageError": "pyface.io.images",
     "VideoError": "pyface.io.video",
     "archive": "pyface.io.archives",
-    "Tracks": "pyface.tracks",
+    "Tracks": "pyface.detections",
     "create_model": "pyface.models.zoo",
     "list_models": "pyface.models.zoo",
     "read_image": "pyface.io.images",
@@ -47,13 +47,12 @@ _ROOMS = {
 
 if TYPE_CHECKING:
     from pyface import draw, ops, redact
-    from pyface.detections import Detections
+    from pyface.detections import Detections, Tracks
     from pyface.detector import FaceDetector
     from pyface.io.archives import ArchiveError, archive
     from pyface.io.images import ImageError, read_image
     from pyface.io.video import VideoError, VideoWriter, video
     from pyface.models.zoo import create_model, list_models
-    from pyface.tracks import Tracks
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ import cv2
 from pyface.cli.console import print_status
 from pyface.cli.copies import Copies, CopyError, VideoCopy
 from pyface.cli.report import Report
+from pyface.detections import Tracks
 from pyface.detector import FaceDetector, Outcome
 from pyface.io.archives import ArchiveError, archive, member_source
 from pyface.io.images import ImageError, KindError, Pixels
@@ -34,7 +35,6 @@ from pyface.io.sources import (
     source_name,
 )
 from pyface.io.video import Frame, VideoError, video, video_seconds
-from pyface.tracks import Tracks
 
 Finished = TypeVar("Finished")
 
@@ -59,7 +59,7 @@ class Run:
     Attributes:
         detector: Finds the faces.
         copies: The files that are written beside the results.
-        report: Is told of videos and their dropped frames; results are for the caller to count.
+        report: Receives videos and dropped frames; the caller counts the results.
         every: Take one frame of a video in this many.
         fps: Take at most this many frames per second instead.
         track: Give the faces of videos the numbers of their tracks, and those of images None.

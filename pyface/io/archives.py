@@ -74,7 +74,7 @@ def archive(
         source: The path of the archive, or its address (extra `remote`). A tar archive is read once, from
             beginning to end; a zip archive is read in parts.
         wanted: Called with each image's path in the archive; images for which it returns False are skipped.
-        max_pixels: As for `read_image`; files with more bytes than an image of so many pixels may have are not unpacked.
+        max_pixels: As for `read_image`; files with more bytes than so many pixels may take are not unpacked.
         skipped: Counts the images of kinds that pyface does not read, by suffix; see `find_sources`.
 
     Yields:

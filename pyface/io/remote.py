@@ -104,7 +104,7 @@ class _RemoteFile(io.RawIOBase):
 
 
 def list_remote(address: str, *, recursive: bool) -> list[str]:
-    """Returns the sorted addresses of the files in a folder or that match a pattern with `*`; for a file, its own address.
+    """Returns the sorted addresses of the files in a folder, or of those that match a pattern; for a file, its own.
 
     Raises:
         RemoteError: The server does not list its files, does not answer, or there is no package for its addresses.

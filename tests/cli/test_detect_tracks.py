@@ -11,10 +11,9 @@ import torch
 pytest.importorskip("av", reason="PyAV is not installed")
 pytest.importorskip("trackers", reason="the package trackers is not installed")
 
-from pyface.detections import Detections
+from pyface.detections import Detections, Tracks
 from pyface.io.video import VideoWriter, video
 from pyface.models.base import Faces
-from pyface.tracks import Tracks
 
 WIDTH, HEIGHT, FRAMES = 320, 160, 30
 
