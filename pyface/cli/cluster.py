@@ -57,9 +57,7 @@ class ClusterOptions:
     ] = None
     image_column: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", help="Column of Parquet files with the contents of image files.", rich_help_panel=PANEL
-        ),
+        typer.Option(metavar="NAME", help="Column of Parquet files with the images' files.", rich_help_panel=PANEL),
     ] = "bytes"
     source_column: Annotated[
         str, typer.Option(metavar="NAME", help="Column of Parquet files with the images' names.", rich_help_panel=PANEL)

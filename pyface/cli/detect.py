@@ -434,7 +434,8 @@ def _check_landmarks(request: Request, detector: FaceDetector) -> None:
         nothing = detector(np.zeros((64, 64, 3), np.uint8))
         if nothing.landmarks is None:
             fail(
-                f"{request.detector.model} returns no landmarks to align faces by; add --crop-margin 0.2 for plain crops"
+                f"{request.detector.model} returns no landmarks to align faces by; add --crop-margin 0.2 for plain "
+                "crops"
             )
 
 

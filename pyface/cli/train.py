@@ -39,7 +39,7 @@ class Settings:
 
     max_time: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Length of the run in time instead of epochs, such as 90m, 2h or 1h30m."),
+        typer.Option(metavar="TIME", help="Length of the run instead of --epochs, such as 90m, 2h or 1h30m."),
     ] = None
     val: Annotated[
         list[Path],
