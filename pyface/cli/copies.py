@@ -26,7 +26,7 @@ from pyface.redact import Cover, redact
 
 
 class CopyError(ValueError):
-    """A copy cannot have its name, since something else has it; later ones may."""
+    """A copy cannot be written under its name; later copies may succeed."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def read_metadata(data: bytes, *, gps: bool = True) -> Metadata:
     try:
         image = _open(data)
         icc = image.info.get("icc_profile")
-        icc = icc if icc and icc[16:20] == b"RGB " else None  # pixels of other color spaces have become RGB
+        icc = icc if icc and icc[16:20] == b"RGB " else None  # pixels of other colour spaces have become RGB
         return Metadata(orientation, _exif(image.getexif(), orientation, gps), icc, _jpeg_options(image))
     except Exception:  # Pillow raises many kinds, and metadata is no reason to lose a photo
         return Metadata(orientation, _exif(Image.Exif(), orientation, gps), None, {})
