@@ -389,7 +389,7 @@ def plan_copies(
         name = below if is_archive(source) else rename(below, is_video(source))
         copy = _free(folder / name, taken)
         if os.path.lexists(copy):
-            originals = originals or {os.path.realpath(path) for path in _files(paths)}
+            originals = originals or {os.path.realpath(path) for path in _local_paths(paths)}
             if os.path.realpath(copy) in originals:
                 raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
         plan[source] = copy
@@ -404,7 +404,7 @@ def paths_below(sources: Iterable[Source]) -> dict[Source, str]:
         ['a/1.jpg', 'b/1.jpg', 'c-2.jpg']
     """
     sources = list(sources)
-    files: dict[Source, str] = {path: os.path.abspath(path) for path in _files(sources)}
+    files: dict[Source, str] = {path: os.path.abspath(path) for path in _local_paths(sources)}
     try:
         shared = os.path.commonpath([os.path.dirname(path) for path in files.values()]) if files else ""
     except ValueError:  # several drives
@@ -416,7 +416,7 @@ def paths_below(sources: Iterable[Source]) -> dict[Source, str]:
     return {source: below[source] if source in below else _address_name(source) for source in sources}
 
 
-def _files(sources: Iterable[Source]) -> Iterator[str]:
+def _local_paths(sources: Iterable[Source]) -> Iterator[str]:
     return (source for source in sources if isinstance(source, str) and not is_address(source))
 
 
