@@ -1,4 +1,4 @@
-"""pyface: face detection over many images, on compiled CPU and CUDA kernels.
+"""pyface: face detection for large numbers of images, with compiled CPU and CUDA kernels.
 
 >>> import pyface
 >>> detector = pyface.FaceDetector("s3fd_lite")

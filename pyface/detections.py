@@ -296,7 +296,7 @@ class Tracks:
 
         Args:
             faces: The faces of the next frame.
-            time: Its seconds, later than those of the frame before.
+            time: The time of that frame in seconds, later than that of the frame before.
         """
         found = faces.to_supervision()
         found.data = {"face": np.arange(len(faces))}  # the tracker changes the order

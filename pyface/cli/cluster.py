@@ -25,13 +25,13 @@ PANEL = "Many machines (Ray)"
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """The cluster, and how it is used."""
+    """The Ray cluster, and how to use it."""
 
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="auto|ADDRESS",
-            help="Detect on a Ray cluster; auto: the one of this machine, or a new one on it.",
+            help="Detect on a Ray cluster; auto: this machine's cluster, or a new one on it.",
             rich_help_panel=PANEL,
         ),
     ] = None
@@ -56,16 +56,17 @@ class ClusterOptions:
         ),
     ] = None
     image_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Column of parquet files with image files.", rich_help_panel=PANEL)
+        str,
+        typer.Option(metavar="NAME", help="Column of Parquet files with the images' files.", rich_help_panel=PANEL),
     ] = "bytes"
     source_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Column of parquet files with their names.", rich_help_panel=PANEL)
+        str, typer.Option(metavar="NAME", help="Column of Parquet files with the images' names.", rich_help_panel=PANEL)
     ] = "source"
 
 
 @dataclass(frozen=True)
 class FolderRequest:
-    """The folder of results, and what happens to those in it."""
+    """The folder of results, and what to do with those already in it."""
 
     path: str
     form: Literal["parquet", "jsonl"]

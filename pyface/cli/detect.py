@@ -186,7 +186,7 @@ class CopyRequest:
 
     @property
     def covers(self) -> list[Cover]:
-        """How copies cover the faces; more than one is a mistake."""
+        """The ways in which copies cover the faces; more than one is a mistake."""
         ways: list[tuple[Cover, bool]] = [("blur", self.blur), ("pixelate", self.pixelate), ("box", self.box)]
         return [cover for cover, is_given in ways if is_given]
 
@@ -265,12 +265,12 @@ class Request:
 
     @property
     def output_file(self) -> Path | None:
-        """Where the results go, unless a cluster writes them."""
+        """The file of results, unless a cluster writes them."""
         return None if self.output is None else Path(self.output)
 
     @property
     def output_format(self) -> str | None:
-        """The format of the results, None if neither an option nor the file's ending says it."""
+        """The format of the results, None if neither the option nor the file's suffix says it."""
         if self.format is not None:
             return self.format
         suffix = "" if self.output_file is None else self.output_file.suffix.lower()
@@ -405,7 +405,7 @@ def _check_request(request: Request) -> None:
 
 
 def _cluster_folder(request: Request) -> FolderRequest:
-    """Returns the folder for the results of a cluster; fails where an option is not for one."""
+    """Returns the folder for the results of a cluster; fails for options that a cluster does not support."""
     others = {
         "--camera": request.sources.camera is not None,
         "--every": request.every > 1,
@@ -416,7 +416,7 @@ def _cluster_folder(request: Request) -> FolderRequest:
     }
     given = [name for name, is_given in others.items() if is_given]
     if given:
-        fail(f"{' and '.join(given)} must be left out with --ray, which reads images and writes results only")
+        fail(f"{' and '.join(given)} must be left out with --ray, which only reads images and writes results")
     if request.output is None:
         fail("--ray needs a folder for its results; add --output DIR")
     if request.format not in (None, "parquet", "jsonl"):
@@ -426,7 +426,7 @@ def _cluster_folder(request: Request) -> FolderRequest:
 
 
 def _check_landmarks(request: Request, detector: FaceDetector) -> None:
-    """Fails where faces cannot be aligned."""
+    """Fails if faces are to be aligned and the model has no landmarks."""
     import numpy as np
 
     copies = request.copies
@@ -434,7 +434,8 @@ def _check_landmarks(request: Request, detector: FaceDetector) -> None:
         nothing = detector(np.zeros((64, 64, 3), np.uint8))
         if nothing.landmarks is None:
             fail(
-                f"{request.detector.model} finds no landmarks to align faces by; add --crop-margin 0.2 for plain crops"
+                f"{request.detector.model} returns no landmarks to align faces by; add --crop-margin 0.2 for plain "
+                "crops"
             )
 
 

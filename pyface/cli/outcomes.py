@@ -59,7 +59,7 @@ class Run:
     Attributes:
         detector: Finds the faces.
         copies: The files that are written beside the results.
-        report: Is told of videos and their dropped frames; results are for the caller to count.
+        report: Receives videos and dropped frames; the caller counts the results.
         every: Take one frame of a video in this many.
         fps: Take at most this many frames per second instead.
         track: Give the faces of videos the numbers of their tracks, and those of images None.

@@ -38,7 +38,8 @@ class Settings:
     """Options that become fields of `Run`."""
 
     max_time: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Training time instead of epochs, such as 90m, 2h or 1h30m.")
+        str | None,
+        typer.Option(metavar="TIME", help="Length of the run instead of --epochs, such as 90m, 2h or 1h30m."),
     ] = None
     val: Annotated[
         list[Path],

@@ -1,4 +1,4 @@
-"""Datasets of images: files, parquet files with their contents, or WebDataset tars, local or in object storage."""
+"""Datasets of images: files, Parquet files with their contents, or WebDataset tars, local or in object storage."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ImageDataset:
 def read_images(
     sources: Sequence[str], *, recursive: bool = False, image: str = "bytes", source: str = "source"
 ) -> ImageDataset:
-    """Reads images from files, folders, parquet files or WebDataset tars.
+    """Reads images from files, folders, Parquet files or WebDataset tars.
 
     Args:
         sources: Names, patterns or addresses such as s3://bucket/photos: of images and folders of them, of .parquet
@@ -53,11 +53,11 @@ def image_dataset(names: Sequence[Source], *, image: str = "bytes", source: str 
 
     Args:
         names: Local files, which must lie at the same places on all machines, or addresses.
-        image: The column of parquet files with the contents of image files.
-        source: The column of parquet files with their names.
+        image: The column of Parquet files with the contents of image files.
+        source: The column of Parquet files with their names.
 
     Raises:
-        SourceError: The files are of several kinds, a parquet file does not have the columns, or a file is a video or
+        SourceError: The files are of several kinds, a Parquet file lacks the columns, or a file is a video or
             another kind of archive.
     """
     paths = [name for name in names if isinstance(name, str)]

@@ -70,11 +70,11 @@ class ResultFolder(ray.data.Datasink):
     Args:
         path: The folder, local (shared by all machines) or an address such as s3://bucket/results.
         form: "parquet" or "jsonl"; JSON Lines are those of `pyface detect`.
-        resume: Continue the folder; `done` has what it holds.
+        resume: Continue the folder; `done` lists the images in it.
         overwrite: Remove the results in the folder.
-        made_by: What makes the results, such as model and options: JSON values by name. Only the same may continue
-            them; None: nothing is kept or checked.
-        rows_per_file: Fewest rows per file but the last.
+        made_by: What makes the results, such as model and options: JSON values by name. Other values cannot
+            continue them. None: nothing is recorded or checked.
+        rows_per_file: Smallest number of rows per file, except the last one.
 
     Attributes:
         done: Sorted fingerprints of the images that the folder held when it was opened.
@@ -121,7 +121,7 @@ class ResultFolder(ray.data.Datasink):
 
     @property
     def min_rows_per_write(self) -> int:
-        """Fewest rows that Ray gives to a task."""
+        """The smallest number of rows that Ray gives to a task."""
         return self.rows_per_file
 
     def save(self, results: ray.data.Dataset) -> Counts:

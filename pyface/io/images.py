@@ -21,7 +21,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Truncated: TypeAlias = Literal["refuse", "accept"]
 
 MAX_PIXELS = 2**27
-"""Pictures with more pixels are refused unless the caller raises the limit: 134 million, 0.4 GB once decoded."""
+"""Images with more pixels are refused unless the caller raises the limit: 134 million, 0.4 GB once decoded."""
 
 _MAX_EXTRA_BYTES = 2**26  # what a file may hold beside 16 bytes per pixel: metadata, thumbnails, further pages
 
@@ -67,7 +67,7 @@ def read_image(
 
 
 class KindError(ImageError):
-    """What an address gives is not an image; it may be a video."""
+    """The content at an address is not an image; it may be a video."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _read_remote(address: str, max_pixels: int) -> bytes:
 
 
 def _read_up_to(file: BinaryIO, size: int) -> bytes:
-    """Reads so many bytes, or to the end; a stream from a network gives fewer at a time."""
+    """Reads up to this many bytes; a network stream returns fewer at a time."""
     parts: list[bytes] = []
     while size > 0 and (part := file.read(min(size, 2**20))):
         parts.append(part)
@@ -267,7 +267,7 @@ def _read_stream(file: BinaryIO, max_pixels: int) -> bytes:
         raise ImageError(f"{name}: the open file cannot be read ({_brief(error)})") from None
     if not isinstance(data, bytes | bytearray | memoryview):
         got = type(data).__name__
-        raise ImageError(f"{name}: an open file must give bytes, got {got}; open it with mode 'rb'")
+        raise ImageError(f"{name}: an open file must return bytes, got {got}; open it with mode 'rb'")
     try:
         check_length(len(data), max_pixels)
     except HeaderError as error:

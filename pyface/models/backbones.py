@@ -215,7 +215,7 @@ class BasicBlock(nn.Module):
 
 
 class Context(nn.Module):
-    """A residual block before a head: three 3 x 3 convolutions, half as wide inside, that see 7 x 7 cells.
+    """A residual block before a head: three 3 x 3 convolutions, half as wide inside, that cover 7 x 7 cells.
 
     The input must not be negative, as behind a ReLU. A new block returns it, so a trained network can be extended.
     """

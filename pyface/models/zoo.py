@@ -198,7 +198,7 @@ def create_model(name: str, weights: str | os.PathLike[str] | Literal["default"]
     """Builds a model by name, in evaluation mode, on the CPU.
 
     Args:
-        name: One of `list_models()`, or the path of a file that `pyface export` wrote (.onnx or .xml).
+        name: One of `list_models()`, or the path of a file that `pyface export` wrote (.onnx, .xml or .pt2).
         weights: "default" for the bundled weights, None for random initialisation, or the path of a file. That is one
             of pyface's (.safetensors) or a popular public checkpoint, which is detected by its keys (see
             `pyface.models.checkpoints`). Settings that the weights need, such as S3FD's padding of fc6, are applied.

@@ -107,7 +107,9 @@ def test_two_images_with_one_label_file(run, write_grey, assert_one_sentence):
     write_grey("in/a.png", 80)
     write_grey("in/a.jpg", 40)
     result = run("detect", "in", "--format", "yolo", "--output", "data", status=2)
-    assert_one_sentence(result, "data/labels/a.txt would be of both in/a.jpg and in/a.png; rename one of them")
+    assert_one_sentence(
+        result, "data/labels/a.txt would hold the labels of both in/a.jpg and in/a.png; rename one of them"
+    )
 
 
 def test_yolo_labels_of_an_archive(run, write_grey, tmp_path):

@@ -483,7 +483,7 @@ def test_arrays():
         (torch.full((3, 5, 5), 128.0), "values from 0 to 1, got 128 to 128"),
         (torch.full((3, 5, 5), -0.4), "values from 0 to 1, got -0.4 to -0.4"),
         (torch.full((3, 5, 5), float("nan")), "values from 0 to 1, got nan"),
-        (io.StringIO("text"), "an open file must give bytes, got str; open it with mode 'rb'"),
+        (io.StringIO("text"), "an open file must return bytes, got str; open it with mode 'rb'"),
         (torch.zeros(5, 5, 3, dtype=torch.uint8), r"pass image.permute\(2, 0, 1\)"),
         (torch.zeros(2, 3, 5, 5, dtype=torch.uint8), r"pass list\(images\)"),
         (torch.zeros(3, 0, 5, dtype=torch.uint8), r"got \[3, 0, 5\]"),
