@@ -56,7 +56,8 @@ def draw(
     tracks = [None] * len(detections) if ids is None else ids
     if len(tracks) != len(detections):
         raise ValueError(f"ids must be one per face, got {len(tracks)} for {len(detections)} faces")
-    for (box, score, landmarks), track in reversed(list(zip(detections, tracks, strict=True))):  # the best face on top
+    faces = list(zip(detections.cpu(), tracks, strict=True))
+    for (box, score, landmarks), track in reversed(faces):  # the best face on top
         rim = colour if track is None else _TRACKS[track % len(_TRACKS)]
         x1, y1, x2, y2 = frame(canvas, box.tolist(), rim)
         if landmarks is not None:

@@ -21,7 +21,7 @@ _FACE_CORNERS = np.array([[14, 6, 1], [98, 6, 1], [98, 114, 1], [14, 114, 1]], n
 def redact(image: Any, detections: Detections, how: Cover = "blur", *, margin: float = 0.1) -> Pixels:
     """Covers the faces on a copy of their image.
 
-    Each face is covered by an upright rectangle: its box with a margin, and as far as its landmarks say that a tilted
+    Each face is covered by an upright rectangle: its box with a margin, enlarged where the landmarks show that a tilted
     face reaches beyond it. Faces that the detector missed stay visible, so a lower `score_threshold` is safer.
 
     Args:
@@ -48,7 +48,7 @@ def redact(image: Any, detections: Detections, how: Cover = "blur", *, margin: f
     if not 0 <= margin < float("inf"):
         raise ValueError(f"margin must be a fraction of the box, 0 or more, got {margin}")
     canvas = read_original(image, detections.width, detections.height).copy()
-    for face in detections:
+    for face in detections.cpu():
         x1, y1, x2, y2 = covered_region(face, detections.width, detections.height, margin)
         canvas[y1:y2, x1:x2] = 0 if how == "box" else _coarse(canvas[y1:y2, x1:x2], how)
     return canvas

@@ -18,15 +18,15 @@ def run(name, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
-def test_film(astronaut, tmp_path):
+def test_video(astronaut, tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed")
-    from pyface.io.video import FilmWriter, video
+    from pyface.io.video import VideoWriter, video
 
     photo = cv2.resize(read_image(astronaut), (256, 256), interpolation=cv2.INTER_AREA)
-    with FilmWriter(tmp_path / "film.mp4") as film:
+    with VideoWriter(tmp_path / "video.mp4") as writer:
         for k in range(6):
-            film.write(photo if k < 4 else np.full_like(photo, 90), k / 4)
-    lines = run("film.py", tmp_path / "film.mp4", tmp_path / "drawn.mp4").splitlines()
+            writer.write(photo if k < 4 else np.full_like(photo, 90), k / 4)
+    lines = run("video.py", tmp_path / "video.mp4", tmp_path / "drawn.mp4").splitlines()
     assert [line.split() for line in lines] == [[f"{k / 4:.2f}", "s:", str(int(k < 4)), "faces"] for k in range(6)]
     drawn = list(video(tmp_path / "drawn.mp4"))
     assert [place.time for place, _ in drawn] == pytest.approx([k / 4 for k in range(6)], abs=1e-3)

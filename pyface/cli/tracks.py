@@ -1,4 +1,4 @@
-"""Which faces of successive frames are one person's, by ByteTrack from the package trackers (the extra `track`)."""
+"""Matches the faces of one person in successive frames, by ByteTrack from the package trackers (the extra `track`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Tracks:
-    """The tracks of one film. A track begins in the second frame of a face, and ends a second after its last."""
+    """The tracks of one video. A track begins in the second frame of a face, and ends a second after its last."""
 
     def __init__(self) -> None:
         from trackers import ByteTrackTracker

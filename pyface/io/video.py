@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pyface.io.remote import LIVE_SCHEMES, PATIENCE, open_remote, scheme_of
 from pyface.io.sources import is_address, is_live, source_name
 
 CLOCK = 90_000  # ticks per second of written videos: fine enough for every usual frame rate
 CODECS = ("libx264", "mpeg4")  # browsers play the first; the second is for builds of PyAV without it
-PATIENCE = 15.0  # seconds that an address may take to answer, or to send the next packet
 MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a video that ends earlier than it says by more than both has broken off
 
 
@@ -71,11 +71,11 @@ def video(
     return ((place, _upright(frame)) for place, frame in (_newest(frames) if live else frames))
 
 
-def film_seconds(source: str | Path) -> float:
+def video_seconds(source: str | Path) -> float:
     """Returns how long a video says it is in seconds, 0 if it does not say or cannot be read."""
     av = _pyav()
     try:
-        with av.open(str(source), timeout=PATIENCE) as container:
+        with av.open(_openable(str(source)), timeout=PATIENCE) as container:
             return _duration(container, container.streams.video[0])
     except (av.error.FFmpegError, OSError, ValueError, IndexError):
         return 0.0
@@ -99,7 +99,7 @@ def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
         if isinstance(source, int):
             container = av.open(*_address(source))
         else:
-            container = av.open(name, timeout=PATIENCE if is_address(name) else None)
+            container = av.open(_openable(name), timeout=PATIENCE if is_address(name) else None)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         what = "opened" if isinstance(source, int) else "read as a video"
         raise VideoError(f"{name} cannot be {what} ({_reason(error)})") from error
@@ -117,12 +117,19 @@ def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
                 yield Frame(name, count, time - first), frame
                 count += 1
         except av.error.FFmpegError as error:
-            raise VideoError(f"{name} breaks off after {count:,} frames ({_reason(error)})") from error
+            what = f"breaks off after {count:,} frames" if count else "cannot be decoded"
+            raise VideoError(f"{name} {what} ({_reason(error)})") from error
         if count == 0:
             raise VideoError(f"{name} has no frames")
         seconds = _duration(container, stream)
         if seconds - last > max(MISSING_SECONDS, MISSING_SHARE * seconds):
             raise VideoError(f"{name} breaks off after {last:.1f} of {seconds:.1f} seconds ({count:,} frames)")
+
+
+def _openable(name: str) -> Any:
+    """What PyAV opens: files, and the addresses that FFmpeg reads itself, by their names."""
+    is_own = scheme_of(name) in ("", "http", "https", "ftp", *LIVE_SCHEMES)
+    return name if is_own else open_remote(name, seekable=True)
 
 
 def _duration(container: Any, stream: Any) -> float:
@@ -180,7 +187,7 @@ def _newest(frames: Iterator[tuple[Frame, Any]]) -> Iterator[tuple[Frame, Any]]:
         stop.set()
 
 
-class FilmWriter:
+class VideoWriter:
     """Writes a video that browsers play (H.264 in MP4), frame by frame. Sound is not written.
 
     Use it as a context manager, or call `close`.
@@ -192,7 +199,7 @@ class FilmWriter:
         codec: The codec in use: "mpeg4", which browsers do not play, only if PyAV has no H.264 encoder.
 
     Raises:
-        VideoError: The path's folder does not exist, or its ending names no kind of video.
+        VideoError: The path's folder does not exist, or its suffix is not that of a video.
         ImportError: PyAV is not installed.
     """
 
@@ -257,7 +264,7 @@ class FilmWriter:
         except self._av.error.FFmpegError as error:
             raise OSError(error.errno, _reason(error), str(self._path)) from error
 
-    def __enter__(self) -> FilmWriter:
+    def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(
@@ -286,4 +293,6 @@ def _pyav() -> ModuleType:
 def _reason(error: Exception) -> str:
     if type(error).__name__ == "ExitError":  # what PyAV's timeout raises
         return f"no answer within {PATIENCE:g} seconds"
+    if type(error).__name__ == "DecoderNotFoundError":
+        return "PyAV has no decoder for its codec"
     return str(getattr(error, "strerror", None) or error).split("\n")[0]

@@ -29,6 +29,8 @@ from pyface.models.checkpoints import save_checkpoint
 from pyface.models.single_shot import SingleShot
 from pyface.training.recipes import TrainingError
 
+MEASURED = "measured.jsonl"
+
 
 class Average(L.Callback):
     """The exponential moving average of a model's weights and statistics, kept in a copy of the model.
@@ -95,6 +97,17 @@ class Measuring(L.Callback):
         self.done, self.best = 0, -1.0
         self.figures: dict[str, float] = {}  # of the newest measurement
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Drops measurements that an interrupted run made after its checkpoint: they are about to be repeated."""
+        path = self.folder / MEASURED
+        if not trainer.is_global_zero or not path.exists():
+            return
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
+        part = path.with_name(f"{MEASURED}.part")
+        part.write_text("".join(kept), encoding="utf-8")
+        part.replace(path)
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measures when another interval of the run is over."""
         due = math.floor(pl_module.progress() * self.times)
@@ -156,7 +169,7 @@ class Measuring(L.Callback):
             self._save("best.safetensors", reports)
         line: dict[str, Any] = {"step": trainer.global_step, "progress": round(progress, 4)}
         line |= {name: of.to_dict() for name, of in reports.items()}
-        with (self.folder / "measured.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / MEASURED).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         values = {"loss": float(trainer.callback_metrics.get("loss", torch.nan)), **figures}
         text = ", ".join(f"{name} {value:.3f}" for name, value in values.items())

@@ -168,7 +168,7 @@ def test_yolo(folder):
         ("0 0.5 0.5 0.1 x", "line 1 must be"),
         ("0 0.5 0.5 0.1 inf", "line 1 must be"),
         ("0 -1e39 0.5 0.1 0.1", "line 1 must be"),
-        ("1 0.5 0.5 0.1 0.1", "the only class must be 0, a face, got 1"),
+        ("1 0.5 0.5 0.1 0.1", "line 1: the class must be 0, a face, got 1"),
         ("0 50 50 10 10", "must be shares of the image's size"),
     ],
 )

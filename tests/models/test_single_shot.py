@@ -20,6 +20,7 @@ from pyface.models.base import Faces
 from pyface.models.graphs import CudaGraphs
 from pyface.models.inference import InferenceOptions, Preprocessing, vote
 from pyface.models.single_shot import Limits, SingleShot
+from pyface.models.zoo import create_model, list_models
 
 
 class SquareFinder(SingleShot):
@@ -367,6 +368,20 @@ def test_cuda_graphs_find_the_same(cuda):
                 assert torch.equal(a, b)
     assert len(graphed.graphs._graphs) == 2
     assert isinstance(pickle.loads(pickle.dumps(graphed.graphs)), CudaGraphs)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", [name for name in list_models() if name != "mtcnn"])
+def test_cuda_graphs_of_every_detector(name, cuda):
+    torch.manual_seed(0)
+    model = create_model(name, weights=None).to(cuda)
+    for images in torch.randint(256, (2, 2, 128, 160, 3), dtype=torch.uint8, device=cuda):
+        model.graphs = None
+        plain = model.detect([*images])
+        model.graphs = CudaGraphs()
+        for mine, theirs in zip(model.detect([*images]), plain, strict=True):
+            assert torch.equal(mine.boxes, theirs.boxes)
+            assert torch.equal(mine.scores, theirs.scores)
 
 
 @pytest.mark.cuda

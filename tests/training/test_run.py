@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -229,6 +230,14 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(data, t
     assert not (tmp_path / "last.ckpt").exists()
     train(small_run(data), tmp_path, accelerator="cpu", resume=True)
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 4 * (6 // 2)
+
+
+def test_measurements_after_the_checkpoint_are_not_kept_twice(tmp_path):
+    measured = tmp_path / "measured.jsonl"
+    measured.write_text('{"step": 4}\n{"step": 8}\n{"step": 12}\n{"st')
+    measuring = callbacks.Measuring({}, callbacks.Average(0.9), 1, tmp_path, "s3fd_lite")
+    measuring.on_train_start(SimpleNamespace(is_global_zero=True, global_step=8), None)
+    assert measured.read_text() == '{"step": 4}\n{"step": 8}\n'
 
 
 def test_a_run_does_not_go_on_with_other_data(data, tmp_path):

@@ -1,4 +1,4 @@
-"""Draws the faces into a video: python examples/film.py party.mp4 drawn.mp4"""
+"""Draws the faces into a video: python examples/video.py party.mp4 drawn.mp4"""
 
 import sys
 
@@ -9,11 +9,11 @@ from pyface.draw import draw
 def main(source: str, target: str) -> None:
     """Reads a video, finds the faces in every frame, and writes it with their boxes drawn, at the frames' own times."""
     detector = pyface.FaceDetector()
-    with pyface.FilmWriter(target) as film:
+    with pyface.VideoWriter(target) as writer:
         for outcome in detector.stream(pyface.video(source)):
             if outcome.detections is None:
                 raise outcome.error
-            film.write(draw(outcome.image, outcome.detections), outcome.source.time)
+            writer.write(draw(outcome.image, outcome.detections), outcome.source.time)
             print(f"{outcome.source.time:8.2f} s: {len(outcome.detections)} faces")
 
 
