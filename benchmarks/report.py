@@ -1,4 +1,6 @@
-"""Makes the tables and plots of README.md and docs/ from benchmarks/results/*.json and pyface/weights/figures.json.
+"""Makes the tables and plots of README.md, docs/ and MTCNN's card from the figures that were kept and the registry.
+
+The figures are in benchmarks/results/*.json and pyface/weights/figures.json.
 
     pytest benchmarks --benchmark-json run.json
     python benchmarks/report.py --keep run.json --name my-machine     # to benchmarks/results/my-machine.json
@@ -22,11 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyface.models.zoo import REGISTRY
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results")
 FIGURES = Path("pyface/weights/figures.json")
 README, KERNELS, PERFORMANCE = Path("README.md"), Path("docs/kernels.md"), Path("docs/performance.md")
-CUDA = Path("docs/cuda.md")
+CUDA, TRAINING, MTCNN = Path("docs/cuda.md"), Path("docs/training.md"), Path("pyface/weights/mtcnn.md")
 PLOT, ACCURACY_PLOT = Path("docs/benchmarks.png"), Path("docs/accuracy.png")
 KEPT = ("op", "task", "library", "precision", "device")  # of extra_info
 
@@ -65,10 +69,7 @@ RESOURCES = {
 
 NETWORK = "network alone, 1 x 640 x 640"  # the task whose times the plot of accuracy shows
 SUBSETS = ("easy", "medium", "hard")
-# AP as InsightFace publishes it for VGA resolution (detection/scrfd/README.md). Only the 2.5 GFLOPs network is timed in
-# each run; the smaller one took 0.33 of its time when both were.
-PEERS = {"SCRFD-2.5g": (0.938, 0.922, 0.779), "SCRFD-500m": (0.906, 0.881, 0.685)}
-PEER_TIMES = {"SCRFD-2.5g": 1.0, "SCRFD-500m": 0.47 / 1.43}
+PRECISIONS = ("AP@0.5", "AP@0.4")
 
 
 @dataclass(frozen=True)
@@ -260,21 +261,63 @@ def resources_text(results: Path) -> str:
     return table(["", "threads", *RESOURCES.values()], rows)
 
 
+def choice_text(results: Path) -> str:
+    """A table of what every model is and when to use it, from the registry."""
+    names = [*_figures(results), *REGISTRY]
+    ready = [row for row in map(REGISTRY.get, dict.fromkeys(names)) if row.weights]
+    rest = [row for row in REGISTRY.values() if not row.weights]
+    rows = [[f"`{row.name}`", row.description, row.use_when] for row in ready]
+    rows.append([", ".join(f"`{row.name}`" for row in rest), "the papers' networks", rest[0].use_when])
+    return table(["name", "what it is", "use it when"], rows)
+
+
 def models_text(results: Path) -> str:
-    """The README's table of what every model's weights reach and how fast they are, and the plot of accuracy."""
+    """The README's tables of what every model is, what its weights reach and how fast they are, and a plot."""
     run = next(iter(runs(results, "models")), {"models": []})
     speeds = {of["model"]: f"{of['pictures_per_second']:.1f}" for of in run["models"]}
     rows = []
     for name, of in _figures(results).items():
         wider = _first(of.get("widerface", {}), *SUBSETS)
-        precision = _first(of["sets"].get("val", {}), "AP@0.5", "AP@0.4")
+        precision = _first(of["sets"].get("val", {}), *PRECISIONS)
         error = _first(of["sets"].get("bare", {}), "landmark_error")
         cells = [[f"{x:.3f}" for x in wider], [f"{x:.3f}" for x in precision], [f"{x:.1%}" for x in error]]
         rows.append([f"`{name}`", *(", ".join(cell) or "not measured" for cell in cells), speeds.get(name, "")])
     head = ["", "WIDER FACE val: easy, medium, hard", "faces/val: AP@0.5, AP@0.4", "landmark error", "images/s"]
     speed = f"Images per second: {_settings(run)} {about(run)}\n\n" if speeds else ""
     plot = f"![Average precision against the time of the network]({ACCURACY_PLOT.as_posix()})"
-    return f"{table(head, rows)}\n\n{speed}{plot}"
+    return f"{choice_text(results)}\n\n{table(head, rows)}\n\n{speed}{plot}"
+
+
+def others_text(results: Path) -> str:
+    """What other detectors reach on faces/val."""
+    mtcnn = _figures(results)["mtcnn"]
+    found = {
+        "MTCNN's official weights at their own thresholds": next(iter(mtcnn["settings"].values())),
+        "the same with scores from 0.02": next(_of_sizes(mtcnn["sets"]["val"])),
+    }
+    found |= {name: of["val"] for name, of in _peers(results).items()}
+    return table(["on faces/val", *PRECISIONS], [[name, *_three_digits(of, PRECISIONS)] for name, of in found.items()])
+
+
+def mtcnn_text(results: Path) -> str:
+    """What MTCNN's card shows: settings side by side, and WIDER FACE beside the paper."""
+    mtcnn, peer = _figures(results)["mtcnn"], "facenet-pytorch 2.6.0"
+    found = {f"pyface, {setting}": of for setting, of in mtcnn["settings"].items()}
+    found[f"{peer}, same thresholds"] = _peers(results)[peer]["val"]
+    found["`pyface evaluate faces --model mtcnn`: O-Net's threshold at 0.02"] = next(_of_sizes(mtcnn["sets"]["val"]))
+    rows = [[name, *_three_digits(of, PRECISIONS)] for name, of in found.items()]
+    wider = {"`pyface evaluate widerface --model mtcnn`": next(_of_sizes(mtcnn["widerface"])), "paper": mtcnn["paper"]}
+    wider_rows = [[name, *_three_digits(of, SUBSETS)] for name, of in wider.items()]
+    head = ["WIDER FACE validation, all 3,226 images", *SUBSETS]
+    return f"{table(['', *PRECISIONS], rows)}\n\n{table(head, wider_rows)}"
+
+
+def _three_digits(values: dict[str, float], keys: tuple[str, ...]) -> list[str]:
+    return [f"{values[key]:.3f}" for key in keys]
+
+
+def _peers(results: Path) -> dict[str, Any]:
+    return dict(json.loads((results / "peers.json").read_text(encoding="utf-8"))["peers"])
 
 
 def _figures(results: Path) -> dict[str, Any]:
@@ -284,9 +327,14 @@ def _figures(results: Path) -> dict[str, Any]:
     return dict(sorted(figures.items(), key=lambda item: -sum(_first(item[1].get("widerface", {}), *SUBSETS))))
 
 
+def _of_sizes(sizes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The figures of a set, size by size, without its numbers of images and faces."""
+    return (of for of in sizes.values() if isinstance(of, dict))
+
+
 def _first(sizes: dict[str, Any], *keys: str) -> list[float]:
     """Figures at the first size that a set was measured at, those that are known."""
-    values = next((of for of in sizes.values() if isinstance(of, dict)), {})
+    values = next(_of_sizes(sizes), {})
     return [values[key] for key in keys if values.get(key) is not None]
 
 
@@ -295,6 +343,8 @@ TEXTS = {
     KERNELS: {"kernels": kernel_text},
     PERFORMANCE: {"stages": stage_text, "all": all_text},
     CUDA: {"counts": counts_text, "resources": resources_text},
+    TRAINING: {"others": others_text},
+    MTCNN: {"measured": mtcnn_text},
 }
 
 
@@ -337,8 +387,11 @@ def points(results: Path) -> dict[str, tuple[float, list[float]]]:
             if name in times and of.get("widerface")
         }
         if ours and "scrfd_2.5g" in times:
-            theirs = {name: (times["scrfd_2.5g"] * PEER_TIMES[name], list(of)) for name, of in PEERS.items()}
-            return ours | theirs
+            return ours | {
+                name: (times["scrfd_2.5g"] * of["time"], [of["widerface"][subset] for subset in SUBSETS])
+                for name, of in _peers(results).items()
+                if "time" in of
+            }
     return {}
 
 
@@ -357,11 +410,11 @@ def draw_accuracy(path: Path, results: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(SUBSETS), sharex=True)
+    panels, peers = figure.subplots(1, len(SUBSETS), sharex=True), _peers(results)
     for k, (axes, subset) in enumerate(zip(panels, SUBSETS, strict=True)):
         for name, (seconds, precision) in points(results).items():
-            colour = "#b5533c" if name in PEERS else "#3b6ea5"
-            axes.plot(1000 * seconds, precision[k], "s" if name in PEERS else "o", color=colour)
+            colour = "#b5533c" if name in peers else "#3b6ea5"
+            axes.plot(1000 * seconds, precision[k], "s" if name in peers else "o", color=colour)
             axes.annotate(name, (1000 * seconds, precision[k]), (5, 4), textcoords="offset points", fontsize=7)
         axes.set_title(subset, fontsize=9)
         axes.margins(0.25)

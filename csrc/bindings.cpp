@@ -180,7 +180,7 @@ void bind_cuda(py::module_ m) {
   def<cuda::face_probability>(m, kProbability);
   def<cuda::decode_anchors, cuda::decode_anchors_workspace>(m, kDecodeAnchors);
   def<cuda::decode_densebox, cuda::decode_densebox_workspace>(m, kDecodeDenseBox);
-  def<cuda::densebox_targets>(m, kDenseBoxTargets);
+  def<cuda::densebox_targets, cuda::densebox_targets_workspace>(m, kDenseBoxTargets);
   def<cuda::assign_anchors, cuda::assign_anchors_workspace>(m, kAssignAnchors);
   def<cuda::hard_negatives, cuda::hard_negatives_workspace>(m, kHardNegatives);
   def<cuda::balanced_sample, cuda::balanced_sample_workspace>(m, kBalancedSample);

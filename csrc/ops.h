@@ -298,10 +298,11 @@ int decode_densebox(const Map& scores, const Map& offsets, Dtype dtype, int64_t 
                     double score_threshold, const AnchorDecoding& decoding, const CandidateArrays& out, void* workspace,
                     size_t workspace_bytes, int device, void* stream);
 
+size_t densebox_targets_workspace(int64_t batch, int num_landmarks, int64_t height, int64_t width);
 int densebox_targets(const float* boxes, int64_t num_boxes, const uint8_t* ignore, const int64_t* splits, int64_t batch,
                      const float* landmarks, int num_landmarks, const DenseBoxGrid& grid,
-                     const DenseBoxTargets& targets, int8_t* label, float* offsets, int8_t* landmark_label, int device,
-                     void* stream);
+                     const DenseBoxTargets& targets, int8_t* label, float* offsets, int8_t* landmark_label,
+                     void* workspace, size_t workspace_bytes, int device, void* stream);
 
 // The text of a status, the CUDA version linked, and the newest one that the driver can run (0: no driver).
 const char* error_string(int status);

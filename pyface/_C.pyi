@@ -480,6 +480,7 @@ class _Cuda(ModuleType):
         stream: int,
         /,
     ) -> int: ...
+    def densebox_targets_workspace(self, batch: int, num_landmarks: int, height: int, width: int, /) -> int: ...
     def densebox_targets(
         self,
         boxes: Tensor,
@@ -494,6 +495,8 @@ class _Cuda(ModuleType):
         label: Tensor,
         offsets: Tensor,
         landmark_label: Tensor,
+        workspace: int,
+        workspace_bytes: int,
         device: int,
         stream: int,
         /,

@@ -1,4 +1,4 @@
-"""pyface: face detection over many images, on compiled CPU and CUDA kernels.
+"""pyface: face detection for large numbers of images, with compiled CPU and CUDA kernels.
 
 >>> import pyface
 >>> detector = pyface.FaceDetector("s3fd_lite")
@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "ArchiveError",
     "Detections",
     "FaceDetector",
-    "FilmWriter",
     "ImageError",
+    "Tracks",
     "VideoError",
+    "VideoWriter",
+    "archive",
     "create_model",
     "draw",
     "list_models",
@@ -28,11 +31,14 @@ __all__ = [
 
 # Names are loaded when first used: torch takes a second to import, and `pyface --help` does not need it.
 _ROOMS = {
+    "ArchiveError": "pyface.io.archives",
     "Detections": "pyface.detections",
     "FaceDetector": "pyface.detector",
-    "FilmWriter": "pyface.io.video",
+    "VideoWriter": "pyface.io.video",
     "ImageError": "pyface.io.images",
     "VideoError": "pyface.io.video",
+    "archive": "pyface.io.archives",
+    "Tracks": "pyface.detections",
     "create_model": "pyface.models.zoo",
     "list_models": "pyface.models.zoo",
     "read_image": "pyface.io.images",
@@ -41,10 +47,11 @@ _ROOMS = {
 
 if TYPE_CHECKING:
     from pyface import draw, ops, redact
-    from pyface.detections import Detections
+    from pyface.detections import Detections, Tracks
     from pyface.detector import FaceDetector
+    from pyface.io.archives import ArchiveError, archive
     from pyface.io.images import ImageError, read_image
-    from pyface.io.video import FilmWriter, VideoError, video
+    from pyface.io.video import VideoError, VideoWriter, video
     from pyface.models.zoo import create_model, list_models
 
 

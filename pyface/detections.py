@@ -1,4 +1,4 @@
-"""The faces found in one image, and their conversion to JSON, crops, aligned faces and other libraries' formats."""
+"""The faces found in one image, their conversion to other forms, and their tracks in a video."""
 
 from __future__ import annotations
 
@@ -44,17 +44,21 @@ class Detections:
     number of faces, and iterating yields one `Face` each. `detections[0]` is a `Face`; `detections[:3]`,
     `detections[mask]` and `detections[indices]` are `Detections` again.
 
+    The tensors are on one device, that of `boxes`: the CPU, unless the detector has `keep_on_device`. Whatever converts
+    detections, such as `to_dict`, `crop` and `pyface.draw`, copies them to the CPU itself.
+
     Attributes:
-        boxes: float32 [N, 4] on the CPU, (x1, y1, x2, y2) in continuous pixels; a box may reach beyond the image.
-        scores: float32 [N] on the CPU.
-        landmarks: float32 [N, 5, 2] on the CPU, (x, y) of image-left eye, image-right eye, nose, image-left and
-            image-right mouth corner; None for detectors without landmarks.
+        boxes: float32 [N, 4], (x1, y1, x2, y2) in continuous pixels; a box may reach beyond the image.
+        scores: float32 [N].
+        landmarks: float32 [N, 5, 2], (x, y) of image-left eye, image-right eye, nose, image-left and image-right mouth
+            corner; None for detectors without landmarks.
         width: Width of the image in pixels.
         height: Height of the image in pixels.
         source: The path of the image; None if the image was not passed as a path.
 
     Raises:
-        ValueError: The shapes do not match, a number is not finite, or the size is not positive.
+        ValueError: The shapes do not match, the size is not positive, or a number on the CPU is not finite. Checking
+            numbers on another device would wait for it.
 
     Example:
         >>> detections = Detections([[10, 20, 50, 70]], [0.9], None, width=100, height=100)
@@ -82,15 +86,16 @@ class Detections:
                 raise ValueError(f"{name} must be a positive number of pixels, got {value!r}")
 
     def _take(self, name: str, values: Any, *sizes: int) -> None:
-        """Checks that a field is [N, *sizes], and converts it to a float32 tensor on the CPU."""
-        tensor = torch.as_tensor(values, dtype=torch.float32, device="cpu").detach()
+        """Checks that a field is [N, *sizes], and converts it to a float32 tensor on the device of the boxes."""
+        device = self.boxes.device if isinstance(self.boxes, Tensor) else "cpu"
+        tensor = torch.as_tensor(values, dtype=torch.float32, device=device).detach()
         if tensor.shape == (0,):  # an empty list does not have the other dimensions
             tensor = tensor.reshape(0, *sizes)
         if tensor.dim() == 0 or tensor.shape[1:] != sizes:
             raise ValueError(f"{name} must be [{', '.join(map(str, ('N', *sizes)))}], got {list(tensor.shape)}")
         if len(tensor) != len(self.boxes):
             raise ValueError(f"there must be as many {name} as boxes, got {len(tensor)} and {len(self.boxes)}")
-        if not torch.isfinite(tensor).all():
+        if tensor.device.type == "cpu" and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} must be finite numbers, got NaN or infinity")
         object.__setattr__(self, name, tensor)
 
@@ -111,7 +116,7 @@ class Detections:
             landmarks = None if self.landmarks is None else self.landmarks[index]
             return Face(self.boxes[index], self.scores[index].item(), landmarks)
         if not isinstance(index, slice):
-            index = torch.as_tensor(index, device="cpu")
+            index = torch.as_tensor(index, device=self.boxes.device)
             index = index.long() if index.numel() == 0 and index.dtype != torch.bool else index
         landmarks = None if self.landmarks is None else self.landmarks[index]
         return replace(self, boxes=self.boxes[index], scores=self.scores[index], landmarks=landmarks)
@@ -120,7 +125,8 @@ class Detections:
         if not isinstance(other, Detections):
             return NotImplemented
         return self._facts() == other._facts() and all(
-            torch.equal(mine, theirs) for mine, theirs in zip(self._tensors(), other._tensors(), strict=True)
+            torch.equal(mine, theirs)
+            for mine, theirs in zip(self.cpu()._tensors(), other.cpu()._tensors(), strict=True)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -130,6 +136,13 @@ class Detections:
 
     def _tensors(self) -> list[Tensor]:
         return [self.boxes, self.scores] + ([] if self.landmarks is None else [self.landmarks])
+
+    def cpu(self) -> Detections:
+        """Returns the detections with their tensors on the CPU: themselves if they are there already."""
+        if self.boxes.device.type == "cpu":
+            return self
+        landmarks = None if self.landmarks is None else self.landmarks.cpu()
+        return replace(self, boxes=self.boxes.cpu(), scores=self.scores.cpu(), landmarks=landmarks)
 
     def above(self, score: float) -> Detections:
         """Returns the faces with a score > `score`, in the same order."""
@@ -141,12 +154,13 @@ class Detections:
         Coordinates and scores are the shortest decimal numbers that convert back to the same float32. So
         `Detections.from_dict(detections.to_dict()) == detections`.
         """
+        host = self.cpu()
         faces = [
             {"box": box, "score": score, "landmarks": landmarks}
             for box, score, landmarks in zip(
-                _decimals(self.boxes),
-                _decimals(self.scores),
-                [None] * len(self) if self.landmarks is None else _decimals(self.landmarks),
+                _decimals(host.boxes),
+                _decimals(host.scores),
+                [None] * len(host) if host.landmarks is None else _decimals(host.landmarks),
                 strict=True,
             )
         ]
@@ -181,9 +195,10 @@ class Detections:
     def to_torchvision(self) -> dict[str, Tensor]:
         """Returns the format of torchvision's detectors: boxes [N, 4], scores [N], labels int64 [N], all of them 1.
 
-        In torchvision, label 0 is background. Reference: torchvision's `fasterrcnn_resnet50_fpn`.
+        The tensors stay on their device. In torchvision, label 0 is background. Reference: torchvision's
+        `fasterrcnn_resnet50_fpn`.
         """
-        labels = torch.ones(len(self), dtype=torch.int64)
+        labels = torch.ones(len(self), dtype=torch.int64, device=self.boxes.device)
         return {"boxes": self.boxes, "scores": self.scores, "labels": labels}
 
     def to_supervision(self) -> supervision.Detections:
@@ -196,11 +211,12 @@ class Detections:
             import supervision
         except ImportError as error:
             raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
-        data: dict[str, Any] = {"class_name": np.full(len(self), "face")}
-        if self.landmarks is not None:
-            data["landmarks"] = self.landmarks.numpy()
+        host = self.cpu()
+        data: dict[str, Any] = {"class_name": np.full(len(host), "face")}
+        if host.landmarks is not None:
+            data["landmarks"] = host.landmarks.numpy()
         return supervision.Detections(
-            xyxy=self.boxes.numpy(), confidence=self.scores.numpy(), class_id=np.zeros(len(self), dtype=int), data=data
+            xyxy=host.boxes.numpy(), confidence=host.scores.numpy(), class_id=np.zeros(len(host), dtype=int), data=data
         )
 
     def crop(self, image: Any, margin: float = 0.0) -> list[Pixels]:
@@ -221,9 +237,10 @@ class Detections:
         if not 0 <= margin < float("inf"):
             raise ValueError(f"margin must be a fraction of the box >= 0, got {margin}")
         pixels = read_original(image, self.width, self.height)
-        sizes = self.boxes[:, 2:] - self.boxes[:, :2]
-        start = (self.boxes[:, :2] - margin * sizes).floor()
-        end = (self.boxes[:, 2:] + margin * sizes).ceil()
+        boxes = self.boxes.cpu()
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        start = (boxes[:, :2] - margin * sizes).floor()
+        end = (boxes[:, 2:] + margin * sizes).ceil()
         limit = torch.tensor([self.width, self.height], device="cpu")
         start = start.clamp(min=start.new_zeros(2), max=limit - 1).long()
         end = torch.maximum(end.clamp(max=limit).long(), start + 1)
@@ -256,8 +273,38 @@ class Detections:
             raise ValueError(f"size must be a positive number of pixels, got {size}")
         pixels = read_original(image, self.width, self.height)
         template = np.array(ARCFACE_LANDMARKS) * (size / ARCFACE_SIZE)
-        faces = [_warp(pixels, similarity(points, template), size) for points in self.landmarks.numpy()]
+        faces = [_warp(pixels, similarity(points, template), size) for points in self.landmarks.cpu().numpy()]
         return np.stack(faces) if faces else np.zeros((0, size, size, 3), np.uint8)
+
+
+class Tracks:
+    """Matches the faces of one person in successive frames of a video, by ByteTrack from the package trackers.
+
+    A track begins in the second frame of a face, and ends a second after its last.
+
+    Raises:
+        ImportError: The package trackers is not installed.
+    """
+
+    def __init__(self) -> None:
+        from trackers import ByteTrackTracker
+
+        self._tracker = ByteTrackTracker()
+
+    def ids(self, faces: Detections, time: float) -> list[int | None]:
+        """Returns the number of each face's track, None for faces without one.
+
+        Args:
+            faces: The faces of the next frame.
+            time: The time of that frame in seconds, later than that of the frame before.
+        """
+        found = faces.to_supervision()
+        found.data = {"face": np.arange(len(faces))}  # the tracker changes the order
+        tracked = self._tracker.update(found, timestamp=time)
+        ids: list[int | None] = [None] * len(faces)
+        for face, number in zip(tracked.data.get("face", []), np.asarray(tracked.tracker_id), strict=True):
+            ids[face] = int(number) if number >= 0 else None
+        return ids
 
 
 def read_original(image: Any, width: int, height: int) -> Pixels:

@@ -55,13 +55,14 @@ class FaceDetector:
     where it is unpickled.
 
     Args:
-        model: A name from `list_models()`; the path of a file that `pyface export` wrote (.onnx or .xml), which runs on
-            the CPU with the weights, limits and precision that it has; or your own `FaceModel`, which is put into
-            evaluation mode and moved to the device.
+        model: A name from `list_models()`; the path of a file that `pyface export` wrote (.onnx, .xml or .pt2), which
+            runs on the CPU with the weights, limits and precision that it has; or your own `FaceModel`, which is put
+            into evaluation mode and moved to the device.
         weights: "default" for the bundled weights, the path of a weights file, or None for random weights.
         device: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if both the machine and this build of pyface support it,
             else the CPU.
-        score_threshold: Faces have a score > this, from 0 to 1; None: the model's default.
+        score_threshold: Faces have a score > this, from 0 to 1; None: the model's default. The attribute of the same
+            name holds the threshold in use, and may be set.
         min_face: Longer side in pixels of the smallest faces to return; images are scaled so that faces of this size
             can be found. None: the model's default scale, and all faces that it finds.
         batch_size: Largest number of images per batch. Large images go in smaller batches, and a batch that does not
@@ -73,6 +74,8 @@ class FaceDetector:
         precision: Numeric precision of a single-shot detector: "fp32", "fp16" or "bf16"; half precision is for GPUs.
         channels_last: Whether a single-shot detector uses the channels_last memory format, which suits GPUs in half
             precision; None: whichever is faster on a CPU.
+        keep_on_device: Leave the tensors of `Detections` on the device, for work that goes on there, instead of copying
+            them to the CPU.
         threads: Number of CPU threads that the model runs on. None: as many as torch has been set to, but no more than
             this process's cores and those that other processes leave free. A detector in a forked process runs on one.
         cuda_graph: Run a single-shot detector as one CUDA graph, captured once per batch shape; the last eight shapes
@@ -113,6 +116,7 @@ class FaceDetector:
         precision: Literal["fp32", "fp16", "bf16"] = "fp32",
         channels_last: bool | None = None,
         cuda_graph: bool = False,
+        keep_on_device: bool = False,
         threads: int | None = None,
     ) -> None:
         if not isinstance(model, str) and (isinstance(model, type) or not callable(getattr(model, "detect", None))):
@@ -140,7 +144,7 @@ class FaceDetector:
         if truncated not in ("refuse", "accept"):
             raise ValueError(f"truncated must be 'refuse' or 'accept', got {truncated!r}")
         self.threads = threads
-        self.score_threshold = score_threshold
+        self.keep_on_device = keep_on_device
         self.min_face = min_face
         self.batch_size = batch_size
         self.max_pixels = max_pixels
@@ -177,6 +181,7 @@ class FaceDetector:
         with zoo.usual_tensors(), torch_threads(threads_for(threads)):
             model_on_device = built.to(self.device).eval()
             self.model: FaceModel = model_on_device.for_inference(_PRECISIONS[precision], channels_last, cuda_graph)
+        self.score_threshold = self.model.score_threshold if score_threshold is None else score_threshold
 
     @overload
     def __call__(self, images: list[Source] | tuple[Source, ...], *, bgr: bool = False) -> list[Detections]: ...
@@ -337,11 +342,14 @@ class FaceDetector:
 
     def _detect_batch(self, batch: Sequence[_Item]) -> Iterator[Detections]:
         images = [torch.as_tensor(item.image).to(self.device) for item in batch]
-        arguments: dict[str, Any] = {"score_threshold": self.score_threshold, "min_face": self.min_face}
+        # The model's own threshold is its default, which may have exceptions, as SRN's has on small maps.
+        own = self.score_threshold == self.model.score_threshold
+        threshold = None if own else self.score_threshold
+        arguments: dict[str, Any] = {"score_threshold": threshold, "min_face": self.min_face}
         if self.model.takes_options:
             arguments["options"] = self.options
         found = self.model.detect(images, **arguments)
-        for item, image, faces in zip(batch, images, _to_cpu(found), strict=True):
+        for item, image, faces in zip(batch, images, found if self.keep_on_device else _to_cpu(found), strict=True):
             order = faces.scores.argsort(descending=True, stable=True)
             height, width = image.shape[:2]
             landmarks = None if faces.landmarks is None else faces.landmarks[order]

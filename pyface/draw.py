@@ -37,8 +37,8 @@ def draw(
     Args:
         image: The image the faces were found in, as anything that `FaceDetector` takes.
         detections: The faces of that image.
-        colour: Color of the boxes, from 0 to 255, in the channel order of the image.
-        ids: Numbers of tracks, one per face: written before the score, each in a color of its own. None: no track.
+        colour: Colour of the boxes, from 0 to 255, in the channel order of the image.
+        ids: Numbers of tracks, one per face: written before the score, each in a colour of its own. None: no track.
 
     Returns:
         uint8 [H, W, 3], RGB, or the channel order of the array passed.
@@ -56,7 +56,8 @@ def draw(
     tracks = [None] * len(detections) if ids is None else ids
     if len(tracks) != len(detections):
         raise ValueError(f"ids must be one per face, got {len(tracks)} for {len(detections)} faces")
-    for (box, score, landmarks), track in reversed(list(zip(detections, tracks, strict=True))):  # the best face on top
+    faces = list(zip(detections.cpu(), tracks, strict=True))
+    for (box, score, landmarks), track in reversed(faces):  # the best face on top
         rim = colour if track is None else _TRACKS[track % len(_TRACKS)]
         x1, y1, x2, y2 = frame(canvas, box.tolist(), rim)
         if landmarks is not None:

@@ -59,9 +59,10 @@ fi
 
 $dry_run || mkdir -p "$logs"
 build
+run info 20 "$python" -m pyface info
 run graphs 60 "$python" -m pytest -q -m cuda -k graph
 run tests 120 "$python" -m pytest -q -m cuda -k "not graph"
-run benchmarks 120 "$python" -m pytest -q benchmarks -m cuda -k "not slow" --benchmark-json "$logs/benchmarks.json"
+run benchmarks 100 "$python" -m pytest -q benchmarks -m cuda -k "not slow" --benchmark-json "$logs/benchmarks.json"
 run keep 10 "$python" benchmarks/report.py --keep "$logs/benchmarks.json" --name "$gpu" \
   --command "scripts/gpu_check.sh" --note "One run of scripts/gpu_check.sh."
 sanitize memcheck 60 "$small"

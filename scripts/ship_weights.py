@@ -196,7 +196,6 @@ def figures_of(model: FaceModel, reports: dict[tuple[str, int | None], Report], 
 def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], start: str | None) -> str:
     """The model card."""
     recipe, name = run.recipe, run.model
-    first = next(iter(figures["sets"]))
     length = f"{run.max_hours:g} hours" if run.max_hours is not None else counted(recipe.epochs, "epoch")
     lines = [
         f"# {name}.safetensors",
@@ -214,6 +213,19 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], star
         "",
         "The weights are float16. `scripts/ship_weights.py` wrote them and this card.",
         "",
+        *measured(name, model, figures),
+        "",
+        "## Limits",
+        "",
+        *(line.format(smallest=model.smallest_face) for line in LIMITS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def measured(name: str, model: SingleShot, figures: dict[str, Any]) -> list[str]:
+    """The lines of the card that show the figures."""
+    first = next(iter(figures["sets"]))
+    lines = [
         "## Measured",
         "",
         f"One scale; `size` is the longer side in pixels. Detections with a score above {LOWEST_SCORE}.",
@@ -261,12 +273,8 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], star
         "",
         f"From a decoded image to faces: {figures['milliseconds']:.0f} ms at {SIZES[0]} px on two CPU threads. The "
         f"default score threshold, {threshold:.3f}, has the best F1 on the first set.",
-        "",
-        "## Limits",
-        "",
-        *(line.format(smallest=model.smallest_face) for line in LIMITS),
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

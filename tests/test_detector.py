@@ -15,9 +15,11 @@ from pyface import detector
 from pyface.cores import own_cores
 from pyface.detections import Detections
 from pyface.detector import FaceDetector, find_device, is_out_of_memory
+from pyface.draw import draw
 from pyface.io.images import ImageError
 from pyface.io.pipeline import ordered_map
 from pyface.models.base import Faces
+from pyface.redact import redact
 
 
 def grey(level, width=48, height=32):
@@ -106,6 +108,72 @@ def test_large_pictures_go_in_small_batches(fake_detector, monkeypatch):
 def test_threshold_is_passed_on(fake_model):
     detector = FaceDetector(fake_model, device="cpu", score_threshold=0.15)
     assert len(detector(grey(120))) == 2
+    detector.score_threshold = 0.25
+    assert len(detector(grey(120))) == 1
+
+
+def test_the_threshold_in_use(tmp_path):
+    from pyface.models import create_model
+    from pyface.models.checkpoints import save_checkpoint
+
+    model = create_model("ssh_lite")
+    own = model.score_threshold
+    assert 0 < own < 1
+    assert FaceDetector("ssh_lite", device="cpu").score_threshold == own
+    assert FaceDetector("ssh_lite", device="cpu", precision="bf16").score_threshold == own
+    assert FaceDetector("ssh_lite", device="cpu", score_threshold=0).score_threshold == 0
+    save_checkpoint(tmp_path / "other.safetensors", model, "ssh_lite", {"score_threshold": 0.125})
+    other = FaceDetector("ssh_lite", weights=tmp_path / "other.safetensors", device="cpu")
+    assert other.score_threshold == pickle.loads(pickle.dumps(other)).score_threshold == 0.125
+
+
+def test_faces_that_stay_on_the_device_are_not_read(fake_model):
+    """Tensors on the meta device have shapes but no values, so copying, comparing or waiting for one fails."""
+
+    real = fake_model.detect
+
+    def detect(images, **options):
+        return [Faces(*(tensor.to("meta") for tensor in found)) for found in real(images)]
+
+    fake_model.detect = detect
+    detector = FaceDetector(fake_model, device="cpu", keep_on_device=True, batch_size=2)
+    single, several = detector(grey(80)), detector([grey(40), grey(0), grey(120)])
+    streamed = [outcome.detections for outcome in detector.stream([grey(40), grey(0), grey(120)])]
+    assert len(single) == 2
+    for found in (several, streamed):
+        assert [len(of) for of in found] == [1, 0, 3]
+    for of in (single, *several, *streamed, single[:1]):
+        assert {tensor.device.type for tensor in (of.boxes, of.scores, of.landmarks)} == {"meta"}
+    assert single.to_torchvision()["labels"].device.type == "meta"
+    with pytest.raises(NotImplementedError):
+        single.cpu()
+
+
+def test_keeping_faces_on_the_cpu_changes_nothing(fake_model):
+    images = [grey(80), grey(0)]
+    kept = FaceDetector(fake_model, device="cpu", keep_on_device=True)(images)
+    assert kept == FaceDetector(fake_model, device="cpu")(images)
+    assert kept[0].cpu() is kept[0]
+
+
+@pytest.mark.cuda
+def test_faces_stay_on_the_gpu(fake_model, cuda):
+    images = [grey(80), grey(0), grey(200)]
+    expected = FaceDetector(fake_model, device="cpu")(images)
+    detector = FaceDetector(fake_model, device=cuda, keep_on_device=True, batch_size=2)
+    for found in (detector(images), [outcome.detections for outcome in detector.stream(images)]):
+        assert all(of.boxes.is_cuda and of.scores.is_cuda and of.landmarks.is_cuda for of in found)
+        assert [of.cpu() for of in found] == expected == found
+        assert [of.to_dict() for of in found] == [of.to_dict() for of in expected]
+        assert found[2].above(0.25).boxes.is_cuda
+        assert found[2].above(0.25) == expected[2].above(0.25)
+        assert len(found[2].to_supervision()) == 5
+        image = images[2]
+        for convert in (Detections.crop, Detections.align):
+            pairs = zip(convert(found[2], image), convert(expected[2], image), strict=True)
+            assert all(np.array_equal(a, b) for a, b in pairs)
+        assert np.array_equal(draw(image, found[2]), draw(image, expected[2]))
+        assert np.array_equal(redact(image, found[2], "box"), redact(image, expected[2], "box"))
 
 
 def test_stream_goes_on_after_an_unreadable_picture(fake_detector, write_grey, tmp_path):

@@ -174,3 +174,7 @@ def test_the_api_reference_has_what_is_public():
 
 def test_the_citation_has_the_version():
     assert f"\nversion: {pyface.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

@@ -4,9 +4,9 @@
 // then one block per image takes the list's best (survivors.cuh, which decode_anchors has too).
 //
 // densebox_targets takes a kernel for labels and offsets, in which a thread is a cell of one map and an image's boxes
-// pass through shared memory, and one for the gray zone, which needs all positive cells.
+// pass through shared memory, and one for the gray zone. That one needs all positive cells, and it must not read labels
+// that neighbours change meanwhile: the first kernel also keeps a bit for each cell.
 #include <algorithm>
-#include <cuda/atomic>
 
 #include "../densebox.h"
 #include "survivors.cuh"
@@ -62,7 +62,8 @@ bool is_valid(const DenseBoxGrid& grid) {
   return grid.height >= 0 && grid.width >= 0 && int64_t{grid.height} * grid.width <= kMaxEntries;
 }
 
-constexpr int kTileWidth = 32, kTileHeight = 8, kTile = kTileWidth * kTileHeight;  // cells of a block, boxes of a chunk
+// Cells of a block, boxes of a chunk. A warp is a row of a tile.
+constexpr int kTileWidth = 32, kTileHeight = 8, kTile = kTileWidth * kTileHeight;
 
 struct Targets {
   const float* boxes;
@@ -77,8 +78,20 @@ struct Targets {
   int8_t* label;
   float* offsets;
   int8_t* landmark_label;
+  uint32_t* positive;  // [batch, num_maps, height, words]: a bit for each cell
+
+  // Returns the size in bytes.
+  size_t place(void* base, int64_t images, int64_t points, int64_t height, int64_t width) {
+    Workspace workspace(base);
+    positive = workspace.take<uint32_t>(images * (1 + points) * height * ceil_div(width, 32));
+    return workspace.bytes();
+  }
 
   __device__ int64_t num_cells() const { return int64_t{grid.height} * grid.width; }
+  __device__ int words() const { return (grid.width + 31) / 32; }  // of a row
+  __device__ uint32_t* positive_row(int64_t map_of_all, int64_t row) const {
+    return positive + (map_of_all * grid.height + row) * words();
+  }
   __device__ int num_maps() const { return 1 + num_landmarks; }  // of an image: faces, then each landmark
   __device__ int8_t* label_map(int64_t image, int map) const {
     return map == 0 ? label + image * num_cells() : landmark_label + (image * num_landmarks + map - 1) * num_cells();
@@ -212,45 +225,48 @@ __global__ void __launch_bounds__(kTile) write_targets(const __grid_constant__ T
       for (int b = 0; b < size; ++b)
         target.meet(chunk.markings[b], chunk.boxes[b], tile.row, tile.column, plan.grid.stride);
     }
+    const bool is_positive = target.label == 1;
+    const uint32_t positive = __ballot_sync(kWarp, tile.is_inside && is_positive);
+    if (lane_id() == 0 && tile.is_inside) plan.positive_row(i, tile.row)[tile.column / 32] = positive;
     if (!tile.is_inside) continue;
     const int64_t cell = int64_t{tile.row} * plan.grid.width + tile.column;
     plan.label_map(image, map)[cell] = target.label;
     if (map != 0) continue;
-    const bool is_face = target.label == 1;
     float* const offsets = plan.offsets + 4 * image * plan.num_cells() + cell;
-    offsets[0] = is_face ? encode_corner(tile.column, target.owner.x1, plan.grid) : 0.f;
-    offsets[plan.num_cells()] = is_face ? encode_corner(tile.row, target.owner.y1, plan.grid) : 0.f;
-    offsets[2 * plan.num_cells()] = is_face ? encode_corner(tile.column, target.owner.x2, plan.grid) : 0.f;
-    offsets[3 * plan.num_cells()] = is_face ? encode_corner(tile.row, target.owner.y2, plan.grid) : 0.f;
+    offsets[0] = is_positive ? encode_corner(tile.column, target.owner.x1, plan.grid) : 0.f;
+    offsets[plan.num_cells()] = is_positive ? encode_corner(tile.row, target.owner.y1, plan.grid) : 0.f;
+    offsets[2 * plan.num_cells()] = is_positive ? encode_corner(tile.column, target.owner.x2, plan.grid) : 0.f;
+    offsets[3 * plan.num_cells()] = is_positive ? encode_corner(tile.row, target.owner.y2, plan.grid) : 0.f;
   }
 }
 
-// A cell's label while other threads change theirs.
-using SharedLabel = ::cuda::atomic_ref<int8_t, ::cuda::thread_scope_device>;
-
-// Whether a positive cell lies within `gray` cells, `reach` whole ones.
-__device__ bool is_gray(int8_t* label, const DenseBoxGrid& grid, int row, int column, float gray, int reach) {
-  const Disc disc{static_cast<float>(column), static_cast<float>(row), gray};
-  const auto is_positive = [&](int64_t cell) {
-    return SharedLabel(label[cell]).load(::cuda::memory_order_relaxed) == 1;
-  };
-  const int64_t last_row = min(int64_t{row} + reach, int64_t{grid.height} - 1);
-  const int64_t last_column = min(int64_t{column} + reach, int64_t{grid.width} - 1);
-  for (int64_t i = max(row - reach, 0); i <= last_row; ++i)
-    for (int64_t j = max(column - reach, 0); j <= last_column; ++j)
-      if (squared_distance(disc, i, j) <= gray * gray && is_positive(i * grid.width + j)) return true;
+// Whether a positive cell of a map lies within `gray` cells of the thread's own, `reach` whole ones.
+__device__ bool is_gray(const Targets& plan, int64_t map_of_all, const Tile& tile, int reach) {
+  const Disc disc{static_cast<float>(tile.column), static_cast<float>(tile.row), plan.how.gray};
+  const auto last_of = [&](int at, int size) { return static_cast<int>(min(int64_t{at} + reach, size - int64_t{1})); };
+  const int last_row = last_of(tile.row, plan.grid.height), last = last_of(tile.column, plan.grid.width);
+  const int first = max(tile.column - reach, 0);
+  for (int row = max(tile.row - reach, 0); row <= last_row; ++row) {
+    const uint32_t* const words = plan.positive_row(map_of_all, row);
+    for (int word = first / 32; word <= last / 32; ++word) {
+      const uint32_t from_first = ~bits_below(max(first - 32 * word, 0));
+      const uint32_t to_last = kWarp >> max(32 * word + 31 - last, 0);
+      for (uint32_t positive = words[word] & from_first & to_last; positive != 0; positive &= positive - 1) {
+        const int column = 32 * word + __ffs(static_cast<int>(positive)) - 1;
+        if (squared_distance(disc, row, column) <= disc.radius * disc.radius) return true;
+      }
+    }
+  }
   return false;
 }
 
-// No cell becomes or stops being positive here, so it does not matter who comes first.
 __global__ void __launch_bounds__(kTile) add_gray_zone(const __grid_constant__ Targets plan, int reach) {
   const Tile tile(plan.grid);
   if (!tile.is_inside) return;
   const int64_t cell = int64_t{tile.row} * plan.grid.width + tile.column;
   for (int64_t i = blockIdx.y; i < plan.batch * plan.num_maps(); i += gridDim.y) {
     int8_t* const label = plan.label_map(i / plan.num_maps(), static_cast<int>(i % plan.num_maps()));
-    if (label[cell] == 0 && is_gray(label, plan.grid, tile.row, tile.column, plan.how.gray, reach))
-      SharedLabel(label[cell]).store(-1, ::cuda::memory_order_relaxed);
+    if (label[cell] == 0 && is_gray(plan, i, tile, reach)) label[cell] = -1;
   }
 }
 
@@ -285,16 +301,23 @@ int decode_densebox(const Map& scores, const Map& offsets, Dtype dtype, int64_t 
   return launch_status();
 }
 
+size_t densebox_targets_workspace(int64_t batch, int num_landmarks, int64_t height, int64_t width) {
+  return Targets().place(nullptr, batch, num_landmarks, height, width);
+}
+
 int densebox_targets(const float* boxes, int64_t num_boxes, const uint8_t* ignore, const int64_t* splits, int64_t batch,
                      const float* landmarks, int num_landmarks, const DenseBoxGrid& grid,
-                     const DenseBoxTargets& targets, int8_t* label, float* offsets, int8_t* landmark_label, int device,
-                     void* stream) {
+                     const DenseBoxTargets& targets, int8_t* label, float* offsets, int8_t* landmark_label,
+                     void* workspace, size_t workspace_bytes, int device, void* stream) {
   if (batch < 0 || batch > INT32_MAX || num_boxes < 0 || num_landmarks < 0 || !is_valid(grid) || grid.stride <= 0)
     return cudaErrorInvalidValue;
   const int64_t num_tiles = ceil_div(grid.width, kTileWidth) * ceil_div(grid.height, kTileHeight);
   if (batch == 0 || num_tiles == 0) return cudaSuccess;
-  const Targets plan{boxes,         num_boxes, ignore,  splits, batch,   landmarks,
-                     num_landmarks, grid,      targets, label,  offsets, landmark_label};
+  if (workspace_bytes < densebox_targets_workspace(batch, num_landmarks, grid.height, grid.width))
+    return cudaErrorInvalidValue;
+  Targets plan{boxes, num_boxes, ignore, splits,  batch,          landmarks, num_landmarks,
+               grid,  targets,   label,  offsets, landmark_label, {}};
+  plan.place(workspace, batch, num_landmarks, grid.height, grid.width);
 
   const DeviceGuard guard(device);
   if (guard.status()) return guard.status();

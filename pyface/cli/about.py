@@ -2,28 +2,96 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pyface.cli.console import fail, print_status, table_width
 
-
-def models() -> None:
-    """Lists the available detectors and their weights."""
-    from rich.console import Console
+if TYPE_CHECKING:
     from rich.table import Table
 
-    from pyface.models.zoo import REGISTRY, summary
+    from pyface.models.facts import Facts
 
-    table = Table("model", "description", "licence of the weights", "trained on", "measured")
-    for row in REGISTRY.values():
-        weights = row.weights
-        facts = (weights.licence, weights.training_data, summary(row.name)) if weights else ("none", "", "")
-        table.add_row(row.name, row.description, *facts)
-    Console(width=table_width(240)).print(table, markup=False, highlight=False)
+
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print all facts as JSON.")] = False,
+) -> None:
+    """Lists the available detectors and how to choose one.
+
+    Example:
+
+    ```
+    pyface models --json | jq ".[].name"
+    ```
+    """
+    from pyface.models.facts import facts
+    from pyface.models.zoo import list_models
+
+    known = [facts(name) for name in list_models()]
+    if as_json:
+        typer.echo(json.dumps([asdict(of) for of in known], indent=1))
+    else:
+        _print_models(known)
+
+
+def _print_models(known: Sequence[Facts]) -> None:
+    """Prints the figures, when to use which model, and the models without weights."""
+    from rich.console import Console
+
+    console = Console(width=table_width(80), highlight=False, markup=False)
+    ready = sorted((of for of in known if of.licence), key=lambda of: -sum(_precision(of)))
+    figures = ["model", "easy", "medium", "hard", "ms", "params", "threshold", "smallest", "landmarks"]
+    console.print(_table(figures, map(_row, ready)))
+    console.print(
+        "\neasy, medium, hard: average precision on WIDER FACE val. ms: from a decoded image to faces, on two CPU "
+        "threads; `pyface benchmark` measures this machine. smallest: faces that are found reliably. All at 640 px, "
+        "mtcnn on its own image pyramid.\n"
+    )
+    choice = [(of.name, of.use_when, str(of.licence)) for of in ready]
+    console.print(_table(["model", "use it when", "licence of the weights"], choice))
+    console.print("\nWithout bundled weights; train them, or give a checkpoint with --weights:\n")
+    rest = [(of.name, of.description, _millions(of)) for of in known if not of.licence]
+    console.print(_table(["model", "description", "params"], rest))
+
+
+def _row(of: Facts) -> tuple[str, ...]:
+    precision = [f"{value:.3f}" for value in _precision(of)]
+    milliseconds = "-" if of.milliseconds is None else f"{of.milliseconds:.0f}"
+    landmarks = str(of.landmarks or "-")
+    return (
+        of.name,
+        *precision,
+        milliseconds,
+        _millions(of),
+        f"{of.score_threshold:.3f}",
+        f"{of.smallest_face:.0f} px",
+        landmarks,
+    )
+
+
+def _precision(of: Facts) -> list[float]:
+    """On WIDER FACE's subsets, at the first size that was measured."""
+    first: dict[str, float] = next(iter(of.widerface.values()))
+    return list(first.values())
+
+
+def _millions(of: Facts) -> str:
+    return f"{of.parameters / 1e6:.2f} M"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    from rich.table import Table
+
+    table = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def convert(
@@ -36,7 +104,7 @@ def convert(
     """Converts a public checkpoint to pyface's own format.
 
     Popular public checkpoints are detected automatically: of S3FD (yxlijun, clcarwin, face-alignment), SRN, SSH
-    (Caffe's names) and MTCNN (facenet-pytorch, ipazc). `pyface detect --weights` takes a file of either format.
+    (Caffe's names) and MTCNN (facenet-pytorch, ipazc). `pyface detect --weights` takes files in either format.
 
     Example:
 
@@ -79,14 +147,14 @@ def convert_data(
         fail(f"--format must be wider, coco or yolo, got {form}")
     if target.exists():
         fail(f"{target} exists already; give a new folder")
-    from pyface.data.folder import read_folder, write_folder
-    from pyface.data.picture import DatasetError
+    from pyface.data.folder import read_annotated, write_folder
+    from pyface.data.picture import DatasetError, picture_of
 
     try:
-        pictures = read_folder(source)
-        names = [picture.path.relative_to(source / "images").as_posix() for picture in pictures]
-        write_folder(pictures, names, target, form)  # type: ignore[arg-type]
-    except (DatasetError, OSError) as error:
+        images = read_annotated(source)
+        pictures = [picture_of(image.path, image.boxes) for image in images]
+        write_folder(pictures, [image.name for image in images], target, form)  # type: ignore[arg-type]
+    except (DatasetError, ImportError, OSError) as error:
         fail(error)
     faces, ignored = (sum(map(len, boxes)) for boxes in zip(*((p.faces, p.ignore) for p in pictures), strict=True))
     print_status(f"{target}: {len(pictures):,} images, {faces:,} faces")

@@ -66,15 +66,14 @@ def main(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Finds faces in images.
+    """Finds faces in images, videos and cameras.
 
     Examples:
 
     ```
-    pyface detect photos/ --save out/           # draw the faces into copies
+    pyface detect photos/ --save out/           # copies with the faces drawn
     pyface detect photos/ --output faces.jsonl  # one JSON line per image
-    pyface models                               # the available detectors
-    pyface detect --help                        # all options of a command
+    pyface models                               # which detector to choose
     ```
     """
     # OpenMP's threads wait for work by spinning, which on a machine that has other things to do, such as reading and

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,30 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pyface.cli.console import check_outputs, fail, print_status, table_width, write_json
-from pyface.cli.options import BatchSize, Device, JsonFile, Precision, Size, parse_size
+from pyface.cli.options import BatchSize, Device, JsonFile, Precision, Size, parse_size, takes_options
 
 if TYPE_CHECKING:
     from pyface.benchmark import Timing
     from pyface.detector import FaceDetector
 
+RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino"}
 DEFAULT_MODELS = ("mtcnn", "densebox_lite", "s3fd_lite", "srn_lite", "ssh_lite")  # the others take seconds per image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """The options of one call of `pyface benchmark`."""
+    """The options of `pyface benchmark`."""
 
-    models: list[str]
-    images: Path | None
-    size: str | None
-    batch_size: int
-    device: str
-    precision: str
-    seconds: float
-    json_file: Path | None
-
-
-def benchmark(
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -40,32 +33,46 @@ def benchmark(
             help="Detector to time; `pyface models` lists them. May be repeated.",
             show_default="mtcnn and the lite detectors",
         ),
-    ] = None,
+    ] = None
     images: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of images; up to 64 of them are used.", show_default="examples/"),
-    ] = None,
-    size: Size = None,
-    batch_size: BatchSize = 8,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure each detector.")] = 5.0,
-    json_file: JsonFile = None,
-) -> None:
+    ] = None
+    size: Size = None
+    batch_size: BatchSize = 8
+    device: Device = "auto"
+    precision: Precision = "fp32"
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure each detector.")] = 5.0
+    runtimes: Annotated[
+        bool,
+        typer.Option(
+            "--runtimes", help="Also time the detectors exported to onnxruntime and OpenVINO, if these are installed."
+        ),
+    ] = False
+    json_file: JsonFile = None
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the detectors, each once."""
+        return list(dict.fromkeys(self.model or DEFAULT_MODELS))
+
+
+@takes_options
+def benchmark(request: Request) -> None:
     """Measures the speed of detectors on this machine, from image files to faces.
 
     Prints images per second, milliseconds per image by stage, and peak memory. Detectors without weights are timed
-    with random ones, at a score threshold that about 300 candidates per image pass.
+    with random weights and a score threshold that about 300 candidates per image pass.
 
     Examples:
 
     ```
     pyface benchmark
     pyface benchmark --model s3fd_lite --images photos/ --size native
+    pyface benchmark --model s3fd_lite --runtimes
     ```
     """
-    names = list(dict.fromkeys(model or DEFAULT_MODELS))
-    time_detectors(Request(names, images, size, batch_size, device, precision, seconds, json_file))
+    time_detectors(request)
 
 
 def time_detectors(request: Request) -> None:
@@ -79,6 +86,8 @@ def time_detectors(request: Request) -> None:
     except ImportError as error:  # the kernels were not built; the text says how to
         fail(error)
     check_outputs(request.json_file)
+    if request.runtimes and request.precision != "fp32":
+        fail("--runtimes is for fp32; leave --precision out")
     _refuse_mtcnn_options(request)
     timings: dict[str, Timing] = {}
     console = Console(stderr=True)
@@ -86,10 +95,12 @@ def time_detectors(request: Request) -> None:
         for name in request.models:
             is_untrained(name)  # lists the names if there is no such model
         sources = find_pictures(request.images)
-        for name in request.models:
-            with console.status(f"{name} ..."):
-                detector = _make_detector(name, request, sources)
-                timings[name] = measure(detector, sources, request.seconds)
+        with tempfile.TemporaryDirectory() as folder:
+            models = dict(_models_and_exports(request, Path(folder)))
+            for name, model in models.items():
+                with console.status(f"{name} ..."):
+                    detector = _make_detector(model, request, sources)
+                    timings[name] = measure(detector, sources, request.seconds)
     except (SourceError, CheckpointError, ImportError, ValueError, MemoryError, OSError) as error:
         fail(error)
     facts = machine_facts(detector.device)
@@ -102,6 +113,18 @@ def time_detectors(request: Request) -> None:
     _print_table(timings, facts, settings)
     if request.json_file is not None:
         write_json(request.json_file, _content(timings, facts, settings))
+
+
+def _models_and_exports(request: Request, folder: Path) -> Iterator[tuple[str, str]]:
+    """Yields what the table calls each model, and what `FaceDetector` does; exports it if runtimes are asked for."""
+    from pyface.export import ExportRequest, export
+
+    for name in request.models:
+        yield name, name
+        for suffix, package in RUNTIMES.items() if request.runtimes and not _is_random(name) else ():
+            if importlib.util.find_spec(package) is not None:
+                export(ExportRequest(name), folder / f"{name}{suffix}")
+                yield f"{name}{suffix}", str(folder / f"{name}{suffix}")
 
 
 def _refuse_mtcnn_options(request: Request) -> None:
@@ -119,7 +142,7 @@ def _make_detector(name: str, request: Request, sources: list[bytes]) -> FaceDet
     from pyface.detector import FaceDetector
 
     options: dict[str, Any] = {"device": request.device, "batch_size": request.batch_size}
-    if name != "mtcnn":
+    if Path(name).stem != "mtcnn":
         options |= {"size": parse_size(request.size), "precision": request.precision}
     torch.manual_seed(0)
     detector = FaceDetector(name, weights=None if _is_random(name) else "default", **options)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import typer
 
@@ -41,6 +41,15 @@ def print_names(names: Sequence[str], what: str) -> None:
     if names:
         more = f", and {len(names) - 10:,} more" if len(names) > 10 else ""
         print_status(f"{count(len(names), 'image')} {what}: {', '.join(names[:10])}{more}")
+
+
+def print_hint(source: Path, rate: float, pictures: Iterable[tuple[Any, Any]], expected: str = "x y w h score") -> None:
+    """Says what the rows of predictions look like if that explains a rate near 0; see `explain_low`."""
+    from pyface.evaluation.hints import LOW, explain_low
+
+    hint = explain_low(pictures, expected) if rate < LOW else None
+    if hint is not None:
+        print_status(f"almost nothing matches: the rows of {source} {hint}")
 
 
 def table_width(width: int) -> int | None:
@@ -90,3 +99,13 @@ def write_json(path: Path | None, content: dict[str, Any]) -> None:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         fail(f"{path} cannot be written: {error.strerror}", FAILED)
+
+
+def write_plot(path: Path, kind: Literal["plot_curves", "plot_roc"], curves: Any) -> None:
+    """Plots curves with a function of `pyface.evaluation.plot`."""
+    from pyface.evaluation import plot
+
+    try:
+        getattr(plot, kind)(path, curves)
+    except (ImportError, OSError, ValueError) as error:
+        fail(error, FAILED)

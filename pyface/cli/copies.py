@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,12 +16,17 @@ import cv2
 from pyface.cli.console import print_status
 from pyface.detections import Detections
 from pyface.draw import draw
+from pyface.io.archives import Member, member_source
 from pyface.io.files import write_whole
 from pyface.io.images import Pixels
 from pyface.io.metadata import save_photo
-from pyface.io.sources import Source
-from pyface.io.video import CODECS, FilmWriter
+from pyface.io.sources import Source, copy_name, plan_member
+from pyface.io.video import CODECS, VideoWriter
 from pyface.redact import Cover, redact
+
+
+class CopyError(ValueError):
+    """A copy cannot be written under its name; later copies may succeed."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +34,12 @@ class Copies:
     """What to write.
 
     Attributes:
-        places: Where the copy of each image and video goes; None: no copies.
+        places: Where the copy of each image and video goes, and the folder for those of an archive; None: no copies.
         cover: How copies cover the faces; None: copies have the faces drawn instead.
-        gps: Whether covered photos keep the place where they were taken.
-        crops: Where the faces of each source go, without their numbers and the suffix; None: nowhere.
-        crop_margin: What crops have around the box, as a fraction of it; None: crops are aligned.
+        gps: Whether covered photos keep their GPS position.
+        crops: Where the crops of each source are written, without their numbers and the suffix; None: no crops.
+        crop_margin: Margin around the box, as a fraction of its size; None: crops are aligned.
+        taken: The names that copies and crops of images in archives already have.
     """
 
     places: dict[Source, Path] | None
@@ -38,20 +47,42 @@ class Copies:
     gps: bool
     crops: dict[Source, Path] | None
     crop_margin: float | None
+    taken: set[str] = field(default_factory=set)
+
+    def add_member(self, archive: str, name: str) -> None:
+        """Chooses where the copy and the crops of an archive's image go."""
+        source = member_source(archive, name)
+        if self.places is not None:
+            self.places[source] = plan_member(self.places[archive], name, self.taken, copy_name)
+        if self.crops is not None:
+            self.crops[source] = plan_member(self.crops[archive], name, self.taken, lambda name, _: name)
+
+    def video_place(self, source: Source) -> Path | None:
+        """Returns where the copy of a video goes; one that was taken for an image gets the ending of a video."""
+        if self.places is None:
+            return None
+        path = self.places[source]
+        return path if path.suffix.lower() == ".mp4" else path.with_name(f"{path.name}.mp4")
 
     def picture(self, image: Any, faces: Detections, ids: Sequence[int | None] | None = None) -> Pixels:
         """Returns the image with its faces drawn, with the numbers of their tracks, or covered."""
         return draw(image, faces, ids=ids) if self.cover is None else redact(image, faces, self.cover)
 
-    def save_image(self, source: str, image: Any, faces: Detections) -> None:
-        """Saves the copy of an image, if copies are asked for; covered ones with the metadata of the original."""
+    def save_image(self, source: str | Member, image: Any, faces: Detections) -> None:
+        """Saves the copy of an image, if copies are asked for; covered ones with the metadata of the original.
+
+        Raises:
+            CopyError: Something else has the name of the copy.
+            ImageError: The original cannot be read a second time, for its metadata.
+        """
         if self.places is None:
             return
-        path, picture = self.places[source], self.picture(image, faces)
+        path, picture = self.places[os.fspath(source)], self.picture(image, faces)
         if self.cover is None:
             _write_image(path, picture)
-        else:
-            save_photo(path, picture, Path(source), gps=self.gps)
+            return
+        with names_that_are_free():
+            save_photo(path, picture, source.file if isinstance(source, Member) else source, gps=self.gps)
 
     def save_crops(self, source: Source, frame: int | None, image: Any, faces: Detections) -> list[str | None]:
         """Saves the faces of an image or frame, if crops are asked for.
@@ -73,20 +104,34 @@ class Copies:
         return str(path)
 
 
+@contextlib.contextmanager
+def names_that_are_free() -> Iterator[None]:
+    """Raises CopyError for files that cannot be written since their names are taken or too long."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
+        raise CopyError(
+            f"{error.filename} cannot be written ({error.strerror}); move what is there, or choose another folder"
+        ) from error
+
+
 def _write_image(path: Path, image: Pixels) -> None:
     try:
         encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
     except cv2.error as error:
         raise OSError(0, f"the image cannot be encoded ({error.err})", str(path)) from None
-    write_whole(path, encoded.tobytes())
+    with names_that_are_free():
+        write_whole(path, encoded.tobytes())
 
 
-class FilmCopy:
+class VideoCopy:
     """The copy of a video, which is begun with its first frame; no path: nothing is written."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._writer: FilmWriter | None = None
+        self._writer: VideoWriter | None = None
         self._size = (0, 0)
 
     def write(self, image: Pixels | None, time: float) -> None:
@@ -94,15 +139,16 @@ class FilmCopy:
         if self._path is None or image is None:
             return
         if self._writer is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer, self._size = FilmWriter(self._path), (image.shape[1], image.shape[0])
+            with names_that_are_free():
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer, self._size = VideoWriter(self._path), (image.shape[1], image.shape[0])
             if self._writer.codec != CODECS[0]:
                 print_status(f"pyface: PyAV has no H.264 encoder here, so browsers do not play {self._path}")
         if (image.shape[1], image.shape[0]) != self._size:  # a broadcast may change its size, a file's stream may not
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         self._writer.write(image, time)
 
-    def __enter__(self) -> FilmCopy:
+    def __enter__(self) -> VideoCopy:
         return self
 
     def __exit__(

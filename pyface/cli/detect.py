@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
+from pyface.cli.cluster import ClusterOptions, FolderRequest, detect_on_cluster
 from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, fail, print_status
+from pyface.cli.memory import keep_freed_memory
 from pyface.cli.options import (
     BatchSize,
     DetectorRequest,
@@ -23,29 +25,170 @@ from pyface.cli.options import (
     Model,
     Multiscale,
     Precision,
+    ScoreThreshold,
     Size,
     Threads,
     Weights,
     parse_size,
+    takes_options,
 )
 from pyface.cli.report import Report
-from pyface.io.sources import Source, source_key, source_name
+from pyface.io.sources import Source, is_archive, source_key, source_name
 
 if TYPE_CHECKING:
     from pyface.cli.outcomes import Run
+    from pyface.data.predictions import YoloFolder
     from pyface.detector import FaceDetector
+    from pyface.io.results import FinishedFile
     from pyface.redact import Cover
 
 
-@dataclass(frozen=True)
-class CopyRequest:
-    """The files that a call of `pyface detect` asks for beside its results; the attributes are its options."""
+FILES, VIDEOS, PRIVACY, RESULTS = "File selection", "Videos and cameras", "Crops and privacy", "Results"
+"""Panels of the help."""
 
-    save: Path | None
-    covers: list[Cover]
-    strip_gps: bool
-    crops: Path | None
-    crop_margin: float | None
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions:
+    """The detector, and how it runs."""
+
+    model: Model = "s3fd_lite"
+    weights: Weights = "default"
+    device: Device = "auto"
+    score_threshold: ScoreThreshold = None
+    min_face: MinFace = None
+    size: Size = None
+    multiscale: Multiscale = None
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            metavar="PIXELS",
+            help="Split huge images into tiles of this side. Not for mtcnn.",
+            show_default="never",
+        ),
+    ] = None
+    precision: Precision = "fp32"
+    batch_size: BatchSize = 8
+    threads: Threads = None
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
+    ] = None
+    truncated: Annotated[
+        Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")
+    ] = "refuse"
+
+    def request(self) -> DetectorRequest:
+        """The detector with these options."""
+        options = vars(self) | {"size": parse_size(self.size)}
+        if self.max_pixels is None:
+            del options["max_pixels"]
+        return DetectorRequest(options.pop("model"), options.pop("weights"), options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRequest:
+    """The images and videos to read."""
+
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Images, videos, .tar and .zip archives of images, folders, patterns like 'a/*.jpg', addresses "
+            "(https://, s3://, gs://, rtsp://), or - for a list of files on the standard input.",
+        ),
+    ] = None
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False
+    from_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Read the names of files from this list: one per line, or separated by NUL.",
+            rich_help_panel=FILES,
+        ),
+    ] = None
+    glob: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Read only files whose names match, such as '*.jpg'.", rich_help_panel=FILES
+        ),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Skip files whose names or folders match, such as 'thumbs/*'.",
+            rich_help_panel=FILES,
+        ),
+    ] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Read only the I-th of N parts of the files; a file's path decides which part it is in.",
+            rich_help_panel=FILES,
+        ),
+    ] = None
+    camera: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Read camera N of this machine; 0 is the first.", rich_help_panel=VIDEOS),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyRequest:
+    """The files to write beside the results."""
+
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Save copies of images and videos with the faces drawn, or covered.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None
+    blur: Annotated[
+        bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel=PRIVACY)
+    ] = False
+    pixelate: Annotated[
+        bool, typer.Option("--pixelate", help="Pixelate the faces in the saved copies.", rich_help_panel=PRIVACY)
+    ] = False
+    box: Annotated[
+        bool,
+        typer.Option("--box", help="Cover the faces in the saved copies with black boxes.", rich_help_panel=PRIVACY),
+    ] = False
+    strip_gps: Annotated[
+        bool,
+        typer.Option(
+            "--strip-gps",
+            help="Remove the GPS position from the metadata of blurred, pixelated or boxed photos.",
+            rich_help_panel=PRIVACY,
+        ),
+    ] = False
+    crops: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Save every face, aligned, as an image of 112 x 112 pixels; the results name the files.",
+            rich_help_panel=PRIVACY,
+        ),
+    ] = None
+    crop_margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="M",
+            help="Crop boxes instead of aligning faces, with a margin of M times the box's size on each side.",
+            show_default="aligned faces",
+            rich_help_panel=PRIVACY,
+        ),
+    ] = None
+
+    @property
+    def covers(self) -> list[Cover]:
+        """The ways in which copies cover the faces; more than one is a mistake."""
+        ways: list[tuple[Cover, bool]] = [("blur", self.blur), ("pixelate", self.pixelate), ("box", self.box)]
+        return [cover for cover, is_given in ways if is_given]
 
     @property
     def folders(self) -> list[Path]:
@@ -57,249 +200,135 @@ class CopyRequest:
         return {"crops": self.crops and str(self.crops), "crop_margin": self.crop_margin}
 
 
-@dataclass(frozen=True)
-class SourceRequest:
-    """The images and videos that a call of `pyface detect` asks for; the attributes are its options."""
-
-    sources: list[str]
-    list_file: str | None
-    camera: int | None
-    recursive: bool
-    globs: list[str]
-    excludes: list[str]
-    shard: str | None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """The options of one call of `pyface detect`."""
+    """The options of `pyface detect`."""
 
+    detector: DetectorOptions
     sources: SourceRequest
-    every: int
-    fps: float | None
-    track: bool
-    detector: DetectorRequest
-    output: Path | None
-    resume: bool
-    overwrite: bool
-    copies: CopyRequest
-
-    def facts(self) -> dict[str, Any]:
-        """What decides the results, by the names of the options."""
-        frames = {"every": self.every, "fps": self.fps, "track": self.track}
-        return self.detector.facts() | frames | self.copies.facts()
-
-
-def detect(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Images, videos, folders of them, patterns like 'a/*.jpg', addresses of videos and cameras (http://, "
-            "rtsp://), or - for a list of files on the standard input.",
-        ),
-    ] = None,
-    model: Model = "s3fd_lite",
-    weights: Weights = "default",
-    device: Device = "auto",
-    score_threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Keep faces with a score above this.", show_default="the model's own"),
-    ] = None,
-    min_face: MinFace = None,
-    size: Size = None,
-    multiscale: Multiscale = None,
-    tile: Annotated[
-        int | None,
-        typer.Option(
-            min=64,
-            metavar="PIXELS",
-            help="Split huge images into tiles of this side. Not for mtcnn.",
-            show_default="never",
-        ),
-    ] = None,
-    precision: Precision = "fp32",
-    batch_size: BatchSize = 8,
-    threads: Threads = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
-    from_file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Read the names of files from this list: one per line, or separated by NUL.",
-            rich_help_panel="Choice of files",
-        ),
-    ] = None,
-    glob: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Take only files whose names fit, such as '*.jpg'.",
-            rich_help_panel="Choice of files",
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Leave out files whose names or folders fit: 'thumbs/*'.",
-            rich_help_panel="Choice of files",
-        ),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Take the I-th of N parts; each file is in one, chosen by its path.",
-            rich_help_panel="Choice of files",
-        ),
-    ] = None,
-    camera: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Read this camera of the machine, 0 for the first.",
-            rich_help_panel="Videos and cameras",
-        ),
-    ] = None,
     every: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="Of videos, take one frame in N.", rich_help_panel="Videos and cameras"),
-    ] = 1,
+        int, typer.Option(min=1, metavar="N", help="Process one frame in N of each video.", rich_help_panel=VIDEOS)
+    ] = 1
     fps: Annotated[
         float | None,
         typer.Option(
             min=0.001,
             metavar="F",
-            help="Of videos, take at most F frames per second.",
+            help="Process at most F frames per second of each video.",
             show_default="all frames",
-            rich_help_panel="Videos and cameras",
+            rich_help_panel=VIDEOS,
         ),
-    ] = None,
+    ] = None
     track: Annotated[
         bool,
         typer.Option(
             "--track",
-            help="In videos, give the faces of one person the same id, in lines and saved videos.",
-            rich_help_panel="Videos and cameras",
+            help="Give the faces of one person in a video the same id, in results and saved videos.",
+            rich_help_panel=VIDEOS,
         ),
-    ] = False,
+    ] = False
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write the results to a .jsonl or .csv file."),
-    ] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Save copies of images and videos with the faces drawn, or covered."),
-    ] = None,
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the results to this file, in the format of its suffix: .jsonl, .csv or .parquet; with --ray to "
+            "this folder.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None
+    format: Annotated[
+        Literal["jsonl", "csv", "parquet", "coco", "yolo", "labelstudio"] | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Format of --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
+            "(tasks with predictions).",
+            show_default="by the suffix of FILE",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Continue --output FILE: skip the images that it already has. Model, weights and options must be the "
-            "same as before; FILE.run.json keeps them.",
+            help="Continue --output FILE (.jsonl or .csv): skip the images that it already has. Model, weights and "
+            "options must be the same as before; FILE.run.json records them.",
+            rich_help_panel=RESULTS,
         ),
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False,
-    blur: Annotated[
-        bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel="Crops and privacy")
-    ] = False,
-    pixelate: Annotated[
-        bool, typer.Option("--pixelate", help="Pixelate the faces instead.", rich_help_panel="Crops and privacy")
-    ] = False,
-    box: Annotated[
-        bool, typer.Option("--box", help="Cover the faces with black boxes.", rich_help_panel="Crops and privacy")
-    ] = False,
-    strip_gps: Annotated[
-        bool,
-        typer.Option(
-            "--strip-gps",
-            help="Leave the place out of the metadata of blurred, pixelated or boxed photos.",
-            rich_help_panel="Crops and privacy",
-        ),
-    ] = False,
-    crops: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Save every face, aligned, 112 x 112; its line names the file.",
-            rich_help_panel="Crops and privacy",
-        ),
-    ] = None,
-    crop_margin: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            metavar="M",
-            help="Save the faces' boxes instead, with M times their size around them.",
-            show_default="aligned faces",
-            rich_help_panel="Crops and privacy",
-        ),
-    ] = None,
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
-    ] = None,
-    truncated: Annotated[
-        Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")
-    ] = "refuse",
-) -> None:
+    ] = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.", rich_help_panel=RESULTS)
+    ] = False
+    copies: CopyRequest
+    cluster: ClusterOptions
+
+    @property
+    def output_file(self) -> Path | None:
+        """The file of results, unless a cluster writes them."""
+        return None if self.output is None else Path(self.output)
+
+    @property
+    def output_format(self) -> str | None:
+        """The format of the results, None if neither the option nor the file's suffix says it."""
+        if self.format is not None:
+            return self.format
+        suffix = "" if self.output_file is None else self.output_file.suffix.lower()
+        return suffix[1:] if suffix in (".jsonl", ".csv", ".parquet") else None
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the results, by the names of the options."""
+        frames = {"every": self.every, "fps": self.fps, "track": self.track}
+        return self.detector.request().facts() | frames | self.copies.facts()
+
+
+@takes_options
+def detect(request: Request) -> None:
     """Finds faces in images, videos and cameras.
 
     Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE (or CSV, one
     row per face). On a terminal without --output it prints a short line per image or video instead. An image or video
-    that cannot be read is reported in a line, and the run continues.
+    that cannot be read is reported, and the run continues.
 
     Results are written as soon as they are ready. Repeat an interrupted command with --resume to continue it. Videos
-    and cameras need `pip install "pyface-engine[video]"`. Ctrl-C ends a camera, and completes the saved video.
+    and cameras need `pip install "pyface-engine[video]"`. Ctrl-C stops reading a camera and completes the saved video.
 
-    Exit status: 0 all was read, 1 some could not be read (with --resume: now or before), 2 a mistake in the command,
-    130 interrupted with Ctrl-C.
+    Exit status: 0 if everything was read, 1 if something could not be read (with --resume: in this run or an earlier
+    one), 2 for a mistake in the command, 130 after Ctrl-C.
 
     Examples:
 
     ```
-    pyface detect photos/ --save out/             # draw the faces into copies
+    pyface detect photos/ --save out/             # copies with the faces drawn
     pyface detect photos/ -r --output faces.csv   # subfolders too, as a table
     pyface detect photos/ --output faces.jsonl --resume
     pyface detect big.jpg --size native --tile 1280
     pyface detect "photos/*.jpg" --model mtcnn --min-face 40
-    pyface detect film.mp4 --fps 5 --save out/    # five frames per second
-    pyface detect film.mp4 --track --save out/    # one id per person
+    pyface detect video.mp4 --fps 5 --save out/   # five frames per second
+    pyface detect video.mp4 --track --save out/   # one id per person
     pyface detect --camera 0 --save out/          # until Ctrl-C
     find photos -newer last -print0 | pyface detect - --output new.jsonl
-    pyface detect photos/ --save out/ --blur      # the faces that are found, blurred
+    pyface detect photos/ --save out/ --blur      # copies with the found faces blurred
     pyface detect photos/ --crops faces/          # every face, aligned
+    pyface detect photos.tar s3://bucket/more/    # archives and addresses
+    pyface detect photos/ --format coco --output faces.json
+    pyface detect s3://bucket/photos --ray auto --output s3://bucket/faces
     ```
     """
-    options = {
-        "score_threshold": score_threshold,
-        "min_face": min_face,
-        "batch_size": batch_size,
-        "threads": threads,
-        "device": device,
-        "size": parse_size(size),
-        "multiscale": multiscale,
-        "tile": tile,
-        "precision": precision,
-        "truncated": truncated,
-    } | ({} if max_pixels is None else {"max_pixels": max_pixels})
-    detector = DetectorRequest(model, weights, options)
-    covers: list[Cover] = []
-    covers += ["blur"] if blur else []
-    covers += ["pixelate"] if pixelate else []
-    covers += ["box"] if box else []
-    copies = CopyRequest(save, covers, strip_gps, crops, crop_margin)
-    wanted = SourceRequest(sources or [], from_file, camera, recursive, glob or [], exclude or [], shard)
-    detect_sources(Request(wanted, every, fps, track, detector, output, resume, overwrite, copies))
+    _check_request(request)
+    if request.cluster.ray is None:
+        detect_sources(request)
+    else:
+        folder = _cluster_folder(request)
+        sources, _, _ = _find_sources(request)
+        detect_on_cluster(request.cluster, request.detector.request(), sources, folder)
 
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the sources that are asked for, and ends with the status of the command."""
-    _check_request(request)
+    keep_freed_memory()
     sources, places, crops = _find_sources(request)
-    detector = request.detector.make()
+    detector = request.detector.request().make()
     _check_landmarks(request, detector)
     from pyface.cli.copies import Copies
     from pyface.cli.outcomes import Run  # not before the detector, which says it if the kernels were not built
@@ -314,21 +343,37 @@ def detect_sources(request: Request) -> None:
         cover = wanted.covers[0] if wanted.covers else None
         copies = Copies(places, cover, not wanted.strip_gps, crops, wanted.crop_margin)
         run = Run(
-            detector, copies, report, request.every, request.fps, request.track, -1 if begun is None else begun[1]
+            detector,
+            copies,
+            report,
+            request.every,
+            request.fps,
+            request.track,
+            -1 if begun is None else begun[1],
+            request.sources.glob or [],
+            request.sources.exclude or [],
+            done,
         )
         _write_results(run, remaining, write, resumable=request.output is not None)
     drawn = "faces covered" if request.copies.covers else "drawn"
-    report.summarise({"results": request.output, drawn: request.copies.save, "crops": request.copies.crops})
-    if report.failed.total() or any(done.get(source_key(source), False) for source in sources):
+    report.summarise({"results": request.output_file, drawn: request.copies.save, "crops": request.copies.crops})
+    if report.failed.total() or _had_failures(sources, done):
         raise typer.Exit(FAILED)
 
 
+def _had_failures(sources: list[Source], done: dict[str, bool]) -> bool:
+    """Tells whether one of these sources, or an image in one of these archives, failed in an earlier run."""
+    keys = {source_key(source) for source in sources}
+    folders = tuple(f"{source_key(source)}/" for source in sources if is_archive(source))
+    return any(failed for key, failed in done.items() if key in keys or key.startswith(folders))
+
+
 def _check_request(request: Request) -> None:
-    """Fails where options exclude each other, or the results have nowhere to go."""
+    """Fails if options exclude each other or the results have nowhere to go."""
     given = request.sources
-    if not given.sources and given.list_file is None and given.camera is None:
+    if not given.sources and given.from_file is None and given.camera is None:
         raise typer.BadParameter("give images, videos or folders, or --camera N for a camera", param_hint="SOURCE")
-    if given.list_file is not None and "-" in given.sources:
+    if given.from_file is not None and "-" in (given.sources or []):
         fail("--from-file and - are both lists of files; use one of them")
     if request.every > 1 and request.fps is not None:
         fail("--every and --fps both choose the frames of videos; use one of them")
@@ -343,9 +388,14 @@ def _check_request(request: Request) -> None:
         fail("--strip-gps needs --blur, --pixelate or --box; drawn copies never keep the position")
     if copies.crop_margin is not None and copies.crops is None:
         fail("--crop-margin is for crops; add --crops DIR")
-    if request.output is None and (request.resume or request.overwrite):
-        option = "--resume" if request.resume else "--overwrite"
+    if request.output is None and (request.resume or request.overwrite or request.format not in (None, "jsonl")):
+        option = "--resume" if request.resume else "--overwrite" if request.overwrite else f"--format {request.format}"
         fail(f"{option} needs a file of results; add --output FILE")
+    if request.resume and request.cluster.ray is None and request.output_format not in ("jsonl", "csv", None):
+        fail(
+            f"--resume continues jsonl and csv files, got --format {request.output_format}; "
+            "write jsonl, or begin anew with --overwrite"
+        )
     if request.resume and request.overwrite:
         fail("--resume continues the file of results and --overwrite replaces it; use one of them")
     if sys.stdout is None:  # closed, as by >&- in a shell
@@ -354,8 +404,29 @@ def _check_request(request: Request) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
+def _cluster_folder(request: Request) -> FolderRequest:
+    """Returns the folder for the results of a cluster; fails for options that a cluster does not support."""
+    others = {
+        "--camera": request.sources.camera is not None,
+        "--every": request.every > 1,
+        "--fps": request.fps is not None,
+        "--track": request.track,
+        "--save": request.copies.save is not None,
+        "--crops": request.copies.crops is not None,
+    }
+    given = [name for name, is_given in others.items() if is_given]
+    if given:
+        fail(f"{' and '.join(given)} must be left out with --ray, which only reads images and writes results")
+    if request.output is None:
+        fail("--ray needs a folder for its results; add --output DIR")
+    if request.format not in (None, "parquet", "jsonl"):
+        fail(f"--format must be parquet or jsonl with --ray, got {request.format}")
+    form: Literal["parquet", "jsonl"] = "jsonl" if request.format == "jsonl" else "parquet"
+    return FolderRequest(request.output, form, request.resume, request.overwrite)
+
+
 def _check_landmarks(request: Request, detector: FaceDetector) -> None:
-    """Fails where faces cannot be aligned."""
+    """Fails if faces are to be aligned and the model has no landmarks."""
     import numpy as np
 
     copies = request.copies
@@ -363,7 +434,8 @@ def _check_landmarks(request: Request, detector: FaceDetector) -> None:
         nothing = detector(np.zeros((64, 64, 3), np.uint8))
         if nothing.landmarks is None:
             fail(
-                f"{request.detector.model} finds no landmarks to align faces by; add --crop-margin 0.2 for plain crops"
+                f"{request.detector.model} returns no landmarks to align faces by; add --crop-margin 0.2 for plain "
+                "crops"
             )
 
 
@@ -400,62 +472,119 @@ def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:
 
     skipped: Counter[str] = Counter()
     sources: list[Source] = [] if request.camera is None else [request.camera]
-    list_file = "-" if "-" in request.sources else request.list_file
+    arguments = request.sources or []
+    list_file = "-" if "-" in arguments else request.from_file
     names = [] if list_file is None else read_list(list_file)
-    arguments = [argument for argument in request.sources if argument != "-"]
-    found = find_sources(arguments, names=names, recursive=request.recursive, films=True, skip=skip, skipped=skipped)
+    arguments = [argument for argument in arguments if argument != "-"]
+    found = find_sources(arguments, names=names, recursive=request.recursive, videos=True, skip=skip, skipped=skipped)
     for text in describe_skipped(skipped):
         print_status(f"pyface: {text}")
-    if request.globs or request.excludes:
-        return select_sources([*found, *sources], request.globs, request.excludes)
+    if request.glob or request.exclude:
+        return select_sources([*found, *sources], request.glob or [], request.exclude or [])
     return [*found, *sources]
+
+
+Write: TypeAlias = Callable[[dict[str, Any]], None]
 
 
 @contextlib.contextmanager
 def _open_results(
     request: Request, sources: list[Source]
-) -> Iterator[tuple[Callable[[dict[str, Any]], None], dict[str, bool], tuple[str, int] | None]]:
+) -> Iterator[tuple[Write, dict[str, bool], tuple[str, int] | None]]:
     """Returns the function that writes a result, the sources that are done, and the video within which the results end.
 
-    The sources come with whether they had failed, the video with the number of its last frame.
+    Each source that is done comes with whether it failed, and the video with the number of its last frame.
     """
-    from pyface.io.results import OutputError, ResultFile, json_line
+    from pyface.io.results import OutputError, json_line
 
-    if request.output is not None:
-        try:
-            file = ResultFile(
-                request.output,
-                resume=request.resume,
-                overwrite=request.overwrite,
-                # A saved video and its tracks begin with its first frame.
-                whole_films=request.track or request.copies.save is not None,
-                made_by=request.facts(),
-            )
-        except OutputError as error:
-            fail(error)
-        if file.is_unchecked:
-            print_status(
-                f"pyface: {request.output} has no {request.output.name}.run.json beside it, so whether the same model "
-                f"and options made it is unknown"
-            )
-        begun = None if file.begun is None else (source_key(file.begun[0]), file.begun[1])
-        with file:
-            if begun is not None and begun[0] not in map(source_key, sources):
-                fail(f"{request.output} ends within {begun[0]}; name that video too, so that it can be finished first")
-            yield file.write, {source_key(source): failed for source, failed in file.done.items()}, begun
-    elif sys.stdout.isatty():
-        yield lambda result: None, {}, None
-    else:
+    output = request.output_file
+    if output is None:
+        is_terminal = sys.stdout.isatty()
 
-        def write(result: dict[str, Any]) -> None:
-            sys.stdout.buffer.write(json_line(result))
-            sys.stdout.buffer.flush()
+        def print_line(result: dict[str, Any]) -> None:
+            if not is_terminal:
+                sys.stdout.buffer.write(json_line(result))
+                sys.stdout.buffer.flush()
 
-        yield write, {}, None
+        yield print_line, {}, None
+        return
+    try:
+        if request.output_format in ("jsonl", "csv"):
+            with _open_growing(request, output, sources) as (write, done, begun):
+                yield write, done, begun
+        else:
+            with _open_finished(request, output, sources) as file:
+                has_errors = request.output_format == "parquet"
+                yield file.write if has_errors else _reporting_failures(file.write), {}, None
+    except OutputError as error:
+        fail(error)
+
+
+@contextlib.contextmanager
+def _open_growing(
+    request: Request, output: Path, sources: list[Source]
+) -> Iterator[tuple[Write, dict[str, bool], tuple[str, int] | None]]:
+    """Opens JSON lines or CSV, which may be continued."""
+    from pyface.io.results import ResultFile
+
+    file = ResultFile(
+        output,
+        as_csv=request.output_format == "csv",
+        resume=request.resume,
+        overwrite=request.overwrite,
+        # A saved video and its tracks begin with its first frame.
+        whole_videos=request.track or request.copies.save is not None,
+        made_by=request.facts(),
+    )
+    if file.is_unchecked:
+        print_status(
+            f"pyface: {output} has no {output.name}.run.json beside it, so whether the same model and options made it "
+            f"is unknown"
+        )
+    begun = None if file.begun is None else (source_key(file.begun[0]), file.begun[1])
+    with file:
+        if begun is not None and begun[0] not in map(source_key, sources):
+            fail(f"{output} ends within {begun[0]}; name that video too, so that it can be finished first")
+        yield file.write, {source_key(source): failed for source, failed in file.done.items()}, begun
+
+
+def _open_finished(request: Request, output: Path, sources: list[Source]) -> FinishedFile | YoloFolder:
+    """Opens a file or folder of results that is complete when the run ends."""
+    from pyface.data.predictions import CocoFile, LabelStudioFile, YoloFolder
+    from pyface.io.results import OutputError, ParquetFile
+    from pyface.io.sources import is_video, paths_below
+
+    match request.output_format:
+        case "parquet":
+            return ParquetFile(output, overwrite=request.overwrite)
+        case "coco":
+            return CocoFile(output, overwrite=request.overwrite)
+        case "yolo":
+            return YoloFolder(output, paths_below(sources))
+        case "labelstudio":
+            video = next((source_name(source) for source in sources if is_video(source)), None)
+            if video is not None:
+                raise OutputError(f"--format labelstudio is for images, got the video {video}; leave it out")
+            return LabelStudioFile(output, request.detector.model, overwrite=request.overwrite)
+    raise OutputError(
+        f"{output}: a file of results must end with .jsonl, .csv or .parquet; otherwise add --format coco, yolo or "
+        f"labelstudio"
+    )
+
+
+def _reporting_failures(write: Write) -> Write:
+    """Adds a line on the standard error about images that failed, for which some formats have no place."""
+
+    def write_or_report(result: dict[str, Any]) -> None:
+        write(result)
+        if result["error"] is not None:
+            print_status(f"pyface: {result['error']}")
+
+    return write_or_report
 
 
 def _write_results(run: Run, sources: list[Source], write: Callable[[dict[str, Any]], None], resumable: bool) -> None:
-    """Detects and writes, and turns what may end a run early into one sentence."""
+    """Detects faces and writes the results; what ends a run early is reported in one sentence."""
     report = run.report
     try:
         with report, contextlib.closing(run.results(sources)) as results:

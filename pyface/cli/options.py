@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from pyface.cli.console import fail, print_status
+from pyface.evaluation import LOWEST_SCORE
 
 if TYPE_CHECKING:
     from pyface.detector import FaceDetector
@@ -59,6 +63,10 @@ MinFace = Annotated[
         show_default="the model's own",
     ),
 ]
+ScoreThreshold = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Keep faces with a score above this.", show_default="the model's own"),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 LowestScore = Annotated[float, typer.Option(min=0, max=1, help="Measure detections with a score above this.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")]
@@ -78,6 +86,59 @@ def parse_size(text: str | None) -> Any:
     return text
 
 
+def takes_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Makes the fields of a command's dataclasses its options, so that each option is written down once.
+
+    A field has its option's type and default. A field that is a dataclass itself contributes its own fields.
+
+    Example:
+        >>> @dataclass
+        ... class Request:
+        ...     size: Size = None
+        >>> @takes_options
+        ... def command(request: Request) -> None:
+        ...     print(request.size)
+        >>> command(size="640")
+        640
+    """
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[Parameter] = []
+    for name in signature(command).parameters:
+        hint = hints[name]
+        parameters += _options_in(hint) if is_dataclass(hint) else [_option(name, hint)]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        command(**{name: _build(hints[name], values, name) for name in signature(command).parameters})
+
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _options_in(group: Any) -> Iterator[Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    for field in fields(group):
+        hint = hints[field.name]
+        if is_dataclass(hint):
+            yield from _options_in(hint)
+        else:
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            yield _option(field.name, hint, Parameter.empty if default is MISSING else default)
+
+
+def _option(name: str, hint: Any, default: Any = Parameter.empty) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def _build(hint: Any, values: Mapping[str, Any], name: str) -> Any:
+    """The value of a parameter or field: an instance of a dataclass, or the option's value."""
+    if not is_dataclass(hint):
+        return values[name]
+    hints = get_type_hints(hint)
+    return hint(**{field.name: _build(hints[field.name], values, field.name) for field in fields(hint)})  # type: ignore[operator]
+
+
 @dataclass(frozen=True)
 class DetectorRequest:
     """The detector named on the command line.
@@ -85,7 +146,7 @@ class DetectorRequest:
     Attributes:
         model: Its name.
         weights: "default", a file, or "none" for random weights.
-        options: Of `FaceDetector`.
+        options: Options of `FaceDetector`.
     """
 
     model: str
@@ -127,3 +188,26 @@ class DetectorRequest:
             return FaceDetector(self.model, weights=None if self.weights == "none" else self.weights, **self.options)
         except (CheckpointError, ImportError, OSError, ValueError) as error:
             fail(error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions:
+    """How the detector runs that is measured."""
+
+    weights: Weights = "default"
+    device: Device = "auto"
+    size: Size = None
+    multiscale: Multiscale = None
+    lowest_score: LowestScore = LOWEST_SCORE
+
+    def refuse(self, context: typer.Context) -> None:
+        """Fails if one of these options was given: there is no model that it could be for."""
+        for option in fields(self):
+            if context.get_parameter_source(option.name).name == "COMMANDLINE":  # type: ignore[union-attr]
+                fail(f"--{option.name.replace('_', '-')} needs --model; leave it out")
+
+    def request(self, model: str) -> DetectorRequest:
+        """The detector of this name with these options."""
+        size, score_threshold = parse_size(self.size), self.lowest_score
+        options = {"device": self.device, "size": size, "multiscale": self.multiscale}
+        return DetectorRequest(model, self.weights, options | {"score_threshold": score_threshold})

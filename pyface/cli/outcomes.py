@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import cv2
 
-from pyface.cli.copies import Copies, FilmCopy
+from pyface.cli.console import print_status
+from pyface.cli.copies import Copies, CopyError, VideoCopy
 from pyface.cli.report import Report
-from pyface.cli.tracks import Tracks
+from pyface.detections import Tracks
 from pyface.detector import FaceDetector, Outcome
-from pyface.io.images import Pixels
+from pyface.io.archives import ArchiveError, archive, member_source
+from pyface.io.images import ImageError, KindError, Pixels
 from pyface.io.pipeline import ordered_map
 from pyface.io.results import failed, of_frame
-from pyface.io.sources import Source, is_film, is_live, source_name
-from pyface.io.video import Frame, VideoError, film_seconds, video
+from pyface.io.sources import (
+    Source,
+    describe_skipped,
+    is_archive,
+    is_live,
+    is_selected,
+    is_unclear,
+    is_video,
+    source_key,
+    source_name,
+)
+from pyface.io.video import Frame, VideoError, video, video_seconds
 
 Finished = TypeVar("Finished")
 
@@ -45,11 +59,13 @@ class Run:
     Attributes:
         detector: Finds the faces.
         copies: The files that are written beside the results.
-        report: Is told of videos and their dropped frames; results are for the caller to count.
+        report: Receives videos and dropped frames; the caller counts the results.
         every: Take one frame of a video in this many.
         fps: Take at most this many frames per second instead.
         track: Give the faces of videos the numbers of their tracks, and those of images None.
         after: The first source is a video, and its frames up to this number are done already; -1: it is not.
+        globs, excludes: Which images of archives to take; see `is_selected`.
+        done: The keys of the images that are done already, of which those in archives are passed over.
     """
 
     detector: FaceDetector
@@ -59,6 +75,9 @@ class Run:
     fps: float | None
     track: bool
     after: int
+    globs: Sequence[str] = ()
+    excludes: Sequence[str] = ()
+    done: Container[str] = frozenset()
 
     def results(self, sources: list[Source]) -> Generator[dict[str, Any]]:
         """Yields the result of every image and frame in order, once its copy is saved."""
@@ -67,34 +86,71 @@ class Run:
         warnings.filterwarnings("ignore", module="PIL")
         pool = ThreadPoolExecutor(2, thread_name_prefix="pyface-save")
         try:
-            for are_films, group in groupby(sources, is_film):
-                if not are_films:
-                    found = (Found(outcome, None) for outcome in self.detector.stream(group))
-                    yield from _finished(pool, self._finish_image, found)
-                    continue
-                for film in group:
-                    yield from self._film_results(pool, film, self.after if film == sources[0] else -1)
+            for kind, group in groupby(sources, _kind):
+                match kind:
+                    case "image":
+                        found = (Found(outcome, None) for outcome in self.detector.stream(group))
+                        yield from _finished(pool, self._finish_image, found)
+                    case "unclear":
+                        yield from self._unclear_results(pool, group, sources[0])
+                    case "archive":
+                        for source in group:
+                            yield from self._archive_results(pool, source_name(source))
+                    case "video":
+                        for source in group:
+                            yield from self._video_results(pool, source, self.after if source == sources[0] else -1)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _film_results(self, pool: Executor, film: Source, after: int) -> Iterator[dict[str, Any]]:
-        """Yields the results of a video's frames; if it cannot be read to its end, the reason is the last one."""
-        name = source_name(film)
+    def _archive_results(self, pool: Executor, name: str) -> Iterator[dict[str, Any]]:
+        """Yields the results of an archive's images; if it cannot be read to its end, the reason is the last one."""
+
+        def is_wanted(member: str) -> bool:
+            source = member_source(name, member)
+            if not is_selected(source, self.globs, self.excludes):
+                return False
+            self.copies.add_member(name, member)  # of those done too, so that names do not depend on them
+            return source_key(source) not in self.done
+
+        skipped: Counter[str] = Counter()
+        self.report.begin_archive(name)
+        members = archive(name, wanted=is_wanted, max_pixels=self.detector.max_pixels, skipped=skipped)
         try:
-            self.report.begin_film(name, 0 if is_live(film) else film_seconds(str(film)))
-            with FilmCopy(None if self.copies.places is None else self.copies.places[film]) as copy:
-                for result, drawn in self._frames(pool, film, after):
-                    copy.write(drawn, result["time"])
-                    yield result
-        except (VideoError, ImportError) as error:
+            found = (Found(outcome, None) for outcome in self.detector.stream(members, copy=False))
+            yield from _finished(pool, self._finish_image, found)
+        except ArchiveError as error:
             yield failed(name, str(error))
         else:
-            self.report.end_film()
+            self.report.end_archive()
+        for text in describe_skipped(skipped):
+            print_status(f"pyface: {name}: {text}")
 
-    def _frames(self, pool: Executor, film: Source, after: int) -> Iterator[tuple[dict[str, Any], Pixels | None]]:
-        frames = video(film, every=self.every, fps=self.fps)
-        finish = partial(self._finish_frame, film)
-        if not is_live(film):
+    def _unclear_results(self, pool: Executor, sources: Iterable[Source], first: Source) -> Iterator[dict[str, Any]]:
+        """Yields the results of addresses that may be images, and are videos if they are not."""
+        for outcome in self.detector.stream(sources):
+            if isinstance(outcome.error, KindError):
+                yield from self._video_results(pool, outcome.source, self.after if outcome.source == first else -1)
+            else:
+                yield self._finish_image(Found(outcome, None))
+
+    def _video_results(self, pool: Executor, source: Source, after: int) -> Iterator[dict[str, Any]]:
+        """Yields the results of a video's frames; if it cannot be read to its end, the reason is the last one."""
+        name = source_name(source)
+        try:
+            self.report.begin_video(name, 0 if is_live(source) else video_seconds(str(source)))
+            with VideoCopy(self.copies.video_place(source)) as copy:
+                for result, drawn in self._frames(pool, source, after):
+                    copy.write(drawn, result["time"])
+                    yield result
+        except (VideoError, CopyError, ImportError) as error:
+            yield failed(name, str(error))
+        else:
+            self.report.end_video()
+
+    def _frames(self, pool: Executor, source: Source, after: int) -> Iterator[tuple[dict[str, Any], Pixels | None]]:
+        frames = video(source, every=self.every, fps=self.fps)
+        finish = partial(self._finish_frame, source)
+        if not is_live(source):
             remaining = (pair for pair in frames if pair[0].frame > after)
             return _finished(pool, finish, self._tracked(self.detector.stream(remaining, copy=False)))
         # One at a time: a stream would take frames ahead, which would no longer be the newest at their turn.
@@ -117,19 +173,23 @@ class Run:
     def _finish_image(self, found: Found) -> dict[str, Any]:
         """Makes the result of an image, and saves its copies."""
         outcome = found.outcome
+        name = os.fspath(outcome.source)
         if outcome.detections is None:
-            return failed(outcome.source, str(outcome.error))
-        self.copies.save_image(outcome.source, outcome.image, outcome.detections)
-        return self._result(outcome.source, None, found)
+            return failed(name, str(outcome.error))
+        try:
+            self.copies.save_image(outcome.source, outcome.image, outcome.detections)
+            return self._result(name, None, found)
+        except (CopyError, ImageError) as error:
+            return failed(name, str(error))
 
-    def _finish_frame(self, film: Source, found: Found) -> tuple[dict[str, Any], Pixels | None]:
-        """Makes the result of a frame, and the frame that goes into the film's copy if there is one."""
+    def _finish_frame(self, source: Source, found: Found) -> tuple[dict[str, Any], Pixels | None]:
+        """Makes the result of a frame, and the frame that goes into the source's copy if there is one."""
         outcome, frame = found.outcome, found.outcome.source
         if outcome.detections is None:
             return of_frame(failed(frame.source, str(outcome.error)), frame.source, frame.frame, frame.time), None
         has_copy = self.copies.places is not None
         picture = self.copies.picture(outcome.image, outcome.detections, found.ids) if has_copy else None
-        result = self._result(film, frame.frame, found)
+        result = self._result(source, frame.frame, found)
         return of_frame(result, frame.source, frame.frame, frame.time), picture
 
     def _result(self, source: Source, frame: int | None, found: Found) -> dict[str, Any]:
@@ -142,6 +202,14 @@ class Run:
             face |= {"id": None if found.ids is None else found.ids[k]} if self.track else {}
             face |= {"crop": crops[k]} if crops else {}
         return result
+
+
+def _kind(source: Source) -> Literal["image", "video", "archive", "unclear"]:
+    if is_archive(source):
+        return "archive"
+    if is_video(source):
+        return "video"
+    return "unclear" if is_unclear(source) else "image"
 
 
 def _finished(pool: Executor, finish: Callable[[Found], Finished], found: Iterable[Found]) -> Iterator[Finished]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyface.cli.console import count, print_status
 
@@ -20,7 +20,7 @@ class Report:
     Args:
         total: Number of images and videos.
         skipped: How many of them are done already.
-        show_lines: Print a line per image and film.
+        show_lines: Print a line per image and video.
     """
 
     def __init__(self, total: int, skipped: int, *, show_lines: bool) -> None:
@@ -29,7 +29,7 @@ class Report:
 
         self.total, self.skipped = total, skipped
         self.done, self.faces, self.images, self.frames, self.dropped = skipped, 0, 0, 0, 0
-        self.failed: Counter[str] = Counter()  # by "image", "frame" and "video"
+        self.failed: Counter[str] = Counter()  # by "image", "frame", "video" and "archive"
         self._start = time.monotonic()
         self._stderr = Console(stderr=True)
         self._lines: Console | None = None
@@ -47,7 +47,8 @@ class Report:
             redirect_stderr=False,
         )
         self._task = self._bar.add_task("Finding faces", total=total, completed=skipped)
-        self._film: _Film | None = None
+        self._video: _Video | None = None
+        self._archive: _Archive | None = None
 
     def __enter__(self) -> Report:
         self._bar.start()
@@ -63,57 +64,86 @@ class Report:
             self._add_frame(result)
             return
         if result["error"] is not None:
-            self.failed["image" if self._film is None else "video"] += 1
-            self._end_source(result["error"], "red")
+            self.failed[self._kind_of(result)] += 1
+            self._add_line(result, result["error"], "red")
             return
         self.images += 1
         scores = " ".join(f"{face['score']:.2f}" for face in result["faces"][:8])
         more = " ..." if len(result["faces"]) > 8 else ""
         size = f"{result['width']} x {result['height']}"
         text = f"{result['source']}  {size}  {count(len(result['faces']), 'face')}  {scores}{more}".rstrip()
-        self._end_source(text, "" if result["faces"] else "dim")
+        self._add_line(result, text, "" if result["faces"] else "dim")
 
-    def begin_film(self, name: str, seconds: float) -> None:
+    def begin_archive(self, name: str) -> None:
+        """Shows the progress of an archive, whose number of images is not known."""
+        self._archive = _Archive(name, self._bar.add_task(name, total=None))
+
+    def end_archive(self) -> None:
+        """Counts an archive that was read to its end; its images have lines of their own."""
+        self._count_source()
+
+    def begin_video(self, name: str, seconds: float) -> None:
         """Shows the progress of a video; 0 seconds stand for a camera, or a video that does not say how long it is."""
         task = self._bar.add_task(f"{name} (seconds)" if seconds else name, total=seconds or None)
-        self._film = _Film(name, seconds > 0, task)
+        self._video = _Video(name, seconds > 0, task)
 
     def add_drops(self, frames: int) -> None:
         """Counts frames that a camera had and the detector was too slow for."""
         self.dropped += frames
 
-    def end_film(self) -> None:
+    def end_video(self) -> None:
         """Counts a video that was read to its end, and shows it."""
-        film = self._film
-        if film is not None:
-            counts = f"{count(film.frames, 'frame')}, {film.time:.1f} s  {count(film.faces, 'face')}"
-            self._end_source(f"{film.name}  {counts}", "" if film.faces else "dim")
+        video = self._video
+        if video is not None:
+            counts = f"{count(video.frames, 'frame')}, {video.time:.1f} s  {count(video.faces, 'face')}"
+            self._end_source(f"{video.name}  {counts}", "" if video.faces else "dim")
 
     def _add_frame(self, result: dict[str, Any]) -> None:
-        film = self._film
-        assert film is not None
-        film.frames, film.faces, film.time = film.frames + 1, film.faces + len(result["faces"]), result["time"]
+        video = self._video
+        assert video is not None
+        video.frames, video.faces, video.time = video.frames + 1, video.faces + len(result["faces"]), result["time"]
         self.frames += result["error"] is None
         self.failed["frame"] += result["error"] is not None
-        self._bar.update(film.task, completed=film.time)
-        if not film.has_length:
-            self._bar.update(film.task, description=f"{film.name}: {count(film.frames, 'frame')}{self._drops()}")
+        self._bar.update(video.task, completed=video.time)
+        if not video.has_length:
+            self._bar.update(video.task, description=f"{video.name}: {count(video.frames, 'frame')}{self._drops()}")
+
+    def _kind_of(self, result: dict[str, Any]) -> str:
+        if self._archive is not None:
+            return "archive" if result["source"] == self._archive.name else "image"
+        return "image" if self._video is None else "video"
+
+    def _add_line(self, result: dict[str, Any], line: str, style: str) -> None:
+        if self._archive is None or result["source"] == self._archive.name:
+            self._end_source(line, style)
+            return
+        self._bar.advance(self._archive.task)
+        self._print_line(line, style)
 
     def _end_source(self, line: str, style: str) -> None:
+        self._count_source()
+        self._print_line(line, style)
+
+    def _count_source(self) -> None:
         self.done += 1
         self._bar.advance(self._task)
-        if self._film is not None:
-            self._bar.remove_task(self._film.task)
-            self._film = None
+        for source in (self._video, self._archive):
+            if source is not None:
+                self._bar.remove_task(source.task)
+        self._video = self._archive = None
+
+    def _print_line(self, line: str, style: str) -> None:
         if self._lines is not None:
-            line = line.encode("utf-8", "replace").decode()  # a file's name may be what no terminal can show
+            line = line.encode("utf-8", "replace").decode()  # a file's name may contain what no terminal can show
             self._lines.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _drops(self) -> str:
         return f", {count(self.dropped, 'frame')} dropped" if self.dropped else ""
 
     def describe_done(self) -> str:
-        """Returns how far an interrupted run has come."""
+        """Returns how far an interrupted run has got."""
+        if self._archive is not None:
+            return f"{self.done} of {count(self.total, 'source')} and part of {self._archive.name} are done"
         if not self.frames:
             return f"{self.done} of {count(self.total, 'image')} are done"
         return f"{self.done} of {count(self.total, 'source')} and {count(self.frames, 'frame')} are done{self._drops()}"
@@ -139,7 +169,14 @@ class Report:
             print_status(f"pyface: {text}")
 
 
-class _Film:
+class _Archive(NamedTuple):
+    """The archive that is being read."""
+
+    name: str
+    task: TaskID
+
+
+class _Video:
     """The video that is being read."""
 
     def __init__(self, name: str, has_length: bool, task: TaskID) -> None:

@@ -12,44 +12,36 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pyface.cli.console import fail, print_status
-from pyface.cli.options import BatchSize, DetectorRequest, Device, MinFace, Model, Precision, Size, Weights, parse_size
+from pyface.cli.options import (
+    BatchSize,
+    DetectorRequest,
+    Device,
+    MinFace,
+    Model,
+    Precision,
+    Size,
+    Weights,
+    parse_size,
+    takes_options,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from pyface.detector import FaceDetector
 
 MAX_PIXELS = 2**26
 _MEBIBYTE = 2**20
 _GRACE = 5  # seconds beyond the deadline that a stop may take
 
 
-@dataclass(frozen=True)
-class Request:
-    """The options of one call of `pyface serve`."""
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions:
+    """The detector, and how it runs."""
 
-    detector: DetectorRequest
-    host: str
-    port: int
-    root_path: str
-    queue: int
-    deadline: float
-    max_request: int
-    max_pixels: int
-
-
-def serve(
-    model: Model = "s3fd_lite",
-    weights: Weights = "default",
-    device: Device = "auto",
-    host: Annotated[
-        str,
-        typer.Option(
-            help="Address to listen on; 0.0.0.0 for all addresses of this machine (there is no authentication)."
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")] = 8000,
-    root_path: Annotated[
-        str, typer.Option(metavar="PATH", help="Path under which a proxy offers the service.", show_default="/")
-    ] = "",
+    model: Model = "s3fd_lite"
+    weights: Weights = "default"
+    device: Device = "auto"
     score_threshold: Annotated[
         float | None,
         typer.Option(
@@ -58,21 +50,46 @@ def serve(
             help="Return faces with a score above this, unless a request has its own threshold.",
             show_default="the model's own",
         ),
-    ] = None,
-    min_face: MinFace = None,
-    size: Size = None,
-    precision: Precision = "fp32",
-    batch_size: BatchSize = 8,
-    queue: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Largest number of images in the service at once.")
-    ] = 64,
-    deadline: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Abort requests after this time.")] = 30.0,
-    max_request: Annotated[int, typer.Option(min=1, metavar="MIB", help="Refuse larger requests.")] = 32,
+    ] = None
+    min_face: MinFace = None
+    size: Size = None
+    precision: Precision = "fp32"
+    batch_size: BatchSize = 8
     max_pixels: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="67 million"),
-    ] = MAX_PIXELS,
-) -> None:
+    ] = MAX_PIXELS
+
+    def make(self) -> FaceDetector:
+        """Makes the detector, or ends the command with the reason why not."""
+        options = vars(self) | {"size": parse_size(self.size)}
+        return DetectorRequest(options.pop("model"), options.pop("weights"), options).make()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The options of `pyface serve`."""
+
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 for all addresses of this machine (there is no authentication)."
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")] = 8000
+    root_path: Annotated[
+        str, typer.Option(metavar="PATH", help="Path under which a proxy offers the service.", show_default="/")
+    ] = ""
+    detector: DetectorOptions
+    queue: Annotated[int, typer.Option(min=1, metavar="N", help="Largest number of images in the service at once.")] = (
+        64
+    )
+    deadline: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Abort requests after this time.")] = 30.0
+    max_request: Annotated[int, typer.Option(min=1, metavar="MIB", help="Refuse larger requests.")] = 32
+
+
+@takes_options
+def serve(request: Request) -> None:
     """Runs the detector as a web service, with a page to try it at /.
 
     POST /detect takes an image, or a form with several, and returns the JSON of `pyface detect`. GET /docs describes
@@ -88,24 +105,14 @@ def serve(
     pyface serve --device cuda --batch-size 32 --queue 256
     ```
     """
-    options = {
-        "score_threshold": score_threshold,
-        "min_face": min_face,
-        "batch_size": batch_size,
-        "max_pixels": max_pixels,
-        "device": device,
-        "size": parse_size(size),
-        "precision": precision,
-    }
-    detector = DetectorRequest(model, weights, options)
-    run_service(Request(detector, host, port, root_path, queue, deadline, max_request, max_pixels))
+    run_service(request)
 
 
 def run_service(request: Request) -> None:
     """Runs the service until SIGTERM or Ctrl-C."""
     # OpenCV checks sizes as well, which protects from files whose real size differs from the one in the header that
     # pyface reads. It takes its limit when it is loaded.
-    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(request.max_pixels)
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(request.detector.max_pixels)
     app = _make_app(request)
     listener = _listen(request.host, request.port)
     host, port = listener.getsockname()[:2]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pyface.cli.console import INTERRUPTED, fail
+from pyface.cli.options import takes_options
 
 if TYPE_CHECKING:
     from pyface.training.recipes import Precision, Run
@@ -19,41 +19,28 @@ DEVICES = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}  # as Lightning calls th
 PRECISIONS: dict[str, Precision] = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
-@dataclass(frozen=True)
-class Request:
-    """The options of one call of `pyface train`.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Options that replace values of the recipe; the fields have its names."""
 
-    Attributes:
-        settings: Options that become fields of `Run`, by their names on the command line.
-        recipe: Options that replace values of the recipe.
-        given: Names of the options on the command line; the others have their defaults.
-    """
-
-    model: str | None
-    data: Sequence[Path]
-    out: Path | None
-    config: Path | None
-    resume: Path | None
-    device: str
-    settings: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    given: frozenset[str]
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.", show_default="the recipe's")] = None
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples per step and device.", show_default="the recipe's")
+    ] = None
+    size: Annotated[
+        int | None, typer.Option(min=64, help="Side of a sample in pixels.", show_default="the recipe's")
+    ] = None
+    rate: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="the recipe's")] = None
 
 
-def train(
-    context: typer.Context,
-    model: Annotated[
-        str | None, typer.Argument(help="Detector to train; `pyface models` lists them.", show_default=False)
-    ] = None,
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            metavar="DIR",
-            help="Folder of images and annotations; without annotations, its images count as having no faces. May be "
-            "repeated; a folder given twice is used twice as often.",
-            show_default=False,
-        ),
-    ] = [],  # noqa: B006
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options that become fields of `Run`."""
+
+    max_time: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Length of the run instead of --epochs, such as 90m, 2h or 1h30m."),
+    ] = None
     val: Annotated[
         list[Path],
         typer.Option(
@@ -61,31 +48,17 @@ def train(
             help="Folder to measure on; the first one decides which weights are best.",
             show_default=False,
         ),
-    ] = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the run.", show_default=False)] = None,
+    ] = field(default_factory=list)
     held_out: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="Text file with names of images in --data, one per line: measure on these, do not train on them.",
         ),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the data.", show_default="the recipe's")
-    ] = None,
-    max_time: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Training time instead of epochs, such as 90m, 2h or 1h30m.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples per step and device.", show_default="the recipe's")
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(min=64, help="Side of a sample in pixels.", show_default="the recipe's")
-    ] = None,
-    rate: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="the recipe's")] = None,
+    ] = None
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights to start from.", show_default="random ones")
-    ] = None,
+    ] = None
     backbone: Annotated[
         Path | None,
         typer.Option(
@@ -94,28 +67,52 @@ def train(
             "densebox_vgg19, resnet50 for srn_resnet50; or those of a detector with the same trunk.",
             show_default="random ones",
         ),
-    ] = None,
-    precision: Annotated[str, typer.Option(metavar="fp32|fp16|bf16", help="Numeric precision.")] = "fp32",
+    ] = None
+    precision: Annotated[str, typer.Option(metavar="fp32|fp16|bf16", help="Numeric precision.")] = "fp32"
     devices: Annotated[
         int | None,
         typer.Option(
             min=1, help="Number of GPUs or, on a CPU, of processes.", show_default="1, or as many as torchrun started"
         ),
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare samples.")] = 0,
-    validations: Annotated[int, typer.Option(min=1, help="Number of measurements during the run.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    ] = None
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare samples.")] = 0
+    validations: Annotated[int, typer.Option(min=1, help="Number of measurements during the run.")] = 20
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The options of `pyface train`."""
+
+    model: Annotated[
+        str | None, typer.Argument(help="Detector to train; `pyface models` lists them.", show_default=False)
+    ] = None
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="DIR",
+            help="Folder of images and annotations, or COCO file; images without annotations count as having no faces. "
+            "May be repeated; a folder given twice is used twice as often.",
+            show_default=False,
+        ),
+    ] = field(default_factory=list)
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the run.", show_default=False)] = None
+    recipe: Recipe
+    settings: Settings
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto"
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Repeat the run with this config.json; options given here replace its values."
         ),
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Resume the interrupted run in this folder.")
-    ] = None,
-) -> None:
+    ] = None
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Resume the interrupted run in this folder.")] = (
+        None
+    )
+
+
+@takes_options
+def train(context: typer.Context, request: Request) -> None:
     """Trains a detector on your own images.
 
     The run's folder holds best.safetensors (for `pyface detect --weights`), measurements, annotated images, logs and
@@ -131,33 +128,25 @@ def train(
     pyface train --config runs/first/config.json --data more/ --out runs/c
     ```
     """
-    settings = {
-        "val": val,
-        "held_out": held_out,
-        "weights": weights,
-        "backbone": backbone,
-        "seed": seed,
-        "max_time": max_time,
-        "validations": validations,
-        "precision": precision,
-        "workers": workers,
-        "devices": devices,
-    }
-    recipe = {"epochs": epochs, "batch_size": batch_size, "size": size, "rate": rate}
-    start_training(Request(model, data, out, config, resume, device, settings, recipe, _given_options(context)))
+    start_training(request, _given_options(context))
 
 
-def start_training(request: Request) -> None:
-    """Starts or resumes a run, and turns what may go wrong into one sentence."""
+def start_training(request: Request, given: frozenset[str]) -> None:
+    """Starts or resumes a run, and turns what may go wrong into one sentence.
+
+    Args:
+        request: The options.
+        given: Names of the options on the command line; the others have their defaults.
+    """
     _check_extras()
-    _check_options(request)
+    _check_options(request, given)
     from pyface.data.picture import DatasetError
     from pyface.models.zoo import CheckpointError
     from pyface.training.recipes import TrainingError
     from pyface.training.run import train as train_run
 
     try:
-        run, folder = _plan_run(request)
+        run, folder = _plan_run(request, given)
         train_run(run, folder, accelerator=DEVICES[request.device], resume=request.resume is not None)
     except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
         fail(f"interrupted; continue with pyface train --resume {request.resume or request.out}", INTERRUPTED)
@@ -175,9 +164,9 @@ def _check_extras() -> None:
         fail('training needs Lightning and TensorBoard: pip install "pyface-engine[train]"')
 
 
-def _check_options(request: Request) -> None:
+def _check_options(request: Request, given: frozenset[str]) -> None:
     """Fails for unknown values, and for options that would have no effect."""
-    precision, device, given = request.settings["precision"], request.device, request.given
+    precision, device = request.settings.precision, request.device
     if precision not in PRECISIONS:
         fail(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if device not in DEVICES:
@@ -192,7 +181,7 @@ def _check_options(request: Request) -> None:
         fail("--config names the model; leave it out")
 
 
-def _plan_run(request: Request) -> tuple[Run, Path]:
+def _plan_run(request: Request, given: frozenset[str]) -> tuple[Run, Path]:
     """Returns the run and its folder.
 
     Raises:
@@ -207,7 +196,7 @@ def _plan_run(request: Request) -> tuple[Run, Path]:
     run = _new_run(request) if request.config is None else read_config(request.config)
     if request.out is None:
         fail("name a folder for the run: --out DIR")
-    return _with_options(run, request), request.out
+    return _with_options(run, request, given), request.out
 
 
 def _new_run(request: Request) -> Run:
@@ -217,18 +206,16 @@ def _new_run(request: Request) -> Run:
     if request.model is None or not request.data:
         fail("name a model and --data DIR (or --config FILE, or --resume DIR)")
     model_info(request.model)  # lists the names if there is no such model
-    if request.model not in RECIPES:
-        fail(f"{request.model} has no recipe; there are recipes for {', '.join(sorted(RECIPES))}")
     return Run(model=request.model, data=tuple(map(str, request.data)), recipe=RECIPES[request.model])
 
 
-def _with_options(run: Run, request: Request) -> Run:
-    """Returns the run with the values that are on the command line. What goes with a replaced value goes too."""
+def _with_options(run: Run, request: Request, options: frozenset[str]) -> Run:
+    """Returns the run with the values on the command line, without those that a replaced value makes void."""
     from pyface.training.trainer import started_by_torchrun
 
     values = {"data": tuple(map(str, request.data))} | _run_fields(request.settings)
     values["devices"] = values["devices"] or started_by_torchrun()
-    given = {"max_hours" if name == "max_time" else name for name in request.given}
+    given = {"max_hours" if name == "max_time" else name for name in options}
     if values["devices"]:
         given.add("devices")
     if "data" in given:  # other images, of which other ones may be held out
@@ -236,13 +223,13 @@ def _with_options(run: Run, request: Request) -> Run:
     if "epochs" in given:
         run = replace(run, max_hours=None)
     changes = {name: value for name, value in values.items() if name in given}
-    recipe = {name: value for name, value in request.recipe.items() if name in given}
+    recipe = {name: value for name, value in vars(request.recipe).items() if name in given}
     return replace(run, recipe=replace(run.recipe, **recipe), **changes)
 
 
-def _run_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _run_fields(settings: Settings) -> dict[str, Any]:
     """Returns options as `Run` has them: paths as text, files read, times in hours."""
-    options = dict(settings)
+    options = dict(vars(settings))
     held_out, max_time = options.pop("held_out"), options.pop("max_time")
     return options | {
         "val": tuple(map(str, options["val"])),

@@ -1,20 +1,23 @@
 """COCO's annotation format: one JSON file with "images", "annotations" and "categories" (cocodataset.org/#format-data).
 
-`iscrowd` marks an ignore box, and five keypoints are a face's landmarks.
+`iscrowd` marks an ignore box, and five keypoints are a face's landmarks, in the order of `KEYPOINTS` unless the
+category names another.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.picture import Box, DatasetError, Picture, is_coordinate, picture_of
+from pyface.data.names import ImageNames
+from pyface.data.picture import AnnotatedImage, Box, DatasetError, Picture, is_coordinate
+from pyface.io.sources import is_picture
 
 KEYPOINTS = ("left_eye", "right_eye", "nose", "left_mouth_corner", "right_mouth_corner")  # image-left first
 
@@ -26,26 +29,28 @@ def annotation_file(folder: Path) -> Path | None:
         DatasetError: There are several.
     """
     files = sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")])
-    found = [path for path in files if _holds_coco(path)]
+    found = [path for path in files if _looks_like_coco(path)]
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(folder)) for path in found)
-        raise DatasetError(f"{folder} must hold one COCO file, got {names}; move the others elsewhere")
+        raise DatasetError(f"{folder} must hold one COCO file, got {names}; give the path of the file instead")
     return found[0] if found else None
 
 
-def read_coco(file: Path, images: Path) -> list[Picture]:
+def read_coco(file: Path, images: Path) -> list[AnnotatedImage]:
     """Reads a COCO file; the images themselves are not opened.
 
     Args:
         file: The annotations.
-        images: The folder that `file_name` is relative to.
+        images: The folder that `file_name` is relative to. An image that is not there is looked for in the folders
+            below, by the end of its name, since exports from other machines have other folders in front.
 
     Raises:
-        DatasetError: The file is malformed, names an image that does not exist, or has several categories of which none
-            is called "face".
+        DatasetError: The file is malformed, names an image that does not exist or that could be several files, or has
+            several categories of which none is called "face".
     """
     content = _load(file)
     category = _face_category(file, content.get("categories") or [], content["annotations"])
+    order = _keypoint_order(content.get("categories") or [], category)
     boxes: dict[object, list[Box]] = {}
     for entry in content["images"]:
         image = _id(file, entry, "id", "images")
@@ -57,16 +62,33 @@ def read_coco(file: Path, images: Path) -> list[Picture]:
         if image not in boxes:
             raise DatasetError(f"{file}: annotation {entry.get('id')} is of image {image!r}, which is not in `images`")
         if category is None or entry.get("category_id") == category:
-            boxes[image].append(_box(file, entry))
-    pictures: dict[Path, Picture] = {}
-    for entry in content["images"]:
-        path = images / str(_field(file, entry, "file_name", "images"))
-        if path in pictures:
-            raise DatasetError(f"{file} must list an image once, got {entry['file_name']} twice")
-        if not os.path.isfile(path):  # unlike `Path.is_file`, False for names that no system takes
-            raise DatasetError(f"{file} names {entry['file_name']}, which is not in {images}")
-        pictures[path] = picture_of(path, boxes[entry["id"]])
-    return list(pictures.values())
+            boxes[image].append(_box(file, entry, order))
+    names = [str(_field(file, entry, "file_name", "images")) for entry in content["images"]]
+    found: dict[Path, AnnotatedImage] = {}
+    for entry, name, path in zip(content["images"], names, _find_images(file, images, names), strict=True):
+        if path in found:
+            raise DatasetError(f"{file} must list an image once, got {name} twice")
+        within = path.relative_to(images).as_posix() if path.is_relative_to(images) else path.name
+        found[path] = AnnotatedImage(path, within, boxes[entry["id"]], entry["id"])
+    return list(found.values())
+
+
+def _find_images(file: Path, images: Path, names: Sequence[str]) -> Iterator[Path]:
+    """The paths of images; the folder is searched only if one is not where its name says."""
+    below: ImageNames | None = None
+    paths: list[Path] = []
+    for name in names:
+        path = Path(os.path.normpath(images / name))
+        if os.path.isfile(path):  # unlike `Path.is_file`, False for names that no system takes
+            yield path
+            continue
+        if below is None:
+            paths = sorted(path for path in images.rglob("*") if is_picture(path.name))
+            below = ImageNames(paths, [path.relative_to(images).as_posix() for path in paths])
+        index = below.find(name)
+        if index is None or Path(name).suffix.lower() != paths[index].suffix.lower():
+            raise DatasetError(f"{file} names {name}, which is not in {images}")
+        yield paths[index]
 
 
 def coco_dict(pictures: Sequence[Picture], names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -122,12 +144,13 @@ def _load(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _holds_coco(path: Path) -> bool:
+def _looks_like_coco(path: Path) -> bool:
+    """Whether the text has COCO's keys; a damaged file is not mistaken for the absence of annotations."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError:
         return False
-    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
+    return '"images"' in text and '"annotations"' in text
 
 
 def _face_category(file: Path, categories: Any, annotations: Sequence[Mapping[str, Any]]) -> object:
@@ -142,35 +165,45 @@ def _face_category(file: Path, categories: Any, annotations: Sequence[Mapping[st
     return None
 
 
+def _keypoint_order(categories: Sequence[Mapping[str, Any]], category: object) -> list[int]:
+    """Where each of `KEYPOINTS` is among the keypoints of the category; by default, in the same order."""
+    of = [entry for entry in categories if isinstance(entry, dict) and category in (None, entry.get("id"))]
+    names = of[0].get("keypoints") if len(of) == 1 else None
+    if isinstance(names, list) and sorted(map(str, names)) == sorted(KEYPOINTS):
+        return [names.index(name) for name in KEYPOINTS]
+    return list(range(len(KEYPOINTS)))
+
+
 def _field(file: Path, entry: Mapping[str, Any], name: str, of: str) -> Any:
     if name not in entry:
         raise DatasetError(f"{file}: every entry of `{of}` must have `{name}`, got {json.dumps(entry)[:200]}")
     return entry[name]
 
 
-def _id(file: Path, entry: Mapping[str, Any], name: str, of: str) -> int | str:
+def _id(file: Path, entry: Mapping[str, Any], name: str, of: str) -> int | float | str:
     value = _field(file, entry, name, of)
-    if not isinstance(value, int | str):
+    if not isinstance(value, int | float | str):
         raise DatasetError(f"{file}: `{name}` in `{of}` must be a number or text, got {json.dumps(value)[:200]}")
     return value
 
 
-def _box(file: Path, entry: Mapping[str, Any]) -> Box:
+def _box(file: Path, entry: Mapping[str, Any], order: Sequence[int]) -> Box:
     box = _field(file, entry, "bbox", "annotations")
     if not _are_numbers(box) or len(box) != 4:
         raise DatasetError(f"{file}, annotation {entry.get('id')}: `bbox` must be four numbers, x y w h, got {box!r}")
     x, y, w, h = map(float, box)
-    return Box((x, y, w, h), bool(entry.get("iscrowd", 0)), _landmarks(file, entry))
+    area = float(entry["area"]) if _are_numbers([entry.get("area")]) else None
+    return Box((x, y, w, h), bool(entry.get("iscrowd", 0)), _landmarks(file, entry, order), area)
 
 
-def _landmarks(file: Path, entry: Mapping[str, Any]) -> NDArray[np.float32] | None:
+def _landmarks(file: Path, entry: Mapping[str, Any], order: Sequence[int]) -> NDArray[np.float32] | None:
     """An annotation's landmarks; None unless it has five keypoints, as ours have."""
     values = entry.get("keypoints") or []
     if not _are_numbers(values):
         raise DatasetError(f"{file}, annotation {entry.get('id')}: `keypoints` must be numbers, got {values!r}")
     if len(values) != 15:
         return None
-    points = np.array(values, np.float32).reshape(5, 3)
+    points = np.array(values, np.float32).reshape(5, 3)[order]
     return np.where(points[:, 2:] > 0, points[:, :2], np.nan).astype(np.float32)
 
 

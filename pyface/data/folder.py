@@ -1,20 +1,22 @@
 """Data folders: annotated images for training and evaluation, in the formats of WIDER FACE, COCO or YOLO.
 
-The format is detected from what lies beside `images/`: `bbx_gt.txt` (WIDER FACE), a JSON file with "images" and
-"annotations" (COCO), `labels/` (YOLO), or nothing: the images have no faces.
+The format is detected from what lies there: `bbx_gt.txt` (WIDER FACE), a JSON file with "images" and "annotations"
+(COCO), `labels/` (YOLO), or nothing but `images/`: the images have no faces. The path of a COCO file stands for a
+folder too; its images are in `images/` beside it or beside its folder `annotations/`, or directly there.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pyface.data.coco import annotation_file, coco_dict, read_coco
-from pyface.data.picture import DatasetError, Picture, picture_of, size_of
+from pyface.data.picture import AnnotatedImage, DatasetError, Picture, picture_of, size_of
 from pyface.data.wider import read_wider, wider_rows
 from pyface.data.yolo import read_yolo, yolo_rows
 from pyface.io.sources import IMAGE_SUFFIXES, is_picture
@@ -26,32 +28,39 @@ def read_folder(folder: str | Path) -> list[Picture]:
     """Reads a data folder; images are not decoded.
 
     Raises:
-        DatasetError: The folder has no `images/`, has annotations in two formats, or a file is missing or malformed.
+        DatasetError: There are no images, annotations are in two formats, or a file is missing or malformed.
     """
-    folder = Path(folder)
-    if not (folder / "images").is_dir():
-        raise DatasetError(f"{folder} must hold a folder `images`, and there is no {folder / 'images'}")
-    readers = _readers(folder)
-    if len(readers) > 1:
-        raise DatasetError(f"{folder} must have annotations in one format, got {' and '.join(readers)}; move one away")
-    for read in readers.values():
+    return [picture_of(image.path, image.boxes) for image in read_annotated(folder)]
+
+
+def read_annotated(folder: str | Path) -> list[AnnotatedImage]:
+    """Reads a data folder with its annotations as they are in the files.
+
+    Raises:
+        DatasetError: As for `read_folder`.
+    """
+    layout = _layout(Path(folder))
+    if len(layout.readers) > 1:
+        kinds = " and ".join(layout.readers)
+        raise DatasetError(f"{folder} must have annotations in one format, got {kinds}; move one away")
+    for read in layout.readers.values():
         return read()
-    files = _images(folder)
+    files = _images(layout.images)
     if not files:
-        raise DatasetError(f"{folder / 'images'} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return [picture_of(path, []) for path in files]
+        raise DatasetError(f"{layout.images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return [AnnotatedImage(path, path.relative_to(layout.images).as_posix(), []) for path in files]
 
 
 def annotations_in(folder: str | Path) -> list[str]:
-    """The annotations in a data folder by name, such as `bbx_gt.txt`; none in a folder of images alone."""
-    return list(_readers(Path(folder)))
+    """The names of the annotations in a data folder, such as `bbx_gt.txt`; none in a folder of images alone."""
+    return list(_layout(Path(folder)).readers)
 
 
 def unlisted(folder: str | Path) -> list[str]:
     """The images in a data folder that its annotations do not name; none where an unnamed image has no faces."""
-    folder = Path(folder)
-    known = {picture.path for picture in read_folder(folder)}
-    return [path.relative_to(folder / "images").as_posix() for path in _images(folder) if path not in known]
+    images = _layout(Path(folder)).images
+    known = {image.path for image in read_annotated(folder)}
+    return [path.relative_to(images).as_posix() for path in _images(images) if path not in known]
 
 
 def write_folder(pictures: Sequence[Picture], names: Sequence[str], folder: Path, form: Format) -> None:
@@ -65,8 +74,12 @@ def write_folder(pictures: Sequence[Picture], names: Sequence[str], folder: Path
 
     Raises:
         FileExistsError: The folder exists.
-        DatasetError: An image cannot be read.
+        DatasetError: An image cannot be read, or two would have the same name, or in YOLO's format the same labels.
     """
+    files = [str(Path(name).with_suffix(".txt")) if form == "yolo" else name for name in names]
+    twice = [name for name, count in Counter(files).items() if count > 1]
+    if twice:
+        raise DatasetError(f"every image must have a name of its own in {folder}, got two for {twice[0]}; rename one")
     folder.mkdir(parents=True)
     with ThreadPoolExecutor() as pool:
         sizes = list(pool.map(size_of, (picture.path for picture in pictures)))
@@ -88,17 +101,46 @@ def write_folder(pictures: Sequence[Picture], names: Sequence[str], folder: Path
             label.write_text(yolo_rows(picture, height, width), encoding="utf-8")
 
 
-def _readers(folder: Path) -> dict[str, Callable[[], list[Picture]]]:
-    """What reads each of a folder's annotations, by their names."""
-    readers: dict[str, Callable[[], list[Picture]]] = {}
+class _Layout(NamedTuple):
+    """Where the parts of a data folder are.
+
+    Attributes:
+        images: The folder that names of images are relative to.
+        readers: What reads each of the annotations, by their names.
+    """
+
+    images: Path
+    readers: dict[str, Callable[[], list[AnnotatedImage]]]
+
+
+def _layout(folder: Path) -> _Layout:
+    if folder.suffix.lower() == ".json" and folder.is_file():
+        above = folder.parent.parent if folder.parent.name == "annotations" else folder.parent
+        images = above / "images" if (above / "images").is_dir() else above
+        return _Layout(images, {folder.name: lambda: read_coco(folder, images)})
+    coco = None if (folder / "bbx_gt.txt").exists() else annotation_file(folder)
+    images = folder / "images"
+    if not images.is_dir():
+        if coco is None:
+            raise DatasetError(f"{folder} must hold a folder `images`, {_what_is_there(folder)}")
+        images = folder
+    readers: dict[str, Callable[[], list[AnnotatedImage]]] = {}
     if (folder / "bbx_gt.txt").exists():
         readers["bbx_gt.txt"] = lambda: read_wider(folder)
-    elif (coco := annotation_file(folder)) is not None:
-        readers[coco.name] = lambda: read_coco(coco, folder / "images")
+    elif coco is not None:
+        readers[coco.name] = lambda: read_coco(coco, images)
     if (folder / "labels").is_dir():
         readers["labels/"] = lambda: read_yolo(folder)
-    return readers
+    return _Layout(images, readers)
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in (folder / "images").rglob("*") if is_picture(path.name))
+def _what_is_there(folder: Path) -> str:
+    """Says why a folder has no images; its parts may be data folders, as in exports with train/ and valid/."""
+    parts = sorted(path.parent for path in folder.glob("*/images"))
+    if parts:
+        return f"and there is no {folder / 'images'}; give {' or '.join(map(str, parts))}"
+    return f"and there is no {folder / 'images'}"
+
+
+def _images(images: Path) -> list[Path]:
+    return sorted(path for path in images.rglob("*") if is_picture(path.name))

@@ -43,11 +43,29 @@ class Box(NamedTuple):
         xywh: Left, top, width, height.
         ignore: Whether it counts neither as a face nor as background.
         landmarks: float32 [5, 2], NaN where unknown; None: all unknown.
+        area: Area in pixels, as COCO's files give it, where it may be that of a mask; None: width times height.
     """
 
     xywh: tuple[float, float, float, float]
     ignore: bool = False
     landmarks: NDArray[np.float32] | None = None
+    area: float | None = None
+
+
+class AnnotatedImage(NamedTuple):
+    """An image and its annotations as the files have them.
+
+    Attributes:
+        path: The file.
+        name: Its path within the folder of images.
+        boxes: The annotations.
+        id: The image's id in a COCO file; None: in another format.
+    """
+
+    path: Path
+    name: str
+    boxes: list[Box]
+    id: int | float | str | None = None
 
 
 def picture_of(path: Path, boxes: list[Box]) -> Picture:
@@ -62,6 +80,18 @@ def picture_of(path: Path, boxes: list[Box]) -> Picture:
         _corners([box for box in boxes if box.ignore]),
         np.array(landmarks, np.float32).reshape(-1, 5, 2),
     )
+
+
+def read_lines(path: Path) -> list[str]:
+    """Reads the lines of a text file.
+
+    Raises:
+        DatasetError: It cannot be read, or is not UTF-8 text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows add a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} cannot be read as text ({error})") from error
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.picture import Box, DatasetError, Picture, is_coordinate, picture_of
+from pyface.data.picture import AnnotatedImage, Box, DatasetError, Picture, is_coordinate, read_lines
 
 Row = tuple[float, ...]
 
 
-def read_wider(folder: Path) -> list[Picture]:
+def read_wider(folder: Path) -> list[AnnotatedImage]:
     """Reads a data folder with `images/` and `bbx_gt.txt`; the images themselves are not opened.
 
-    Rows of `bbx_gt.txt` marked invalid are ignore boxes, and boxes without width or height are left out.
+    Rows of `bbx_gt.txt` marked invalid are ignore boxes.
 
     Raises:
         DatasetError: A file is missing, a row is malformed (file and line are named), or an image is listed twice
@@ -28,19 +28,22 @@ def read_wider(folder: Path) -> list[Picture]:
     """
     images, annotations = folder / "images", folder / "bbx_gt.txt"
     points = read_landmarks(folder / "landmarks.txt") if (folder / "landmarks.txt").exists() else {}
-    pictures = []
+    found = []
     for name, rows in read_boxes(annotations):
         path = images / name
         if not os.path.isfile(path):  # unlike `Path.is_file`, False for names that no system takes
             raise DatasetError(f"{annotations} names {name}, which is not in {images}")
         of = points.get(name, {})
-        pictures.append(
-            picture_of(path, [Box((row[0], row[1], row[2], row[3]), row[7] != 0, of.get(row[:4])) for row in rows])
-        )
+        boxes = [Box((row[0], row[1], row[2], row[3]), row[7] != 0, of.get(row[:4])) for row in rows]
+        found.append(AnnotatedImage(path, name, boxes))
     marked = any(np.isfinite(of).all() for boxes in points.values() for of in boxes.values())
-    if marked and not any(np.isfinite(picture.landmarks).any() for picture in pictures):
+    if marked and not any(_has_landmarks(box) for image in found for box in image.boxes):
         raise DatasetError(f"{folder / 'landmarks.txt'}: no row's name and x y w h are those of a face in bbx_gt.txt")
-    return pictures
+    return found
+
+
+def _has_landmarks(box: Box) -> bool:
+    return not box.ignore and box.landmarks is not None and bool(np.isfinite(box.landmarks).any())
 
 
 def read_boxes(path: Path) -> Iterator[tuple[str, list[Row]]]:
@@ -96,11 +99,7 @@ def _refuse_second_block(path: Path, listed: dict[str, int], name: str, line: in
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # editors on Windows add a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} cannot be read as text ({error})") from error
-    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return [(number, line.strip()) for number, line in enumerate(read_lines(path), 1) if line.strip()]
 
 
 def _numbers(path: Path, line: tuple[int, str], count: int, meaning: str) -> Row:

@@ -1,7 +1,8 @@
-"""YOLO's annotation format: `labels/NAME.txt` for `images/NAME.jpg`, one row per face (docs.ultralytics.com/datasets).
+"""YOLO's annotation format: `labels/NAME.txt` for `images/NAME.jpg`, one row per box (docs.ultralytics.com/datasets).
 
 A row is `class x y w h`, in shares of the image's width and height, with the box's centre first; it may go on with five
-landmarks, as `x y` or `x y visibility`. An image without a file has no faces. There are no ignore boxes.
+landmarks, as `x y` or `x y visibility`. An image without a file has no faces. There are no ignore boxes. Names of
+classes are in `data.yaml`, in the folder or the one above, or in `classes.txt`; without them, 0 is the only class.
 """
 
 from __future__ import annotations
@@ -13,32 +14,76 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.picture import Box, DatasetError, Picture, is_coordinate, picture_of, size_of
+from pyface.data.picture import AnnotatedImage, Box, DatasetError, Picture, is_coordinate, read_lines, size_of
 from pyface.io.sources import is_picture
 
 COUNTS = {5: 0, 15: 2, 20: 3}  # numbers in a row -> numbers per landmark
 
 
-def read_yolo(folder: Path) -> list[Picture]:
+def read_yolo(folder: Path) -> list[AnnotatedImage]:
     """Reads a data folder with `images/` and `labels/`; only the images' headers are read.
 
     Raises:
-        DatasetError: A row is malformed (file and line are named), or of another class than 0.
+        DatasetError: A row is malformed (file and line are named), a class is unknown, or several classes are named but
+            none is called "face".
+        ImportError: The class names are in `data.yaml`, and PyYAML is not installed.
     """
     images, labels = folder / "images", folder / "labels"
     files = sorted(path for path in images.rglob("*") if is_picture(path.name))
-    unused = {path.relative_to(labels).with_suffix("") for path in labels.rglob("*.txt")}
-    pictures = []
+    used = {
+        path.relative_to(labels).with_suffix("")
+        for path in labels.rglob("*.txt")
+        if path.name != "classes.txt" and not path.name.startswith(".")
+    }
+    classes, face = _classes(folder)
+    found = []
     for path in files:
         stem = path.relative_to(images).with_suffix("")
-        rows = list(_rows(labels / f"{stem}.txt")) if stem in unused else []
-        unused.discard(stem)
+        rows = list(_rows(labels / f"{stem}.txt", classes)) if stem in used else []
+        rows = [row for row in rows if row[0] == face]
         height, width = size_of(path) if rows else (0, 0)
-        pictures.append(picture_of(path, [_box(row, height, width) for row in rows]))
-    unused = {stem for stem in unused if str(stem) != "classes"}
+        name = path.relative_to(images).as_posix()
+        found.append(AnnotatedImage(path, name, [_box(row, height, width) for row in rows]))
+    unused = used - {path.relative_to(images).with_suffix("") for path in files}
     if unused:
         raise DatasetError(f"{labels}: {min(unused)}.txt belongs to no image in {images}")
-    return pictures
+    return found
+
+
+def _classes(folder: Path) -> tuple[int, int]:
+    """The number of classes, and the class of faces."""
+    names = _class_names(folder)
+    if len(names) <= 1:
+        return 1, 0
+    faces = [index for index, name in enumerate(names) if name.lower() == "face"]
+    if not faces:
+        raise DatasetError(f'{folder}: one of its classes must be called "face", got {", ".join(names[:20])}')
+    return len(names), faces[0]
+
+
+def _class_names(folder: Path) -> list[str]:
+    for file in (folder / "classes.txt", folder / "labels" / "classes.txt"):
+        if file.is_file():
+            return [line.strip() for line in read_lines(file) if line.strip()]
+    for file in (folder / "data.yaml", folder.parent / "data.yaml"):
+        if file.is_file():
+            return _names_in_yaml(file)
+    return []
+
+
+def _names_in_yaml(file: Path) -> list[str]:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError(f"the class names in {file} need the package PyYAML: pip install pyyaml") from error
+    try:
+        content = yaml.safe_load("\n".join(read_lines(file)))
+    except yaml.YAMLError as error:
+        raise DatasetError(f"{file} cannot be read as YAML ({' '.join(str(error).split())})") from error
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict) and all(isinstance(index, int) for index in names):
+        return [str(names.get(index, "")) for index in range(max(names, default=-1) + 1)]
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def yolo_rows(picture: Picture, height: int, width: int) -> str:
@@ -53,12 +98,8 @@ def yolo_rows(picture: Picture, height: int, width: int) -> str:
     return "".join(rows)
 
 
-def _rows(file: Path) -> Iterator[list[float]]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file} cannot be read as text ({error})") from error
-    for k, line in enumerate(lines, 1):
+def _rows(file: Path, classes: int) -> Iterator[list[float]]:
+    for k, line in enumerate(read_lines(file), 1):
         if not line.strip():
             continue
         try:
@@ -69,8 +110,9 @@ def _rows(file: Path) -> Iterator[list[float]]:
             raise DatasetError(
                 f"{file}, line {k} must be `class x y w h`, with five landmarks or none, got {line.strip()!r}"
             )
-        if numbers[0] != 0:
-            raise DatasetError(f"{file}, line {k}: the only class must be 0, a face, got {numbers[0]:g}")
+        if numbers[0] not in range(classes):
+            allowed = "0, a face" if classes == 1 else f"from 0 to {classes - 1}"
+            raise DatasetError(f"{file}, line {k}: the class must be {allowed}, got {numbers[0]:g}")
         if max(numbers[1:5]) > 2:
             raise DatasetError(f"{file}, line {k}: x y w h must be shares of the image's size, got {line.strip()!r}")
         yield numbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,3 +31,8 @@ class Curve(NamedTuple):
         """
         envelope = np.maximum.accumulate(self.precision[::-1])[::-1]
         return float(np.sum(np.diff(self.recall, prepend=0.0) * envelope))
+
+
+def columns_of(curve: Any) -> dict[str, list[float]]:
+    """The columns of a curve, a NamedTuple of arrays, as lists for JSON."""
+    return {name: [round(value, 6) for value in column.tolist()] for name, column in curve._asdict().items()}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pyface.data.picture import DatasetError, Picture
 from pyface.detections import Detections
 from pyface.evaluation.average_precision import SIZES, best_f1, box_iou, outcomes, precision_recall
+from pyface.evaluation.curves import Curve
 
 if TYPE_CHECKING:
     from pyface.detector import FaceDetector
@@ -130,6 +131,14 @@ def score(
         pictures_per_second=pictures_per_second,
         landmark_error=landmark_error(pictures, found, threshold, iou_thresholds[0]),
     )
+
+
+def curves(
+    pictures: Sequence[Picture], found: Sequence[Detections], iou_thresholds: Sequence[float]
+) -> dict[str, Curve]:
+    """The precision-recall curve at each IoU threshold, by a name for plots."""
+    boxes, scores = [of.boxes.numpy() for of in found], [of.scores.numpy() for of in found]
+    return {f"IoU {iou:g}": precision_recall(pictures, boxes, scores, iou) for iou in iou_thresholds}
 
 
 def landmark_error(

@@ -14,14 +14,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyface.data.picture import DatasetError, size_of
+from pyface.evaluation.curves import columns_of
+from pyface.evaluation.detecting import Report, Track, detect_files
 from pyface.evaluation.files import EvaluationError, text_files
 from pyface.evaluation.regions import Regions, Size, box_to_ellipse, ellipses, pixel_overlap
 from pyface.io.sources import IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from pyface.detections import Detections
+    from pyface.detector import FaceDetector
 
 FALSE_POSITIVES = (100, 500, 1000, 2000)
 """Numbers of false positives at which papers report the curves."""
@@ -88,6 +95,20 @@ class Result:
     faces: int
     missing: list[str]
     unknown: list[str]
+
+    def rates(self) -> dict[int, tuple[float, float]]:
+        """The discrete and the continuous rate at each of `FALSE_POSITIVES`."""
+        return {number: self.roc.at(number) for number in FALSE_POSITIVES}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, for JSON."""
+        rates = {str(n): {"discrete": discrete, "continuous": rest} for n, (discrete, rest) in self.rates().items()}
+        return {
+            "faces": self.faces,
+            "true_positive_rate": rates,
+            "roc": columns_of(self.roc),
+            "missing": self.missing,
+        }
 
 
 def evaluate(
@@ -327,7 +348,7 @@ def rows_and_faces(
 
 
 def bundled_sizes() -> dict[str, Size]:
-    """Width and height of each of FDDB's images, so that regions are clipped even where the images are not at hand.
+    """Width and height of each of FDDB's images, by which regions are clipped if the images are not available.
 
     Example:
         >>> sizes = bundled_sizes()
@@ -342,6 +363,45 @@ def bundled_sizes() -> dict[str, Size]:
             width, height = size.split("x")
             sizes[f"{day}/big/img_{number}"] = int(width), int(height)
     return sizes
+
+
+def picture_sizes(paths: Mapping[str, Path], report: Report) -> dict[str, Size]:
+    """Reads width and height of images; those that cannot be read are reported and left out."""
+    sizes = {}
+    for key, path in paths.items():
+        try:
+            height, width = size_of(path)
+        except DatasetError as error:
+            report(error)
+        else:
+            sizes[key] = width, height
+    return sizes
+
+
+def predict(
+    detector: FaceDetector, paths: Mapping[str, Path], truth: Truth, folder: Path, report: Report, track: Track
+) -> None:
+    """Runs a detector and writes a file of detections for every fold; images that are missing are left out.
+
+    Args:
+        detector: A detector with a low score threshold; otherwise the curve ends early.
+        paths: The files of the images, by name.
+        truth: Names the images of each fold.
+        folder: The folder of the files.
+        report: Is called with the reason for each image that cannot be read.
+        track: Wraps the iterator of a fold's results.
+    """
+    for number, fold in enumerate(truth.folds, 1):
+        keys = {paths[key]: key for key in fold if key in paths}
+        label = f"Fold {number} of {len(truth.folds)}"
+        found = detect_files(detector, list(keys), report, track, label)
+        write_detections(folder / f"fold-{number:02d}-out.txt", {keys[path]: _rows(faces) for path, faces in found})
+
+
+def _rows(found: Detections) -> list[tuple[float, ...]]:
+    x1, y1, x2, y2 = found.boxes.unbind(1)
+    columns = [x1, y1, x2 - x1, y2 - y1, found.scores]
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def write_detections(path: Path, rows: Mapping[str, Sequence[Sequence[float]]]) -> None:

@@ -28,6 +28,7 @@ def _from_centers(rows: Boxes) -> Boxes:
 
 
 _READINGS: dict[str, Callable[[Boxes], Boxes]] = {
+    "x y w h score": _from_sizes,
     "x1 y1 x2 y2 score": lambda rows: rows[:, :4],
     "cx cy w h score": _from_centers,
     "y x h w score": lambda rows: _from_sizes(rows[:, [1, 0, 3, 2]]),
@@ -38,12 +39,13 @@ _READINGS: dict[str, Callable[[Boxes], Boxes]] = {
 }
 
 
-def explain_low(pictures: Iterable[tuple[Boxes, Boxes]]) -> str | None:
-    """Says what the rows look like if another reading than `x y w h score` in pixels fits far better.
+def explain_low(pictures: Iterable[tuple[Boxes, Boxes]], expected: str = "x y w h score") -> str | None:
+    """Says what the rows look like if another reading than the expected one fits far better.
 
     Args:
         pictures: For each image the rows, float64 [N, 5], and the faces that they should match, [F, 4], as (x1, y1,
             x2, y2).
+        expected: "x y w h score" or "x1 y1 x2 y2 score", in pixels.
 
     Returns:
         The end of a sentence about the rows; None if they look right.
@@ -61,9 +63,9 @@ def explain_low(pictures: Iterable[tuple[Boxes, Boxes]]) -> str | None:
         return "look like fractions of the image's width and height, but must be pixels"
     share = {name: _matched(some, reading) for name, reading in _READINGS.items()}
     best = max(share, key=lambda name: share[name])
-    if share[best] < _TELLING or share[best] < 3 * _matched(some, _from_sizes):
+    if share[best] < _TELLING or share[best] < 3 * share[expected]:
         return None
-    return f"look like {best}, but must be x y w h score"
+    return f"look like {best}, but must be {expected}"
 
 
 def _matched(pictures: list[tuple[Boxes, Boxes]], reading: Callable[[Boxes], Boxes]) -> float:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.evaluation.curves import Curve
+from pyface.evaluation.curves import Curve, columns_of
+from pyface.evaluation.detecting import Report, Track, detect_files
 from pyface.evaluation.files import EvaluationError, text_files
 from pyface.io.sources import IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from pyface.detector import FaceDetector
 
 SUBSETS = ("easy", "medium", "hard")
 THRESHOLDS = 1 - np.arange(1, 1001) / 1000
@@ -47,6 +51,11 @@ class Result:
     def average_precision(self) -> dict[str, float]:
         """Average precision per subset."""
         return {name: curve.average_precision for name, curve in self.curves.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, for JSON."""
+        curves = {name: columns_of(curve) for name, curve in self.curves.items()}
+        return {"average_precision": self.average_precision(), "curves": curves}
 
 
 def evaluate(
@@ -241,6 +250,20 @@ def find_pictures(folder: Path, truth: Iterable[ImageKey]) -> list[Path]:
     if not paths.keys() & set(truth):
         raise EvaluationError(f"{folder} must hold the ground truth's images, event/image.jpg, got none")
     return list(paths.values())
+
+
+def predict(detector: FaceDetector, paths: Sequence[Path], folder: Path, report: Report, track: Track) -> None:
+    """Runs a detector and writes a prediction file for every image; one that cannot be read gets none.
+
+    Args:
+        detector: A detector with a low score threshold; otherwise the curve ends early.
+        paths: The images, event/image.jpg.
+        folder: The folder of all predictions.
+        report: Is called with the reason for each image that cannot be read.
+        track: Wraps the iterator of results.
+    """
+    for path, found in detect_files(detector, paths, report, track):
+        write_predictions(folder, (path.parent.name, path.stem), found.boxes.tolist(), found.scores.tolist())
 
 
 def write_predictions(folder: Path, key: ImageKey, boxes: Iterable[Iterable[float]], scores: Iterable[float]) -> None:

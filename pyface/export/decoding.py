@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pyface.models.mtcnn_kernels import convnet_in_torch, pnet_in_torch
 from pyface.ops.anchors import AnchorLevel, anchor_boxes
 
 NONE = -1e9  # the evidence of anything but a candidate; finite, since not every runtime sorts infinities
@@ -115,6 +116,8 @@ def take_along_dim(rows: Tensor, index: Tensor, dim: int) -> Tensor:
 
 
 PLAIN: dict[Any, Callable[..., Any]] = {
+    torch.ops.pyface.pnet.default: pnet_in_torch,
+    torch.ops.pyface.convnet.default: convnet_in_torch,
     torch.ops.pyface.decode_anchors.default: decode_anchors,
     torch.ops.pyface.decode_densebox.default: decode_densebox,
     torch.ops.aten.upsample_bilinear2d: upsample_bilinear,
@@ -123,7 +126,7 @@ PLAIN: dict[Any, Callable[..., Any]] = {
 
 
 def logit(probability: float) -> float:
-    """What evidence must exceed for its sigmoid to exceed a probability."""
+    """The logit of a probability: larger values have a sigmoid above it."""
     if probability in (0, 1):
         return -NONE if probability else NONE
     return math.log(probability / (1 - probability))

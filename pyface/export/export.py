@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from pyface import __version__
-from pyface.export.graph import Faces, Heads
-from pyface.models.exported import Description, is_exported
+from pyface.export.graph import Faces, Heads, Network
+from pyface.export.quantisation import Inputs, calibration_inputs, quantise
+from pyface.models.exported import Description, is_exported, network_file
+from pyface.models.mtcnn import MTCNN
 from pyface.models.single_shot import SingleShot
 from pyface.models.zoo import create_model, model_info
 
 OPSET = 18  # old enough for most runtimes, and what torch's exporter writes without conversion
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}
+"""What graphs are traced in; int8 comes afterwards."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,13 @@ class ExportRequest:
     """What to export.
 
     Attributes:
-        model: A name from `list_models()`, of a single-shot detector.
+        model: A name from `list_models()`. MTCNN becomes three files, and only its weights can be chosen.
         weights: "default", or the path of a weights file.
         heads: Export the network alone, whose outputs are raw maps.
         input: "normalised" for float32 [B, 3, H, W], (pixel - mean) / std in RGB order; "uint8" for [B, H, W, 3].
         size: Height and width of the images; None: any.
-        precision: Numeric precision of the network, "fp32" or "fp16"; decoding always has float32.
+        precision: Numeric precision of the network, "fp32", "fp16" or "int8"; decoding always has float32.
+        calibrate: Folder of images on which int8 is calibrated: a few hundred like those to detect in.
         limits: Limits of the numbers of boxes, "ap" or "fast"; see `InferenceOptions`.
         score_threshold: Faces have a score > this; None: the model's default.
     """
@@ -44,7 +48,8 @@ class ExportRequest:
     heads: bool = False
     input: Literal["normalised", "uint8"] = "normalised"
     size: tuple[int, int] | None = None
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    calibrate: Path | None = None
     limits: Literal["ap", "fast"] = "ap"
     score_threshold: float | None = None
 
@@ -60,7 +65,8 @@ def export(request: ExportRequest, target: str | os.PathLike[str]) -> Descriptio
         The description that was stored in the file.
 
     Raises:
-        ValueError: The model does not exist, is not a single-shot detector or has no weights, or the suffix is another.
+        ValueError: The model does not exist or has no weights, the suffix is another, or the model does not support an
+            option of the request.
         ImportError: The format needs a package that is not installed.
         FileNotFoundError, CheckpointError: As `create_model`.
     """
@@ -69,22 +75,84 @@ def export(request: ExportRequest, target: str | os.PathLike[str]) -> Descriptio
         raise ValueError(f"OUT must end with {', '.join(WRITERS)}, got {path}")
     if is_exported(request.model):
         raise ValueError(f"MODEL must be a name that `pyface models` lists, got the exported file {request.model}")
-    model = exportable_model(request)
-    description = describe(request, model)
-    WRITERS[path.suffix](trace(request, model), description, path)
+    model = create_model(request.model, request.weights)
+    if isinstance(model, MTCNN):
+        return export_cascade(request, model, path)
+    folded = folded_model(request, cast(SingleShot, model))
+    description = describe(request, folded)
+    inputs = calibration(request, folded, description, path)
+    WRITERS[path.suffix](trace(request, folded), description, path, inputs)
     return description
 
 
-def exportable_model(request: ExportRequest) -> SingleShot:
-    """Builds the model in the requested precision.
+def calibration(request: ExportRequest, model: SingleShot, description: Description, path: Path) -> Inputs | None:
+    """Returns the inputs that int8 is calibrated on, None for other precisions.
 
     Raises:
-        ValueError: It is not a single-shot detector.
+        ValueError: The request lacks the folder, has one without int8, or has int8 for raw maps or a .pt2 file.
     """
-    model = create_model(request.model, request.weights)
-    if not model.takes_options:
-        raise ValueError(f"MODEL must be a single-shot detector, got {request.model}, which is not a single graph")
-    if cast(SingleShot, model).nms_overlap != "union" and not request.heads:
+    if (request.precision == "int8") != (request.calibrate is not None):
+        raise ValueError("--int8 and --calibrate DIR must be given together, got one of them")
+    if request.calibrate is None:
+        return None
+    if request.heads or path.suffix == ".pt2":
+        raise ValueError(f"--int8 must be for faces in .onnx or .xml files, got {'--heads' if request.heads else path}")
+    return calibration_inputs(model, description, request.calibrate)
+
+
+def export_cascade(request: ExportRequest, model: MTCNN, path: Path) -> Description:
+    """Exports MTCNN's networks to three files.
+
+    Raises:
+        ValueError: The request has options, or the suffix is .pt2, whose graphs are too strict about sizes.
+    """
+    if request != ExportRequest(request.model, request.weights):
+        raise ValueError(
+            f"all options but --weights must be left out for {request.model}, whose networks are exported as they are"
+        )
+    if path.suffix == ".pt2":
+        raise ValueError(f"OUT must end with .onnx or .xml for {request.model}, got {path}")
+    config = model.config
+    description = Description(
+        model=request.model,
+        config=asdict(config),
+        outputs="network",
+        input="normalised",
+        size=None,
+        precision="fp32",
+        limits="ap",
+        max_detections=0,
+        score_threshold=config.thresholds[2],
+        nms_threshold=config.onet_nms,
+        mean=(127.5,) * 3,
+        std=(128.0,) * 3,
+        licence=licence(request),
+        pyface=__version__,
+    )
+    for name, sides in (("pnet", (45, 61)), ("rnet", (24, 24)), ("onet", (48, 48))):
+        free = {2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if name == "pnet" else {}
+        images = {"images": torch.zeros(3, 3, *sides)}
+        shapes = {"images": {0: Dim.DYNAMIC} | free}
+        with torch.no_grad():
+            network = Network(getattr(model, name)).eval()
+            program = torch.export.export(network, (), images, dynamic_shapes=shapes, strict=False)
+        WRITERS[path.suffix](program, description, network_file(path, name), None)
+    return description
+
+
+def licence(request: ExportRequest) -> str:
+    """The licence of the exported weights."""
+    weights = model_info(request.model).weights
+    return weights.licence if request.weights == "default" and weights else "that of the weights file"
+
+
+def folded_model(request: ExportRequest, model: SingleShot) -> SingleShot:
+    """Returns a single-shot detector in the requested precision.
+
+    Raises:
+        ValueError: ONNX cannot express its suppression.
+    """
+    if model.nms_overlap != "union" and not request.heads:
         raise ValueError(
             f"MODEL must measure overlaps by the union, as ONNX does, but {request.model} has nms_overlap='min'; "
             "export its --heads"
@@ -98,8 +166,6 @@ def exportable_model(request: ExportRequest) -> SingleShot:
 
 def describe(request: ExportRequest, model: SingleShot) -> Description:
     """The description that is stored in the file."""
-    weights = model_info(request.model).weights
-    is_ours = request.weights == "default" and weights is not None
     return Description(
         model=request.model,
         config=asdict(cast(Any, model).config),
@@ -113,7 +179,7 @@ def describe(request: ExportRequest, model: SingleShot) -> Description:
         nms_threshold=model.nms_threshold,
         mean=model.preprocessing.mean,
         std=model.preprocessing.std,
-        licence=weights.licence if is_ours and weights else "that of the weights file",
+        licence=licence(request),
         pyface=__version__,
     )
 
@@ -141,25 +207,29 @@ def trace(request: ExportRequest, model: SingleShot) -> ExportedProgram:
     return torch.export.export(module.eval(), (), arguments, dynamic_shapes=shapes, strict=False)
 
 
-def write_torch(program: ExportedProgram, description: Description, path: Path) -> None:
+def write_torch(program: ExportedProgram, description: Description, path: Path, _: Inputs | None) -> None:
     """Writes a .pt2 file."""
     content: dict[str, Any] = {"pyface": json.dumps(description.properties())}
     write(path, lambda file: torch.export.save(program, file, extra_files=content))
 
 
-def write_onnx(program: ExportedProgram, description: Description, path: Path) -> None:
+def write_onnx(program: ExportedProgram, description: Description, path: Path, inputs: Inputs | None) -> None:
     """Writes an .onnx file, after checking it."""
-    content = onnx_model(program, description).SerializeToString()
+    model = onnx_model(program, description)
+    if inputs is not None:
+        model = finished(quantise(model, inputs), description)
+    content = model.SerializeToString()
     write(path, lambda file: file.write_bytes(content))
 
 
-def write_openvino(program: ExportedProgram, description: Description, path: Path) -> None:
+def write_openvino(program: ExportedProgram, description: Description, path: Path, inputs: Inputs | None) -> None:
     """Writes an .xml file and its .bin file, converted from ONNX."""
     try:
         import openvino
     except ImportError as error:
         raise missing(error, ".xml", "openvino") from None
     model = openvino.Core().read_model(model=onnx_model(program, description).SerializeToString())
+    model = model if inputs is None else quantise(model, inputs)
     model.set_rt_info(json.dumps(description.properties()), ["pyface"])
     openvino.save_model(model, path, compress_to_fp16=False)
 
@@ -167,8 +237,6 @@ def write_openvino(program: ExportedProgram, description: Description, path: Pat
 def onnx_model(program: ExportedProgram, description: Description) -> Any:
     """Converts a traced graph to a checked `onnx.ModelProto`."""
     try:
-        import onnx
-
         from pyface.export.suppression import nms_padded
     except ImportError as error:
         raise missing(error, ".onnx", "onnx") from None
@@ -186,6 +254,13 @@ def onnx_model(program: ExportedProgram, description: Description) -> Any:
     forget_sources(model)
     is_raw = description.input == "uint8"
     name_axes(model, ("batch", "height", "width", "channel") if is_raw else ("batch", "channel", "height", "width"))
+    return finished(model, description)
+
+
+def finished(model: Any, description: Description) -> Any:
+    """Adds the properties to an `onnx.ModelProto` and checks it."""
+    import onnx
+
     onnx.helper.set_model_props(model, description.properties())
     model.producer_name, model.producer_version = "pyface", __version__
     onnx.checker.check_model(model, full_check=True)
@@ -193,7 +268,7 @@ def onnx_model(program: ExportedProgram, description: Description) -> Any:
 
 
 def forget_sources(model: Any) -> None:
-    """Removes what the exporter notes about source files, with their paths on this machine."""
+    """Removes the exporter's notes on source files, which contain paths of this machine."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("metadata_props")
@@ -229,7 +304,7 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
         os.replace(part, path)
 
 
-WRITERS: dict[str, Callable[[ExportedProgram, Description, Path], None]] = {
+WRITERS: dict[str, Callable[[ExportedProgram, Description, Path, Inputs | None], None]] = {
     ".onnx": write_onnx,
     ".xml": write_openvino,
     ".pt2": write_torch,

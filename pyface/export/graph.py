@@ -1,4 +1,4 @@
-"""What is exported: a detector with its preprocessing and post-processing, or its network alone, as one module."""
+"""What is exported: a detector with its preprocessing and post-processing, or a network alone, as one module."""
 
 from __future__ import annotations
 
@@ -80,6 +80,18 @@ class Heads(nn.Module):
         with PlainOps():
             maps = self.model(self.preprocess(images, None))
         return dict(named_maps(maps))
+
+
+class Network(nn.Module):
+    """One of MTCNN's networks: images -> "outputs"."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        with PlainOps():
+            return {"outputs": self.network(images)}
 
 
 def named_maps(maps: Any) -> Iterator[tuple[str, Tensor]]:

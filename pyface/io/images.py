@@ -14,13 +14,14 @@ from torch import Tensor
 
 from pyface.io import tiff
 from pyface.io.headers import Header, HeaderError, check_kind, read_header
-from pyface.io.sources import ADDRESS, is_address
+from pyface.io.remote import RemoteError, open_remote
+from pyface.io.sources import is_address
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Truncated: TypeAlias = Literal["refuse", "accept"]
 
 MAX_PIXELS = 2**27
-"""Pictures with more pixels are refused unless the caller raises the limit: 134 million, 0.4 GB once decoded."""
+"""Images with more pixels are refused unless the caller raises the limit: 134 million, 0.4 GB once decoded."""
 
 _MAX_EXTRA_BYTES = 2**26  # what a file may hold beside 16 bytes per pixel: metadata, thumbnails, further pages
 _MAX_BYTES = 2**31 - 1  # OpenCV decodes no larger files
@@ -42,9 +43,10 @@ def read_image(
     range they are taken for 10-bit or 12-bit pixels in a 16-bit file, which would otherwise be black.
 
     Args:
-        source: One of: a path; the bytes of an image file; a file opened for reading bytes, which is read from its
-            beginning; a PIL image; a uint8 numpy array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; a tensor [H, W],
-            [1, H, W], [3, H, W] or [4, H, W] on any device, uint8 or floating point with values from 0 to 1.
+        source: One of: a path; an address such as https://... or s3://... (extra `remote`); the bytes of an image file;
+            a file opened for reading bytes, which is read from its beginning; a PIL image; a uint8 numpy array [H, W],
+            [H, W, 1], [H, W, 3] or [H, W, 4]; a tensor [H, W], [1, H, W], [3, H, W] or [4, H, W] on any device, uint8
+            or floating point with values from 0 to 1.
         bgr: Numpy arrays are BGR or BGRA, as OpenCV reads them; no other kind of source is affected.
         max_pixels: Refuse images with more than this many pixels, before they are decoded.
         truncated: "refuse" JPEG and PNG files without their end marker, or "accept" them: some encoders leave it out.
@@ -63,6 +65,10 @@ def read_image(
     """
     image = decode_image(open_image(source, bgr=bgr, max_pixels=max_pixels, truncated=truncated))
     return image.cpu().numpy() if isinstance(image, Tensor) else image
+
+
+class KindError(ImageError):
+    """The content at an address is not an image; it may be a video."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,7 @@ def open_image(
     Tensors come back as tensors [H, W, 3] on their device. Arguments and errors are those of `read_image`.
     """
     if isinstance(source, str | os.PathLike):
-        name = os.fsdecode(source)
-        return _open_encoded(name, _read_file(name, max_pixels), max_pixels, truncated)
+        return _open_encoded(os.fsdecode(source), read_encoded(source, max_pixels), max_pixels, truncated)
     if isinstance(source, bytes | bytearray | memoryview):
         return _open_encoded(f"image of {len(source)} bytes", bytes(source), max_pixels, truncated)
     if isinstance(source, Tensor):
@@ -98,7 +103,7 @@ def open_image(
     if hasattr(source, "getexif") and hasattr(source, "convert"):  # Pillow is not required, so it is not imported
         return _from_pil(source, f"PIL image {getattr(source, 'filename', '')}".rstrip(), max_pixels)
     if hasattr(source, "read"):
-        return _open_encoded(_name_of(source), _read_stream(source, max_pixels), max_pixels, truncated)
+        return _open_encoded(_name_of(source), read_encoded(source, max_pixels), max_pixels, truncated)
     raise ImageError(
         f"an image must be a path, bytes, an open file, a PIL image, a uint8 numpy array [H, W, 3], a tensor "
         f"[3, H, W] or a list of these, got {type(source).__name__}"
@@ -193,6 +198,18 @@ def _open_encoded(name: str, data: bytes, max_pixels: int, truncated: Truncated)
     return EncodedImage(name, data + header.lacks, header)
 
 
+def read_encoded(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIXELS) -> bytes:
+    """Reads a whole image file without decoding it, given its path, its address, or the file opened for reading.
+
+    Raises:
+        ImageError: It cannot be read, or is larger than an image of so many pixels may be.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return _read_stream(source, max_pixels)
+    name = os.fsdecode(source)
+    return _read_remote(name, max_pixels) if is_address(name) else _read_file(name, max_pixels)
+
+
 def _read_file(path: str, max_pixels: int) -> bytes:
     try:
         status = os.stat(path)
@@ -201,12 +218,37 @@ def _read_file(path: str, max_pixels: int) -> bytes:
         with open(path, "rb") as file:
             start = file.read(32)
             check_kind(start)  # before the rest: the file may be a video
-            _check_length(status.st_size, max_pixels)
+            check_length(status.st_size, max_pixels)
             file.seek(0)
             return file.read()
     except (HeaderError, OSError, ValueError) as error:  # ValueError: a path with a null character
-        missing_address = isinstance(error, FileNotFoundError) and is_address(path)
-        raise ImageError(f"{path}: {ADDRESS if missing_address else _reason(error)}") from None
+        raise ImageError(f"{path}: {_reason(error)}") from None
+
+
+def _read_remote(address: str, max_pixels: int) -> bytes:
+    try:
+        with open_remote(address) as file:
+            data = bytearray(_read_up_to(file, 32))
+            check_kind(bytes(data))  # before the rest: it may be a video that never ends
+            data += _read_up_to(file, _most_bytes(max_pixels) + 1 - len(data))
+    except RemoteError as error:
+        raise ImageError(f"{address}: {error}") from None
+    except HeaderError as error:
+        raise KindError(f"{address}: {error}") from None
+    try:
+        check_length(len(data), max_pixels)
+    except HeaderError as error:
+        raise ImageError(f"{address}: {error}") from None
+    return bytes(data)
+
+
+def _read_up_to(file: BinaryIO, size: int) -> bytes:
+    """Reads up to this many bytes; a network stream returns fewer at a time."""
+    parts: list[bytes] = []
+    while size > 0 and (part := file.read(min(size, 2**20))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 def _name_of(file: Any) -> str:
@@ -221,15 +263,15 @@ def _read_stream(file: BinaryIO, max_pixels: int) -> bytes:
         if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
             file.seek(0)
         data = file.read(_most_bytes(max_pixels) + 1)
-    except MemoryError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # closed, opened for writing, a broken connection ...
         raise ImageError(f"{name}: the open file cannot be read ({_brief(error)})") from None
     if not isinstance(data, bytes | bytearray | memoryview):
         got = type(data).__name__
-        raise ImageError(f"{name}: an open file must give bytes, got {got}; open it with mode 'rb'")
+        raise ImageError(f"{name}: an open file must return bytes, got {got}; open it with mode 'rb'")
     try:
-        _check_length(len(data), max_pixels)
+        check_length(len(data), max_pixels)
     except HeaderError as error:
         raise ImageError(f"{name}: {error}") from None
     return bytes(data)
@@ -239,7 +281,8 @@ def _most_bytes(max_pixels: int) -> int:
     return min(16 * max_pixels + _MAX_EXTRA_BYTES, _MAX_BYTES)
 
 
-def _check_length(length: int, max_pixels: int) -> None:
+def check_length(length: int, max_pixels: int) -> None:
+    """Raises HeaderError if a file is larger than an image of so many pixels may be."""
     if length > _MAX_BYTES:
         raise HeaderError("the file must have less than 2 GiB; save the image in a compressed format")
     if length > _most_bytes(max_pixels):
@@ -295,7 +338,7 @@ def _from_tensor(tensor: Tensor) -> Tensor:
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
-    """A tensor of uint8, or of floating-point values from 0 to 1, as uint8."""
+    """Converts a tensor of uint8, or of floating-point values from 0 to 1, to uint8."""
     if tensor.dtype == torch.uint8:
         return tensor
     if not tensor.is_floating_point():

@@ -1,15 +1,16 @@
 """Saving a changed photo with the metadata of its original: EXIF with the orientation, and the ICC profile."""
 
 import io
+from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from pyface.io.files import write_whole
 from pyface.io.headers import read_header
-from pyface.io.images import Pixels, turn_upright
+from pyface.io.images import Pixels, read_encoded, turn_upright
 
 ORIENTATION, EXIF, GPS, MAKER_NOTE = 0x0112, 0x8769, 0x8825, 0x927C
 
@@ -27,7 +28,7 @@ class Metadata(NamedTuple):
         orientation: How the pixels are turned in the file, as an EXIF orientation from 1 to 8.
         exif: The EXIF block, without thumbnails and maker notes; None if there is none.
         icc: The ICC profile of RGB pixels, None if there is none.
-        jpeg: Pillow's options that save a JPEG as finely as the original was; empty for other files.
+        jpeg: Pillow's options that save a JPEG in the quality of the original; empty for other files.
     """
 
     orientation: int
@@ -36,22 +37,23 @@ class Metadata(NamedTuple):
     jpeg: dict[str, Any]
 
 
-def save_photo(path: Path, image: Pixels, original: Path, *, gps: bool = True) -> None:
+def save_photo(path: Path, image: Pixels, original: str | PathLike[str] | BinaryIO, *, gps: bool = True) -> None:
     """Saves the upright pixels of a changed photo with the metadata of the original.
 
     The orientation is kept, so the pixels are turned back to how the original has them. Thumbnails, previews, maker
-    notes and XMP are left out, since they may show or tell what was removed from the pixels.
+    notes and XMP are left out, since they may contain what was removed from the pixels.
 
     Args:
         path: The file, ending in .jpg, .jpeg or .png; folders on the way are made.
         image: uint8 RGB [H, W, 3], upright, as `read_image` returns it.
-        original: The file that the image was read from.
+        original: The file that the image was read from: its path, its address, or the open file.
         gps: Whether to keep the place where the photo was taken.
 
     Raises:
-        OSError: The original cannot be read, or the copy cannot be written.
+        ImageError: The original cannot be read.
+        OSError: The copy cannot be written.
     """
-    metadata = read_metadata(original.read_bytes(), gps=gps)
+    metadata = read_metadata(read_encoded(original), gps=gps)
     stored = turn_upright(image, {6: 8, 8: 6}.get(metadata.orientation, metadata.orientation))  # the other way round
     is_jpeg = path.suffix.lower() != ".png"
     options: dict[str, Any] = (metadata.jpeg or {"quality": 95}) if is_jpeg else {}
@@ -69,7 +71,7 @@ def read_metadata(data: bytes, *, gps: bool = True) -> Metadata:
     try:
         image = _open(data)
         icc = image.info.get("icc_profile")
-        icc = icc if icc and icc[16:20] == b"RGB " else None  # pixels of other color spaces have become RGB
+        icc = icc if icc and icc[16:20] == b"RGB " else None  # pixels of other colour spaces have become RGB
         return Metadata(orientation, _exif(image.getexif(), orientation, gps), icc, _jpeg_options(image))
     except Exception:  # Pillow raises many kinds, and metadata is no reason to lose a photo
         return Metadata(orientation, _exif(Image.Exif(), orientation, gps), None, {})

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -40,7 +40,7 @@ def ordered_map(
     ahead: float,
     weight: Callable[[Item], float] = lambda _: 1,
     eager: bool = False,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Applies a function to items in a pool, yields the results in order, and never holds many of them.
 
     Stages may be chained on one pool: a task never waits for another task, only the caller's thread waits.
@@ -85,7 +85,7 @@ def ordered_map(
 
 
 def hold_error(items: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:
-    """Passes items on; an error of theirs ends them and goes to a list, so that work on earlier items can be finished.
+    """Yields items up to an error, which is added to a list; work on earlier items can be finished then.
 
     Example:
         >>> errors = []

@@ -1,4 +1,6 @@
-"""Files of results: one JSON line per image or frame, or CSV with one row per face. A later run can continue both.
+"""Files of results: one JSON line per image or frame, or a table with one row per face, as CSV or Parquet.
+
+A later run can continue JSON Lines and CSV files.
 
 A result is a dictionary as `Detections.to_dict` makes it; that of an unreadable image has an error instead of faces.
 The result of a video's frame has its number and time too. A video that cannot be read or breaks off has one without a
@@ -38,7 +40,7 @@ def failed(source: str, error: str) -> dict[str, Any]:
 
 
 def of_frame(result: dict[str, Any], source: str, frame: int, time: float) -> dict[str, Any]:
-    """Returns the result of a video's frame: that of its image, with the video, its number and its time in seconds."""
+    """Returns the result of a frame: that of the image, with the video, the frame's number and its time in seconds."""
     return {"source": source, "frame": frame, "time": round(time, 6)} | {
         k: v for k, v in result.items() if k != "source"
     }
@@ -50,7 +52,12 @@ def json_line(result: dict[str, Any]) -> bytes:
 
 
 def csv_rows(result: dict[str, Any]) -> bytes:
-    """Returns the result as rows of CSV: one per face, or a single one for an image without faces."""
+    """Returns the result as rows of CSV."""
+    return _csv(table_rows(result))
+
+
+def table_rows(result: dict[str, Any]) -> list[list[Any]]:
+    """Returns the result as rows with `CSV_COLUMNS`: one per face, or a single one for an image without faces."""
     image = [result.get(name) for name in CSV_COLUMNS[:_FACES]] + [len(result["faces"])]
     rows = [
         [*image, number, face.get("id"), face.get("crop"), *face["box"], face["score"], *_flat_landmarks(face), None]
@@ -58,7 +65,7 @@ def csv_rows(result: dict[str, Any]) -> bytes:
     ]
     if not rows:
         rows = [[*image, *[None] * (len(CSV_COLUMNS) - len(image) - 1), result["error"]]]
-    return _csv(rows)
+    return rows
 
 
 def _flat_landmarks(face: dict[str, Any]) -> list[float | None]:
@@ -75,15 +82,16 @@ def _csv(rows: list[list[Any]]) -> bytes:
 
 
 class ResultFile:
-    """A growing file of results that is whole up to the last one, whenever the program ends.
+    """A growing file of results that is complete up to the last one, whenever the program ends.
 
     Args:
-        path: Where to write; `.jsonl` or `.csv` chooses the form. Missing folders are created.
-        resume: Continue the file: cut off a half-written result at its end, and list in `done` what it holds.
+        path: Where to write. Missing folders are created.
+        as_csv: Write CSV instead of JSON Lines. None: as the suffix says, .jsonl or .csv.
+        resume: Continue the file: cut off a half-written result at its end, and list in `done` what it contains.
         overwrite: Replace the file.
-        whole_films: Cut off a video whose last frame ends the file, so that it is done again from its beginning.
-        made_by: What makes the results, such as model and options: JSON values by name. A file FILE.run.json beside the
-            results keeps it, and only the same may continue them; None: nothing is kept or checked.
+        whole_videos: Cut off a video whose last frame ends the file, so that it is done again from its beginning.
+        made_by: What makes the results, such as model and options: JSON values by name. FILE.run.json beside the
+            results records it, and other values cannot continue them. None: nothing is recorded or checked.
 
     Attributes:
         is_unchecked: Whether the file is continued without FILE.run.json, so what made it is unknown.
@@ -91,8 +99,8 @@ class ResultFile:
         begun: A video that may be unfinished, since its last frame ends the file, and the number of that frame.
 
     Raises:
-        OutputError: The name has another ending, the file exists (is not empty) and neither `resume` nor `overwrite` is
-            given, it is not a file of results, something else made it, or it cannot be written.
+        OutputError: The suffix is another, the file exists (is not empty) and neither `resume` nor
+            `overwrite` is given, it is not a file of results, something else made it, or it cannot be written.
 
     Example:
         >>> import tempfile
@@ -108,24 +116,26 @@ class ResultFile:
         self,
         path: Path,
         *,
+        as_csv: bool | None = None,
         resume: bool = False,
         overwrite: bool = False,
-        whole_films: bool = False,
+        whole_videos: bool = False,
         made_by: Mapping[str, Any] | None = None,
     ) -> None:
         self.done: dict[str, bool] = {}
         self.begun: tuple[str, int] | None = None
         self.is_unchecked = False
-        self._encode = {".jsonl": json_line, ".csv": csv_rows}.get(path.suffix.lower())
-        if self._encode is None:
+        if as_csv is None and path.suffix.lower() not in (".jsonl", ".csv"):
             raise OutputError(f"{path}: a file of results must end with .jsonl or .csv")
+        is_csv = path.suffix.lower() == ".csv" if as_csv is None else as_csv
+        self._encode = csv_rows if is_csv else json_line
         try:
             if path.exists() and path.stat().st_size > 0 and not overwrite:
                 if not resume:
                     raise OutputError(f"{path} exists already; --resume continues it, --overwrite replaces it")
                 if made_by is not None:
                     self.is_unchecked = not _check_maker(path, made_by)
-                self._continue(path, whole_films)
+                self._continue(path, whole_videos)
             path.parent.mkdir(parents=True, exist_ok=True)
             if made_by is not None:
                 _write_maker(path, made_by)
@@ -150,7 +160,6 @@ class ResultFile:
             OSError: The file cannot take it, for example because the disk is full or the file was deleted; `filename`
                 is its name.
         """
-        assert self._encode is not None
         try:
             write_all(self._file, self._encode(result))
             if self._has_links and os.fstat(self._file.fileno()).st_nlink == 0:
@@ -158,8 +167,8 @@ class ResultFile:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
-    def _continue(self, path: Path, whole_films: bool) -> None:
-        """Fills `done` and `begun`, and cuts the file after the last whole result or film."""
+    def _continue(self, path: Path, whole_videos: bool) -> None:
+        """Fills `done` and `begun`, and cuts the file after the last whole result or video."""
         whole = start = 0  # ends of the last result, and of the last one before the video that it belongs to
         for end, source, frame, has_failed in (_json_results if self._encode is json_line else _csv_results)(path):
             if source is not None:
@@ -169,11 +178,104 @@ class ResultFile:
             whole = end
         if self.begun is not None:
             del self.done[self.begun[0]]
-            if whole_films:
+            if whole_videos:
                 whole, self.begun = start, None
         if whole < path.stat().st_size:
             with path.open("r+b") as file:
                 file.truncate(whole)
+
+
+class FinishedFile:
+    """A file of results that is complete only when the run ends, so no later run can continue it.
+
+    Until then the results are beside it, in FILE.part. Subclasses write to `part` and complete it in `finish`.
+
+    Args:
+        path: Where to write. Missing folders are created.
+        overwrite: Replace the file.
+
+    Raises:
+        OutputError: The file exists and `overwrite` is not given, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        self.path, self.part = path, path.with_name(f"{path.name}.part")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists already; --overwrite replaces it")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.part.touch()
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+        self.part.replace(self.path)
+
+    def write(self, result: dict[str, Any]) -> None:
+        """Adds one result.
+
+        Raises:
+            OSError: It cannot be written, for example because the disk is full.
+        """
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Completes `part`."""
+        raise NotImplementedError
+
+
+_ROWS_AT_ONCE = 2**14  # of a Parquet file; a row takes about 300 bytes in memory
+
+
+class ParquetFile(FinishedFile):
+    """A Parquet file with the columns of CSV files; pyarrow writes it (the extra `parquet`).
+
+    Raises:
+        OutputError: As for `FinishedFile`, or pyarrow is not installed.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise OutputError("Parquet files need pyarrow: pip install 'pyface-engine[parquet]'") from None
+        super().__init__(path, overwrite=overwrite)
+        kinds = {"source": pyarrow.string(), "crop": pyarrow.string(), "error": pyarrow.string()}
+        kinds |= dict.fromkeys(("frame", "width", "height", "faces", "face", "id"), pyarrow.int64())
+        kinds |= {"time": pyarrow.float64()}
+        self._schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float32())) for name in CSV_COLUMNS])
+        self._table = pyarrow.Table
+        self._rows: list[dict[str, Any]] = []
+        self._writer = pyarrow.parquet.ParquetWriter(self.part, self._schema)
+
+    def write(self, result: dict[str, Any]) -> None:
+        self._rows += [
+            {
+                name: _text(value) if isinstance(value, str) else value
+                for name, value in zip(CSV_COLUMNS, row, strict=True)
+            }
+            for row in table_rows(result)
+        ]
+        if len(self._rows) >= _ROWS_AT_ONCE:
+            self._flush()
+
+    def finish(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        self._writer.write_table(self._table.from_pylist(self._rows, schema=self._schema))
+        self._rows.clear()
+
+
+def _text(name: str) -> str:
+    """Returns a name with what is not valid text replaced."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _maker_file(path: Path) -> Path:
@@ -187,17 +289,33 @@ def _write_maker(path: Path, made_by: Mapping[str, Any]) -> None:
 
 
 def _check_maker(path: Path, made_by: Mapping[str, Any]) -> bool:
-    """Refuses to continue a file that something else has made; returns False if its maker is unknown."""
+    """Refuses to continue a file that other options or another model made; returns False if they are unknown."""
     file = _maker_file(path)
-    if not file.exists():
-        return False
+    if file.exists():
+        check_maker(file.read_bytes(), made_by, str(path), str(file))
+    return file.exists()
+
+
+def check_maker(content: bytes, made_by: Mapping[str, Any], path: str, file: str) -> None:
+    """Refuses to continue results that other options or another model made.
+
+    Args:
+        content: The content of the file that records what made them.
+        made_by: What is to continue them.
+        path: The results.
+        file: The name of the file.
+
+    Raises:
+        OutputError: The two differ, or the content is damaged.
+    """
     try:
-        before = json.loads(file.read_bytes())
+        before = json.loads(content)
         known = [name for name in made_by if name in before]  # an older pyface has fewer options
         changed = [name for name in known if before[name] != json.loads(json.dumps(made_by[name]))]
     except (ValueError, KeyError, TypeError, RecursionError):
+        name = file.rpartition("/")[2]
         raise OutputError(
-            f"{file} is damaged or was not written by pyface; --overwrite makes {path} and {file.name} anew"
+            f"{file} is damaged or was not written by pyface; --overwrite makes {path} and {name} anew"
         ) from None
     if changed:
         then, now = (", ".join(f"{name} {_shown(of[name])}" for name in changed) for of in (before, made_by))
@@ -205,7 +323,6 @@ def _check_maker(path: Path, made_by: Mapping[str, Any]) -> bool:
             f"{path} was made with {then}, this command has {now}; repeat the first command's options, or give another "
             f"--output"
         )
-    return True
 
 
 def _shown(value: Any) -> str:
@@ -247,7 +364,7 @@ def _csv_results(path: Path) -> Iterator[tuple[int, str | None, int | None, bool
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (where it ends, fields) of every whole row; a quoted name may hold line breaks."""
+    """Yields the end and the fields of every complete row; a quoted name may contain line breaks."""
     end, record = 0, b""
     with path.open("rb") as file:
         for line in file:

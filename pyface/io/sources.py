@@ -12,6 +12,8 @@ from pathlib import Path, PurePath
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+from pyface.io.remote import LIVE_SCHEMES, RemoteError, is_web, list_remote, scheme_of
+
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif"),
     *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".pbm", ".pgm", ".ppm", ".pnm"),
@@ -21,20 +23,24 @@ IMAGE_SUFFIXES = (
 HEIC_SUFFIXES = (".heic", ".heif", ".heics", ".heifs", ".hif")
 """Files in a folder that count as images too where pillow-heif is installed."""
 
-FILM_SUFFIXES = (
+VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mpe", ".m2v", ".mts", ".m2ts"),
     *(".wmv", ".asf", ".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".vob", ".mxf", ".mjpeg", ".mjpg", ".y4m"),
 )
 """Which files count as videos; in a folder only where PyAV is installed."""
 
-_NAMED_FILM_SUFFIXES = (*FILM_SUFFIXES, ".ts")  # in a folder .ts is more often TypeScript
+_NAMED_VIDEO_SUFFIXES = (*VIDEO_SUFFIXES, ".ts")  # in a folder .ts is more often TypeScript
+
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
+"""Which files count as archives of images, if they are named themselves."""
 
 Source: TypeAlias = str | int
 """A file or an address; a number is that of a camera."""
 
 _READERS = {
     'pip install "pyface-engine[heic]"': HEIC_SUFFIXES,
-    'pyface detect reads videos after pip install "pyface-engine[video]"': FILM_SUFFIXES,
+    'pyface detect reads videos after pip install "pyface-engine[video]"': VIDEO_SUFFIXES,
+    "name them to read the images in them": tuple(suffix for suffix in ARCHIVE_SUFFIXES if suffix.count(".") == 1),
     "develop raw files to JPEG or TIFF, for example with darktable": (
         *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf", ".rw2", ".pef"),
         *(".srw", ".x3f", ".3fr", ".iiq", ".erf", ".mrw", ".dcr", ".kdc"),
@@ -46,8 +52,6 @@ _READERS = {
 }
 _READER_OF = {suffix: reader for reader, suffixes in _READERS.items() for suffix in suffixes}
 
-ADDRESS = "pyface reads images from files, not from addresses: download it first"
-
 
 class SourceError(ValueError):
     """The images cannot be found, or their copies would go where they must not; the text says why."""
@@ -58,50 +62,49 @@ def find_sources(
     *,
     names: Iterable[str] = (),
     recursive: bool = False,
-    films: bool = False,
+    videos: bool = False,
     skip: Sequence[Path] = (),
     skipped: Counter[str] | None = None,
 ) -> list[str]:
     """Finds the images and videos that files, folders, patterns and addresses stand for.
 
     A folder stands for the images and videos in it, hidden ones excepted, in the order of their names; a pattern for
-    what a shell would make of it, so it works in quotes and where shells expand nothing. A file that is not there is
-    returned if others are named as well: its reader reports it and continues.
+    what a shell would make of it, so it works in quotes and where shells expand nothing. Addresses may be patterns with
+    `*`, and folders where their servers list files (web servers list only for patterns). A file that is not there is
+    returned if others are named as well: its reader reports it and continues. An archive is one source.
 
     Args:
-        arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`.
+        arguments: Files, folders, addresses, and patterns with `*`, `?`, `[...]` or `**`.
         names: More files and folders, such as those of a list; none of them is a pattern.
         recursive: Look into the subfolders of folders too.
-        films: Take the videos in folders too, if PyAV is installed.
+        videos: Take the videos in folders too, if PyAV is installed.
         skip: Folders whose content is left out where they lie within another, such as the one for drawn copies.
-        skipped: Gets the number of files in folders that are images or videos by their names, but of a kind that
-            pyface does not read, by suffix; `describe_skipped` puts them into words.
+        skipped: Counts, by suffix, the files in folders that are images or videos by their names, but of a kind that
+            pyface does not read; `describe_skipped` puts them into words.
 
     Returns:
         The paths, spelled as the arguments were, each image once.
 
     Raises:
-        SourceError: A folder or pattern stands for no image, a folder cannot be read, or the only argument is not
-            there.
+        SourceError: A folder or pattern stands for no image, a folder cannot be read or listed, or the only argument is
+            not there.
     """
     found: dict[str, str] = {}
     skipped = Counter() if skipped is None else skipped
     arguments = list(arguments)
     lone = arguments[0] if len(arguments) == 1 else None
-    if lone is not None and not (_is_pattern(lone) or os.path.exists(lone) or is_film_address(lone)):
-        reason = ADDRESS if is_address(lone) else "there is no such file or folder"
-        raise SourceError(f"{lone}: {reason}")
+    if lone is not None and not (_is_pattern(lone) or os.path.exists(lone) or is_address(lone)):
+        raise SourceError(f"{lone}: there is no such file or folder")
     for argument in arguments:
-        matches = sorted(glob.glob(argument, recursive=True)) if _is_pattern(argument) else [argument]
         count = 0
-        for match in matches:
-            for path in _files(match, recursive, films, skip, skipped) if os.path.isdir(match) else [match]:
+        for match in _matches(argument, recursive, videos, skipped):
+            for path in _files(match, recursive, videos, skip, skipped) if os.path.isdir(match) else [match]:
                 found.setdefault(source_key(path), path)
                 count += 1
         if count == 0:
             raise SourceError("; ".join([_nothing(argument, recursive), *describe_skipped(skipped)]))
     for name in names:
-        files = list(_files(name, recursive, films, skip, skipped)) if os.path.isdir(name) else []
+        files = list(_files(name, recursive, videos, skip, skipped)) if os.path.isdir(name) else []
         for path in files or [name]:  # an empty folder is reported as what cannot be read
             found.setdefault(source_key(path), path)
     return list(found.values())
@@ -114,7 +117,7 @@ def read_list(file: str) -> list[str]:
         file: A text file; "-" for the standard input.
 
     Raises:
-        SourceError: The file cannot be read, or names nothing.
+        SourceError: The file cannot be read, or is empty.
     """
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
@@ -128,9 +131,9 @@ def read_list(file: str) -> list[str]:
 
 
 def select_sources(sources: Iterable[Source], globs: Sequence[str] = (), excludes: Sequence[str] = ()) -> list[Source]:
-    """Keeps the sources that fit one of `globs`, if there are any, and none of `excludes`.
+    """Keeps the sources that fit one of `globs`, if there are any, and none of `excludes`; see `is_selected`.
 
-    A pattern without a slash is that of a name, one with slashes that of the end of a path.
+    Archives need not fit `globs`, which are for what they hold.
 
     Raises:
         SourceError: Nothing is left.
@@ -140,13 +143,25 @@ def select_sources(sources: Iterable[Source], globs: Sequence[str] = (), exclude
         ['a/1.jpg']
     """
 
-    def fits(source: Source, patterns: Sequence[str]) -> bool:
-        return any(PurePath(source_name(source)).match(pattern) for pattern in patterns)
+    def globs_for(source: Source) -> Sequence[str]:
+        return () if is_archive(source) else globs
 
-    kept = [source for source in sources if (not globs or fits(source, globs)) and not fits(source, excludes)]
+    kept = [source for source in sources if is_selected(source_name(source), globs_for(source), excludes)]
     if not kept:
         raise SourceError("--glob and --exclude leave no images or videos; use fewer of them or other sources")
     return kept
+
+
+def is_selected(name: str, globs: Sequence[str], excludes: Sequence[str]) -> bool:
+    """Tells whether a name fits one of `globs`, if there are any, and none of `excludes`.
+
+    A pattern without a slash is that of a name, one with slashes that of the end of a path.
+    """
+
+    def fits(patterns: Sequence[str]) -> bool:
+        return any(PurePath(name).match(pattern) for pattern in patterns)
+
+    return (not globs or fits(globs)) and not fits(excludes)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -183,25 +198,45 @@ def _reads_heic() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def is_film(source: Source) -> bool:
-    """Tells whether a source is read as a video: cameras, addresses that name no image, files by their suffix.
+def is_video(source: Source) -> bool:
+    """Tells whether a source is read as a video: cameras and live addresses, others by their suffix.
 
     Example:
-        >>> [is_film(source) for source in ("a.MP4", "a.jpg", 0, "rtsp://camera/live", "https://x.org/a.jpg")]
-        [True, False, True, True, False]
+        >>> [is_video(source) for source in ("a.MP4", "a.jpg", 0, "rtsp://camera/live", "https://x.org/a.mp4?b=c.jpg")]
+        [True, False, True, True, True]
     """
-    if isinstance(source, int):
-        return True
-    return is_film_address(source) or (not is_address(source) and _suffix(source) in _NAMED_FILM_SUFFIXES)
+    if is_unclear(source) and importlib.util.find_spec("aiohttp") is None:
+        return True  # only PyAV can look
+    return is_live(source) or _suffix(path_of(source)) in _NAMED_VIDEO_SUFFIXES
+
+
+def is_archive(source: Source) -> bool:
+    """Tells whether a source is read as an archive of images, by its suffix.
+
+    Example:
+        >>> [is_archive(source) for source in ("a.tar", "a.TAR.GZ", "s3://bucket/a.zip", "a.jpg")]
+        [True, True, True, False]
+    """
+    return path_of(source).lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def is_unclear(source: Source) -> bool:
+    """Tells whether only its content shows what a source is: a web address without a known suffix.
+
+    Example:
+        >>> [is_unclear(source) for source in ("a", "https://x.org/photo?id=3", "https://x.org/a.jpg")]
+        [False, True, False]
+    """
+    return is_web(source_name(source)) and not _has_known_suffix(path_of(source))
 
 
 def is_live(source: Source) -> bool:
     """Tells whether a source is live: a slower detector must drop its frames."""
-    return isinstance(source, int) or source.lower().startswith(_LIVE)
+    return isinstance(source, int) or scheme_of(source) in LIVE_SCHEMES
 
 
-def _is_film_in_folder(name: str) -> bool:
-    is_one = not name.startswith(".") and _suffix(name) in FILM_SUFFIXES
+def _is_video_in_folder(name: str) -> bool:
+    is_one = not name.startswith(".") and _suffix(name) in VIDEO_SUFFIXES
     return is_one and importlib.util.find_spec("av") is not None
 
 
@@ -209,8 +244,19 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def path_of(source: Source) -> str:
+    """Returns a file's name as it is, and the path of an address, without its query; "" for a camera."""
+    name = "" if isinstance(source, int) else source
+    return urlsplit(name).path if is_web(name) else name
+
+
+def _has_known_suffix(name: str) -> bool:
+    known = (*IMAGE_SUFFIXES, *HEIC_SUFFIXES, *_NAMED_VIDEO_SUFFIXES, *ARCHIVE_SUFFIXES)
+    return name.lower().endswith(known)
+
+
 def source_name(source: Source) -> str:
-    """Returns how results call a source.
+    """Returns the name of a source in results.
 
     Example:
         >>> source_name("a.mp4"), source_name(0)
@@ -220,7 +266,7 @@ def source_name(source: Source) -> str:
 
 
 def source_key(source: Source) -> str:
-    """Returns what two spellings of one source share."""
+    """Returns a key that is the same for all spellings of a source."""
     name = source_name(source)
     return name if is_address(name) else os.path.normpath(name)
 
@@ -232,7 +278,7 @@ def count_unreadable(names: Iterable[str]) -> Counter[str]:
         >>> count_unreadable(["a.CR2", "b.cr2", "c.jpg", "notes.txt"])
         Counter({'.cr2': 2})
     """
-    unread = (name for name in names if not (name.startswith(".") or is_picture(name) or _is_film_in_folder(name)))
+    unread = (name for name in names if not (name.startswith(".") or is_picture(name) or _is_video_in_folder(name)))
     suffixes = map(_suffix, unread)
     return Counter(suffix for suffix in suffixes if suffix in _READER_OF)
 
@@ -250,15 +296,7 @@ def describe_skipped(skipped: Counter[str]) -> list[str]:
 
 def is_address(name: str) -> bool:
     """Tells whether a name is an address in a network."""
-    return name.lower().startswith(("http://", "https://", "ftp://", *_LIVE))
-
-
-_LIVE = ("rtsp://", "rtsps://", "rtmp://", "udp://", "srt://")
-
-
-def is_film_address(name: str) -> bool:
-    """Tells whether a name is an address that is read as a video: any that does not end like an image."""
-    return is_address(name) and _suffix(urlsplit(name).path) not in (*IMAGE_SUFFIXES, *HEIC_SUFFIXES)
+    return scheme_of(name) != ""
 
 
 def _is_pattern(argument: str) -> bool:
@@ -266,14 +304,36 @@ def _is_pattern(argument: str) -> bool:
     return glob.has_magic(argument) and not os.path.exists(argument) and not is_address(argument)
 
 
+def _matches(argument: str, recursive: bool, videos: bool, skipped: Counter[str]) -> list[str]:
+    """The files and folders that an argument stands for; for a remote folder, the files in it."""
+    if not is_address(argument):
+        return sorted(glob.glob(argument, recursive=True)) if _is_pattern(argument) else [argument]
+    is_pattern = "*" in path_of(argument)
+    if is_live(argument) or not (is_pattern or not (is_web(argument) or _has_known_suffix(argument))):
+        return [argument]
+    try:
+        files = list_remote(argument, recursive=recursive)
+    except RemoteError as error:
+        raise SourceError(f"{argument} cannot be listed: {error}") from None
+    if is_pattern:
+        return files
+    names = {file: file.rpartition("/")[2] for file in files}
+    skipped.update(count_unreadable(names.values()))
+    return [
+        file
+        for file, name in names.items()
+        if file == argument or is_picture(name) or (videos and _is_video_in_folder(name))
+    ]
+
+
 def _nothing(argument: str, recursive: bool) -> str:
-    if not os.path.isdir(argument):
+    if not os.path.isdir(argument) and (_is_pattern(argument) or "*" in argument):
         return f"{argument}: no file matches this pattern"
     hint = "" if recursive else "; --recursive includes its subfolders"
     return f"{argument}: there are no images in this folder{hint}"
 
 
-def _files(folder: str, recursive: bool, films: bool, skip: Sequence[Path], counted: Counter[str]) -> Iterator[str]:
+def _files(folder: str, recursive: bool, videos: bool, skip: Sequence[Path], counted: Counter[str]) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise SourceError(f"{error.filename}: the folder cannot be read ({error.strerror})")
 
@@ -286,18 +346,18 @@ def _files(folder: str, recursive: bool, films: bool, skip: Sequence[Path], coun
         )
         counted.update(count_unreadable(files))
         for name in sorted(files):
-            if is_picture(name) or (films and _is_film_in_folder(name)):
+            if is_picture(name) or (videos and _is_video_in_folder(name)):
                 yield os.path.join(root, name)
 
 
-def copy_name(name: str, is_film: bool) -> str:
-    """Returns what the copy of a file is called: JPEG, PNG and MP4 files keep their names, others become PNG or MP4.
+def copy_name(name: str, is_video: bool) -> str:
+    """Returns the name of the copy of a file: JPEG, PNG and MP4 files keep their names, others become PNG or MP4.
 
     Example:
         >>> copy_name("a.JPG", False), copy_name("a.tif", False), copy_name("a.mov", True)
         ('a.JPG', 'a.tif.png', 'a.mov.mp4')
     """
-    kept, added = ((".mp4",), ".mp4") if is_film else ((".jpg", ".jpeg", ".png"), ".png")
+    kept, added = ((".mp4",), ".mp4") if is_video else ((".jpg", ".jpeg", ".png"), ".png")
     return name if name.lower().endswith(kept) else f"{name}{added}"
 
 
@@ -305,6 +365,8 @@ def plan_copies(
     sources: Iterable[Source], folder: Path, rename: Callable[[str, bool], str] = copy_name
 ) -> dict[Source, Path]:
     """Chooses where the copy of each image and video goes: its path below the folder that all files share.
+
+    An archive becomes a folder, in which `plan_member` places the copies of its images.
 
     Args:
         sources: The images and videos.
@@ -315,34 +377,59 @@ def plan_copies(
         SourceError: A copy would overwrite one of the sources.
 
     Example:
-        >>> plan = plan_copies(["a/face.jpg", "b/face.jpg", "b/scan.tif", "b/film.mov", 0], Path("out"))
+        >>> plan = plan_copies(["a/face.jpg", "b/face.jpg", "b/scan.tif", "b/video.mov", 0], Path("out"))
         >>> [path.as_posix() for path in plan.values()]
-        ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png', 'out/b/film.mov.mp4', 'out/camera 0.mp4']
+        ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png', 'out/b/video.mov.mp4', 'out/camera 0.mp4']
     """
-    sources = list(sources)
-    files: dict[Source, str] = {
-        source: os.path.abspath(source) for source in sources if isinstance(source, str) and not is_address(source)
-    }
-    try:
-        shared = os.path.commonpath([os.path.dirname(path) for path in files.values()]) if files else ""
-    except ValueError:  # several drives
-        shared = ""
+    paths = paths_below(sources)
     originals: set[str] = set()  # made for the first copy that exists, since it takes long for many files
     plan: dict[Source, Path] = {}
     taken: set[str] = set()
-    for source in sources:
-        path = files.get(source)
-        if path is None:
-            below = _address_name(source)
-        else:
-            below = os.path.relpath(path, shared) if shared else path.replace(":", "").lstrip("/\\")
-        copy = _free(folder / rename(below, is_film(source)), taken)
+    for source, below in paths.items():
+        name = below if is_archive(source) else rename(below, is_video(source))
+        copy = _free(folder / name, taken)
         if os.path.lexists(copy):
-            originals = originals or {os.path.realpath(path) for path in files.values()}
+            originals = originals or {os.path.realpath(path) for path in _local_paths(paths)}
             if os.path.realpath(copy) in originals:
                 raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
         plan[source] = copy
     return plan
+
+
+def paths_below(sources: Iterable[Source]) -> dict[Source, str]:
+    """Returns the path of each source below the folder that all files share; cameras and addresses get file names.
+
+    Example:
+        >>> [path.replace(os.sep, "/") for path in paths_below(["in/a/1.jpg", "in/b/1.jpg", "s3://c/2.jpg"]).values()]
+        ['a/1.jpg', 'b/1.jpg', 'c-2.jpg']
+    """
+    sources = list(sources)
+    files: dict[Source, str] = {path: os.path.abspath(path) for path in _local_paths(sources)}
+    try:
+        shared = os.path.commonpath([os.path.dirname(path) for path in files.values()]) if files else ""
+    except ValueError:  # several drives
+        shared = ""
+    below = {
+        source: os.path.relpath(path, shared) if shared else path.replace(":", "").lstrip("/\\")
+        for source, path in files.items()
+    }
+    return {source: below[source] if source in below else _address_name(source) for source in sources}
+
+
+def _local_paths(sources: Iterable[Source]) -> Iterator[str]:
+    return (source for source in sources if isinstance(source, str) and not is_address(source))
+
+
+def plan_member(folder: Path, name: str, taken: set[str], rename: Callable[[str, bool], str] = copy_name) -> Path:
+    """Chooses where the copy of an archive's image goes.
+
+    Args:
+        folder: The folder of the archive's copies.
+        name: The image's path in the archive.
+        taken: The copies of the images before it, to which this one is added.
+        rename: As for `plan_copies`.
+    """
+    return _free(folder / rename(name, False), taken)
 
 
 def _address_name(source: Source) -> str:
@@ -350,7 +437,7 @@ def _address_name(source: Source) -> str:
     if isinstance(source, int):
         return source_name(source)
     parts = urlsplit(source)
-    return re.sub(r"[^\w.-]+", "-", f"{parts.hostname or ''}{parts.path}").strip("-") or "film"
+    return re.sub(r"[^\w.-]+", "-", f"{parts.hostname or ''}{parts.path}").strip("-") or "video"
 
 
 def _free(path: Path, taken: set[str]) -> Path:

@@ -1,4 +1,4 @@
-"""TIFF directories: what a TIFF file, or EXIF, which has the same form, says in its tags."""
+"""TIFF directories: the tags of a TIFF file, or of EXIF, which has the same form."""
 
 import struct
 from collections.abc import Iterator

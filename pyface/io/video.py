@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pyface.io.remote import LIVE_SCHEMES, PATIENCE, open_remote, scheme_of
 from pyface.io.sources import is_address, is_live, source_name
 
 CLOCK = 90_000  # ticks per second of written videos: fine enough for every usual frame rate
 CODECS = ("libx264", "mpeg4")  # browsers play the first; the second is for builds of PyAV without it
-PATIENCE = 15.0  # seconds that an address may take to answer, or to send the next packet
 MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a video that ends earlier than it says by more than both has broken off
 
 
@@ -27,11 +27,11 @@ class VideoError(ValueError):
 
 
 class Frame(NamedTuple):
-    """Which frame an image is.
+    """The place of a frame in its source.
 
     Attributes:
         source: The video or address as given, or "camera 0".
-        frame: Number of frames before it in the source; live sources leave numbers out when they drop frames.
+        frame: Number of frames before it in the source; dropped frames of live sources count too.
         time: Seconds since the first frame, by the video's own clock.
         dropped: Number of frames that a live source had in between and that the caller was too busy to take.
     """
@@ -51,7 +51,7 @@ def video(
         source: A file, an address such as rtsp://..., or the number of a camera.
         every: Keep one frame in this many.
         fps: Keep at most this many frames per second of the video, instead.
-        live: Whether to drop frames while the caller is busy, and go on with the newest. None: for cameras and rtsp.
+        live: Whether to drop frames while the caller is busy, and continue with the newest. None: for cameras and rtsp.
 
     Yields:
         The `Frame` and its pixels, uint8 RGB [H, W, 3]. `FaceDetector.stream` takes such pairs.
@@ -64,18 +64,18 @@ def video(
     if every < 1 or (fps is not None and not 0 < fps < math.inf):
         raise ValueError(f"video: every must be 1 or more, and fps positive, got every={every} and fps={fps}")
     if every > 1 and fps is not None:
-        raise ValueError(f"every and fps exclude each other; use one of them, got every={every} and fps={fps}")
+        raise ValueError(f"video: every and fps exclude each other, got every={every} and fps={fps}; use one of them")
     if live is None:
         live = is_live(source if isinstance(source, int) else str(source))
     frames = _selected(_decode(source), every, fps)
     return ((place, _upright(frame)) for place, frame in (_newest(frames) if live else frames))
 
 
-def film_seconds(source: str | Path) -> float:
+def video_seconds(source: str | Path) -> float:
     """Returns how long a video says it is in seconds, 0 if it does not say or cannot be read."""
     av = _pyav()
     try:
-        with av.open(str(source), timeout=PATIENCE) as container:
+        with av.open(_openable(str(source)), timeout=PATIENCE) as container:
             return _duration(container, container.streams.video[0])
     except (av.error.FFmpegError, OSError, ValueError, IndexError):
         return 0.0
@@ -99,7 +99,7 @@ def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
         if isinstance(source, int):
             container = av.open(*_address(source))
         else:
-            container = av.open(name, timeout=PATIENCE if is_address(name) else None)
+            container = av.open(_openable(name), timeout=PATIENCE if is_address(name) else None)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         what = "opened" if isinstance(source, int) else "read as a video"
         raise VideoError(f"{name} cannot be {what} ({_reason(error)})") from error
@@ -117,12 +117,19 @@ def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
                 yield Frame(name, count, time - first), frame
                 count += 1
         except av.error.FFmpegError as error:
-            raise VideoError(f"{name} breaks off after {count:,} frames ({_reason(error)})") from error
+            what = f"breaks off after {count:,} frames" if count else "cannot be decoded"
+            raise VideoError(f"{name} {what} ({_reason(error)})") from error
         if count == 0:
             raise VideoError(f"{name} has no frames")
         seconds = _duration(container, stream)
         if seconds - last > max(MISSING_SECONDS, MISSING_SHARE * seconds):
             raise VideoError(f"{name} breaks off after {last:.1f} of {seconds:.1f} seconds ({count:,} frames)")
+
+
+def _openable(name: str) -> Any:
+    """What PyAV opens: files, and the addresses that FFmpeg reads itself, by their names."""
+    is_own = scheme_of(name) in ("", "http", "https", "ftp", *LIVE_SCHEMES)
+    return name if is_own else open_remote(name, seekable=True)
 
 
 def _duration(container: Any, stream: Any) -> float:
@@ -180,7 +187,7 @@ def _newest(frames: Iterator[tuple[Frame, Any]]) -> Iterator[tuple[Frame, Any]]:
         stop.set()
 
 
-class FilmWriter:
+class VideoWriter:
     """Writes a video that browsers play (H.264 in MP4), frame by frame. Sound is not written.
 
     Use it as a context manager, or call `close`.
@@ -192,7 +199,7 @@ class FilmWriter:
         codec: The codec in use: "mpeg4", which browsers do not play, only if PyAV has no H.264 encoder.
 
     Raises:
-        VideoError: The path's folder does not exist, or its ending names no kind of video.
+        VideoError: The path's folder does not exist, or its suffix is not that of a video.
         ImportError: PyAV is not installed.
     """
 
@@ -201,6 +208,8 @@ class FilmWriter:
         self.codec = next(codec for codec in CODECS if codec in self._av.codecs_available)
         if not Path(path).parent.is_dir():
             raise VideoError(f"{path} cannot be written as a video (there is no folder {Path(path).parent})")
+        if Path(path).is_dir():  # PyAV would notice with the first packet, which may be the last
+            raise VideoError(f"{path} cannot be written as a video (it is a folder)")
         # The index comes first, so that browsers play a video while they load it.
         options = {"movflags": "+faststart"} if Path(path).suffix.lower() in (".mp4", ".mov", ".m4v") else {}
         try:
@@ -257,7 +266,7 @@ class FilmWriter:
         except self._av.error.FFmpegError as error:
             raise OSError(error.errno, _reason(error), str(self._path)) from error
 
-    def __enter__(self) -> FilmWriter:
+    def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(
@@ -267,7 +276,7 @@ class FilmWriter:
 
 
 def _address(camera: int) -> tuple[str, str, str]:
-    """How FFmpeg names a camera: file, mode and format."""
+    """Returns how FFmpeg opens a camera: file, mode and format."""
     if sys.platform == "darwin":
         return str(camera), "r", "avfoundation"
     if sys.platform == "win32":
@@ -286,4 +295,6 @@ def _pyav() -> ModuleType:
 def _reason(error: Exception) -> str:
     if type(error).__name__ == "ExitError":  # what PyAV's timeout raises
         return f"no answer within {PATIENCE:g} seconds"
+    if type(error).__name__ == "DecoderNotFoundError":
+        return "PyAV has no decoder for its codec"
     return str(getattr(error, "strerror", None) or error).split("\n")[0]

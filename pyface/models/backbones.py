@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -10,7 +12,21 @@ from torch import Tensor, nn
 from pyface.models.layers import xavier
 
 
-class VGG(nn.Module):
+class Backbone(nn.Module):
+    """A trunk.
+
+    Attributes:
+        FIRST: Key of the first convolution's weight, if torchvision has this network; None: it has not.
+    """
+
+    FIRST: ClassVar[str | None] = None
+
+    def torchvision_names(self, keys: Iterable[str]) -> dict[str, str]:
+        """Maps torchvision's names of layers, in the keys of its weights, to ours where they differ."""
+        return {}
+
+
+class VGG(Backbone):
     """The convolutions of a VGG network (Simonyan and Zisserman, arXiv 1409.1556), without its dense layers.
 
     Pooling rounds up, as Caffe's does: a map of 5 becomes 3. Layers have Caffe's names, conv1_1, conv1_2, ...
@@ -19,6 +35,7 @@ class VGG(nn.Module):
         The last map of each block from the third on, after its ReLU.
     """
 
+    FIRST = "conv1_1.weight"
     BLOCKS: ClassVar[tuple[tuple[int, int], ...]]  # channels, convolutions
 
     def __init__(self) -> None:
@@ -39,6 +56,12 @@ class VGG(nn.Module):
                 x = F.relu(self.get_submodule(f"conv{block}_{k}")(x), inplace=True)
             maps.append(x)
         return tuple(maps[2:])
+
+    def torchvision_names(self, keys: Iterable[str]) -> dict[str, str]:
+        """torchvision's convolutions are features.0, features.2, ..., in our order."""
+        places = sorted(int(key.split(".")[1]) for key in keys if re.fullmatch(r"features\.\d+\.weight", key))
+        ours = [name for name, layer in self.named_modules() if isinstance(layer, nn.Conv2d)]
+        return {f"features.{place}": name for place, name in zip(places, ours, strict=False)}
 
 
 class VGG16(VGG):
@@ -62,7 +85,7 @@ def pool(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 2, 2, ceil_mode=True)
 
 
-class ResNet50(nn.Module):
+class ResNet50(Backbone):
     """ResNet-50 (He et al., arXiv 1512.03385) in torchvision's form: strides in the 3 x 3 convolutions.
 
     Keys are torchvision's (conv1, bn1, layer1 ... layer4). Its ImageNet weights load once `fc` is removed.
@@ -70,6 +93,8 @@ class ResNet50(nn.Module):
     Returns:
         c2 (256 channels, stride 4), c3 (512, 8), c4 (1024, 16), c5 (2048, 32).
     """
+
+    FIRST = "conv1.weight"
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +150,7 @@ def stage(channels: int, width: int, depth: int, stride: int) -> nn.Sequential:
     return nn.Sequential(Bottleneck(channels, width, stride), *rest)
 
 
-class CompactResNet(nn.Module):
+class CompactResNet(Backbone):
     """The trunk of the lite detectors: plain residual blocks of 3 x 3 convolutions, narrow where maps are large.
 
     Maps of strides 2 and 4 have only 16 and 32 channels, since they cost the most per channel. Most convolutions are at
@@ -190,7 +215,7 @@ class BasicBlock(nn.Module):
 
 
 class Context(nn.Module):
-    """A residual block before a head: three 3 x 3 convolutions, half as wide inside, that see 7 x 7 cells.
+    """A residual block before a head: three 3 x 3 convolutions, half as wide inside, that cover 7 x 7 cells.
 
     The input must not be negative, as behind a ReLU. A new block returns it, so a trained network can be extended.
     """

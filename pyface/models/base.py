@@ -61,14 +61,21 @@ class FaceModel(nn.Module, ABC):
         takes_options: Whether `detect` also takes `options`, an `InferenceOptions`, and `for_inference` values other
             than the defaults.
         devices: Kinds of devices that the model runs on.
+        score_threshold: Default threshold: `detect` returns faces with a score > this.
         lowest_score: Score thresholds below this are not supported.
+        smallest_face: Side in pixels of the smallest faces that are found about as reliably as larger ones, at the
+            model's default scale; 0: not known.
+        has_landmarks: Whether faces have landmarks.
         trains_on_images: Whether the model trains on whole images, by a `loss` of its output for a batch of them. MTCNN
             trains on crops instead.
     """
 
     takes_options: ClassVar[bool] = False
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    score_threshold: float = 0.0
     lowest_score: float = 0.0
+    smallest_face: float = 0.0
+    has_landmarks: bool = False
     trains_on_images: ClassVar[bool] = False
 
     @abstractmethod
@@ -92,7 +99,7 @@ class FaceModel(nn.Module, ABC):
     def for_inference(
         self, dtype: torch.dtype = torch.float32, channels_last: bool | None = None, cuda_graph: bool = False
     ) -> FaceModel:
-        """Returns the model in the form that detects fastest: itself, unless there is such a form.
+        """Returns the model in the form that detects fastest, which may be the model itself.
 
         Args:
             dtype: Numeric precision.

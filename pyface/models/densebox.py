@@ -148,6 +148,7 @@ class DenseBox(SingleShot):
         self.preprocessing = Preprocessing(config.mean, config.std, config.bgr)
         self.score_threshold, self.nms_threshold = config.score_threshold, config.nms_threshold
         self.nms_overlap = config.nms_overlap
+        self.has_landmarks = config.landmarks == 5
         self.smallest_face = config.positive_band[0] * config.face
         self.trained_faces = TrainedFaces(config.face, config.positive_band)
         self.unit = config.face / config.stride
@@ -180,7 +181,7 @@ class DenseBox(SingleShot):
 
     def complete(self, found: ops.Candidates, maps: DenseBoxOutput) -> ops.Candidates:
         """Adds landmarks, if the network has five: the maxima of their heat maps within each box."""
-        if maps.landmarks is None or self.config.landmarks != 5:
+        if maps.landmarks is None or not self.has_landmarks:
             return found
         # The widest face, in cells, within `ignore_band`.
         most = math.ceil(self.config.ignore_band[1] * self.unit) + 1

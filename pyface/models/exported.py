@@ -1,11 +1,12 @@
-"""Detectors in exported files, run by onnxruntime or OpenVINO; `pyface export` writes such files.
+"""Detectors in exported files, run by onnxruntime, OpenVINO or torch; `pyface export` writes such files.
 
 The file holds the network with decoding and suppression. Everything around it (resizing, pyramids, tiles, mapping back)
-is that of the model that was exported.
+is that of the model that was exported. MTCNN is three files with a network each, and its cascade is pyface's.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,23 +21,24 @@ from torch import Tensor, nn
 from pyface import ops
 from pyface.models.base import Faces, GroundTruth
 from pyface.models.checkpoints import CheckpointError
+from pyface.models.mtcnn import MTCNN, MTCNNConfig
 from pyface.models.single_shot import InferenceOptions, Preprocessing, SingleShot
 
-Run: TypeAlias = Callable[[Tensor, Tensor], dict[str, Tensor]]
-"""Runs a graph: images and int64 sizes (height, width) [B, 2] -> the outputs by name."""
+Run: TypeAlias = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Runs a graph: inputs by name -> outputs by name."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What an exported file is; stored in it, one property per field.
+    """The description of an exported file; stored in it, one property per field.
 
     Attributes:
         model: The model's name.
         config: Its configuration.
-        outputs: "faces", or "heads" for the raw maps.
+        outputs: "faces", "heads" for the raw maps, or "network" for one of MTCNN's networks.
         input: "normalised" for float32 [B, 3, H, W], (pixel - mean) / std in RGB order; "uint8" for [B, H, W, 3].
         size: Height and width that images must have; None: any.
-        precision: Of the network, "fp32" or "fp16".
+        precision: Of the network, "fp32", "fp16" or "int8".
         limits: Limits of the numbers of boxes, "ap" or "fast".
         max_detections: Largest number of faces per image, which is the padded size of the outputs.
         score_threshold: Faces have a score > this.
@@ -48,10 +50,10 @@ class Description:
 
     model: str
     config: dict[str, Any]
-    outputs: Literal["faces", "heads"]
+    outputs: Literal["faces", "heads", "network"]
     input: Literal["normalised", "uint8"]
     size: tuple[int, int] | None
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "int8"]
     limits: Literal["ap", "fast"]
     max_detections: int
     score_threshold: float
@@ -87,7 +89,7 @@ class Description:
 
 
 class Graph(nn.Module):
-    """The graph of an exported file in its runtime, on the CPU: images and int64 sizes -> outputs by name.
+    """The graph of an exported file in its runtime, on the CPU: inputs by name -> outputs by name.
 
     Several threads may use it at once. A pickled graph includes the file's content, and is opened again where it is
     unpickled.
@@ -106,8 +108,8 @@ class Graph(nn.Module):
         self._content = [file.read_bytes() for file in files]
         self._open()
 
-    def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-        return self._run(images, sizes)
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        return self._run(inputs)
 
     def _open(self) -> None:
         try:
@@ -136,8 +138,8 @@ def open_onnx(content: Sequence[bytes]) -> tuple[dict[str, str], Run]:
     session = onnxruntime.InferenceSession(content[0], options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
-    def run(images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-        found = session.run(None, {"images": images.contiguous().numpy(), "sizes": sizes.numpy()})
+    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = session.run(None, {name: value.contiguous().numpy() for name, value in inputs.items()})
         return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
 
     return dict(session.get_modelmeta().custom_metadata_map), run
@@ -154,18 +156,43 @@ def open_openvino(content: Sequence[bytes]) -> tuple[dict[str, str], Run]:
     compiled = core.compile_model(model, "CPU", options)
     names = [output.get_any_name() for output in compiled.outputs]
 
-    def run(images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         request = compiled.create_infer_request()  # one per call: requests are not thread-safe
-        found = request.infer({"images": images.contiguous().numpy(), "sizes": sizes.numpy()})
+        found = request.infer({name: value.contiguous().numpy() for name, value in inputs.items()})
         return {name: torch.from_numpy(found[k].copy()) for k, name in enumerate(names)}
 
     properties = json.loads(model.get_rt_info(["pyface"]).astype(str)) if model.has_rt_info(["pyface"]) else {}
     return properties, run
 
 
+def open_torch(content: Sequence[bytes]) -> tuple[dict[str, str], Run]:
+    """Opens a torch.export file. Images that are smaller than the graph accepts are padded."""
+    files = {"pyface": "{}"}
+    program = torch.export.load(io.BytesIO(content[0]), extra_files=files)
+    properties, module = json.loads(files["pyface"]), program.module()
+    is_raw = properties.get("input") == "uint8"
+    least = [smallest_size(program, axis) for axis in ((1, 2) if is_raw else (2, 3))]
+
+    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = inputs["images"]
+        height, width = images.shape[1:3] if is_raw else images.shape[2:]
+        padding = [0, max(0, least[1] - width), 0, max(0, least[0] - height)]
+        return module(**inputs | {"images": F.pad(images, [0, 0, *padding] if is_raw else padding)})
+
+    return properties, run
+
+
+def smallest_size(program: torch.export.ExportedProgram, axis: int) -> int:
+    """The smallest size of an axis of the images that the tracer took into account; others are refused."""
+    images = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == "images")
+    size = images.meta["val"].shape[axis]
+    return size if isinstance(size, int) else int(program.range_constraints[size.node.expr].lower)
+
+
 OPENERS: dict[str, Callable[[Sequence[bytes]], tuple[dict[str, str], Run]]] = {
     ".onnx": open_onnx,
     ".xml": open_openvino,
+    ".pt2": open_torch,
 }
 
 
@@ -195,6 +222,7 @@ class ExportedModel(SingleShot):
             "size",
             "most_enlarged",
             "smallest_face",
+            "has_landmarks",
             "nms_threshold",
             "nms_overlap",
             "nms_plus_one",
@@ -248,7 +276,7 @@ class ExportedModel(SingleShot):
             images = F.pad(images, (0, columns - width, 0, rows - height))  # a negative number crops
         if self.description.input == "uint8":
             images = images.round().to(torch.uint8).permute(0, 2, 3, 1)
-        found = self.graph(images, sizes)
+        found = self.graph(images=images, sizes=sizes)
         boxes, scores, count = found["boxes"], found["scores"], found["counts"]
         if score_threshold is not None:  # scores are sorted, and 0 behind the last face
             count = (scores > score_threshold).sum(1, dtype=torch.int32)
@@ -307,15 +335,59 @@ class ExportedModel(SingleShot):
         self._original[0].check_options(options)
 
     def forward(self, images: Tensor) -> Any:
-        """Raises, since the file has no maps."""
+        """Raises an error: an exported file returns no maps."""
         raise NotImplementedError(f"{self.graph.path} returns faces, not maps; call detect or find")
 
     def candidates(
         self, maps: Any, *, score_threshold: float, max_candidates: int, sizes: Tensor | None = None
     ) -> ops.Candidates:
-        """Raises, since the file has no maps."""
+        """Raises an error: an exported file returns no maps."""
         return self.forward(maps)
 
     def loss(self, maps: Any, truth: GroundTruth, *, seed: int = 0) -> dict[str, Tensor]:
         """Raises, since exported models are not trained."""
         raise NotImplementedError(f"{self.graph.path} cannot be trained; train the model and export it again")
+
+
+class ExportedNetwork(nn.Module):
+    """One of MTCNN's networks as an exported file: images [N, 3, H, W] -> [N, channels, ...], as the original."""
+
+    def __init__(self, graph: Graph, channels: int) -> None:
+        super().__init__()
+        self.graph, self.channels = graph, channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Runs the graph, which takes one image or more."""
+        return self.graph(images=images)["outputs"] if len(images) else images.new_zeros(0, self.channels)
+
+
+class ExportedCascade(MTCNN):
+    """MTCNN whose networks are exported files.
+
+    Args:
+        pnet: The file of P-Net, opened. Those of R-Net and O-Net lie beside it: `network_file`.
+        config: The cascade's configuration.
+    """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+
+    def __init__(self, pnet: Graph, config: MTCNNConfig) -> None:
+        super().__init__(config)
+        self.pnet = ExportedNetwork(pnet, 6)  # type: ignore[assignment]
+        self.rnet = ExportedNetwork(Graph(network_file(Path(pnet.path), "rnet")), 6)  # type: ignore[assignment]
+        self.onet = ExportedNetwork(Graph(network_file(Path(pnet.path), "onet")), 16)  # type: ignore[assignment]
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
+
+def network_file(path: Path, network: str) -> Path:
+    """Returns where a network of MTCNN lies: P-Net has the given name, the others are beside it.
+
+    Example:
+        >>> network_file(Path("mtcnn.onnx"), "rnet").name
+        'mtcnn.rnet.onnx'
+    """
+    return path if network == "pnet" else path.with_name(f"{path.stem}.{network}{path.suffix}")

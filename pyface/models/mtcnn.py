@@ -137,6 +137,10 @@ class PNet(nn.Module):
         x = self.prelu2(self.conv2(x))
         return self.prelu3(self.conv3(x))
 
+    def landmark_layer(self) -> nn.Module:
+        """A new layer that predicts landmarks from the input of the heads."""
+        return nn.Conv2d(32, 10, 1)
+
     def forward(self, x: Tensor) -> Tensor:
         return pnet(x, self.weights()) if runs_on_our_kernels(x) else self.heads(self.hidden(x))
 
@@ -175,6 +179,10 @@ class RNet(nn.Module):
     def hidden(self, x: Tensor) -> Tensor:
         """The input of the heads, [N, 128]."""
         return self.prelu4(self.dense(self.features(x).flatten(1)))
+
+    def landmark_layer(self) -> nn.Module:
+        """A new layer that predicts landmarks from the input of the heads."""
+        return nn.Linear(128, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.heads(self.hidden(x))
@@ -233,7 +241,7 @@ class WithLandmarks(nn.Module):
     def __init__(self, net: PNet | RNet) -> None:
         super().__init__()
         self.net = net
-        self.points = nn.Conv2d(32, 10, 1) if isinstance(net, PNet) else nn.Linear(128, 10)
+        self.points = net.landmark_layer()
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.net.hidden(x)
@@ -278,6 +286,8 @@ class Proposals(NamedTuple):
 class MTCNN(FaceModel):
     """The cascade (docs/detectors.md 3). Runs in float32."""
 
+    has_landmarks = True
+
     # Largest input of one call of a network: few calls, bounded memory.
     PNET_PIXELS, CROPS = 1 << 22, 1024
     # Weights of classification, box and landmarks in each network's loss, the paper's alpha (docs/detectors.md 3.3).
@@ -290,6 +300,7 @@ class MTCNN(FaceModel):
     def __init__(self, config: MTCNNConfig | None = None) -> None:
         super().__init__()
         self.config = config or MTCNNConfig()
+        self.score_threshold, self.smallest_face = self.config.thresholds[2], self.config.min_face
         self.pnet, self.rnet, self.onet = PNet(), RNet(), ONet()
 
     def detect(
@@ -301,7 +312,7 @@ class MTCNN(FaceModel):
 
         Args:
             images: uint8 [H, W, 3] RGB tensors of any sizes, on the model's device.
-            score_threshold: O-Net's threshold: faces have a score > this. None: `config.thresholds[2]`.
+            score_threshold: O-Net's threshold: faces have a score > this. None: the model's default.
             min_face: Longer side in pixels of the smallest faces to return. None: `config.min_face`; calibration then
                 leaves a few smaller faces in the results.
 
@@ -314,7 +325,7 @@ class MTCNN(FaceModel):
         check_images(images, self.device)
         images = [image if image.numel() else image.new_zeros(1, 1, 3) for image in images]
         config = self.config if min_face is None else replace(self.config, min_face=min_face)
-        threshold = config.thresholds[2] if score_threshold is None else score_threshold
+        threshold = self.score_threshold if score_threshold is None else score_threshold
         with torch.no_grad():
             proposals = self.propose(images, config)
             proposals = self.refine(images, proposals, config)

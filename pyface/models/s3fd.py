@@ -269,6 +269,7 @@ class S3FDLite(S3FD):
     def __init__(self, config: S3FDLiteConfig | None = None) -> None:
         config = config or S3FDLiteConfig()
         super().__init__(config)
+        self.has_landmarks = config.landmarks
         c2, c3, c4, c5 = SlimResNet.WIDTHS
         p2, p3, p4 = self.PYRAMID
         self.backbone = SlimResNet()

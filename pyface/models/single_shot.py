@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyface import ops
+from pyface.models.backbones import Backbone
 from pyface.models.base import FaceModel, Faces, GroundTruth, check_images
 from pyface.models.fusion import fold_batch_norms
 from pyface.models.graphs import CudaGraphs
@@ -56,14 +57,14 @@ class SingleShot(FaceModel):
     """A fully convolutional detector.
 
     Attributes:
+        backbone: The trunk, whose weights can be loaded alone.
         preprocessing: Normalisation of the input.
         limits: The limits of boxes for "ap" and for "fast".
         size: Default size of the image that the network runs on.
         channels_last: Whether the network is faster in that memory format.
         most_enlarged: Largest scale used to find small faces; enlarging more only blurs.
-        smallest_face: Side in network pixels of the smallest faces that are found about as reliably as larger ones.
+        smallest_face: As in `FaceModel`, in network pixels.
         trained_faces: The only faces that the network trains on, as in DenseBox; None: faces of all sizes.
-        score_threshold: Candidates have a score > this.
         nms_threshold: Candidates are dropped if their IoU with a better one is > this.
         nms_overlap: The divisor of that IoU: "union", or "min", the smaller of the two areas.
         nms_plus_one: Whether suppression measures sides as x2 - x1 + 1, as released weights were tested.
@@ -72,14 +73,14 @@ class SingleShot(FaceModel):
     takes_options: ClassVar[bool] = True
     trains_on_images: ClassVar[bool] = True
 
+    backbone: Backbone
     preprocessing: Preprocessing
     limits: ClassVar[dict[str, Limits]]
     size: ClassVar[Size] = "native"
     channels_last: ClassVar[bool] = False
     most_enlarged: ClassVar[float] = 2.0
-    smallest_face: float = 10.0
+    smallest_face = 10.0
     trained_faces: TrainedFaces | None = None
-    score_threshold: float
     nms_threshold: float
     nms_overlap: Literal["union", "min"] = "union"
     nms_plus_one: bool = False

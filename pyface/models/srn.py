@@ -456,6 +456,7 @@ class SRNLite(SRN):
     def __init__(self, config: SRNLiteConfig | None = None) -> None:
         config = config or SRNLiteConfig()
         super().__init__(config)
+        self.has_landmarks = config.landmarks
         self.variances = config.variances
         self.levels = tuple(
             replace(level, anchors=plain_anchors(level.stride, config.anchor_scales, config.anchor_ratio))

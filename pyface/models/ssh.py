@@ -298,6 +298,7 @@ class SSHLite(SSH):
     def __init__(self, config: SSHLiteConfig | None = None) -> None:
         config = config or SSHLiteConfig()
         super().__init__(config)
+        self.has_landmarks = config.landmarks
         _, c3, c4, c5 = SlimResNet.WIDTHS
         width, one, two, three = self.WIDTH, *self.levels
         self.backbone = SlimResNet()

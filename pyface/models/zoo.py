@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from pyface.models.checkpoints import (
     save_checkpoint,
 )
 from pyface.models.densebox import DenseBoxConfig, DenseBoxLite, DenseBoxLiteConfig, DenseBoxVGG19
-from pyface.models.exported import Description, ExportedModel, Graph, is_exported
+from pyface.models.exported import Description, ExportedCascade, ExportedModel, Graph, is_exported
 from pyface.models.mtcnn import MTCNN, MTCNNConfig
 from pyface.models.s3fd import S3FDVGG16, S3FDLite, S3FDLiteConfig, S3FDVGG16Config
 from pyface.models.single_shot import SingleShot
@@ -61,6 +60,7 @@ class Row:
         build: Builds the untrained model from a configuration.
         config: The default configuration; weights may change its fields.
         description: One line.
+        use_when: The end of the sentence "use it when ...".
         weights: The default weights; None: the model has none.
     """
 
@@ -68,12 +68,15 @@ class Row:
     build: Callable[[Any], FaceModel]
     config: Any
     description: str
+    use_when: str
     weights: Weights | None = None
 
 
 _OWN_LICENCE = "trained on research-only and unlicensed web images"
 _OWN_DATA = "6,314 photos with 37,866 faces, 1,016 without (by this project)"
 _OWN_WIDER_DATA = "14,330 photos with 83,000 faces, 1,016 without (by this project)"
+
+_PAPER = "you have a checkpoint or train your own: no bundled weights"
 
 REGISTRY = {
     row.name: row
@@ -82,7 +85,8 @@ REGISTRY = {
             "mtcnn",
             MTCNN,
             MTCNNConfig(),
-            "Cascade of three small networks over an image pyramid, with five landmarks; fast on a CPU",
+            "Cascade of three small networks over an image pyramid, with five landmarks",
+            "you need MIT-licensed weights",
             Weights(
                 file="mtcnn.safetensors",
                 sha256="35db3cf878b2b49cda953762423fd15066ee89169725e40a25150ec46860c1a9",
@@ -95,6 +99,7 @@ REGISTRY = {
             DenseBoxLite,
             DenseBoxLiteConfig(),
             "DenseBox on a compact trunk, with five landmarks",
+            "you study anchor-free detection; it is the slowest",
             Weights(
                 file="densebox_lite.safetensors",
                 sha256="1714289e47b4a44516c1f7033c68105f1d568598e744fc294264f01846194016",
@@ -107,12 +112,14 @@ REGISTRY = {
             DenseBoxVGG19,
             DenseBoxConfig(),
             "The paper's DenseBox: no anchors, an image pyramid, landmarks that refine the scores",
+            _PAPER,
         ),
         Row(
             "s3fd_lite",
             S3FDLite,
             S3FDLiteConfig(),
-            "The default: S3FD on a compact trunk, with five landmarks",
+            "S3FD on a compact trunk, with five landmarks",
+            "you want one detector for faces of all sizes: the default",
             Weights(
                 file="s3fd_lite.safetensors",
                 sha256="9431eb4f239dcc36880f6d26e9500341ce217eba4aaa137a3a28f62f85eb9e47",
@@ -120,12 +127,19 @@ REGISTRY = {
                 training_data=_OWN_WIDER_DATA,
             ),
         ),
-        Row("s3fd_vgg16", S3FDVGG16, S3FDVGG16Config(), "The paper's S3FD: six levels of anchors, max-out background"),
+        Row(
+            "s3fd_vgg16",
+            S3FDVGG16,
+            S3FDVGG16Config(),
+            "The paper's S3FD: six levels of anchors, max-out background",
+            _PAPER,
+        ),
         Row(
             "srn_lite",
             SRNLite,
             SRNLiteConfig(),
             "SRN on a compact trunk, with five landmarks",
+            "you compare two-step detectors",
             Weights(
                 file="srn_lite.safetensors",
                 sha256="a104f541e14eadddb7c9fca88c00c58240b7a547bc1529e09661410ffebfaef0",
@@ -133,12 +147,19 @@ REGISTRY = {
                 training_data=_OWN_WIDER_DATA,
             ),
         ),
-        Row("srn_resnet50", SRNResNet50, SRNConfig(), "The paper's SRN: two steps of classification and regression"),
+        Row(
+            "srn_resnet50",
+            SRNResNet50,
+            SRNConfig(),
+            "The paper's SRN: two steps of classification and regression",
+            _PAPER,
+        ),
         Row(
             "ssh_lite",
             SSHLite,
             SSHLiteConfig(),
             "SSH on a compact trunk, with five landmarks",
+            "faces are mostly larger than 16 px",
             Weights(
                 file="ssh_lite.safetensors",
                 sha256="2c6d70a3d300a9209bbcd9b2b717602f56768c86bf4d218452eb2da685a2d1eb",
@@ -146,39 +167,9 @@ REGISTRY = {
                 training_data=_OWN_WIDER_DATA,
             ),
         ),
-        Row("ssh_vgg16", SSHVGG16, SSHConfig(), "The paper's SSH: three modules with context"),
+        Row("ssh_vgg16", SSHVGG16, SSHConfig(), "The paper's SSH: three modules with context", _PAPER),
     ]
 }
-
-
-def figures(name: str) -> dict[str, Any]:
-    """Measurements of a model's default weights, from `pyface/weights/figures.json`; empty if there are none.
-
-    `scripts/ship_weights.py` writes the file.
-    """
-    text = (files("pyface") / "weights" / "figures.json").read_text(encoding="utf-8")
-    return dict(json.loads(text).get(name, {}))
-
-
-def summary(name: str) -> str:
-    """A model's figures in one line: average precision on WIDER FACE and on faces/val.
-
-    Example:
-        >>> summary("s3fd_vgg16")
-        ''
-    """
-    of, parts = figures(name), []
-    for size, subsets in list(of.get("widerface", {}).items())[:1]:
-        precision = ", ".join(f"{subset} {value:.3f}" for subset, value in subsets.items())
-        parts.append(f"WIDER FACE val: {precision}{_at(size)}")
-    for size, values in [item for item in of.get("sets", {}).get("val", {}).items() if isinstance(item[1], dict)][:1]:
-        precision = ", ".join(f"{key} {values[key]:.3f}" for key in ("AP@0.5", "AP@0.4"))
-        parts.append(f"faces/val: {precision}{_at(size)}")
-    return "; ".join(parts)
-
-
-def _at(size: str) -> str:
-    return f" ({size} px)" if size.isdecimal() else ""
 
 
 def list_models(pretrained: bool | None = None) -> list[str]:
@@ -207,7 +198,7 @@ def create_model(name: str, weights: str | os.PathLike[str] | Literal["default"]
     """Builds a model by name, in evaluation mode, on the CPU.
 
     Args:
-        name: One of `list_models()`, or the path of a file that `pyface export` wrote (.onnx or .xml).
+        name: One of `list_models()`, or the path of a file that `pyface export` wrote (.onnx, .xml or .pt2).
         weights: "default" for the bundled weights, None for random initialisation, or the path of a file. That is one
             of pyface's (.safetensors) or a popular public checkpoint, which is detected by its keys (see
             `pyface.models.checkpoints`). Settings that the weights need, such as S3FD's padding of fc6, are applied.
@@ -262,11 +253,13 @@ def _load(row: Row, path: str | os.PathLike[str]) -> FaceModel:
     return model.eval()
 
 
-def _open_exported(path: str, weights: object) -> ExportedModel:
+def _open_exported(path: str, weights: object) -> FaceModel:
     if weights != "default":
         raise ValueError(f"weights must be left out for {path}, which has its own, got {weights!r}")
     graph = Graph(path)
     description = Description.read(graph.properties, path)
+    if description.outputs == "network":
+        return ExportedCascade(graph, configured(model_info("mtcnn").config, description.config, path))
     if description.outputs != "faces":
         raise ValueError(f"{path} returns raw maps, so pyface cannot detect with it; export it without --heads")
     row = model_info(description.model)

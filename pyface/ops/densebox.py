@@ -416,6 +416,7 @@ def _densebox_targets(
         _Grid(size[0], size[1], stride, unit),
         _Rule(*rule),
         *maps,
+        workspace=(batch, points, *size),
     )
     return maps
 

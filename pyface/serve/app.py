@@ -56,13 +56,13 @@ class Refusal(BaseModel):
 
 
 class Health(BaseModel):
-    """What the service runs; `score_threshold` is null for the model's own."""
+    """What the service runs."""
 
     status: str
     version: str
     model: str
     device: str
-    score_threshold: float | None
+    score_threshold: float
 
 
 _FILE = {"type": "string", "format": "binary"}

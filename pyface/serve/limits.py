@@ -12,7 +12,7 @@ class Limits:
 
     Attributes:
         queue: Largest number of images in the service at once. A request that is being received counts as one image.
-        deadline: Seconds after which a request is given up, from its first byte on.
+        deadline: Seconds from a request's first byte after which the request is aborted.
         request_bytes: Largest body of a request.
         held_bytes: Largest sum of the bodies that the service holds at once.
     """

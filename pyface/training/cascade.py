@@ -111,15 +111,6 @@ class NetTraining(Training):
         learner.requires_grad_(True).to(memory_format=torch.channels_last)  # a third faster on CPUs
         self.net = WithLandmarks(learner) if with_landmarks and net != "onet" else learner
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The network's optimiser, extended by the auxiliary landmark layer, which is not part of the cascade."""
-        optimizer = super().configure_optimizers()
-        if isinstance(self.net, WithLandmarks):
-            decay = self.recipe.weight_decay
-            optimizer.add_param_group({"params": [self.net.points.weight], "weight_decay": decay, "scale": 1.0})
-            optimizer.add_param_group({"params": [self.net.points.bias], "weight_decay": 0.0, "scale": 1.0})
-        return optimizer
-
     def training_step(self, batch: tuple[Tensor, CropTruth], batch_idx: int) -> Tensor:  # type: ignore[override]
         """Returns the sum of the loss terms and logs each of them."""
         crops, truth = batch

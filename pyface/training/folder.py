@@ -161,7 +161,7 @@ def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> N
     for folder in dict.fromkeys(run.data):
         names = unlisted(folder)
         if names:
-            where = Path(folder) / annotations_in(folder)[0]
+            where = folder if Path(folder).is_file() else Path(folder) / annotations_in(folder)[0]
             print(f"left out: {counted(len(names), 'image')} missing from {where}, such as {names[0]}")
     learned = {picture.path.resolve() for picture in album.pictures}
     for name, pictures in sets.items():

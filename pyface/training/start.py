@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyface.models.backbones import VGG, ResNet50
+from pyface.models.backbones import Backbone
 from pyface.models.checkpoints import CheckpointError, flatten, read_any, renamed, without_prefix
 from pyface.models.inference import IMAGENET_STD, Preprocessing
 from pyface.models.single_shot import SingleShot
@@ -25,7 +25,7 @@ def load_backbone(model: SingleShot, path: str) -> None:
         FileNotFoundError: The file does not exist.
         CheckpointError: The file's trunk is another one.
     """
-    backbone = model.get_submodule("backbone")
+    backbone = model.backbone
     state = without_prefix(flatten(read_any(Path(path))[0]), "module.")
     if any(key.startswith("backbone.") for key in state):
         state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
@@ -39,17 +39,15 @@ def load_backbone(model: SingleShot, path: str) -> None:
     backbone.load_state_dict({key: state[key] for key in expected})
 
 
-def _from_torchvision(state: dict[str, Tensor], backbone: nn.Module, preprocessing: Preprocessing) -> dict[str, Tensor]:
-    """torchvision's weights under our keys, for a trunk whose input is prepared in another way than torchvision's."""
-    if isinstance(backbone, VGG):
-        ours = [name for name, layer in backbone.named_modules() if isinstance(layer, nn.Conv2d)]
-        state = renamed(state, dict(zip(_convolutions(state), ours, strict=False)))
-    elif not isinstance(backbone, ResNet50):
+def _from_torchvision(state: dict[str, Tensor], backbone: Backbone, preprocessing: Preprocessing) -> dict[str, Tensor]:
+    """Converts torchvision's weights to our keys, and to the way in which our trunk's input is normalised."""
+    first = backbone.FIRST
+    if first is None:
         raise CheckpointError(
             f"{type(backbone).__name__} is not one of torchvision's networks; give the weights of a lite detector, "
             "which has this trunk"
         )
-    first = "conv1_1.weight" if isinstance(backbone, VGG) else "conv1.weight"
+    state = renamed(state, backbone.torchvision_names(state))
     if first in state:
         # The means differ by less than one pixel value and are left alone.
         scale = torch.tensor(preprocessing.std, dtype=torch.float32) / torch.tensor(IMAGENET_STD, dtype=torch.float32)
@@ -62,9 +60,3 @@ def freeze(model: SingleShot, layers: Sequence[str]) -> None:
     """Freezes layers of the trunk: their weights stay fixed, and normalisation uses the loaded statistics."""
     for name in layers:
         model.get_submodule(f"backbone.{name}").eval().requires_grad_(False)
-
-
-def _convolutions(state: dict[str, Tensor]) -> list[str]:
-    """torchvision's names of VGG's convolutions in order: features.0, features.2, ..."""
-    names = [key.removesuffix(".weight") for key in state if key.startswith("features.") and key.endswith(".weight")]
-    return sorted(names, key=lambda name: int(name.split(".")[1]))

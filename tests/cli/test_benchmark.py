@@ -64,6 +64,17 @@ def test_table_and_json(run, folder, tmp_path, monkeypatch):
     assert content["machine"]["threads"] == torch.get_num_threads()
 
 
+def test_runtimes_side_by_side(run, folder, tmp_path):
+    pytest.importorskip("onnxscript", reason='needs pip install "pyface-engine[onnx]"')
+    pytest.importorskip("onnxruntime", reason='needs pip install "pyface-engine[onnx]"')
+    arguments = ["--model", "mtcnn", "--runtimes", "--images", folder, "--size", "320"]
+    run("--model", "ssh_lite", *arguments, "--json", tmp_path / "speed.json")
+    found = {of["model"]: of["faces"] for of in json.loads((tmp_path / "speed.json").read_text())["models"]}
+    assert {"mtcnn", "mtcnn.onnx", "ssh_lite", "ssh_lite.onnx"} <= set(found)
+    assert set(found.values()) == {1.0}
+    assert "--runtimes is for fp32" in run(*arguments, "--precision", "bf16", status=2).stderr
+
+
 def test_sizes_spare_mtcnn(run, folder):
     result = run("--model", "mtcnn", "--model", "ssh_lite", "--images", folder, "--size", "96", "--device", "cpu")
     assert "do not apply to mtcnn" in result.stderr

@@ -32,17 +32,17 @@ def write_noise(tmp_path):
 
 
 @pytest.fixture
-def write_film(tmp_path):
-    """Writes a film of noisy frames with two fake faces each."""
+def write_video(tmp_path):
+    """Writes a video of noisy frames with two fake faces each."""
     pytest.importorskip("av", reason="PyAV is not installed")
-    from pyface.io.video import FilmWriter
+    from pyface.io.video import VideoWriter
 
     def write(name, frames=3):
         rng = np.random.default_rng(0)
-        with FilmWriter(tmp_path / name) as film:
+        with VideoWriter(tmp_path / name) as writer:
             for k in range(frames):
                 small = rng.integers(0, 161, (25, 38, 3), dtype=np.uint8)  # coarse noise, which H.264 keeps
-                film.write(np.ascontiguousarray(small.repeat(8, 0).repeat(8, 1)[:200, :300]), k / 4)
+                writer.write(np.ascontiguousarray(small.repeat(8, 0).repeat(8, 1)[:200, :300]), k / 4)
 
     return write
 
@@ -87,12 +87,12 @@ def test_a_photo_that_cannot_be_read_has_no_copy(run, write_noise, tmp_path):
     assert [path.name for path in Path("out").iterdir()] == ["a.png"]
 
 
-def test_covered_films(run, write_film):
+def test_covered_videos(run, write_video):
     from pyface.io.video import video
 
-    write_film("film.mp4")
-    run("detect", "film.mp4", "--save", "out", "--pixelate")
-    frames = zip(video("film.mp4"), video("out/film.mp4"), strict=True)
+    write_video("video.mp4")
+    run("detect", "video.mp4", "--save", "out", "--pixelate")
+    frames = zip(video("video.mp4"), video("out/video.mp4"), strict=True)
     for (_, original), (_, copy) in frames:
         difference = np.abs(original[..., 1].astype(int) - copy[..., 1])
         assert difference[:90, :140].mean() > 15
@@ -119,12 +119,12 @@ def test_plain_crops(run, write_noise):
         np.testing.assert_array_equal(read_image(face["crop"]), crop)
 
 
-def test_crops_of_films(run, write_film):
-    write_film("film.mp4")
-    run("detect", "film.mp4", "--crops", "crops", "--every", 2, "--output", "faces.csv")
+def test_crops_of_videos(run, write_video):
+    write_video("video.mp4")
+    run("detect", "video.mp4", "--crops", "crops", "--every", 2, "--output", "faces.csv")
     with open("faces.csv", newline="") as file:
         crops = [row["crop"] for row in csv.DictReader(file)]
-    assert [Path(crop).name for crop in crops] == [f"film.mp4-{frame:06}-{k}.png" for frame in (0, 2) for k in (0, 1)]
+    assert [Path(crop).name for crop in crops] == [f"video.mp4-{frame:06}-{k}.png" for frame in (0, 2) for k in (0, 1)]
     assert all(cv2.imread(crop).shape == (112, 112, 3) for crop in crops)
 
 
@@ -148,7 +148,7 @@ def test_detectors_without_landmarks(run, write_noise, fake_model, assert_one_se
     write_noise("a.png")
     fake_model.landmarks = False
     result = run("detect", "a.png", "--crops", "crops", status=2)
-    assert_one_sentence(result, "s3fd_lite finds no landmarks to align faces by", "--crop-margin 0.2")
+    assert_one_sentence(result, "s3fd_lite returns no landmarks to align faces by", "--crop-margin 0.2")
     run("detect", "a.png", "--crops", "crops", "--crop-margin", 0)
 
 

@@ -1,4 +1,4 @@
-"""`pyface detect --track`: one id per person, in lines and in films."""
+"""`pyface detect --track`: one id per person, in lines and in videos."""
 
 import csv
 import json
@@ -11,17 +11,16 @@ import torch
 pytest.importorskip("av", reason="PyAV is not installed")
 pytest.importorskip("trackers", reason="the package trackers is not installed")
 
-from pyface.cli.tracks import Tracks
-from pyface.detections import Detections
-from pyface.io.video import FilmWriter, video
+from pyface.detections import Detections, Tracks
+from pyface.io.video import VideoWriter, video
 from pyface.models.base import Faces
 
 WIDTH, HEIGHT, FRAMES = 320, 160, 30
 
 
 @pytest.fixture
-def write_film(tmp_path, fake_model, monkeypatch):
-    """Writes a film whose grey says which frame it is, in which two faces cross each other's height, and a weak one."""
+def write_video(tmp_path, fake_model, monkeypatch):
+    """Writes a video: its grey says which frame it is; two faces cross each other's height, a third is weak."""
 
     def faces(image, score_threshold):
         k = round(image.float().mean().item() / 8) - 1
@@ -34,10 +33,10 @@ def write_film(tmp_path, fake_model, monkeypatch):
 
     monkeypatch.setattr(fake_model, "faces", faces)
 
-    def write(name="film.mp4"):
-        with FilmWriter(tmp_path / name) as film:
+    def write(name="video.mp4"):
+        with VideoWriter(tmp_path / name) as writer:
             for k in range(FRAMES):
-                film.write(np.full((HEIGHT, WIDTH, 3), 8 * (k + 1), np.uint8), k / 25)
+                writer.write(np.full((HEIGHT, WIDTH, 3), 8 * (k + 1), np.uint8), k / 25)
 
     return write
 
@@ -52,9 +51,9 @@ def ids_by_person(lines):
     return found
 
 
-def test_one_id_per_person(run, write_film):
-    write_film()
-    lines = [json.loads(line) for line in run("detect", "film.mp4", "--track").stdout.splitlines()]
+def test_one_id_per_person(run, write_video):
+    write_video()
+    lines = [json.loads(line) for line in run("detect", "video.mp4", "--track").stdout.splitlines()]
     found = ids_by_person(lines)
     for person in ("left", "right"):
         assert found[person][0] is None  # a track begins in the second frame
@@ -64,9 +63,9 @@ def test_one_id_per_person(run, write_film):
     assert found["weak"] == [None] * (FRAMES - 2)
 
 
-def test_films_have_tracks_of_their_own_and_photos_none(run, write_film, write_grey):
-    write_film("a.mp4")
-    write_film("b.mp4")
+def test_videos_have_tracks_of_their_own_and_photos_none(run, write_video, write_grey):
+    write_video("a.mp4")
+    write_video("b.mp4")
     write_grey("c.png", 80, WIDTH, HEIGHT)
     run("detect", "a.mp4", "b.mp4", "c.png", "--track", "--output", "faces.csv")
     with open("faces.csv", newline="") as file:
@@ -77,24 +76,24 @@ def test_films_have_tracks_of_their_own_and_photos_none(run, write_film, write_g
     assert set(ids["c.png"]) == {""}
 
 
-def test_saved_films_have_the_ids(run, write_film):
-    write_film()
-    run("detect", "film.mp4", "--save", "plain")
-    run("detect", "film.mp4", "--save", "tracked", "--track")
-    plain, tracked = ([image for _, image in video(f"{folder}/film.mp4")] for folder in ("plain", "tracked"))
+def test_saved_videos_have_the_ids(run, write_video):
+    write_video()
+    run("detect", "video.mp4", "--save", "plain")
+    run("detect", "video.mp4", "--save", "tracked", "--track")
+    plain, tracked = ([image for _, image in video(f"{folder}/video.mp4")] for folder in ("plain", "tracked"))
     differences = [np.abs(a.astype(int) - b).max() for a, b in zip(plain, tracked, strict=True)]
     assert differences[0] < 40  # no tracks yet
     assert min(differences[1:]) > 80
 
 
-def test_resume_begins_the_film_again(run, write_film):
-    write_film()
-    run("detect", "film.mp4", "--track", "--output", "faces.jsonl")
+def test_resume_begins_the_video_again(run, write_video):
+    write_video()
+    run("detect", "video.mp4", "--track", "--output", "faces.jsonl")
     whole = Path("faces.jsonl").read_bytes()
     Path("faces.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:10]))
-    run("detect", "film.mp4", "--track", "--output", "faces.jsonl", "--resume")
+    run("detect", "video.mp4", "--track", "--output", "faces.jsonl", "--resume")
     assert Path("faces.jsonl").read_bytes() == whole
-    result = run("detect", "film.mp4", "--output", "faces.jsonl", "--resume", status=2)
+    result = run("detect", "video.mp4", "--output", "faces.jsonl", "--resume", status=2)
     assert "made with track True, this command has track False" in result.stderr
 
 

@@ -16,7 +16,7 @@
 #include "memory.h"
 #include "thread.h"
 
-#if defined(__x86_64__)
+#if !defined(CUDA_HOST_UCONTEXT)
 asm(R"(
 .text
 .hidden cuda_host_switch
@@ -308,7 +308,7 @@ dim3 block_size() { return grid->block_size; }
 dim3 grid_size() { return grid->size; }
 int lane_index() { return self->lane; }
 
-int sync_block(const Site& site, bool predicate, Count count) {
+int sync_block(const Site& site, bool predicate) {
   Block& block = *self->block;
   if (block.done > 0)
     fail("%s comes to %s, but %d threads of its block have returned", describe(*self).c_str(), place(site).c_str(),
@@ -333,7 +333,7 @@ int sync_block(const Site& site, bool predicate, Count count) {
       if (&thread != self) make_ready(&thread);
   }
   // No thread can come to another barrier before all have left this one, so the result still stands.
-  return count == Count::Threads ? block.result : count == Count::All ? block.result == size : block.result > 0;
+  return block.result;
 }
 
 void sync_warp(const Site& site, uint32_t mask) {
@@ -356,6 +356,15 @@ uint64_t value_of_lane(const Site& site, uint32_t mask, uint64_t value, int lane
   const uint64_t theirs = exchange.values[lane];
   leave(exchange);
   return theirs;
+}
+
+unsigned lanes_with(const Site& site, uint32_t mask, uint64_t value, uint64_t wanted) {
+  Exchange& exchange = meet(site, mask, value, [] {});
+  unsigned lanes = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (mask >> lane & 1 && exchange.values[lane] == wanted) lanes |= 1u << lane;
+  leave(exchange);
+  return lanes;
 }
 
 void sleep() { yield(); }

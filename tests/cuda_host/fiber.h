@@ -9,16 +9,16 @@
 #include <cstdlib>
 #include <new>
 
-#if !defined(__x86_64__)
+#if defined(__x86_64__) && !defined(CUDA_HOST_UCONTEXT)
+// Saves the registers that a call preserves, and goes on with another stack.
+extern "C" void cuda_host_switch(void** from, void* to);
+#else
+#undef CUDA_HOST_UCONTEXT
+#define CUDA_HOST_UCONTEXT  // several times slower, but there is one on every processor
 #include <ucontext.h>
 #endif
 
 namespace cuda_host {
-
-// Saves the registers that a call preserves, and goes on with another stack.
-#if defined(__x86_64__)
-extern "C" void cuda_host_switch(void** from, void* to);
-#endif
 
 class Fiber {
  public:
@@ -36,7 +36,7 @@ class Fiber {
 
   bool holds(uintptr_t at) const { return at - reinterpret_cast<uintptr_t>(stack_) < kStackBytes; }
 
-#if defined(__x86_64__)
+#if !defined(CUDA_HOST_UCONTEXT)
   // The next resume() calls `entry`, which must not return.
   void start(void (*entry)()) {
     void** top = reinterpret_cast<void**>(stack_ + kStackBytes);
@@ -64,7 +64,7 @@ class Fiber {
   static size_t guard_bytes() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
 
   char* stack_;
-#if defined(__x86_64__)
+#if !defined(CUDA_HOST_UCONTEXT)
   void *own_ = nullptr, *resumer_ = nullptr;
 #else
   ucontext_t own_, resumer_;

@@ -1,6 +1,7 @@
 """Builds the CUDA kernels for the emulated device, and calls them in place of the CPU's on CPU tensors."""
 
 import ctypes
+import fcntl
 import importlib.machinery
 import importlib.util
 import json
@@ -68,15 +69,18 @@ def build(source: Path, folder: Path) -> Path:
         "pybind11_DIR": pybind11.get_cmake_dir(),
     }
     options = [f"-D{name}={value}" for name, value in settings.items()]
-    # A build tool that lay in pip's isolated environment is gone.
-    (folder / "CMakeCache.txt").unlink(missing_ok=True)
-    for command in (
-        ["cmake", "-S", str(source), "-B", str(folder), "-G", "Ninja", *options],
-        ["cmake", "--build", str(folder), "--target", "_C"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"the kernels do not compile for the emulated device:\n{done.stdout}\n{done.stderr}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be building
+        # A build tool that lay in pip's isolated environment is gone.
+        (folder / "CMakeCache.txt").unlink(missing_ok=True)
+        for command in (
+            ["cmake", "-S", str(source), "-B", str(folder), "-G", "Ninja", *options],
+            ["cmake", "--build", str(folder), "--target", "_C"],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise RuntimeError(f"the kernels do not compile for the emulated device:\n{done.stdout}\n{done.stderr}")
     return folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
@@ -115,12 +119,13 @@ class Device:
             library.cuda_host_buffer,
             library.cuda_host_end,
         )
-        self._begin.argtypes = [ctypes.c_uint64, ctypes.c_int]
+        self._begin.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
         self._counts = library.cuda_host_counts
         self._counts.restype = ctypes.POINTER(ctypes.c_uint64)
         self._buffer.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
         self._end.restype = ctypes.c_char_p
         self.seed = 0
+        self.checks_values = True  # else only bounds and barriers: a test's input makes values undefined
         self.counts: dict[str, int] | None = None  # of the calls since `count` began, else None
 
     def launch(self, op: str, device: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
@@ -129,7 +134,7 @@ class Device:
         names = re.findall(r"(\w+)(?:\[[^\]]*\])*\??(?:, |\)$)", function.__doc__.partition("(")[2])
         assert len(names) == len(arguments), (op, names)
         self.seed += 1  # every call has an order of its own
-        self._begin(self.seed, self.counts is not None)
+        self._begin(self.seed, self.counts is not None, self.checks_values)
         for name, argument in zip(names, arguments, strict=True):
             for tensor in tensors_of(argument):
                 self._expose(f"{op}'s {name}", tensor, OUTPUT if name in OUTPUTS[op] else INPUT)

@@ -12,6 +12,10 @@
 #include "counts.h"
 #include "thread.h"
 
+#if defined(__clang__) && __clang_major__ < 16
+#error "Clang before 16 does not announce copies of structs: use Clang 16 or later, or GCC"
+#endif
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace cuda_host {
@@ -23,6 +27,7 @@ constexpr unsigned char kPoison = 0xa5;
 
 std::vector<Region> regions;  // ascending, apart
 size_t last_found = 0;
+bool checks_values = true;  // races and reads of what nobody has written
 uintptr_t workspace_begin = 0, workspace_end = 0;
 uintptr_t parameters_begin = 0;
 
@@ -156,14 +161,15 @@ Region make_region(uintptr_t begin, size_t bytes, std::string name, Kind kind, i
   return {begin, begin + bytes, std::move(name), kind, shift, {static_cast<Cell*>(cells), std::free}};
 }
 
+std::vector<Region>::iterator first_ending_after(uintptr_t at) {
+  return std::upper_bound(regions.begin(), regions.end(), at,
+                          [](uintptr_t address, const Region& region) { return address < region.end; });
+}
+
 Region* find(uintptr_t at) {
-  if (last_found < regions.size() && at >= regions[last_found].begin && at < regions[last_found].end)
-    return &regions[last_found];
-  const auto after =
-      std::upper_bound(regions.begin(), regions.end(), at, [](uintptr_t a, const Region& r) { return a < r.begin; });
-  if (after == regions.begin() || at >= (after - 1)->end) return nullptr;
-  last_found = after - 1 - regions.begin();
-  return &regions[last_found];
+  if (last_found >= regions.size() || at < regions[last_found].begin || at >= regions[last_found].end)
+    last_found = first_ending_after(at) - regions.begin();
+  return last_found < regions.size() && at >= regions[last_found].begin ? &regions[last_found] : nullptr;
 }
 
 // For an address outside every array: the array that it is nearest to.
@@ -179,24 +185,17 @@ std::string nearest(uintptr_t at) {
          " (" + std::to_string(best->end - best->begin) + " bytes)";
 }
 
+// Only inputs may lie in each other: they become one.
 void insert(Region region) {
-  const auto after = std::upper_bound(regions.begin(), regions.end(), region.begin,
-                                      [](uintptr_t a, const Region& r) { return a < r.begin; });
-  if (after != regions.begin() && (after - 1)->end > region.begin) {
-    Region& before = *(after - 1);  // inputs may lie in each other
-    if (before.kind != Kind::Input || region.kind != Kind::Input)
-      fail("%s overlaps %s", region.name.c_str(), before.name.c_str());
-    before.end = std::max(before.end, region.end);
-    return;
+  auto at = first_ending_after(region.begin);
+  while (at != regions.end() && at->begin < region.end) {
+    if (at->kind != Kind::Input || region.kind != Kind::Input)
+      return fail("%s overlaps %s", region.name.c_str(), at->name.c_str());
+    region.begin = std::min(region.begin, at->begin);
+    region.end = std::max(region.end, at->end);
+    at = regions.erase(at);
   }
-  if (after != regions.end() && after->begin < region.end) {
-    if (after->kind != Kind::Input || region.kind != Kind::Input)
-      fail("%s overlaps %s", region.name.c_str(), after->name.c_str());
-    after->begin = region.begin;
-    after->end = std::max(after->end, region.end);
-    return;
-  }
-  regions.insert(after, std::move(region));
+  regions.insert(at, std::move(region));
 }
 
 // Kernel parameters lie in a cache of their own.
@@ -208,7 +207,18 @@ void count(const Region& region, uintptr_t at, size_t size, bool reads, bool wri
     count_access(at, size, writes, is_global, caller);
 }
 
-void check(uintptr_t at, size_t size, bool reads, bool writes, bool is_atomic) {
+struct Access {
+  bool reads, writes, is_atomic;
+};
+
+void check(const void* address, size_t size, size_t alignment, Access access, const void* from) {
+  if (!self || size == 0) return;
+  const auto [reads, writes, is_atomic] = access;
+  const uintptr_t at = reinterpret_cast<uintptr_t>(address);
+  caller = from;
+  if (at % alignment != 0)
+    fail("%s %s %zu bytes at an address that is no multiple of %zu%s", describe(*self).c_str(),
+         writes ? "writes" : "reads", size, alignment, instruction().c_str());
   if (self->fiber->holds(at)) return;
   Region* region = self->block->shared.find(at);
   const bool is_global = region == nullptr;
@@ -223,22 +233,19 @@ void check(uintptr_t at, size_t size, bool reads, bool writes, bool is_atomic) {
     return;
   }
   const size_t first = (at - region->begin) >> region->shift, last = (at + size - 1 - region->begin) >> region->shift;
-  for (size_t i = first; i <= last; ++i) touch(region->cells[i], reads, writes, is_atomic, *region, at);
+  for (size_t i = first; i <= last; ++i) {
+    if (checks_values)
+      touch(region->cells[i], reads, writes, is_atomic, *region, at);
+    else if (writes)
+      region->cells[i].write = stamp_of_self(is_atomic);
+  }
 }
 
-void check_access(const void* address, size_t size, bool writes, const void* from) {
-  if (!self) return;
-  caller = from;
-  check(reinterpret_cast<uintptr_t>(address), size, !writes, writes, false);
+void check_read(const void* at, size_t size, size_t alignment, const void* from) {
+  check(at, size, alignment, {true, false, false}, from);
 }
-
-void check_aligned(const void* address, size_t size, bool writes, const void* from) {
-  if (!self) return;
-  caller = from;
-  if (reinterpret_cast<uintptr_t>(address) % size != 0)
-    fail("%s %s %zu bytes at an address that is no multiple of %zu%s", describe(*self).c_str(),
-         writes ? "writes" : "reads", size, size, instruction().c_str());
-  check(reinterpret_cast<uintptr_t>(address), size, !writes, writes, false);
+void check_write(const void* at, size_t size, size_t alignment, const void* from) {
+  check(at, size, alignment, {false, true, false}, from);
 }
 
 }  // namespace
@@ -328,8 +335,10 @@ void fence() {
 
 void check_atomic(void* at, size_t size, bool reads, bool writes, const void* from) {
   caller = from;
-  if (reinterpret_cast<uintptr_t>(at) % size != 0) fail("%s: a misaligned atomic", describe(*self).c_str());
-  check(reinterpret_cast<uintptr_t>(at), size, reads, writes, true);
+  if (size < 4)
+    fail("%s: an atomic access to %zu bytes, which a GPU makes of one to the four around them%s",
+         describe(*self).c_str(), size, instruction().c_str());
+  check(at, size, size, {reads, writes, true}, from);
 }
 
 void after_atomic(void* at, Order order, bool reads, bool writes) {
@@ -404,7 +413,8 @@ bool use_array(const char* who, const void* array, size_t bytes, Use use) {
 
 using namespace cuda_host;
 
-EXPORT void cuda_host_begin(uint64_t seed, int counting) {
+EXPORT void cuda_host_begin(uint64_t seed, int counting, int checking_values) {
+  checks_values = checking_values != 0;
   regions.clear();
   workspace_begin = workspace_end = 0;
   begin_report(seed);
@@ -437,18 +447,30 @@ EXPORT const char* cuda_host_end() {
 
 // --- what the compiler calls before accesses -------------------------------------------------------------------------
 
-#define HOOKS(size)                                                                                                 \
-  EXPORT void __tsan_read##size(void* at) { check_aligned(at, size, false, __builtin_return_address(0)); }          \
-  EXPORT void __tsan_write##size(void* at) { check_aligned(at, size, true, __builtin_return_address(0)); }          \
-  EXPORT void __tsan_unaligned_read##size(void* at) { check_access(at, size, false, __builtin_return_address(0)); } \
-  EXPORT void __tsan_unaligned_write##size(void* at) { check_access(at, size, true, __builtin_return_address(0)); }
+#define CALLER __builtin_return_address(0)
+#define HOOKS(size)                                                                      \
+  EXPORT void __tsan_read##size(void* at) { check_read(at, size, size, CALLER); }        \
+  EXPORT void __tsan_write##size(void* at) { check_write(at, size, size, CALLER); }      \
+  EXPORT void __tsan_unaligned_read##size(void* at) { check_read(at, size, 1, CALLER); } \
+  EXPORT void __tsan_unaligned_write##size(void* at) { check_write(at, size, 1, CALLER); }
 HOOKS(1)
 HOOKS(2)
 HOOKS(4)
 HOOKS(8)
 HOOKS(16)
-EXPORT void __tsan_read_range(void* at, size_t size) { check_access(at, size, false, __builtin_return_address(0)); }
-EXPORT void __tsan_write_range(void* at, size_t size) { check_access(at, size, true, __builtin_return_address(0)); }
+EXPORT void __tsan_read_range(void* at, size_t size) { check_read(at, size, 1, CALLER); }
+EXPORT void __tsan_write_range(void* at, size_t size) { check_write(at, size, 1, CALLER); }
+// Clang calls these in place of the library's.
+EXPORT void* __tsan_memcpy(void* to, const void* from, size_t size) {
+  check_read(from, size, 1, CALLER);
+  check_write(to, size, 1, CALLER);
+  return std::memmove(to, from, size);
+}
+EXPORT void* __tsan_memmove(void*, const void*, size_t) __attribute__((alias("__tsan_memcpy")));
+EXPORT void* __tsan_memset(void* to, int value, size_t size) {
+  check_write(to, size, 1, CALLER);
+  return std::memset(to, value, size);
+}
 EXPORT void __tsan_init() {}
 EXPORT void __tsan_func_entry(void*) {}
 EXPORT void __tsan_func_exit() {}

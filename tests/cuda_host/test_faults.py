@@ -149,10 +149,18 @@ FAULTS = [
     Fault(
         "neighbours read what a thread writes",
         "densebox.cu",
-        "return SharedLabel(label[cell]).load(::cuda::memory_order_relaxed) == 1;",
-        "return label[cell] == 1;",
+        "if (label[cell] == 0 && is_gray",
+        "if (label[cell] == 0 && (cell == 0 || label[cell - 1] < 2) && is_gray",
         densebox_targets,
         "race: .* label",
+    ),
+    Fault(
+        "a byte is changed by an atomic",
+        "densebox.cu",
+        "is_gray(plan, i, tile, reach)) label[cell] = -1;",
+        "is_gray(plan, i, tile, reach)) atomicExch(label + cell, -1);",
+        densebox_targets,
+        "an atomic access to 1 bytes",
     ),
     Fault(
         "an output's bound is one too far",
@@ -178,6 +186,14 @@ FAULTS = [
         "for (int c = num_background + 1; c < channels; ++c) to.set(1 + c",
         maxout_background,
         "is left unwritten",
+    ),
+    Fault(
+        "an index is read that only boxes with classes have",
+        "nms.cu",
+        "        // Without classes `indices` may hold nothing.\n",
+        "        if (indices[k] == kNone) continue;\n",
+        nms_tiles,
+        "shared stage_index .* nobody has written",
     ),
     Fault(
         "a flag is set without a release",

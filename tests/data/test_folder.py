@@ -168,7 +168,7 @@ def test_yolo(folder):
         ("0 0.5 0.5 0.1 x", "line 1 must be"),
         ("0 0.5 0.5 0.1 inf", "line 1 must be"),
         ("0 -1e39 0.5 0.1 0.1", "line 1 must be"),
-        ("1 0.5 0.5 0.1 0.1", "the only class must be 0, a face, got 1"),
+        ("1 0.5 0.5 0.1 0.1", "line 1: the class must be 0, a face, got 1"),
         ("0 50 50 10 10", "must be shares of the image's size"),
     ],
 )
@@ -253,3 +253,10 @@ def test_command(annotated, tmp_path):
     assert wrong.exit_code == 2
     assert "must hold a folder `images`" in wrong.stderr
     assert not (tmp_path / "o").exists()
+
+
+def test_annotations_that_are_not_text(folder):
+    (folder / "labels").mkdir()
+    (folder / "labels" / "a.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DatasetError, match=r"labels/a\.txt cannot be read as text"):
+        read_folder(folder)

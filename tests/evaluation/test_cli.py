@@ -113,6 +113,7 @@ FDDB = ("fddb", "--ground-truth", "lists", "--predictions")
         ([*WIDER, "data"], "widerface needs --predictions"),
         ([*WIDER, "data", "--predictions", "data"], "data must hold wider_face_val.mat"),
         ([*WIDER, "data", "--predictions", "x", "--model", "mtcnn"], "must be given together"),
+        ([*WIDER, "data", "--predictions", "x", "--size", "640"], "--size needs --model; leave it out"),
         (["fddb", "--ground-truth", "lists"], "fddb needs --predictions"),
         ([*FDDB, "x", "--model", "mtcnn"], "--model needs --images"),
         ([*FDDB, "x", "--model", "mtcn", "--images", "bare/images"], "there is no model 'mtcn'"),

@@ -1,4 +1,4 @@
-"""Exported detectors against the detectors that they were exported from, in onnxruntime and OpenVINO.
+"""Exported detectors against the detectors that they were exported from, in onnxruntime, OpenVINO and torch.
 
 The graph as torch traces it is tested without either; so the tests of a runtime need only cover what runtimes add.
 """
@@ -19,6 +19,7 @@ from pyface.detector import FaceDetector
 from pyface.export.decoding import PlainOps, best
 from pyface.export.export import ExportRequest, export
 from pyface.export.graph import Faces, Heads
+from pyface.export.quantisation import behind_network
 from pyface.models.checkpoints import CheckpointError
 from pyface.models.exported import Description
 from pyface.models.zoo import create_model, is_untrained
@@ -41,8 +42,9 @@ def exported(tmp_path_factory):
     folder, done = tmp_path_factory.mktemp("exported"), {}
 
     def make(suffix: str, **options: object) -> Path:
-        pytest.importorskip("onnxscript", reason='needs pip install "pyface-engine[onnx]"')
-        pytest.importorskip("onnxruntime", reason='needs pip install "pyface-engine[onnx]"')
+        if suffix != ".pt2":
+            pytest.importorskip("onnxscript", reason='needs pip install "pyface-engine[onnx]"')
+            pytest.importorskip("onnxruntime", reason='needs pip install "pyface-engine[onnx]"')
         if suffix == ".xml":
             pytest.importorskip("openvino", reason='needs pip install "pyface-engine[openvino]"')
         key = (suffix, *sorted(options.items()))
@@ -149,29 +151,72 @@ def test_heads_are_the_maps(name):
             torch.testing.assert_close(found[output if name == "densebox_lite" else f"{output}_0"], value)
 
 
-def test_torch_export(tmp_path, images):
-    path = tmp_path / "ssh.pt2"
-    export(ExportRequest("ssh_lite"), path)
+def test_torch_export(exported):
     files = {"pyface": ""}
-    program = torch.export.load(path, extra_files=files)
+    program = torch.export.load(exported(".pt2", model="ssh_lite"), extra_files=files)
     assert json.loads(files["pyface"])["model"] == "ssh_lite"
-    model = create_model("ssh_lite")
-    batch, sizes, _ = batch_of(images, model, (192, 224))
-    with torch.no_grad():
-        expected = model.find(batch, sizes.float())
-        found = program.module()(images=batch, sizes=sizes)
-    assert found["counts"].tolist() == expected.count.tolist()
-    count = int(expected.count[0])
-    torch.testing.assert_close(found["boxes"][0, :count], expected.boxes[0, :count], atol=PIXELS, rtol=0)
+    outputs = program.module()(images=torch.zeros(1, 3, 64, 96), sizes=torch.tensor([[64, 96]]))
+    assert list(outputs) == ["boxes", "scores", "landmarks", "counts"]
 
 
 # --- the runtimes ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("suffix", "name"), [*((".onnx", name) for name in LITE), (".xml", "s3fd_lite")])
+@pytest.mark.parametrize(
+    ("suffix", "name"),
+    [
+        *((".onnx", name) for name in (*LITE, "mtcnn")),
+        *((".xml", name) for name in ("s3fd_lite", "mtcnn")),
+        (".pt2", "ssh_lite"),
+    ],
+)
 def test_same_faces(suffix, name, exported, images):
+    """Also for images smaller than a .pt2 file takes, and for none that MTCNN's second network would run on."""
+    images = [*images, images[0][50:80, 180:215]]
     found = FaceDetector(str(exported(suffix, model=name)), device="cpu")(images)
     assert_same(found, FaceDetector(name, device="cpu")(images))
+
+
+def test_mtcnn_is_three_files(exported, astronaut):
+    path = exported(".onnx", model="mtcnn")
+    assert {file.name for file in path.parent.glob(f"{path.stem}.*")} == {
+        f"{path.stem}{part}.onnx" for part in ("", ".rnet", ".onet")
+    }
+    expected = FaceDetector("mtcnn", device="cpu", min_face=60, score_threshold=0.9)(astronaut)
+    found = FaceDetector(str(path), device="cpu", min_face=60, score_threshold=0.9)(astronaut)
+    assert_same([pickle.loads(pickle.dumps(found))], [expected])
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_int8(suffix, exported, images, tmp_path):
+    """The network has int8 operators, and finds the same faces up to rounding."""
+    pytest.importorskip("nncf", reason='needs pip install "pyface-engine[int8]"')
+    for number, image in enumerate(images[:4]):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), image[:, :, ::-1])
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    path = exported(suffix, model="s3fd_lite", precision="int8", calibrate=tmp_path)
+    original = exported(suffix, model="s3fd_lite")
+    weights = (path.with_suffix(".bin"), original.with_suffix(".bin")) if suffix == ".xml" else (path, original)
+    assert weights[0].stat().st_size < 0.7 * weights[1].stat().st_size
+    found = FaceDetector(str(path), device="cpu", score_threshold=0.5)(images[:4])
+    expected = FaceDetector("s3fd_lite", device="cpu", score_threshold=0.5)(images[:4])
+    assert [len(faces) for faces in found] == [len(faces) for faces in expected]
+    for one, other in zip(found, expected, strict=True):
+        order = [(one.boxes[k] - other.boxes).abs().sum(1).argmin().item() for k in range(len(one))]
+        torch.testing.assert_close(one.boxes, other.boxes[order], atol=4, rtol=0)
+
+
+def test_operators_behind_the_network():
+    """Decoding is not quantised, even where it branches off within the network."""
+    nodes = {
+        "conv": ("Conv", []),
+        "relu": ("Relu", ["conv"]),
+        "heads": ("Conv", ["relu"]),
+        "exp": ("Exp", ["heads"]),
+        "shape": ("Shape", ["relu"]),
+        "nms": ("NonMaxSuppression", ["exp", "shape"]),
+    }
+    assert behind_network(nodes) == ["exp", "shape", "nms"]
 
 
 def test_options(exported, images):
@@ -288,7 +333,11 @@ def test_export_heads_in_half_precision(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mtcnn", "OUT.onnx"], "MODEL must be a single-shot detector, got mtcnn"),
+        (["mtcnn", "OUT.onnx", "--heads"], "options of the export must be left out for mtcnn"),
+        (["mtcnn", "OUT.pt2"], "OUT must end with .onnx or .xml for mtcnn, got OUT.pt2"),
+        (["s3fd_lite", "OUT.onnx", "--int8"], "--int8 and --calibrate DIR must be given together"),
+        (["s3fd_lite", "OUT.pt2", "--int8", "--calibrate", "."], "--int8 must be for faces in .onnx or .xml files"),
+        (["s3fd_lite", "OUT.onnx", "--int8", "--calibrate", "none"], "there is no such file or folder"),
         (["s3fd_vgg16", "OUT.onnx"], "no default weights"),
         (["s3fd_lite", "OUT.tflite"], "OUT must end with .onnx, .xml, .pt2"),
         (["s3fd_lite", "OUT.onnx", "--size", "640"], "--size must be HEIGHTxWIDTH"),

@@ -431,16 +431,11 @@ def test_huge_files_are_refused_unread(tmp_path):
         read_image(path, max_pixels=2**40)
 
 
-def test_addresses_are_no_files():
-    with pytest.raises(ImageError, match="pyface reads images from files, not from addresses: download it first"):
-        read_image("https://example.org/a.jpg")
-
-
 def test_files_that_are_no_pictures(tmp_path):
     cases = {
         "empty.jpg": (b"", "the file is empty"),
         "text.jpg": (b"just a few words\n" * 9, "not an image of a kind that pyface reads"),
-        "film.mp4": (b"\0\0\0\x20ftypisom" + bytes(99), "not an image of a kind"),
+        "video.mp4": (b"\0\0\0\x20ftypisom" + bytes(99), "not an image of a kind"),
         "zero.png": (png_of_size(0, 5), "a size of 0 x 5 pixels"),
         "short.pgm": (b"P5 x", "PNM header is damaged"),
         "start.jpg": (b"\xff\xd8\xff", "cut short"),
@@ -491,7 +486,7 @@ def test_arrays():
         (torch.full((3, 5, 5), 128.0), "values from 0 to 1, got 128 to 128"),
         (torch.full((3, 5, 5), -0.4), "values from 0 to 1, got -0.4 to -0.4"),
         (torch.full((3, 5, 5), float("nan")), "values from 0 to 1, got nan"),
-        (io.StringIO("text"), "an open file must give bytes, got str; open it with mode 'rb'"),
+        (io.StringIO("text"), "an open file must return bytes, got str; open it with mode 'rb'"),
         (torch.zeros(5, 5, 3, dtype=torch.uint8), r"pass image.permute\(2, 0, 1\)"),
         (torch.zeros(2, 3, 5, 5, dtype=torch.uint8), r"pass list\(images\)"),
         (torch.zeros(3, 0, 5, dtype=torch.uint8), r"got \[3, 0, 5\]"),
@@ -637,3 +632,9 @@ def test_cuda_tensor():
     if not torch.cuda.is_available():
         pytest.skip("no usable GPU on this machine")
     assert difference(read_image(torch.from_numpy(SMOOTH).permute(2, 0, 1).cuda()), SMOOTH) == 0
+
+
+def test_a_bare_jpeg_2000_codestream():
+    whole = cv2.imencode(".jp2", np.zeros((64, 96, 3), np.uint8))[1].tobytes()
+    header = read_header(whole[whole.index(b"\xff\x4f\xff\x51") :])
+    assert (header.kind, header.width, header.height) == ("JPEG 2000", 96, 64)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyface.io.sources import SourceError, describe_skipped, find_sources, is_film, is_live, plan_copies
+from pyface.io.sources import SourceError, describe_skipped, find_sources, is_live, is_unclear, is_video, plan_copies
 
 
 def test_sources(write_grey, tmp_path, monkeypatch):
@@ -66,7 +66,7 @@ def test_what_a_folder_leaves_out_is_counted(write_grey, tmp_path, monkeypatch, 
     there = {"pillow_heif": has_heic or None, "av": None}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: there[name] if name in there else real(name))
     write_grey("in/a.jpg")
-    names = ("b.HEIC", "c.heif", "film.MP4", "film2.mp4", "raw.CR2", "notes.txt", ".hidden.mp4", "sub/d.heic")
+    names = ("b.HEIC", "c.heif", "video.MP4", "video2.mp4", "raw.CR2", "notes.txt", ".hidden.mp4", "sub/d.heic")
     for name in names:
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"x")
@@ -82,7 +82,7 @@ def test_what_a_folder_leaves_out_is_counted(write_grey, tmp_path, monkeypatch, 
     find_sources(["in"], recursive=True, skipped=skipped)
     assert skipped[".heic"] == (0 if has_heic else 2)
     skipped.clear()
-    assert find_sources(["in/film.MP4"], skipped=skipped) == ["in/film.MP4"]  # named: its own line says why
+    assert find_sources(["in/video.MP4"], skipped=skipped) == ["in/video.MP4"]  # named: its own line says why
     assert not skipped
     (tmp_path / "only").mkdir()
     (tmp_path / "only/a.mov").write_bytes(b"x")
@@ -90,25 +90,25 @@ def test_what_a_folder_leaves_out_is_counted(write_grey, tmp_path, monkeypatch, 
         find_sources(["only"])
 
 
-def test_films_and_addresses(write_grey, tmp_path, monkeypatch):
+def test_videos_and_addresses(write_grey, tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV is not installed")
     monkeypatch.chdir(tmp_path)
     write_grey("in/b.jpg")
     for name in ("a.MP4", "c.webm", "script.ts", ".hidden.mp4"):
         (tmp_path / "in" / name).write_bytes(b"x")
     assert find_sources(["in"]) == [os.path.join("in", "b.jpg")]
-    assert find_sources(["in"], films=True) == [os.path.join("in", name) for name in ("a.MP4", "b.jpg", "c.webm")]
+    assert find_sources(["in"], videos=True) == [os.path.join("in", name) for name in ("a.MP4", "b.jpg", "c.webm")]
     assert find_sources(["rtsp://user:secret@camera/live"]) == ["rtsp://user:secret@camera/live"]
     assert find_sources(["http://x/a/../b?c=1", "http://x/b?c=1"]) == ["http://x/a/../b?c=1", "http://x/b?c=1"]
-    assert is_film("in/script.ts")
-    assert not is_film("http://x/a.jpg?b=c.mp4")
+    assert is_video("in/script.ts")
+    assert not is_video("http://x/a.jpg?b=c.mp4")
     assert [is_live(source) for source in (0, "RTSP://x", "http://x/a.mp4", "a.mp4")] == [True, True, False, False]
-    with pytest.raises(SourceError, match="download it first"):
-        find_sources(["http://x/a.jpg"])
+    assert find_sources(["http://x/a.jpg", "s3://b/a.jpg"]) == ["http://x/a.jpg", "s3://b/a.jpg"]  # listed by nobody
+    assert [is_unclear(source) for source in ("http://x/live", "rtsp://x", "s3://b/a", "a")] == [True, *[False] * 3]
 
 
-def test_copies_of_films():
-    sources = ["in/a.mp4", "in/a.MOV", "rtsp://user:secret@camera:554/live/1", "http://x/film.mp4?key=secret", 3]
+def test_copies_of_videos():
+    sources = ["in/a.mp4", "in/a.MOV", "rtsp://user:secret@camera:554/live/1", "http://x/video.mp4?key=secret", 3]
     plan = [path.as_posix() for path in plan_copies(sources, Path("out")).values()]
-    assert plan == ["out/a.mp4", "out/a.MOV.mp4", "out/camera-live-1.mp4", "out/x-film.mp4", "out/camera 3.mp4"]
+    assert plan == ["out/a.mp4", "out/a.MOV.mp4", "out/camera-live-1.mp4", "out/x-video.mp4", "out/camera 3.mp4"]
     assert plan_copies([0], Path("out")) == {0: Path("out/camera 0.mp4")}

@@ -12,16 +12,16 @@ import pytest
 av = pytest.importorskip("av", reason="PyAV is not installed")
 
 from pyface.io import video as module  # noqa: E402
-from pyface.io.video import FilmWriter, Frame, VideoError, video  # noqa: E402
+from pyface.io.video import Frame, VideoError, VideoWriter, video  # noqa: E402
 
 GREYS = tuple(range(20, 240, 20))  # of the frames, eleven
 
 
 def write(path, times=None, size=(48, 64), greys=GREYS):
-    with FilmWriter(path) as film:
+    with VideoWriter(path) as writer:
         for k, grey in enumerate(greys):
             image = np.full((*size, 3), grey, np.uint8)
-            film.write(image, k / 10 if times is None else times[k])
+            writer.write(image, k / 10 if times is None else times[k])
     return path
 
 
@@ -42,12 +42,12 @@ def test_frames_and_times(tmp_path, suffix):
 
 def test_times_of_a_variable_frame_rate(tmp_path):
     times = [0, 0.1, 0.15, 0.5, 0.51, 0.52, 1.0, 2.0, 2.5, 2.6, 3.0]
-    frames = video(write(tmp_path / "film.mp4", times))
+    frames = video(write(tmp_path / "video.mp4", times))
     assert [place.time for place, _ in frames] == pytest.approx(times, abs=1e-3)
 
 
 def test_some_of_the_frames(tmp_path):
-    path = write(tmp_path / "film.mp4")
+    path = write(tmp_path / "video.mp4")
     assert [place.frame for place, _ in video(path, every=4)] == [0, 4, 8]
     assert [place.frame for place, _ in video(path, fps=5)] == [0, 2, 4, 6, 8, 10]
     assert [place.frame for place, _ in video(path, fps=4)] == [0, 3, 5, 8, 10]  # at 0, 0.25, 0.5, 0.75, 1.0
@@ -57,28 +57,28 @@ def test_some_of_the_frames(tmp_path):
 @pytest.mark.parametrize("options", [{"every": 0}, {"fps": 0.0}, {"fps": float("nan")}, {"every": 2, "fps": 1.0}])
 def test_what_to_keep_is_checked(options):
     with pytest.raises(ValueError, match=r"video: every must be|every and fps exclude each other"):
-        video("film.mp4", **options)
+        video("video.mp4", **options)
 
 
 def test_odd_sizes(tmp_path):
-    path = write(tmp_path / "film.mp4", size=(31, 45))
+    path = write(tmp_path / "video.mp4", size=(31, 45))
     assert {image.shape for _, image in video(path)} == {(32, 46, 3)}
-    with FilmWriter(tmp_path / "two.mp4") as film:
-        film.write(np.zeros((8, 8, 3), np.uint8), 0)
+    with VideoWriter(tmp_path / "two.mp4") as writer:
+        writer.write(np.zeros((8, 8, 3), np.uint8), 0)
         with pytest.raises(ValueError, match=r"must all be \[8, 8\], got one of \[8, 9\]"):
-            film.write(np.zeros((8, 9, 3), np.uint8), 1)
+            writer.write(np.zeros((8, 9, 3), np.uint8), 1)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_films_of_phones_are_turned_upright(tmp_path, turns):
+def test_videos_of_phones_are_turned_upright(tmp_path, turns):
     """A phone stores the pixels as its sensor has them, and a matrix that turns them."""
     upright = np.zeros((48, 64, 3), np.uint8)
     upright[:16, :16] = 255  # the upper left corner
     stored = np.ascontiguousarray(np.rot90(upright, turns))  # has to be turned clockwise
-    with FilmWriter(tmp_path / "film.mp4") as film:
+    with VideoWriter(tmp_path / "video.mp4") as writer:
         for k in range(3):
-            film.write(stored, k / 10)
-    content = bytearray((tmp_path / "film.mp4").read_bytes())
+            writer.write(stored, k / 10)
+    content = bytearray((tmp_path / "video.mp4").read_bytes())
     # The matrix (a b u c d v x y w) of the track's header, version 0: 16.16 fixed point, 48 bytes into the box.
     start = content.index(b"tkhd") + 4 + 40
     a, b, c, d = {1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}[turns]
@@ -89,31 +89,31 @@ def test_films_of_phones_are_turned_upright(tmp_path, turns):
         assert np.abs(image.astype(int) - upright).mean() < 6
 
 
-def test_a_film_that_breaks_off(tmp_path):
+def test_a_video_that_breaks_off(tmp_path):
     rng = np.random.default_rng(0)
-    with FilmWriter(tmp_path / "film.mkv") as film:
+    with VideoWriter(tmp_path / "video.mkv") as writer:
         for k in range(11):
-            film.write(rng.integers(0, 255, (96, 128, 3), dtype=np.uint8), k / 2)
-    content = (tmp_path / "film.mkv").read_bytes()
+            writer.write(rng.integers(0, 255, (96, 128, 3), dtype=np.uint8), k / 2)
+    content = (tmp_path / "video.mkv").read_bytes()
     (tmp_path / "cut.mkv").write_bytes(content[: len(content) * 6 // 10])
     seen = []
     with pytest.raises(VideoError, match=r"cut\.mkv breaks off after .* frames"):
         seen.extend(video(tmp_path / "cut.mkv"))
     assert 0 < len(seen) < 11
-    (tmp_path / "cut.mp4").write_bytes(write(tmp_path / "film.mp4").read_bytes()[:500])
-    with pytest.raises(VideoError, match=r"cut\.mp4 (cannot be read as a video|breaks off|has no)"):
+    (tmp_path / "cut.mp4").write_bytes(write(tmp_path / "video.mp4").read_bytes()[:500])
+    with pytest.raises(VideoError, match=r"cut\.mp4 (cannot be|breaks off|has no)"):
         list(video(tmp_path / "cut.mp4"))
 
 
-def test_what_is_no_film(tmp_path):
+def test_what_is_no_video(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "empty.mp4").write_bytes(b"")
     for name in ("text.mp4", "empty.mp4", "gone.mp4"):
         with pytest.raises(VideoError, match=rf"{name} cannot be read as a video \(.+\)$"):
             list(video(tmp_path / name))
-    for name in ("none/film.mp4", "film.xyz"):
+    for name in ("none/video.mp4", "video.xyz"):
         with pytest.raises(VideoError, match=rf"{name} cannot be written as a video \(.+\)$"):
-            FilmWriter(tmp_path / name)
+            VideoWriter(tmp_path / name)
 
 
 def test_a_camera_that_is_not_there():
@@ -132,10 +132,19 @@ def test_sound_alone(tmp_path):
         list(video(tmp_path / "sound.mp4"))
 
 
+def test_an_unknown_codec(tmp_path):
+    with VideoWriter(tmp_path / "video.mp4") as writer:
+        writer.write(np.full((32, 48, 3), 80, np.uint8), 0)
+    content = (tmp_path / "video.mp4").read_bytes()
+    (tmp_path / "video.mp4").write_bytes(content.replace(b"avc1", b"none").replace(b"mp4v", b"none"))
+    with pytest.raises(VideoError, match=r"video\.mp4 cannot be decoded \(PyAV has no decoder for its codec\)"):
+        list(video(tmp_path / "video.mp4"))
+
+
 def test_without_pyav(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(ImportError, match=r"videos need PyAV: pip install 'pyface-engine\[video\]'"):
-        list(video("film.mp4"))
+        list(video("video.mp4"))
 
 
 def test_live_sources_go_on_with_the_newest_frame(monkeypatch):
@@ -177,21 +186,21 @@ def test_an_address_that_does_not_answer(monkeypatch):
         next(video(address))
 
 
-def test_seconds_of_a_film(tmp_path):
-    assert module.film_seconds(write(tmp_path / "film.mp4")) == pytest.approx(1.1, abs=0.11)
+def test_seconds_of_a_video(tmp_path):
+    assert module.video_seconds(write(tmp_path / "video.mp4")) == pytest.approx(1.1, abs=0.11)
     (tmp_path / "text.mp4").write_text("no video")
-    assert module.film_seconds(tmp_path / "text.mp4") == 0
+    assert module.video_seconds(tmp_path / "text.mp4") == 0
 
 
 def test_a_full_disk(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    (tmp_path / "film.mkv").symlink_to("/dev/full")
-    film = FilmWriter(tmp_path / "film.mkv")
+    (tmp_path / "video.mkv").symlink_to("/dev/full")
+    writer = VideoWriter(tmp_path / "video.mkv")
     for k in range(3):
-        film.write(np.zeros((64, 64, 3), np.uint8), k / 10)
+        writer.write(np.zeros((64, 64, 3), np.uint8), k / 10)
     with pytest.raises(OSError, match="No space left on device"):
-        film.close()
+        writer.close()
 
 
 def test_a_live_source_s_error_reaches_the_caller(monkeypatch):

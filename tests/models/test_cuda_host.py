@@ -4,8 +4,10 @@ import cv2
 import pytest
 import torch
 
-from pyface.models import create_model
+from pyface import FaceDetector
+from pyface.models import MTCNN, MTCNNConfig, create_model
 from pyface.models.base import GroundTruth
+from pyface.models.mtcnn import CropTruth, WithLandmarks
 from pyface.models.zoo import model_info
 
 pytestmark = pytest.mark.cuda_host
@@ -44,6 +46,16 @@ def test_the_same_faces(name, photo, request):
         torch.testing.assert_close(got.landmarks, faces.landmarks, rtol=0, atol=2e-3)
 
 
+def test_faces_that_stay_on_the_device(photo, request):
+    """The detector's own part, such as the order of the faces, with `keep_on_device`."""
+    detector = FaceDetector("s3fd_lite", device="cpu", size="native", keep_on_device=True)
+    expected = FaceDetector("s3fd_lite", device="cpu", size="native")(photo.permute(2, 0, 1))
+    found = on_cuda_host(request, lambda: detector(photo.permute(2, 0, 1)))
+    assert len(found) == len(expected) == 1
+    torch.testing.assert_close(found.cpu().boxes, expected.boxes, rtol=0, atol=2e-3)
+    assert found.to_dict()["faces"][0]["score"] == pytest.approx(expected.scores[0].item(), abs=1e-4)
+
+
 @pytest.mark.parametrize("name", SINGLE_SHOT)
 def test_a_training_step_has_the_same_losses(name, request):
     row = model_info(name)
@@ -52,10 +64,27 @@ def test_a_training_step_has_the_same_losses(name, request):
     pixels = torch.randn(2, 3, SIDE, SIDE)
     boxes = torch.tensor([[4.0, 4, 20, 24], [30, 30, 80, 90], [10, 50, 34, 80]])
     truth = GroundTruth(boxes, torch.tensor([0, 2, 3]), None, boxes[:, None, :2] + 5 * torch.rand(3, 5, 2))
+    check_step(request, model, lambda: model.loss(model(pixels), truth))
+
+
+@pytest.mark.parametrize("mining", ["classification", "all"])
+@pytest.mark.parametrize(("name", "side"), [("pnet", 12), ("rnet", 24), ("onet", 48)])
+def test_a_step_of_mtcnn_has_the_same_losses(name, side, mining, request):
+    torch.manual_seed(0)
+    model = MTCNN(MTCNNConfig(hard_mining=mining)).train()
+    network = getattr(model, name) if name == "onet" else WithLandmarks(getattr(model, name))
+    crops = torch.randn(24, 3, side, side)
+    truth = CropTruth(torch.arange(24) % 4, torch.randn(24, 4), torch.rand(24, 5, 2))
+    check_step(request, network, lambda: model.loss(name, network(crops), truth))
+
+
+def check_step(request, model, terms_of):
+    """Losses and gradients are the same with the kernels of the CPU and on the emulated device."""
 
     def step():
         model.zero_grad()
-        terms = model.loss(model(pixels), truth)
+        torch.manual_seed(0)  # of dropout
+        terms = terms_of()
         torch.stack(list(terms.values())).sum().backward()
         return [term.item() for term in terms.values()], [p.grad.clone() for p in model.parameters()]
 

@@ -16,10 +16,11 @@ from pyface.detector import FaceDetector
 from pyface.evaluation.average_precision import box_iou
 from pyface.io.images import read_image
 from pyface.models import single_shot
-from pyface.models.base import Faces
+from pyface.models.base import Faces, check_images
 from pyface.models.graphs import CudaGraphs
 from pyface.models.inference import InferenceOptions, Preprocessing, vote
 from pyface.models.single_shot import Limits, SingleShot
+from pyface.models.zoo import create_model, list_models
 
 
 class SquareFinder(SingleShot):
@@ -370,6 +371,20 @@ def test_cuda_graphs_find_the_same(cuda):
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("name", [name for name in list_models() if name != "mtcnn"])
+def test_cuda_graphs_of_every_detector(name, cuda):
+    torch.manual_seed(0)
+    model = create_model(name, weights=None).to(cuda)
+    for images in torch.randint(256, (2, 2, 128, 160, 3), dtype=torch.uint8, device=cuda):
+        model.graphs = None
+        plain = model.detect([*images])
+        model.graphs = CudaGraphs()
+        for mine, theirs in zip(model.detect([*images]), plain, strict=True):
+            assert torch.equal(mine.boxes, theirs.boxes)
+            assert torch.equal(mine.scores, theirs.scores)
+
+
+@pytest.mark.cuda
 def test_threads_share_cuda_graphs_on_streams_of_their_own(cuda):
     pictures = [picture(100, 160, SMALL, LARGE).to(cuda), picture(100, 160, (8, 8, 16)).to(cuda)]
     expected = [SquareFinder().to(cuda).detect([image])[0].boxes for image in pictures]
@@ -402,3 +417,16 @@ def test_find_does_not_synchronise(cuda):
 def test_single_shot_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         SingleShot()
+
+
+def test_an_image_without_pixels_has_no_faces():
+    image = torch.full((128, 128, 3), 255, dtype=torch.uint8)
+    full, empty = create_model("s3fd_lite", weights=None).detect([image, image[:0]], score_threshold=0.0)
+    assert len(full.boxes) > 0
+    assert empty.boxes.shape == (0, 4)
+    assert empty.scores.shape == (0,)
+
+
+def test_images_must_be_where_the_model_is():
+    with pytest.raises(ValueError, match=r"images\[0\] must be on the model's device cpu, got meta; move it there"):
+        check_images([torch.zeros(2, 2, 3, dtype=torch.uint8, device="meta")], torch.device("cpu"))

@@ -16,6 +16,19 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param if request.param == "cpu" else request.getfixturevalue(request.param)
 
 
+@pytest.fixture(
+    params=[
+        pytest.param("cuda_host", marks=pytest.mark.cuda_host),
+        pytest.param("cuda", marks=pytest.mark.cuda),
+    ]
+)
+def gpu_without_checks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A GPU, real or emulated, whose kernels get splits that nothing has checked."""
+    for module in ("densebox", "matching"):
+        monkeypatch.setattr(f"pyface.ops.{module}.check_splits", lambda *_: None)
+    return request.getfixturevalue(request.param)
+
+
 def is_emulated(item: pytest.Item) -> bool:
     """Whether a test runs on the emulated GPU."""
     callspec = getattr(item, "callspec", None)

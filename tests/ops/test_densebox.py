@@ -289,6 +289,18 @@ def test_ignored_cells(device):
         assert label[0, 30, 24] == -1
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 31), (5, 33), (9, 65), (17, 32)])
+def test_gray_zone_of_maps_of_any_size(size, device):
+    # A face at the last cell and one at the first, whose labels end in the middle of four bytes.
+    last = torch.tensor([4.0 * size[1], 4.0 * size[0], 4.0 * size[1], 4.0 * size[0]])
+    boxes = (torch.stack([last, torch.zeros(4)]) + torch.tensor([-12.0, -12, 8, 8])).to(device)
+    splits = torch.tensor([0, 2, 2], device=device)
+    for gray in (1.0, 2.9, 40.0):
+        maps = check_targets(boxes, splits, size, face=20.0, radius=0.1, gray=gray, landmarks=boxes.view(2, 2, 2))
+        assert (maps.label[0] == 1).any()
+        assert (maps.label[0] == -1).any() == (size != (1, 1))
+
+
 def test_landmarks(device):
     box = (95, 95, 145, 145)
     points = [[[110.0, 112.0], [math.nan, 100.0]]]
@@ -548,9 +560,14 @@ def test_never_synchronizes_and_runs_in_a_cuda_graph(cuda):
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
-@pytest.mark.cuda
-def test_splits_are_clamped_on_cuda(cuda):
-    boxes = random_faces(10)[0].to(cuda)
-    for splits in ([0, 99], [-5, 10], [0, 7, 3, 10], [2**62, -(2**62), 0]):
-        ops.densebox_targets(boxes, torch.tensor(splits, device=cuda), (60, 60))
-    torch.cuda.synchronize()
+@pytest.mark.parametrize("splits", [[0, 99], [-5, 10], [0, 7, 3, 10], [2**62, -(2**62), 0], [-(2**63), 2**63 - 1]])
+def test_splits_are_clamped_on_a_gpu(splits, gpu_without_checks):
+    boxes, landmarks = random_faces(10, extent=130.0)
+    arguments = (x.to(gpu_without_checks) for x in (boxes, torch.tensor(splits)))
+    found = ops.densebox_targets(*arguments, (21, 33), landmarks=landmarks.to(gpu_without_checks))
+    for image in range(len(splits) - 1):
+        begin = min(max(splits[image], 0), 10)
+        end = min(max(splits[image + 1], begin), 10)
+        own = torch.tensor([0, end - begin])
+        alone = reference.densebox_targets(boxes[begin:end], own, (21, 33), landmarks=landmarks[begin:end])
+        assert all(torch.equal(ours[image].cpu(), theirs[0]) for ours, theirs in zip(found, alone, strict=True))

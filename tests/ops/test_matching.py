@@ -474,12 +474,30 @@ def test_memory_is_that_of_anchors_and_faces():
 # --- CUDA only -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.cuda
-def test_splits_are_clamped_on_cuda(cuda):
+@pytest.mark.parametrize("rule", ["ssh", "s3fd", "s3fd, six each"])
+@pytest.mark.parametrize("splits", [[0, -5, 99], [7, 3, 20], [-(2**60), 2**60, 5], [-(2**63), 2**63 - 1]])
+def test_splits_are_clamped_on_a_gpu(splits, rule, gpu_without_checks):
     # Looking at them would synchronise; whatever they hold, nothing beyond the boxes is read.
-    anchors, faces = square_anchors(128).to(cuda), random_faces(20, 128).to(cuda)
-    for splits in ([0, -5, 99], [7, 3, 20], [-(2**60), 2**60, 5]):
-        index, _ = ops.assign_anchors(anchors, faces, torch.tensor(splits, device=cuda), **SETTINGS["s3fd"])
+    anchors, faces = square_anchors(64), random_faces(20, 64)
+    arguments = (x.to(gpu_without_checks) for x in (anchors, faces, torch.tensor(splits)))
+    index, overlap = ops.assign_anchors(*arguments, **SETTINGS[rule])
+    for image in range(len(splits) - 1):
+        begin = min(max(splits[image], 0), 20)
+        end = min(max(splits[image + 1], begin), 20)
+        alone = reference.assign_anchors(anchors, faces[begin:end], torch.tensor([0, end - begin]), **SETTINGS[rule])
+        assert torch.equal(index[image].cpu(), alone[0][0])
+        assert torch.equal(overlap[image].cpu(), alone[1][0])
+
+
+def test_splits_that_share_faces_stay_in_bounds(gpu_without_checks, request, monkeypatch):
+    # Two images then write the state of one face: which of them is first decides the result.
+    if gpu_without_checks == "cpu":
+        monkeypatch.setattr(request.getfixturevalue("emulated_gpu"), "checks_values", False)
+    anchors, faces = square_anchors(64), random_faces(20, 64)
+    for splits in ([0, 10, 5, 20], [0, 20, -1, 20, 3, 99], [19, 2**62, 0, 20]):
+        arguments = (x.to(gpu_without_checks) for x in (anchors, faces, torch.tensor(splits)))
+        index, _ = ops.assign_anchors(*arguments, **SETTINGS["s3fd"])
+        assert index.min() >= -2
         assert index.max() < 20
 
 

@@ -425,7 +425,7 @@ def test_health(serve):
     with serve() as service:
         health = service.client.get("/health").json()
     assert health.pop("version")
-    assert health == {"status": "ok", "model": "fake", "device": "cpu", "score_threshold": None}
+    assert health == {"status": "ok", "model": "fake", "device": "cpu", "score_threshold": 0.0}
 
 
 def test_metrics(serve, png):

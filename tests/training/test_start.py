@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyface.models import create_model
+from pyface.models import create_model, list_models
 from pyface.models.backbones import VGG
 from pyface.models.checkpoints import CheckpointError, save_checkpoint
 from pyface.models.inference import IMAGENET_STD
@@ -93,3 +93,7 @@ def test_frozen_layers_keep_what_they_have():
     assert not model.backbone.bn1.training
     assert not any(parameter.requires_grad for parameter in model.backbone.conv1.parameters())
     assert model.backbone.layer1[0].bn1.training
+
+
+def test_every_model_has_a_recipe():
+    assert set(RECIPES) == set(list_models())

@@ -174,6 +174,6 @@ slider.value = 0.5;
 update();
 fetch("health").then((response) => response.json()).then((health) => {
   element("model").textContent = `${health.model} on ${health.device}`;
-  if (health.score_threshold !== null) slider.value = health.score_threshold;
+  slider.value = health.score_threshold;
   update();
 }).catch(() => {});

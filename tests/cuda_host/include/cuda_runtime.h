@@ -39,8 +39,7 @@ inline cudaError_t cudaDriverGetVersion(int* version) {
   return cudaSuccess;
 }
 
-[[gnu::no_sanitize("thread")]] inline cudaError_t cudaMemsetAsync(void* array, int value, size_t bytes,
-                                                                  cudaStream_t = nullptr) {
+inline cudaError_t cudaMemsetAsync(void* array, int value, size_t bytes, cudaStream_t = nullptr) {
   if (!::cuda_host::use_array("cudaMemsetAsync", array, bytes, ::cuda_host::Use::Write))
     return ::cuda_host::last_error(false);
   ::cuda_host::count_library(1, 0, bytes);
@@ -104,31 +103,33 @@ inline float __int_as_float(int bits) { return ::cuda_host::bits_as<float>(bits)
 // --- barriers, fences and exchanges within a warp --------------------------------------------------------------------
 
 #define CUDA_HOST_SITE(name) (::cuda_host::Site{name, __FILE__, __LINE__})
-#define __syncthreads() ::cuda_host::sync_block(CUDA_HOST_SITE("__syncthreads"), false, ::cuda_host::Count::Any)
-#define __syncthreads_count(p) \
-  ::cuda_host::sync_block(CUDA_HOST_SITE("__syncthreads_count"), p, ::cuda_host::Count::Threads)
-#define __syncthreads_and(p) ::cuda_host::sync_block(CUDA_HOST_SITE("__syncthreads_and"), p, ::cuda_host::Count::All)
-#define __syncthreads_or(p) ::cuda_host::sync_block(CUDA_HOST_SITE("__syncthreads_or"), p, ::cuda_host::Count::Any)
+#define __syncthreads_count(p) ::cuda_host::sync_block(CUDA_HOST_SITE("__syncthreads"), p)
+#define __syncthreads() (void)__syncthreads_count(false)
+#define __syncthreads_or(p) (__syncthreads_count(p) != 0)
+#define __syncthreads_and(p) (__syncthreads_count(!(p)) == 0)
 #define __syncwarp \
   ::cuda_host::WarpBarrier { CUDA_HOST_SITE("__syncwarp") }
-#define __shfl_sync(...) ::cuda_host::shuffle(CUDA_HOST_SITE("__shfl_sync"), __VA_ARGS__)
-#define __shfl_up_sync(...) ::cuda_host::shuffle_up(CUDA_HOST_SITE("__shfl_up_sync"), __VA_ARGS__)
-#define __shfl_down_sync(...) ::cuda_host::shuffle_down(CUDA_HOST_SITE("__shfl_down_sync"), __VA_ARGS__)
-#define __shfl_xor_sync(...) ::cuda_host::shuffle_xor(CUDA_HOST_SITE("__shfl_xor_sync"), __VA_ARGS__)
-#define __ballot_sync(...) ::cuda_host::ballot(CUDA_HOST_SITE("__ballot_sync"), __VA_ARGS__)
-#define __any_sync(mask, p) (::cuda_host::ballot(CUDA_HOST_SITE("__any_sync"), mask, p) != 0)
-#define __all_sync(mask, p) (::cuda_host::ballot(CUDA_HOST_SITE("__all_sync"), mask, p) == (mask))
+// Lanes beyond either end keep their own value.
+#define CUDA_HOST_SHUFFLE(name, mask, value, lane) ::cuda_host::shuffle(CUDA_HOST_SITE(name), mask, value, lane)
+#define __shfl_sync(mask, value, lane) CUDA_HOST_SHUFFLE("__shfl_sync", mask, value, (lane) & 31)
+#define __shfl_up_sync(mask, value, step) \
+  CUDA_HOST_SHUFFLE("__shfl_up_sync", mask, value, ::cuda_host::lane_index() - int(step))
+#define __shfl_down_sync(mask, value, step) \
+  CUDA_HOST_SHUFFLE("__shfl_down_sync", mask, value, ::cuda_host::lane_index() + int(step))
+#define __shfl_xor_sync(mask, value, bits) \
+  CUDA_HOST_SHUFFLE("__shfl_xor_sync", mask, value, ::cuda_host::lane_index() ^ (bits))
+#define CUDA_HOST_VOTE(name, mask, p) ::cuda_host::lanes_with(CUDA_HOST_SITE(name), mask, bool(p), true)
+#define __ballot_sync(mask, p) CUDA_HOST_VOTE("__ballot_sync", mask, p)
+#define __any_sync(mask, p) (CUDA_HOST_VOTE("__any_sync", mask, p) != 0)
+#define __all_sync(mask, p) (CUDA_HOST_VOTE("__all_sync", mask, !(p)) == 0)
 #define __match_any_sync(...) ::cuda_host::match_any(CUDA_HOST_SITE("__match_any_sync"), __VA_ARGS__)
-#define __reduce_add_sync(...) \
-  ::cuda_host::reduce(CUDA_HOST_SITE("__reduce_add_sync"), [](auto a, auto b) { return a + b; }, __VA_ARGS__)
-#define __reduce_min_sync(...) \
-  ::cuda_host::reduce(CUDA_HOST_SITE("__reduce_min_sync"), [](auto a, auto b) { return b < a ? b : a; }, __VA_ARGS__)
-#define __reduce_max_sync(...) \
-  ::cuda_host::reduce(CUDA_HOST_SITE("__reduce_max_sync"), [](auto a, auto b) { return a < b ? b : a; }, __VA_ARGS__)
-#define __reduce_and_sync(...) \
-  ::cuda_host::reduce(CUDA_HOST_SITE("__reduce_and_sync"), [](auto a, auto b) { return a & b; }, __VA_ARGS__)
-#define __reduce_or_sync(...) \
-  ::cuda_host::reduce(CUDA_HOST_SITE("__reduce_or_sync"), [](auto a, auto b) { return a | b; }, __VA_ARGS__)
+#define CUDA_HOST_REDUCE(name, mask, value, joined) \
+  ::cuda_host::reduce(CUDA_HOST_SITE(name), [](auto a, auto b) { return joined; }, mask, value)
+#define __reduce_add_sync(mask, value) CUDA_HOST_REDUCE("__reduce_add_sync", mask, value, a + b)
+#define __reduce_min_sync(mask, value) CUDA_HOST_REDUCE("__reduce_min_sync", mask, value, b < a ? b : a)
+#define __reduce_max_sync(mask, value) CUDA_HOST_REDUCE("__reduce_max_sync", mask, value, a < b ? b : a)
+#define __reduce_and_sync(mask, value) CUDA_HOST_REDUCE("__reduce_and_sync", mask, value, (a & b))
+#define __reduce_or_sync(mask, value) CUDA_HOST_REDUCE("__reduce_or_sync", mask, value, (a | b))
 
 inline void __threadfence() { ::cuda_host::fence(); }
 inline void __nanosleep(unsigned) { ::cuda_host::sleep(); }
@@ -142,46 +143,17 @@ struct WarpBarrier {
 
 template <typename T>
 T shuffle(const Site& site, uint32_t mask, T value, int lane) {
-  return from_bits<T>(value_of_lane(site, mask, bits_as<uint64_t>(value), lane & 31));
-}
-// Lanes beyond either end keep their own value.
-template <typename T>
-T shuffle_up(const Site& site, uint32_t mask, T value, unsigned step) {
-  const int lane = lane_index() - static_cast<int>(step);
-  return shuffle(site, mask, value, lane < 0 ? lane_index() : lane);
-}
-template <typename T>
-T shuffle_down(const Site& site, uint32_t mask, T value, unsigned step) {
-  const int lane = lane_index() + static_cast<int>(step);
-  return shuffle(site, mask, value, lane > 31 ? lane_index() : lane);
-}
-template <typename T>
-T shuffle_xor(const Site& site, uint32_t mask, T value, int bits) {
-  return shuffle(site, mask, value, lane_index() ^ bits);
-}
-
-[[gnu::no_sanitize("thread")]] inline unsigned ballot(const Site& site, uint32_t mask, bool predicate) {
-  uint64_t all[32];
-  exchange(site, mask, predicate, all);
-  unsigned lanes = 0;
-  for (int lane = 0; lane < 32; ++lane)
-    if (mask >> lane & 1) lanes |= static_cast<unsigned>(all[lane]) << lane;
-  return lanes;
+  const bool is_lane = lane >= 0 && lane < warpSize;
+  return from_bits<T>(value_of_lane(site, mask, bits_as<uint64_t>(value), is_lane ? lane : lane_index()));
 }
 
 template <typename T>
-[[gnu::no_sanitize("thread")]] unsigned match_any(const Site& site, uint32_t mask, T value) {
-  uint64_t all[32];
-  const uint64_t own = bits_as<uint64_t>(value);
-  exchange(site, mask, own, all);
-  unsigned lanes = 0;
-  for (int lane = 0; lane < 32; ++lane)
-    if (mask >> lane & 1 && all[lane] == own) lanes |= 1u << lane;
-  return lanes;
+unsigned match_any(const Site& site, uint32_t mask, T value) {
+  return lanes_with(site, mask, bits_as<uint64_t>(value), bits_as<uint64_t>(value));
 }
 
 template <typename T, typename Join>
-[[gnu::no_sanitize("thread")]] T reduce(const Site& site, const Join& join, uint32_t mask, T value) {
+T reduce(const Site& site, const Join& join, uint32_t mask, T value) {
   uint64_t all[32];
   exchange(site, mask, bits_as<uint64_t>(value), all);
   const int first = __builtin_ctz(mask);
@@ -205,35 +177,19 @@ T __ldcg(const T* at) {
   return *at;
 }
 
-template <typename T, typename V>
-T atomicAdd(T* at, V value) {
-  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed,
-                                        [&](T old) { return static_cast<T>(old + value); });
-}
-template <typename T, typename V>
-T atomicAnd(T* at, V value) {
-  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed,
-                                        [&](T old) { return static_cast<T>(old & value); });
-}
-template <typename T, typename V>
-T atomicOr(T* at, V value) {
-  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed,
-                                        [&](T old) { return static_cast<T>(old | value); });
-}
-template <typename T, typename V>
-T atomicMin(T* at, V value) {
-  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed,
-                                        [&](T old) { return min(old, static_cast<T>(value)); });
-}
-template <typename T, typename V>
-T atomicMax(T* at, V value) {
-  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed,
-                                        [&](T old) { return max(old, static_cast<T>(value)); });
-}
-template <typename T, typename V>
-T atomicExch(T* at, V value) {
-  return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed, [&](T) { return static_cast<T>(value); });
-}
+#define CUDA_HOST_ATOMIC(name, now)                                                                        \
+  template <typename T, typename V>                                                                        \
+  T name(T* at, V given) {                                                                                 \
+    const T value = static_cast<T>(given);                                                                 \
+    return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed, [&](T old) { return T(now); }); \
+  }
+CUDA_HOST_ATOMIC(atomicAdd, old + value)
+CUDA_HOST_ATOMIC(atomicAnd, (old & value))
+CUDA_HOST_ATOMIC(atomicOr, (old | value))
+CUDA_HOST_ATOMIC(atomicMin, min(old, value))
+CUDA_HOST_ATOMIC(atomicMax, max(old, value))
+CUDA_HOST_ATOMIC(atomicExch, ((void)old, value))
+
 template <typename T, typename V, typename W>
 T atomicCAS(T* at, V expected, W value) {
   return ::cuda_host::change_atomically(at, ::cuda_host::Order::Relaxed, [&](T old) {

@@ -31,8 +31,7 @@ struct Site {
 [[gnu::const]] dim3 block_size();
 [[gnu::const]] dim3 grid_size();
 
-enum class Count { Threads, All, Any };
-int sync_block(const Site& site, bool predicate, Count count);
+int sync_block(const Site& site, bool predicate);  // returns for how many threads the predicate holds
 void sync_warp(const Site& site, uint32_t mask);
 void fence();
 void sleep();  // lets other threads run
@@ -40,6 +39,7 @@ void sleep();  // lets other threads run
 // Every lane of `mask` brings a value and gets those of all. Orders no memory, as on a GPU.
 void exchange(const Site& site, uint32_t mask, uint64_t value, uint64_t (&all)[32]);
 uint64_t value_of_lane(const Site& site, uint32_t mask, uint64_t value, int lane);
+unsigned lanes_with(const Site& site, uint32_t mask, uint64_t value, uint64_t wanted);  // a bit for each
 int lane_index();
 
 // --- memory ----------------------------------------------------------------------------------------------------------
@@ -74,8 +74,11 @@ enum class Order { Relaxed = 0, Acquire = 1, Release = 2, Both = 3 };
 void before_atomic(void* at, size_t size, bool reads, bool writes);
 void after_atomic(void* at, Order order, bool reads, bool writes);
 
+// Accesses that the compiler must not announce as ordinary ones.
+#define CUDA_HOST_UNCHECKED __attribute__((no_sanitize("thread")))
+
 template <typename T, typename Change>
-[[gnu::no_sanitize("thread")]] inline T change_atomically(T* at, Order order, const Change& change) {
+CUDA_HOST_UNCHECKED inline T change_atomically(T* at, Order order, const Change& change) {
   before_atomic(at, sizeof(T), true, true);
   T old;
   std::memcpy(&old, at, sizeof(T));

@@ -21,9 +21,8 @@ struct DoubleBuffer {
 
 struct DeviceRadixSort {
   template <typename Key, typename Value>
-  [[gnu::no_sanitize("thread")]] static cudaError_t SortPairs(void* storage, size_t& bytes, DoubleBuffer<Key>& keys,
-                                                              DoubleBuffer<Value>& values, uint32_t n, int begin_bit,
-                                                              int end_bit, cudaStream_t) {
+  static cudaError_t SortPairs(void* storage, size_t& bytes, DoubleBuffer<Key>& keys, DoubleBuffer<Value>& values,
+                               uint32_t n, int begin_bit, int end_bit, cudaStream_t) {
     if (storage == nullptr) {
       // Counters of 256 digits for each pass and each tile of some thousand items, as one pass of CUB's needs.
       constexpr size_t kCounters = 256 * 4, kTile = 3072, kPasses = sizeof(Key);

@@ -11,19 +11,19 @@ pytest.importorskip("av", reason="PyAV is not installed")
 
 from pyface.detections import Detections
 from pyface.io import video as video_module
-from pyface.io.video import FilmWriter, Frame, VideoError, video
+from pyface.io.video import Frame, VideoError, VideoWriter, video
 
 
 @pytest.fixture
-def write_film(tmp_path):
+def write_video(tmp_path):
     """Writes a video of flat grey frames, four per second (40 is one fake face, 80 two), and returns its path."""
 
     def write(name, levels=(40, 80, 0, 120), size=(32, 48)):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FilmWriter(path) as film:
+        with VideoWriter(path) as writer:
             for k, level in enumerate(levels):
-                film.write(np.full((*size, 3), level, np.uint8), k / 4)
+                writer.write(np.full((*size, 3), level, np.uint8), k / 4)
         return path
 
     return write
@@ -61,22 +61,22 @@ def faces_of(lines):
     return [len(line["faces"]) for line in lines]
 
 
-def test_one_line_per_frame(run, write_film):
-    write_film("film.mp4")
-    lines = lines_of(run("detect", "film.mp4").stdout)
+def test_one_line_per_frame(run, write_video):
+    write_video("video.mp4")
+    lines = lines_of(run("detect", "video.mp4").stdout)
     assert list(lines[0]) == ["source", "frame", "time", "width", "height", "faces", "error"]
     assert [(line["source"], line["frame"], line["time"]) for line in lines] == [
-        ("film.mp4", k, k / 4) for k in range(4)
+        ("video.mp4", k, k / 4) for k in range(4)
     ]
     assert faces_of(lines) == [1, 2, 0, 3]
-    assert Detections.from_dict(lines[3]).source == "film.mp4"
+    assert Detections.from_dict(lines[3]).source == "video.mp4"
     assert {(line["width"], line["height"], line["error"]) for line in lines} == {(48, 32, None)}
 
 
-def test_films_among_photos(run, write_film, write_grey):
+def test_videos_among_photos(run, write_video, write_grey):
     write_grey("in/a.png", 80)
-    write_film("in/b.mkv", (40, 40))
-    write_film("in/c.mp4", (120,))
+    write_video("in/b.mkv", (40, 40))
+    write_video("in/c.mp4", (120,))
     write_grey("in/d.png", 40)
     lines = lines_of(run("detect", "in", "--save", "out").stdout)
     assert [Path(line["source"]).name for line in lines] == ["a.png", "b.mkv", "b.mkv", "c.mp4", "d.png"]
@@ -85,24 +85,24 @@ def test_films_among_photos(run, write_film, write_grey):
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.mkv.mp4", "c.mp4", "d.png"]
 
 
-def test_the_saved_film(run, write_film):
-    write_film("film.mov", (80,) * 20 + (0,) * 20)
-    run("detect", "film.mov", "--save", "out", "--every", 2)
-    frames = list(video("out/film.mov.mp4"))
+def test_the_saved_video(run, write_video):
+    write_video("video.mov", (80,) * 20 + (0,) * 20)
+    run("detect", "video.mov", "--save", "out", "--every", 2)
+    frames = list(video("out/video.mov.mp4"))
     assert [place.time for place, _ in frames] == pytest.approx([k / 2 for k in range(20)], abs=1e-3)
     drawn = [np.abs(image.astype(int) - (80 if place.time < 4.9 else 0)).max() > 60 for place, image in frames]
     assert drawn == [True] * 10 + [False] * 10
 
 
-def test_some_of_the_frames(run, write_film, assert_one_sentence):
-    write_film("film.mp4", (40,) * 10)
-    assert [line["frame"] for line in lines_of(run("detect", "film.mp4", "--every", 4).stdout)] == [0, 4, 8]
-    assert [line["frame"] for line in lines_of(run("detect", "film.mp4", "--fps", 2).stdout)] == [0, 2, 4, 6, 8]
-    assert_one_sentence(run("detect", "film.mp4", "--fps", 2, "--every", 3, status=2), "--every and --fps")
+def test_some_of_the_frames(run, write_video, assert_one_sentence):
+    write_video("video.mp4", (40,) * 10)
+    assert [line["frame"] for line in lines_of(run("detect", "video.mp4", "--every", 4).stdout)] == [0, 4, 8]
+    assert [line["frame"] for line in lines_of(run("detect", "video.mp4", "--fps", 2).stdout)] == [0, 2, 4, 6, 8]
+    assert_one_sentence(run("detect", "video.mp4", "--fps", 2, "--every", 3, status=2), "--every and --fps")
 
 
-def test_csv_of_films_and_photos(run, write_film, write_grey):
-    write_film("in/a.mp4", (80, 0))
+def test_csv_of_videos_and_photos(run, write_video, write_grey):
+    write_video("in/a.mp4", (80, 0))
     write_grey("in/b.png", 40)
     run("detect", "in", "--output", "faces.csv")
     with open("faces.csv", newline="") as file:
@@ -115,27 +115,27 @@ def test_csv_of_films_and_photos(run, write_film, write_grey):
     ]
 
 
-def test_more_frames_than_any_queue_holds(run, write_film):
-    write_film("film.mp4", [40 * (k // 10 % 4) for k in range(150)])
-    result = run("detect", "film.mp4", "--output", "faces.jsonl")
+def test_more_frames_than_any_queue_holds(run, write_video):
+    write_video("video.mp4", [40 * (k // 10 % 4) for k in range(150)])
+    result = run("detect", "video.mp4", "--output", "faces.jsonl")
     lines = lines_of(Path("faces.jsonl").read_text())
     assert [line["frame"] for line in lines] == list(range(150))
     assert faces_of(lines) == [k // 10 % 4 for k in range(150)]
     assert "faces in 150 frames, " in result.stderr
 
 
-def test_bad_films_are_reported_and_the_run_goes_on(run, write_film, write_grey, tmp_path):
+def test_bad_videos_are_reported_and_the_run_goes_on(run, write_video, write_grey, tmp_path):
     rng = np.random.default_rng(0)
-    with FilmWriter(tmp_path / "whole.mkv") as film:
+    with VideoWriter(tmp_path / "whole.mkv") as writer:
         for k in range(12):
-            film.write(rng.integers(60, 100, (96, 128, 3), dtype=np.uint8), k / 2)
+            writer.write(rng.integers(60, 100, (96, 128, 3), dtype=np.uint8), k / 2)
     content = Path("whole.mkv").read_bytes()
     Path("cut.mkv").write_bytes(content[: len(content) * 6 // 10])
     Path("text.mp4").write_text("no video")
-    write_film("none.mp4", ())
+    write_video("none.mp4", ())
     write_grey("z.png", 80)
     result = run(
-        *("detect", "text.mp4", "cut.mkv", "none.mp4", "gone.mp4", "http://127.0.0.1:9/live", "z.png"),
+        *("detect", "text.mp4", "cut.mkv", "none.mp4", "gone.mp4", "rtsp://127.0.0.1:9/live", "z.png"),
         *("--save", "out"),
         status=1,
     )
@@ -150,17 +150,17 @@ def test_bad_films_are_reported_and_the_run_goes_on(run, write_film, write_grey,
     assert [line["error"].split(" (")[0] for line in lines[-4:-1]] == [
         "none.mp4 cannot be read as a video",
         "gone.mp4 cannot be read as a video",
-        "http://127.0.0.1:9/live cannot be read as a video",
+        "rtsp://127.0.0.1:9/live cannot be read as a video",
     ]
     assert faces_of(lines[-1:]) == [2]
     assert f"in 1 image and {len(cut) - 1} frames, 5 videos could not be read, " in result.stderr
 
 
-def test_without_pyav(run, write_film, write_grey, monkeypatch):
-    write_film("film.mp4")
+def test_without_pyav(run, write_video, write_grey, monkeypatch):
+    write_video("video.mp4")
     write_grey("a.png", 40)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    lines = lines_of(run("detect", "film.mp4", "a.png", status=1).stdout)
+    lines = lines_of(run("detect", "video.mp4", "a.png", status=1).stdout)
     assert lines[0]["error"] == "videos need PyAV: pip install 'pyface-engine[video]'"
     assert faces_of(lines) == [0, 1]
 
@@ -170,12 +170,12 @@ def test_without_pyav(run, write_film, write_grey, monkeypatch):
 
 @pytest.mark.parametrize("name", ["faces.jsonl", "faces.csv"])
 @pytest.mark.parametrize("save", [(), ("--save", "out")])
-def test_resume_after_any_cut(run, write_film, write_grey, name, save):
+def test_resume_after_any_cut(run, write_video, write_grey, name, save):
     """Whatever byte the file was cut at, resuming makes it what an uncut run makes, and the saved videos are whole."""
     write_grey("in/a.png", 80)
-    write_film("in/b.mp4", (80, 0, 40, 40, 120))
+    write_video("in/b.mp4", (80, 0, 40, 40, 120))
     Path("in/c.mp4").write_bytes(b"no video")
-    write_film("in/d.mp4", (40, 80))
+    write_video("in/d.mp4", (40, 80))
     run("detect", "in", "--output", f"whole/{name}", *save, status=1)
     whole = Path(f"whole/{name}").read_bytes()
     for length in [*range(0, len(whole), 331), len(whole) - 1, len(whole)]:
@@ -188,37 +188,37 @@ def test_resume_after_any_cut(run, write_film, write_grey, name, save):
         assert len(list(video("out/d.mp4"))) == 2  # done again, since it ended the file
 
 
-def test_resume_goes_on_within_a_film(run, write_film, fake_model):
-    write_film("film.mp4", (40,) * 20)
-    run("detect", "film.mp4", "--output", "faces.jsonl", "--batch-size", 1)
+def test_resume_goes_on_within_a_video(run, write_video, fake_model):
+    write_video("video.mp4", (40,) * 20)
+    run("detect", "video.mp4", "--output", "faces.jsonl", "--batch-size", 1)
     whole = Path("faces.jsonl").read_bytes()
     Path("faces.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:15]))
     fake_model.batches.clear()
-    run("detect", "film.mp4", "--output", "faces.jsonl", "--batch-size", 1, "--resume")
+    run("detect", "video.mp4", "--output", "faces.jsonl", "--batch-size", 1, "--resume")
     assert Path("faces.jsonl").read_bytes() == whole
     assert sum(fake_model.batches) == 5
 
 
-def test_resume_finishes_the_film_that_was_cut_first(run, write_film, write_grey, assert_one_sentence):
+def test_resume_finishes_the_video_that_was_cut_first(run, write_video, write_grey, assert_one_sentence):
     """Otherwise a third run could not tell that the video is unfinished."""
-    write_film("film.mp4", (40,) * 6)
-    run("detect", "film.mp4", "--output", "faces.jsonl")
+    write_video("video.mp4", (40,) * 6)
+    run("detect", "video.mp4", "--output", "faces.jsonl")
     Path("faces.jsonl").write_bytes(b"".join(Path("faces.jsonl").read_bytes().splitlines(keepends=True)[:3]))
     write_grey("a.png", 40)
     assert_one_sentence(
         run("detect", "a.png", "--output", "faces.jsonl", "--resume", status=2),
-        "ends within film.mp4",
+        "ends within video.mp4",
         "name that video",
     )
-    run("detect", "a.png", "film.mp4", "--output", "faces.jsonl", "--resume")
+    run("detect", "a.png", "video.mp4", "--output", "faces.jsonl", "--resume")
     lines = lines_of(Path("faces.jsonl").read_text())
     assert [line.get("frame") for line in lines] == [*range(6), None]
 
 
-def test_resume_with_other_frames_is_refused(run, write_film, assert_one_sentence):
-    write_film("film.mp4", (40,) * 6)
-    run("detect", "film.mp4", "--output", "faces.jsonl", "--every", 2)
-    result = run("detect", "film.mp4", "--output", "faces.jsonl", "--resume", status=2)
+def test_resume_with_other_frames_is_refused(run, write_video, assert_one_sentence):
+    write_video("video.mp4", (40,) * 6)
+    run("detect", "video.mp4", "--output", "faces.jsonl", "--every", 2)
+    result = run("detect", "video.mp4", "--output", "faces.jsonl", "--resume", status=2)
     assert_one_sentence(result, "made with every 2", "this command has every 1")
 
 
@@ -242,7 +242,7 @@ def test_frames_of_a_camera_are_not_taken_ahead(run, camera, fake_model):
     assert fake_model.batches == [1] * 20
 
 
-def test_ctrl_c_completes_the_film_of_a_camera(run, camera, assert_one_sentence):
+def test_ctrl_c_completes_the_video_of_a_camera(run, camera, assert_one_sentence):
     camera(40, 80, KeyboardInterrupt())
     result = run("detect", "--camera", 0, "--save", "out", "--output", "faces.jsonl", status=130)
     assert_one_sentence(result, "interrupted, 0 of 1 source and 2 frames are done")

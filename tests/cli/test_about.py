@@ -1,0 +1,48 @@
+"""`pyface models`, and how `pyface --help` begins."""
+
+import json
+import re
+
+from pyface.models import list_models
+from pyface.models.facts import facts
+
+
+def test_models(run):
+    text = run("models").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    bundled, _, rest = text.partition("Without bundled weights")
+    for name in list_models():
+        row = re.search(rf"^{name} +(.*)$", bundled if facts(name).licence else rest, re.MULTILINE)
+        if facts(name).licence:
+            precision = next(iter(facts(name).widerface.values()))
+            assert row[1].split()[:3] == [f"{value:.3f}" for value in precision.values()]
+            assert row[1].split()[-4:] == [
+                f"{facts(name).score_threshold:.3f}", f"{facts(name).smallest_face:.0f}", "px", "5"
+            ]  # fmt: skip
+        else:
+            assert name not in bundled
+    together = " ".join(bundled.split())
+    assert "mtcnn you need MIT-licensed weights MIT" in together
+
+
+def test_models_as_json(run):
+    content = json.loads(run("models", "--json").stdout)
+    assert [of["name"] for of in content] == list_models()
+    mtcnn = next(of for of in content if of["name"] == "mtcnn")
+    assert mtcnn["licence"] == "MIT"
+    assert mtcnn["widerface"] == {"own": {"easy": 0.834, "medium": 0.816, "hard": 0.598}}
+
+
+def test_help_begins_with_three_examples(run):
+    text = run("--help").stdout
+    commands = re.findall(r"^ *(pyface .*?) *#", text.partition("Options")[0], re.MULTILINE)
+    assert commands == [
+        "pyface detect photos/ --save out/",
+        "pyface detect photos/ --output faces.jsonl",
+        "pyface models",
+    ]
+
+
+def test_convert_data_names_the_formats(run, assert_one_sentence):
+    result = run("convert-data", "a", "b", "--format", "voc", status=2)
+    assert_one_sentence(result, "--format must be wider, coco or yolo, got voc")
