@@ -149,8 +149,8 @@ class YoloFolder:
         name = f"{self._below(result)}.txt"
         if name in self._taken:
             raise OutputError(
-                f"{self._folder / name} would hold the labels of both {self._taken[name]} and {result['source']}; rename "
-                "one of them, or use another --format"
+                f"{self._folder / name} would hold the labels of both {self._taken[name]} and {result['source']}; "
+                "rename one of them, or use another --format"
             )
         self._taken[name] = result["source"]
         width, height = result["width"], result["height"]
