@@ -67,7 +67,7 @@ def on_ray(detector: FaceDetector, workers: int, names: list[str]) -> tuple[floa
     results = detect(images.dataset, detector, image=images.image, source=images.source, workers=workers)
     with tempfile.TemporaryDirectory() as folder, CpuMeter() as meter:
         start = time.perf_counter()
-        ResultFolder(folder, rows_per_file=START).save(results)
+        ResultFolder(folder).save(results)
         return time.perf_counter() - start, meter.seconds()
 
 

@@ -92,7 +92,7 @@ class Run:
                         found = (Found(outcome, None) for outcome in self.detector.stream(group))
                         yield from _finished(pool, self._finish_image, found)
                     case "unclear":
-                        yield from self._unclear_results(pool, group)
+                        yield from self._unclear_results(pool, group, sources[0])
                     case "archive":
                         for source in group:
                             yield from self._archive_results(pool, source_name(source))
@@ -125,11 +125,11 @@ class Run:
         for text in describe_skipped(skipped):
             print_status(f"pyface: {name}: {text}")
 
-    def _unclear_results(self, pool: Executor, sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
+    def _unclear_results(self, pool: Executor, sources: Iterable[Source], first: Source) -> Iterator[dict[str, Any]]:
         """Yields the results of addresses that may be images, and are videos if they are not."""
         for outcome in self.detector.stream(sources):
             if isinstance(outcome.error, KindError):
-                yield from self._video_results(pool, outcome.source, -1)
+                yield from self._video_results(pool, outcome.source, self.after if outcome.source == first else -1)
             else:
                 yield self._finish_image(Found(outcome, None))
 

@@ -91,8 +91,8 @@ class Request:
         list[Path],
         typer.Option(
             metavar="DIR",
-            help="Folder of images and annotations; without annotations, its images count as having no faces. May be "
-            "repeated; a folder given twice is used twice as often.",
+            help="Folder of images and annotations, or COCO file; images without annotations count as having no faces. "
+            "May be repeated; a folder given twice is used twice as often.",
             show_default=False,
         ),
     ] = field(default_factory=list)

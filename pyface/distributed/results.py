@@ -126,7 +126,8 @@ class ResultFolder(ray.data.Datasink):
 
     def save(self, results: ray.data.Dataset) -> Counts:
         """Writes a dataset of results, as `detect` returns it; returns the counts of this run."""
-        results.write_datasink(self, ray_remote_args={"num_cpus": 0})
+        # Writing takes little time, but each process that writes takes the memory of one that has loaded torch.
+        results.write_datasink(self, ray_remote_args={"num_cpus": 0}, concurrency=len(ray.nodes()))
         return self.written
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> Counts:

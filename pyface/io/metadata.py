@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
+from pyface.io.files import write_whole
 from pyface.io.headers import read_header
 from pyface.io.images import Pixels, read_encoded, turn_upright
 
@@ -61,8 +62,7 @@ def save_photo(path: Path, image: Pixels, original: str | PathLike[str] | Binary
     Image.fromarray(np.ascontiguousarray(stored)).save(
         encoded, "JPEG" if is_jpeg else "PNG", icc_profile=metadata.icc, **options
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded.getvalue())
+    write_whole(path, encoded.getvalue())
 
 
 def read_metadata(data: bytes, *, gps: bool = True) -> Metadata:

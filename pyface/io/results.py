@@ -8,12 +8,16 @@ number.
 """
 
 import csv
+import errno
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
+
+from pyface.io.files import write_all, write_whole
 
 CSV_COLUMNS = [
     *("source", "frame", "time", "width", "height", "faces", "face", "id", "crop", "x1", "y1", "x2", "y2", "score"),
@@ -137,8 +141,9 @@ class ResultFile:
                 _write_maker(path, made_by)
             # Unbuffered: what is written has left this process, so killing it loses nothing.
             self._file = open(path, "wb" if overwrite else "ab", buffering=0)  # noqa: SIM115
+            self._path, self._has_links = path, os.fstat(self._file.fileno()).st_nlink > 0  # not on every file system
             if self._encode is csv_rows and path.stat().st_size == 0:
-                self._write(_csv([list(CSV_COLUMNS)]))
+                write_all(self._file, _csv([list(CSV_COLUMNS)]))
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
 
@@ -152,13 +157,15 @@ class ResultFile:
         """Appends one result.
 
         Raises:
-            OSError: The file cannot take it, for example because the disk is full.
+            OSError: The file cannot take it, for example because the disk is full or the file was deleted; `filename`
+                is its name.
         """
-        self._write(self._encode(result))
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            data = data[self._file.write(data) :]
+        try:
+            write_all(self._file, self._encode(result))
+            if self._has_links and os.fstat(self._file.fileno()).st_nlink == 0:
+                raise OSError(errno.ENOENT, "the file was deleted during the run")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def _continue(self, path: Path, whole_videos: bool) -> None:
         """Fills `done` and `begun`, and cuts the file after the last whole result or video."""
@@ -277,7 +284,7 @@ def _maker_file(path: Path) -> Path:
 
 def _write_maker(path: Path, made_by: Mapping[str, Any]) -> None:
     beside = path.with_name(f"{path.name}.run.json.part")
-    beside.write_text(json.dumps(dict(made_by), indent=1) + "\n", encoding="utf-8")
+    write_whole(beside, (json.dumps(dict(made_by), indent=1) + "\n").encode())
     beside.replace(_maker_file(path))
 
 

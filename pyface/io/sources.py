@@ -382,14 +382,16 @@ def plan_copies(
         ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png', 'out/b/video.mov.mp4', 'out/camera 0.mp4']
     """
     paths = paths_below(sources)
-    originals = {os.path.realpath(source) for source in paths if isinstance(source, str) and not is_address(source)}
+    originals: set[str] = set()  # made for the first copy that exists, since it takes long for many files
     plan: dict[Source, Path] = {}
     taken: set[str] = set()
     for source, below in paths.items():
         name = below if is_archive(source) else rename(below, is_video(source))
         copy = _free(folder / name, taken)
-        if os.path.realpath(copy) in originals:
-            raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
+        if os.path.lexists(copy):
+            originals = originals or {os.path.realpath(path) for path in _local_paths(paths)}
+            if os.path.realpath(copy) in originals:
+                raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
         plan[source] = copy
     return plan
 
@@ -402,9 +404,7 @@ def paths_below(sources: Iterable[Source]) -> dict[Source, str]:
         ['a/1.jpg', 'b/1.jpg', 'c-2.jpg']
     """
     sources = list(sources)
-    files: dict[Source, str] = {
-        source: os.path.abspath(source) for source in sources if isinstance(source, str) and not is_address(source)
-    }
+    files: dict[Source, str] = {path: os.path.abspath(path) for path in _local_paths(sources)}
     try:
         shared = os.path.commonpath([os.path.dirname(path) for path in files.values()]) if files else ""
     except ValueError:  # several drives
@@ -414,6 +414,10 @@ def paths_below(sources: Iterable[Source]) -> dict[Source, str]:
         for source, path in files.items()
     }
     return {source: below[source] if source in below else _address_name(source) for source in sources}
+
+
+def _local_paths(sources: Iterable[Source]) -> Iterator[str]:
+    return (source for source in sources if isinstance(source, str) and not is_address(source))
 
 
 def plan_member(folder: Path, name: str, taken: set[str], rename: Callable[[str, bool], str] = copy_name) -> Path:
