@@ -72,7 +72,7 @@ class DetectorOptions:
     threads: Threads = None
     max_pixels: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
+        typer.Option(min=1, metavar="N", help="Refuse larger images before decoding them.", show_default="134 million"),
     ] = None
     truncated: Annotated[
         Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")
@@ -233,8 +233,8 @@ class Request:
             "--output",
             "-o",
             metavar="FILE",
-            help="Write the results to this file, in the format of its suffix: .jsonl, .csv or .parquet; with --ray to "
-            "this folder.",
+            help="Write the results to this file, in the format of its suffix: .jsonl, .csv or .parquet. With --ray: "
+            "the folder to write to.",
             rich_help_panel=RESULTS,
         ),
     ] = None
@@ -252,8 +252,8 @@ class Request:
         bool,
         typer.Option(
             "--resume",
-            help="Continue --output FILE (.jsonl or .csv): skip the images that it already has. Model, weights and "
-            "options must be the same as before; FILE.run.json records them.",
+            help="Continue --output FILE (.jsonl or .csv, or the folder of --ray): skip the images that it already has. "
+            "Model, weights and options must be the same as before; FILE.run.json records them.",
             rich_help_panel=RESULTS,
         ),
     ] = False
@@ -286,9 +286,9 @@ class Request:
 def detect(request: Request) -> None:
     """Finds faces in images, videos and cameras.
 
-    Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE (or CSV, one
-    row per face). On a terminal without --output it prints a short line per image or video instead. An image or video
-    that cannot be read is reported, and the run continues.
+    Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE; --format has
+    others. On a terminal without --output it prints a short line per image or video instead. An image or video that
+    cannot be read is reported, and the run continues.
 
     Results are written as soon as they are ready. Repeat an interrupted command with --resume to continue it. Videos
     and cameras need `pip install "pyface-engine[video]"`. Ctrl-C stops reading a camera and completes the saved video.
@@ -378,7 +378,7 @@ def _check_request(request: Request) -> None:
     if request.every > 1 and request.fps is not None:
         fail("--every and --fps both choose the frames of videos; use one of them")
     if request.track and importlib.util.find_spec("trackers") is None:
-        fail("--track needs the package trackers: pip install 'pyface-engine[track]'")
+        fail('--track needs the package trackers: pip install "pyface-engine[track]"')
     copies = request.copies
     if len(copies.covers) > 1:
         fail(f"--{' and --'.join(copies.covers)} exclude each other; use one of them")

@@ -243,7 +243,7 @@ class ParquetFile(FinishedFile):
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise OutputError("Parquet files need pyarrow: pip install 'pyface-engine[parquet]'") from None
+            raise OutputError('Parquet files need pyarrow: pip install "pyface-engine[parquet]"') from None
         super().__init__(path, overwrite=overwrite)
         kinds = {"source": pyarrow.string(), "crop": pyarrow.string(), "error": pyarrow.string()}
         kinds |= dict.fromkeys(("frame", "width", "height", "faces", "face", "id"), pyarrow.int64())

@@ -247,4 +247,4 @@ def test_mistakes_are_one_sentence(run, photos, arguments, words, assert_one_sen
 def test_without_pyarrow(run, photos, monkeypatch, assert_one_sentence):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     result = run("detect", "in/a.png", "--output", "x.parquet", status=2)
-    assert_one_sentence(result, "Parquet files need pyarrow: pip install 'pyface-engine[parquet]'")
+    assert_one_sentence(result, 'Parquet files need pyarrow: pip install "pyface-engine[parquet]"')
