@@ -252,8 +252,8 @@ class Request:
         bool,
         typer.Option(
             "--resume",
-            help="Continue --output FILE (.jsonl or .csv, or the folder of --ray): skip the images that it already has. "
-            "Model, weights and options must be the same as before; FILE.run.json records them.",
+            help="Continue --output FILE (.jsonl or .csv, or the folder of --ray): skip the images that it already "
+            "has. Model, weights and options must be the same as before; FILE.run.json records them.",
             rich_help_panel=RESULTS,
         ),
     ] = False

@@ -65,7 +65,7 @@ class FacesRequest:
     ] = None
     form: Annotated[
         Literal["faces", "coco"],
-        typer.Option("--format", help="Figures: average precision by face size, or COCO's twelve."),
+        typer.Option("--format", help="Figures: average precision by face size, or COCO's twelve."),,
     ] = "faces"
     iou: Annotated[list[float], typer.Option(min=0.01, max=1, help="Lowest IoU of a match; may be repeated.")] = field(
         default_factory=lambda: [0.5, 0.4]
@@ -96,8 +96,8 @@ class Measured(NamedTuple):
 def faces(context: typer.Context, request: FacesRequest) -> None:
     """Measures average precision by face size on annotated images, of a detector or of a file of detections.
 
-    Data folders are in the format of WIDER FACE (images/ and bbx_gt.txt), COCO or YOLO. A detection that matches an ignore box
-    does not count. `--format coco` gives the figures of pycocotools.
+    Data folders are in the format of WIDER FACE (images/ and bbx_gt.txt), COCO or YOLO. A detection that matches an
+    ignore box does not count. `--format coco` gives the figures of pycocotools.
 
     Examples:
 

@@ -20,7 +20,7 @@ from pyface.cli.console import (
     write_json,
     write_plot,
 )
-from pyface.cli.options import EvaluationOptions, DetectorRequest, JsonFile, OptionalModel, Plot, takes_options
+from pyface.cli.options import DetectorRequest, EvaluationOptions, JsonFile, OptionalModel, Plot, takes_options
 
 if TYPE_CHECKING:
     from pyface.detector import FaceDetector
