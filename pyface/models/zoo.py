@@ -102,7 +102,7 @@ REGISTRY = {
             "you study anchor-free detection; it is the slowest",
             Weights(
                 file="densebox_lite.safetensors",
-                sha256="1714289e47b4a44516c1f7033c68105f1d568598e744fc294264f01846194016",
+                sha256="022ded5ce96ca93aa7d3dccc6742527bd05f0645cafe280506d6f5825f5349d8",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_DATA,
             ),
