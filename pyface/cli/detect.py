@@ -276,6 +276,11 @@ class Request:
         suffix = "" if self.output_file is None else self.output_file.suffix.lower()
         return suffix[1:] if suffix in (".jsonl", ".csv", ".parquet") else None
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a later run can continue the file of results."""
+        return self.output is not None and self.output_format in ("jsonl", "csv")
+
     def facts(self) -> dict[str, Any]:
         """What decides the results, by the names of the options."""
         frames = {"every": self.every, "fps": self.fps, "track": self.track}
@@ -354,7 +359,7 @@ def detect_sources(request: Request) -> None:
             request.sources.exclude or [],
             done,
         )
-        _write_results(run, remaining, write, resumable=request.output is not None)
+        _write_results(run, remaining, write, request.is_resumable)
     drawn = "faces covered" if request.copies.covers else "drawn"
     report.summarise({"results": request.output_file, drawn: request.copies.save, "crops": request.copies.crops})
     if report.failed.total() or _had_failures(sources, done):
@@ -467,7 +472,7 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
 
 
 def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:
-    """Returns all sources but those that are left out by patterns, and tells which kinds of files are skipped."""
+    """Returns all sources but those that patterns exclude, and prints which kinds of files are skipped."""
     from pyface.io.sources import describe_skipped, find_sources, read_list, select_sources
 
     skipped: Counter[str] = Counter()
@@ -509,7 +514,7 @@ def _open_results(
         yield print_line, {}, None
         return
     try:
-        if request.output_format in ("jsonl", "csv"):
+        if request.is_resumable:
             with _open_growing(request, output, sources) as (write, done, begun):
                 yield write, done, begun
         else:
@@ -524,7 +529,7 @@ def _open_results(
 def _open_growing(
     request: Request, output: Path, sources: list[Source]
 ) -> Iterator[tuple[Write, dict[str, bool], tuple[str, int] | None]]:
-    """Opens JSON lines or CSV, which may be continued."""
+    """Opens a JSON Lines or CSV file, which may be continued."""
     from pyface.io.results import ResultFile
 
     file = ResultFile(

@@ -65,7 +65,7 @@ class FacesRequest:
     ] = None
     form: Annotated[
         Literal["faces", "coco"],
-        typer.Option("--format", help="Figures: average precision by face size, or COCO's twelve."),,
+        typer.Option("--format", help="Figures: average precision by face size, or COCO's twelve."),
     ] = "faces"
     iou: Annotated[list[float], typer.Option(min=0.01, max=1, help="Lowest IoU of a match; may be repeated.")] = field(
         default_factory=lambda: [0.5, 0.4]

@@ -99,8 +99,8 @@ class ResultFile:
         begun: A video that may be unfinished, since its last frame ends the file, and the number of that frame.
 
     Raises:
-        OutputError: The suffix is another, the file exists (is not empty) and neither `resume` nor
-            `overwrite` is given, it is not a file of results, something else made it, or it cannot be written.
+        OutputError: The suffix is another, the file exists (is not empty) and neither `resume` nor `overwrite` is
+            given, it is not a file of results, other options made it, or it cannot be written.
 
     Example:
         >>> import tempfile
