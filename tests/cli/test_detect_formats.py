@@ -216,7 +216,8 @@ def test_an_interrupted_run_leaves_a_whole_file(run, photos, fake_model, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fake_model, "detect", detect)
-    run("detect", *photos, "--format", "coco", "--output", "faces.json", status=130)
+    result = run("detect", *photos, "--format", "coco", "--output", "faces.json", status=130)
+    assert "--resume" not in result.stderr
     assert json.loads(Path("faces.json").read_text())["annotations"] == []
     assert not Path("faces.json.part").exists()
 
