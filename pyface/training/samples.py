@@ -134,8 +134,9 @@ class Samples(Dataset[Batch]):
         numbers = np.array([crop.picture for crop in crops])
         pixels = None
         if self.album.images is None:
-            pixels, squares = self.album.parts(numbers, squares)
-            numbers = np.arange(len(crops))
+            # Whole, as if they were kept: in parts, the places to sample would be rounded differently.
+            pictures, numbers = np.unique(numbers, return_inverse=True)
+            pixels = [self.album[k] for k in pictures.tolist()]
         return Batch(
             pictures=torch.from_numpy(numbers),
             crops=torch.from_numpy(squares),
