@@ -5,6 +5,7 @@ The graph as torch traces it is tested without either; so the tests of a runtime
 
 import json
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from pyface.cli import app
 from pyface.detector import FaceDetector
 from pyface.export.decoding import PlainOps, best
-from pyface.export.export import ExportRequest, export
+from pyface.export.export import CONVERTERS, ExportRequest, export
 from pyface.export.graph import Faces, Heads
 from pyface.export.quantisation import behind_network
 from pyface.models.checkpoints import CheckpointError
@@ -298,6 +299,24 @@ def test_exported_files_cannot_be_exported(exported, tmp_path):
         export(ExportRequest(str(exported(".onnx", model="s3fd_lite"))), tmp_path / "again.onnx")
 
 
+@pytest.mark.parametrize(
+    ("suffix", "module", "extra"), [(".onnx", "onnxscript", "onnx"), (".xml", "openvino", "openvino")]
+)
+def test_missing_packages_are_reported_before_the_graph_is_traced(suffix, module, extra, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "pyface.export.suppression", raising=False)
+    monkeypatch.delattr(torch.export, "export")
+    with pytest.raises(ImportError, match=rf'needs {module}: pip install "pyface-engine\[{extra}\]"'):
+        export(ExportRequest("s3fd_lite"), tmp_path / f"out{suffix}")
+
+
+def test_int8_without_nncf(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    monkeypatch.setitem(CONVERTERS, ".onnx", ([], "exporting to .onnx", "onnx"))
+    with pytest.raises(ImportError, match=r'--int8 needs nncf: pip install "pyface-engine\[int8\]"'):
+        export(ExportRequest("s3fd_lite", precision="int8", calibrate=tmp_path), tmp_path / "out.onnx")
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -315,7 +334,7 @@ def test_export_heads_in_half_precision(tmp_path):
     arguments = ["export", "ssh_lite", str(path), "--heads", "--size", "96x128", "--precision", "fp16"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "ssh_lite, heads of images of 96 x 128 pixels, fp16" in done.stderr
+    assert done.stderr == f"{path}: ssh_lite, heads of images of 96 x 128 pixels, fp16\n"
     assert [file.name for file in tmp_path.iterdir()] == ["heads.onnx"]
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     images = torch.randn(2, 3, 96, 128)
