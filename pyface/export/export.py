@@ -79,13 +79,13 @@ def export(request: ExportRequest, target: str | os.PathLike[str]) -> Descriptio
         raise ValueError(f"OUT must end with {', '.join(WRITERS)}, got {path}")
     if is_exported(request.model):
         raise ValueError(f"MODEL must be a name that `pyface models` lists, got the exported file {request.model}")
-    require(*CONVERTERS[path.suffix])
     model = create_model(request.model, request.weights)
     if isinstance(model, MTCNN):
         return export_cascade(request, model, path)
     folded = folded_model(request, cast(SingleShot, model))
     description = describe(request, folded)
     inputs = calibration(request, folded, description, path)
+    require(*CONVERTERS[path.suffix])
     WRITERS[path.suffix](trace(request, folded), description, path, inputs)
     return description
 
@@ -103,8 +103,9 @@ def calibration(request: ExportRequest, model: SingleShot, description: Descript
         return None
     if request.heads or path.suffix == ".pt2":
         raise ValueError(f"--int8 must be for faces in .onnx or .xml files, got {'--heads' if request.heads else path}")
+    inputs = calibration_inputs(model, description, request.calibrate)
     require(["nncf"], "--int8", "int8")
-    return calibration_inputs(model, description, request.calibrate)
+    return inputs
 
 
 def export_cascade(request: ExportRequest, model: MTCNN, path: Path) -> Description:
@@ -119,6 +120,7 @@ def export_cascade(request: ExportRequest, model: MTCNN, path: Path) -> Descript
         )
     if path.suffix == ".pt2":
         raise ValueError(f"OUT must end with .onnx or .xml for {request.model}, got {path}")
+    require(*CONVERTERS[path.suffix])
     config = model.config
     description = Description(
         model=request.model,

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from pyface.cli import app
 from pyface.detector import FaceDetector
 from pyface.export.decoding import PlainOps, best
-from pyface.export.export import CONVERTERS, ExportRequest, export
+from pyface.export.export import ExportRequest, export
 from pyface.export.graph import Faces, Heads
 from pyface.export.quantisation import behind_network
 from pyface.models.checkpoints import CheckpointError
@@ -310,9 +310,9 @@ def test_missing_packages_are_reported_before_the_graph_is_traced(suffix, module
         export(ExportRequest("s3fd_lite"), tmp_path / f"out{suffix}")
 
 
-def test_int8_without_nncf(monkeypatch, tmp_path):
+def test_int8_without_nncf(images, monkeypatch, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), images[2])
     monkeypatch.setitem(sys.modules, "nncf", None)
-    monkeypatch.setitem(CONVERTERS, ".onnx", ([], "exporting to .onnx", "onnx"))
     with pytest.raises(ImportError, match=r'--int8 needs nncf: pip install "pyface-engine\[int8\]"'):
         export(ExportRequest("s3fd_lite", precision="int8", calibrate=tmp_path), tmp_path / "out.onnx")
 
@@ -352,7 +352,7 @@ def test_export_heads_in_half_precision(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mtcnn", "OUT.onnx", "--heads"], "options of the export must be left out for mtcnn"),
+        (["mtcnn", "OUT.onnx", "--heads"], "all options but --weights must be left out for mtcnn"),
         (["mtcnn", "OUT.pt2"], "OUT must end with .onnx or .xml for mtcnn, got OUT.pt2"),
         (["s3fd_lite", "OUT.onnx", "--int8"], "--int8 and --calibrate DIR must be given together"),
         (["s3fd_lite", "OUT.pt2", "--int8", "--calibrate", "."], "--int8 must be for faces in .onnx or .xml files"),
@@ -361,7 +361,7 @@ def test_export_heads_in_half_precision(tmp_path):
         (["s3fd_lite", "OUT.tflite"], "OUT must end with .onnx, .xml, .pt2"),
         (["s3fd_lite", "OUT.onnx", "--size", "640"], "--size must be HEIGHTxWIDTH"),
         (["s3fd_lite", "OUT.onnx", "--precision", "int4"], "--precision must be fp32 or fp16, got int4"),
-        (["s3fd_lite", "none/OUT.onnx"], "there is no folder"),
+        (["s3fd_lite", "none/OUT.onnx"], "cannot be written: there is no"),
     ],
 )
 def test_mistakes(arguments, message, tmp_path, monkeypatch):
@@ -370,3 +370,10 @@ def test_mistakes(arguments, message, tmp_path, monkeypatch):
     assert done.exit_code == 2
     assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_permission(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    path = tmp_path / "out.onnx"
+    done = CliRunner().invoke(app, ["export", "s3fd_lite", str(path)])
+    assert (done.exit_code, done.stderr) == (2, f"pyface: {path} cannot be written: permission denied\n")
