@@ -415,7 +415,9 @@ def draw_accuracy(path: Path, results: Path) -> None:
         for name, (seconds, precision) in points(results).items():
             colour = "#b5533c" if name in peers else "#3b6ea5"
             axes.plot(1000 * seconds, precision[k], "s" if name in peers else "o", color=colour)
-            axes.annotate(name, (1000 * seconds, precision[k]), (5, 4), textcoords="offset points", fontsize=7)
+            below = name not in peers  # peers' names above, ours below, so that they do not meet
+            place = {"xytext": (0, -5 if below else 5), "va": "top" if below else "bottom", "ha": "center"}
+            axes.annotate(name, (1000 * seconds, precision[k]), textcoords="offset points", fontsize=7, **place)
         axes.set_title(subset, fontsize=9)
         axes.margins(0.25)
         axes.tick_params(labelsize=7)

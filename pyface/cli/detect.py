@@ -72,7 +72,7 @@ class DetectorOptions:
     threads: Threads = None
     max_pixels: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
+        typer.Option(min=1, metavar="N", help="Refuse larger images before decoding them.", show_default="134 million"),
     ] = None
     truncated: Annotated[
         Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")
@@ -233,8 +233,8 @@ class Request:
             "--output",
             "-o",
             metavar="FILE",
-            help="Write the results to this file, in the format of its suffix: .jsonl, .csv or .parquet; with --ray to "
-            "this folder.",
+            help="Write the results to this file, in the format of its suffix: .jsonl, .csv or .parquet. With --ray: "
+            "the folder to write to.",
             rich_help_panel=RESULTS,
         ),
     ] = None
@@ -252,8 +252,8 @@ class Request:
         bool,
         typer.Option(
             "--resume",
-            help="Continue --output FILE (.jsonl or .csv): skip the images that it already has. Model, weights and "
-            "options must be the same as before; FILE.run.json records them.",
+            help="Continue --output FILE (.jsonl or .csv, or the folder of --ray): skip the images that it already "
+            "has. Model, weights and options must be the same as before; FILE.run.json records them.",
             rich_help_panel=RESULTS,
         ),
     ] = False
@@ -276,6 +276,11 @@ class Request:
         suffix = "" if self.output_file is None else self.output_file.suffix.lower()
         return suffix[1:] if suffix in (".jsonl", ".csv", ".parquet") else None
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a later run can continue the file of results."""
+        return self.output is not None and self.output_format in ("jsonl", "csv")
+
     def facts(self) -> dict[str, Any]:
         """What decides the results, by the names of the options."""
         frames = {"every": self.every, "fps": self.fps, "track": self.track}
@@ -286,9 +291,9 @@ class Request:
 def detect(request: Request) -> None:
     """Finds faces in images, videos and cameras.
 
-    Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE (or CSV, one
-    row per face). On a terminal without --output it prints a short line per image or video instead. An image or video
-    that cannot be read is reported, and the run continues.
+    Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE; --format has
+    others. On a terminal without --output it prints a short line per image or video instead. An image or video that
+    cannot be read is reported, and the run continues.
 
     Results are written as soon as they are ready. Repeat an interrupted command with --resume to continue it. Videos
     and cameras need `pip install "pyface-engine[video]"`. Ctrl-C stops reading a camera and completes the saved video.
@@ -354,7 +359,7 @@ def detect_sources(request: Request) -> None:
             request.sources.exclude or [],
             done,
         )
-        _write_results(run, remaining, write, resumable=request.output is not None)
+        _write_results(run, remaining, write, request.is_resumable)
     drawn = "faces covered" if request.copies.covers else "drawn"
     report.summarise({"results": request.output_file, drawn: request.copies.save, "crops": request.copies.crops})
     if report.failed.total() or _had_failures(sources, done):
@@ -378,7 +383,7 @@ def _check_request(request: Request) -> None:
     if request.every > 1 and request.fps is not None:
         fail("--every and --fps both choose the frames of videos; use one of them")
     if request.track and importlib.util.find_spec("trackers") is None:
-        fail("--track needs the package trackers: pip install 'pyface-engine[track]'")
+        fail('--track needs the package trackers: pip install "pyface-engine[track]"')
     copies = request.copies
     if len(copies.covers) > 1:
         fail(f"--{' and --'.join(copies.covers)} exclude each other; use one of them")
@@ -467,7 +472,7 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
 
 
 def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:
-    """Returns all sources but those that are left out by patterns, and tells which kinds of files are skipped."""
+    """Returns all sources but those that patterns exclude, and prints which kinds of files are skipped."""
     from pyface.io.sources import describe_skipped, find_sources, read_list, select_sources
 
     skipped: Counter[str] = Counter()
@@ -509,7 +514,7 @@ def _open_results(
         yield print_line, {}, None
         return
     try:
-        if request.output_format in ("jsonl", "csv"):
+        if request.is_resumable:
             with _open_growing(request, output, sources) as (write, done, begun):
                 yield write, done, begun
         else:
@@ -524,7 +529,7 @@ def _open_results(
 def _open_growing(
     request: Request, output: Path, sources: list[Source]
 ) -> Iterator[tuple[Write, dict[str, bool], tuple[str, int] | None]]:
-    """Opens JSON lines or CSV, which may be continued."""
+    """Opens a JSON Lines or CSV file, which may be continued."""
     from pyface.io.results import ResultFile
 
     file = ResultFile(

@@ -195,7 +195,7 @@ def _plan_run(request: Request, given: frozenset[str]) -> tuple[Run, Path]:
         return read_config(request.resume / CONFIG), request.resume
     run = _new_run(request) if request.config is None else read_config(request.config)
     if request.out is None:
-        fail("name a folder for the run: --out DIR")
+        fail("a run needs a folder; add --out DIR")
     return _with_options(run, request, given), request.out
 
 
@@ -204,7 +204,7 @@ def _new_run(request: Request) -> Run:
     from pyface.training.recipes import RECIPES, Run
 
     if request.model is None or not request.data:
-        fail("name a model and --data DIR (or --config FILE, or --resume DIR)")
+        fail("a run needs a model and --data DIR; give both, or --config FILE, or --resume DIR")
     model_info(request.model)  # lists the names if there is no such model
     return Run(model=request.model, data=tuple(map(str, request.data)), recipe=RECIPES[request.model])
 

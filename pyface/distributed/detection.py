@@ -39,7 +39,7 @@ def detect(
         dataset: One row per image.
         model: The name of a detector, or a detector, which is copied to the actors with its weights.
         image: The column with the images: contents of image files (binary), or paths and addresses (string).
-        source: The column with their names (string), which must differ.
+        source: The column with their names (string), which must be unique.
         done: Sorted fingerprints of images to leave out, such as `ResultFolder.done`.
         workers: Number of actors; None: as many as the cluster's CPUs or GPUs are enough for.
         cpus: CPUs per actor, which are also the threads of its detector.

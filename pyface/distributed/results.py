@@ -82,7 +82,7 @@ class ResultFolder(ray.data.Datasink):
         written: The counts of the run, after `write`.
 
     Raises:
-        OutputError: The folder has results and neither `resume` nor `overwrite` is given, something else made them, or
+        OutputError: The folder has results and neither `resume` nor `overwrite` is given, other options made them, or
             it cannot be written.
     """
 

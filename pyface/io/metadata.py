@@ -44,7 +44,7 @@ def save_photo(path: Path, image: Pixels, original: str | PathLike[str] | Binary
     notes and XMP are left out, since they may contain what was removed from the pixels.
 
     Args:
-        path: The file, ending in .jpg, .jpeg or .png; folders on the way are made.
+        path: The file, ending in .jpg, .jpeg or .png. Missing folders are created.
         image: uint8 RGB [H, W, 3], upright, as `read_image` returns it.
         original: The file that the image was read from: its path, its address, or the open file.
         gps: Whether to keep the place where the photo was taken.

@@ -99,8 +99,8 @@ class ResultFile:
         begun: A video that may be unfinished, since its last frame ends the file, and the number of that frame.
 
     Raises:
-        OutputError: The suffix is another, the file exists (is not empty) and neither `resume` nor
-            `overwrite` is given, it is not a file of results, something else made it, or it cannot be written.
+        OutputError: The suffix is another, the file exists (is not empty) and neither `resume` nor `overwrite` is
+            given, it is not a file of results, other options made it, or it cannot be written.
 
     Example:
         >>> import tempfile
@@ -243,7 +243,7 @@ class ParquetFile(FinishedFile):
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise OutputError("Parquet files need pyarrow: pip install 'pyface-engine[parquet]'") from None
+            raise OutputError('Parquet files need pyarrow: pip install "pyface-engine[parquet]"') from None
         super().__init__(path, overwrite=overwrite)
         kinds = {"source": pyarrow.string(), "crop": pyarrow.string(), "error": pyarrow.string()}
         kinds |= dict.fromkeys(("frame", "width", "height", "faces", "face", "id"), pyarrow.int64())

@@ -291,7 +291,7 @@ def _pyav() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise ImportError("videos need PyAV: pip install 'pyface-engine[video]'") from error
+        raise ImportError('videos need PyAV: pip install "pyface-engine[video]"') from error
     return av
 
 

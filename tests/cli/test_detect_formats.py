@@ -216,7 +216,8 @@ def test_an_interrupted_run_leaves_a_whole_file(run, photos, fake_model, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fake_model, "detect", detect)
-    run("detect", *photos, "--format", "coco", "--output", "faces.json", status=130)
+    result = run("detect", *photos, "--format", "coco", "--output", "faces.json", status=130)
+    assert "--resume" not in result.stderr
     assert json.loads(Path("faces.json").read_text())["annotations"] == []
     assert not Path("faces.json.part").exists()
 
@@ -248,4 +249,4 @@ def test_mistakes_are_one_sentence(run, photos, arguments, words, assert_one_sen
 def test_without_pyarrow(run, photos, monkeypatch, assert_one_sentence):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     result = run("detect", "in/a.png", "--output", "x.parquet", status=2)
-    assert_one_sentence(result, "Parquet files need pyarrow: pip install 'pyface-engine[parquet]'")
+    assert_one_sentence(result, 'Parquet files need pyarrow: pip install "pyface-engine[parquet]"')

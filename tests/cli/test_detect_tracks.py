@@ -104,7 +104,7 @@ def test_without_the_package(run, write_grey, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trackers" else real(name))
     result = run("detect", "a.png", "--track", status=2)
-    assert result.stderr == "pyface: --track needs the package trackers: pip install 'pyface-engine[track]'\n"
+    assert result.stderr == 'pyface: --track needs the package trackers: pip install "pyface-engine[track]"\n'
 
 
 def test_frames_without_faces_and_sparse_frames():

@@ -163,7 +163,7 @@ def test_without_pyav(run, write_video, write_grey, monkeypatch):
     result = run("detect", "video.mp4", "a.png", status=1)
     assert "1 face in 1 image, 1 video could not be read" in result.stderr
     lines = lines_of(result.stdout)
-    assert lines[0]["error"] == "videos need PyAV: pip install 'pyface-engine[video]'"
+    assert lines[0]["error"] == 'videos need PyAV: pip install "pyface-engine[video]"'
     assert faces_of(lines) == [0, 1]
 
 
