@@ -72,8 +72,11 @@ def video(
 
 
 def video_seconds(source: str | Path) -> float:
-    """Returns how long a video says it is in seconds, 0 if it does not say or cannot be read."""
-    av = _pyav()
+    """Returns how long a video says it is in seconds, 0 if it does not say, cannot be read, or PyAV is missing."""
+    try:
+        av = _pyav()
+    except ImportError:
+        return 0.0
     try:
         with av.open(_openable(str(source)), timeout=PATIENCE) as container:
             return _duration(container, container.streams.video[0])
