@@ -185,7 +185,7 @@ int decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int64
   if (guard.status()) return guard.status();
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   if (const int status = plan.survivors.clear(batch, cuda_stream)) return status;
-  const dim3 tiles(std::max(plan.first_tile[num_levels], 1u), static_cast<unsigned>(std::min(batch, kMaxRows)));
+  const dim3 tiles(std::max(plan.first_tile[num_levels], 1u), num_blocks(batch, kMaxRows));
   with_dtype(dtype, [&](auto kind) { find_survivors<kind.value><<<tiles, kTile, 0, cuda_stream>>>(plan); });
   if (const int status = launch_status()) return status;
   with_dtype(dtype, [&](auto kind) {

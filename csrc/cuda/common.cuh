@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -38,12 +39,21 @@ inline int launch_status() { return cudaGetLastError(); }
 inline constexpr __host__ __device__ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 #if defined(PYFACE_CUDA_HOST)
-using cuda_host::declare_array, cuda_host::kWorkspaceGap;  // the emulated device checks that kernels keep to each array
+// The emulated device checks that kernels keep to each array, and launches fewer blocks now and then.
+using cuda_host::declare_array, cuda_host::fewer_blocks, cuda_host::kWorkspaceGap;
 #else
 constexpr size_t kWorkspaceGap = 0;
 template <typename T>
 void declare_array(T*, size_t) {}
+inline int64_t fewer_blocks(int64_t most) { return most; }
 #endif
+
+constexpr int64_t kMaxRows = 65535;  // blocks along the y axis of a grid
+
+// Blocks for `wanted` shares of the work: `most` at most, which then take several shares each.
+inline unsigned num_blocks(int64_t wanted, int64_t most) {
+  return static_cast<unsigned>(std::min(wanted, fewer_blocks(most)));
+}
 
 // Cuts a workspace into aligned arrays. With a null base it only counts, so that one function describes both the size
 // and the layout.

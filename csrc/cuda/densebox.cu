@@ -294,7 +294,7 @@ int decode_densebox(const Map& scores, const Map& offsets, Dtype dtype, int64_t 
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   if (const int status = plan.survivors.clear(batch, cuda_stream)) return status;
   const dim3 tiles(static_cast<unsigned>(std::max(ceil_div(num_cells, kCells), int64_t{1})),
-                   static_cast<unsigned>(std::min(batch, kMaxRows)));
+                   num_blocks(batch, kMaxRows));
   with_dtype(dtype, [&](auto kind) { find_survivors<kind.value><<<tiles, kCells, 0, cuda_stream>>>(plan); });
   if (const int status = launch_status()) return status;
   select_best<<<static_cast<unsigned>(batch), kSelectThreads, 0, cuda_stream>>>(plan);
@@ -322,8 +322,7 @@ int densebox_targets(const float* boxes, int64_t num_boxes, const uint8_t* ignor
   const DeviceGuard guard(device);
   if (guard.status()) return guard.status();
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const dim3 tiles(static_cast<unsigned>(num_tiles),
-                   static_cast<unsigned>(std::min(batch * (1 + num_landmarks), kMaxRows)));
+  const dim3 tiles(static_cast<unsigned>(num_tiles), num_blocks(batch * (1 + num_landmarks), kMaxRows));
   write_targets<<<tiles, kTile, 0, cuda_stream>>>(plan);
   if (const int status = launch_status()) return status;
   const float longest = static_cast<float>(std::max(grid.height, grid.width));

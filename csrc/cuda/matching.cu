@@ -23,7 +23,6 @@ constexpr int kTile = 256;                                             // anchor
 constexpr int kImageThreads = 1024;                                    // of a block of settle_faces
 constexpr int kChooseThreads = 128;                                    // of a block of choose_candidates
 constexpr int64_t kChooseBlocks = 256;                                 // at most, per image
-constexpr int64_t kMaxRows = 65535;                                    // of a grid
 constexpr int64_t kMaxCount = (int64_t{1} << 31) - 2 * kImageThreads;  // loops step by a block beyond it
 
 // An anchor and the face that it goes to by IoU, as a number: the better claim is the larger one. A face's claim to its
@@ -396,8 +395,7 @@ bool is_valid(int64_t batch, int64_t num_anchors, int64_t num_boxes) {
 
 int launch(const Plan& plan, cudaStream_t stream) {
   const bool has_faces = plan.num_boxes > 0;
-  const dim3 tiles(static_cast<unsigned>(ceil_div(plan.num_anchors, kTile)),
-                   static_cast<unsigned>(std::min(plan.batch, kMaxRows)));
+  const dim3 tiles(static_cast<unsigned>(ceil_div(plan.num_anchors, kTile)), num_blocks(plan.batch, kMaxRows));
   if (has_faces && (plan.forces || plan.compensates))
     if (const int status = cudaMemsetAsync(plan.state.faces, 0, plan.num_boxes * sizeof(FaceState), stream))
       return status;
@@ -411,7 +409,7 @@ int launch(const Plan& plan, cudaStream_t stream) {
   if (const int status = launch_status(); status || !plan.compensates) return status;
   spread_candidates<<<tiles, kTile, 0, stream>>>(plan);
   if (const int status = launch_status()) return status;
-  const dim3 faces(static_cast<unsigned>(std::min(plan.num_boxes, kChooseBlocks)), tiles.y);
+  const dim3 faces(num_blocks(plan.num_boxes, kChooseBlocks), tiles.y);
   choose_candidates<<<faces, kChooseThreads, 0, stream>>>(plan);
   return launch_status();
 }

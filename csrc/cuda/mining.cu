@@ -308,7 +308,7 @@ int online_hard(const float* losses, const uint8_t* valid, int64_t n, double kee
   }
   Range* const range = Workspace(workspace).take<Range>(1);
   if (const int status = cudaMemsetAsync(range, 0, sizeof(Range), cuda_stream)) return status;
-  const auto blocks = static_cast<unsigned>(std::min(ceil_div(n, int64_t{kAhead} * kThreads), kMaxBlocks));
+  const unsigned blocks = num_blocks(ceil_div(n, int64_t{kAhead} * kThreads), kMaxBlocks);
   for (int pass = 0; pass < kPasses; ++pass) {
     narrow_range<<<blocks, kThreads, 0, cuda_stream>>>(entries, keep, pass == 0, range);
     if (const int status = launch_status()) return status;

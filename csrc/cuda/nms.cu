@@ -516,7 +516,7 @@ int run_tiles(const float* boxes, const float* scores, const int64_t* classes, c
   constexpr int kBlock = 256;
   constexpr int64_t kBlocks = 4096;
   const int64_t largest = std::max(batch * n, batch * max_detections);
-  nms_prepare<<<static_cast<unsigned>(std::min(ceil_div(largest, kBlock), kBlocks)), kBlock, 0, stream>>>(
+  nms_prepare<<<num_blocks(ceil_div(largest, kBlock), kBlocks), kBlock, 0, stream>>>(
       boxes, scores, counts, batch, n, score_threshold, max_detections, workspace.keys.current, workspace.order.current,
       workspace.progress, workspace.ticket, keep, keep_count);
   if (const int status = launch_status()) return status;

@@ -189,9 +189,7 @@ Placed place(const Image& image, double scale, int out_h, int out_w) {
 }
 
 // Blocks along y: one per tile of the canvas, as far as a grid allows.
-unsigned tile_blocks(int out_h, int out_w) {
-  return static_cast<unsigned>(std::min<int64_t>(num_tiles(out_h, out_w), 65535));
-}
+unsigned tile_blocks(int out_h, int out_w) { return num_blocks(num_tiles(out_h, out_w), kMaxRows); }
 
 }  // namespace
 

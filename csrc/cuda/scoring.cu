@@ -9,8 +9,7 @@ namespace pyface::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kRows = 65535;    // of a grid, one per image; what is beyond is taken in turns
-constexpr int64_t kColumns = 4096;  // of a grid, as above
+constexpr int64_t kColumns = 4096;  // of a grid at most, whose rows are images
 
 // The size of a batch of maps; an image's pixels are numbered row by row.
 struct Pixels {
@@ -21,10 +20,7 @@ struct Pixels {
     return batch >= 0 && height >= 0 && width >= 0 && (width == 0 || height <= UINT32_MAX / width);
   }
   bool is_empty() const { return batch == 0 || height == 0 || width == 0; }
-  dim3 grid() const {
-    return dim3(static_cast<unsigned>(std::min(ceil_div(per_image(), kThreads), kColumns)),
-                static_cast<unsigned>(std::min(batch, kRows)));
-  }
+  dim3 grid() const { return dim3(num_blocks(ceil_div(per_image(), kThreads), kColumns), num_blocks(batch, kMaxRows)); }
 };
 
 // Calls visit(image, row, column) for this thread's pixels.

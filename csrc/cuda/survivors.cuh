@@ -16,7 +16,6 @@ constexpr int kSelectThreads = 1024;  // of a block that selects
 constexpr int kItems = 4;             // keys that a thread sorts
 constexpr int kChunk = kItems * kSelectThreads;
 constexpr int64_t kMaxEntries = (int64_t{1} << 31) - kChunk;  // in an image; loops step by a block beyond it
-constexpr int64_t kMaxRows = 65535;                           // of a grid
 
 // Where `value` lies among ascending firsts [0, num_levels].
 inline __device__ int level_of(const uint32_t* firsts, int num_levels, uint32_t value) {

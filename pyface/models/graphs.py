@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+_one_capture = threading.Lock()  # torch captures one graph at a time in a process
+
 
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
@@ -75,7 +77,8 @@ def _capture(
             function(*own, **options)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads may keep running, for instance to copy images: only this thread's calls are restricted.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # Other threads may keep running, for instance to copy images: only this thread's calls are restricted. By default
+    # torch captures on one stream of the process, which may be another GPU's.
+    with _one_capture, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         outputs = tuple(function(*own, **options))
     return _Captured(graph, torch.cuda.Event(), own, outputs)

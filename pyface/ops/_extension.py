@@ -223,6 +223,18 @@ def launch(op: str, device: torch.device, *arguments: Any, workspace: tuple[int,
             f"{op}: tensors must be on the CPU, as pyface was built without CUDA, got {device}; build it again with "
             "`PYFACE_CUDA=1 pip install -e .`, or move the tensors to the CPU."
         )
+    if torch.cuda.current_device() == device.index:
+        _launch_on_gpu(op, device, arguments, workspace)
+        return
+    # The launcher would switch devices as well, but CUDA sets up a context, of hundreds of megabytes, on a GPU that it
+    # switches back to. torch does not switch back to a GPU that has none.
+    with torch.cuda.device(device):
+        _launch_on_gpu(op, device, arguments, workspace)
+
+
+def _launch_on_gpu(
+    op: str, device: torch.device, arguments: tuple[Any, ...], workspace: tuple[int, ...] | None
+) -> None:
     if workspace is not None:
         size = getattr(_C.cuda, f"{op}_workspace")(*workspace)
         scratch = torch.empty(size, dtype=torch.uint8, device=device)

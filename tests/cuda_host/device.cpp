@@ -54,10 +54,14 @@ constexpr int kFailed = 719;              // cudaErrorLaunchFailure
 constexpr int kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
 constexpr size_t kShared = 48 << 10;      // bytes that a launch gives a block without asking for more
 constexpr int64_t kIdleTurns = 200;       // of each thread, until a launch counts as stuck
+constexpr int64_t kFewBlocks = 2;
 
 std::mt19937_64 random_numbers;
 std::string error;
 int status = 0;
+const char* unasked = nullptr;      // the kernel launched last, until the host asks for its status
+int device = 0, wanted_device = 0;  // the current one; the one that the caller's arrays are on
+const void* wanted_stream = nullptr;
 
 uint64_t random_below(uint64_t n) { return random_numbers() % n; }
 
@@ -263,13 +267,41 @@ void fail(const char* format, ...) {
 
 const std::string& report() { return error; }
 
-void begin_report(uint64_t seed) {
+void begin_report(uint64_t seed, int on_device, const void* stream) {
   error.clear();
   status = 0;
+  unasked = nullptr;
+  device = 0;
+  wanted_device = on_device;
+  wanted_stream = stream;
   random_numbers.seed(seed);
 }
 
+void end_report() {
+  if (!error.empty()) return;
+  if (unasked) return fail("nobody asks whether the launch of %s succeeded", unasked);
+  if (device != 0) fail("device %d is left the current one", device);
+}
+
+int current_device() { return device; }
+void set_device(int number) { device = number; }
+
+bool is_in_order(const char* what, const void* stream) {
+  if (device != wanted_device)
+    fail("%s runs on device %d, and its arrays are on device %d", what, device, wanted_device);
+  else if (stream != wanted_stream)
+    fail("%s runs on another stream than the caller's", what);
+  else if (unasked)
+    fail("%s runs, and nobody has asked whether the launch of %s succeeded", what, unasked);
+  else
+    return true;
+  return false;
+}
+
+int64_t fewer_blocks(int64_t most) { return is_counting() || random_below(2) == 0 ? most : std::min(most, kFewBlocks); }
+
 int last_error(bool forget) {
+  unasked = nullptr;
   const int now = status;
   if (forget) status = 0;
   return now;
@@ -283,7 +315,8 @@ const char* error_text(int code) {
 // --- launches --------------------------------------------------------------------------------------------------------
 
 void Launch::run_threads(void (*thread)(const void*), const void* call, size_t call_bytes) const {
-  if (status != 0) return;
+  if (status != 0 || !is_in_order(kernel_, stream_)) return;
+  unasked = kernel_;
   const uint64_t threads = uint64_t{block_.x} * block_.y * block_.z;
   if (grid_.x == 0 || grid_.y == 0 || grid_.z == 0 || threads == 0 || threads > kMaxThreads || grid_.x > INT32_MAX ||
       grid_.y > 65535 || grid_.z > 65535 || block_.z > 64 || shared_bytes_ > kShared) {

@@ -26,6 +26,7 @@ from pyface.ops import _extension
 ROOT = Path(__file__).resolve().parents[2]
 
 INPUT, OUTPUT, WORKSPACE = range(3)
+DEVICE, STREAM = 1, 0xABC  # of every call: neither is what CUDA takes by default
 # What each launcher writes, by its parameters' names; everything else it only reads.
 OUTPUTS = {
     "nms": {"keep", "keep_count"},
@@ -119,7 +120,7 @@ class Device:
             library.cuda_host_buffer,
             library.cuda_host_end,
         )
-        self._begin.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
+        self._begin.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
         self._counts = library.cuda_host_counts
         self._counts.restype = ctypes.POINTER(ctypes.c_uint64)
         self._buffer.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
@@ -134,7 +135,7 @@ class Device:
         names = re.findall(r"(\w+)(?:\[[^\]]*\])*\??(?:, |\)$)", function.__doc__.partition("(")[2])
         assert len(names) == len(arguments), (op, names)
         self.seed += 1  # every call has an order of its own
-        self._begin(self.seed, self.counts is not None, self.checks_values)
+        self._begin(self.seed, self.counts is not None, self.checks_values, DEVICE, STREAM)
         for name, argument in zip(names, arguments, strict=True):
             for tensor in tensors_of(argument):
                 self._expose(f"{op}'s {name}", tensor, OUTPUT if name in OUTPUTS[op] else INPUT)
@@ -143,7 +144,7 @@ class Device:
             scratch = torch.empty(size, dtype=torch.uint8)
             self._expose(f"{op}'s workspace", scratch, WORKSPACE)
             arguments += (scratch.data_ptr(), size)
-        status = function(*arguments, 0, 0)
+        status = function(*arguments, DEVICE, STREAM)
         wrong = self._end()
         if wrong is not None:
             raise EmulationError(f"{op}, with order {self.seed}: {self._with_line(wrong.decode())}")

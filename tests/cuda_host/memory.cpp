@@ -413,11 +413,11 @@ bool use_array(const char* who, const void* array, size_t bytes, Use use) {
 
 using namespace cuda_host;
 
-EXPORT void cuda_host_begin(uint64_t seed, int counting, int checking_values) {
+EXPORT void cuda_host_begin(uint64_t seed, int counting, int checking_values, int device, const void* stream) {
   checks_values = checking_values != 0;
   regions.clear();
   workspace_begin = workspace_end = 0;
-  begin_report(seed);
+  begin_report(seed, device, stream);
   begin_counts(counting != 0);
 }
 
@@ -435,6 +435,7 @@ EXPORT void cuda_host_buffer(const char* name, void* data, size_t bytes, int ele
 
 // After the launches: nullptr, or what is wrong.
 EXPORT const char* cuda_host_end() {
+  end_report();
   for (const Region& region : regions)
     if (region.kind == Kind::Output && report().empty())
       for (size_t i = 0; i < (region.end - region.begin) >> region.shift; ++i)

@@ -12,7 +12,7 @@
 #include "ops.h"
 
 extern "C" {
-void cuda_host_begin(uint64_t seed, int counting, int checking_values);
+void cuda_host_begin(uint64_t seed, int counting, int checking_values, int device, const void* stream);
 void cuda_host_buffer(const char* name, void* data, size_t bytes, int element_bytes, int kind);
 const char* cuda_host_end();
 }
@@ -66,6 +66,7 @@ void test_exchanges() {
   std::vector<int> out(kThreads * kExchanges);
   expose("out", out, kOutput);
   exchange_values<<<1, kThreads>>>(out.data());
+  expect(cudaGetLastError() == cudaSuccess, "a launch");
   for (int thread = 0; thread < kThreads; ++thread) {
     const int lane = thread % 32, group = lane / 10;
     const auto value = [](int of) { return 3 * of + 1; };
@@ -120,6 +121,7 @@ void test_blocks_in_a_chain() {
   expose("sums", sums, kOutput);
   cudaMemsetAsync(chain.data(), 0, sizeof(Chain));
   add_in_order<<<kBlocks, kThreads, kThreads * sizeof(int)>>>(chain.data(), sums.data());
+  expect(cudaGetLastError() == cudaSuccess, "a launch");
   for (int i = 0; i < kBlocks; ++i)
     expect(sums[i] == (i + 1) * kThreads * (kThreads - 1) / 2, "sum of block " + std::to_string(i));
 }
@@ -143,6 +145,7 @@ void test_atomics() {
   cudaMemsetAsync(expose("numbers", numbers, kOutput).data(), 0, numbers.size() * sizeof(int));
   cudaMemsetAsync(expose("sum", sum, kOutput).data(), 0, sizeof(float));
   change_all<<<kBlocks, kThreads>>>(numbers.data(), sum.data());
+  expect(cudaGetLastError() == cudaSuccess, "a launch");
   const int n = kBlocks * kThreads;
   const std::vector<int> expected{n * (n - 1) / 2, 1 - n, n - 1, 0x7fffffff, 0, 2 * n};
   expect(numbers == expected && sum[0] == n / 2.f, "atomics");
@@ -182,6 +185,7 @@ void test_mistake(Mistake mistake, const std::string& words) {
   expose("in", in, kInput);
   expose("out", out, kOutput);
   make<<<1, kThreads>>>(mistake, out.data(), in.data());
+  cudaGetLastError();  // as launchers do; the report says more
   const char* const found = cuda_host_end();
   const std::string report = found ? found : "nothing";
   expect(report.find(words) != std::string::npos, "instead of \"" + words + "\" is reported: " + report);
@@ -191,6 +195,7 @@ void test_hand_over(bool has_release) {
   std::vector<int> values(3);
   cudaMemsetAsync(expose("values", values, kOutput).data(), 0, values.size() * sizeof(int));
   hand_over<<<2, 1>>>(values.data(), has_release);
+  cudaGetLastError();  // as launchers do; the report says more
   const std::string report = cuda_host_end() ? cuda_host_end() : "nothing";
   expect(report.find(has_release ? "nothing" : "race") != std::string::npos, "a flag between blocks: " + report);
 }
@@ -255,7 +260,7 @@ void test_densebox_targets(int width) {
 }
 
 void run(const std::function<void()>& test) {
-  cuda_host_begin(seed, 0, 1);
+  cuda_host_begin(seed, 0, 1, 0, nullptr);
   test();
 }
 

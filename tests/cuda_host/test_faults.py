@@ -88,6 +88,12 @@ def maxout_background():
     return ops.maxout_background(torch.randn(2, 5, 3, 7, generator=torch.Generator().manual_seed(0)), 3)
 
 
+def face_probability_of_five_images():
+    logits = torch.randn(5, 4, 3, 7, generator=torch.Generator().manual_seed(0))
+    # Several times, since only some launches have fewer rows of blocks than images.
+    return [ops.face_probability(logits, 3) for _ in range(8)][-1]
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +302,56 @@ FAULTS = [
         "fmaxf(scores[order[at]], 0.f);\n    }",
         box_voting_of_one_cluster,
         "shared members",
+    ),
+    Fault(
+        "a grid has fewer rows than there are images",
+        "scoring.cu",
+        "image < pixels.batch; image += gridDim.y",
+        "image < gridDim.y; image += gridDim.y",
+        face_probability_of_five_images,
+        "is left unwritten",
+    ),
+    Fault(
+        "a kernel runs on the default stream",
+        "matching.cu",
+        "settle_faces<<<static_cast<unsigned>(plan.batch), kImageThreads, 0, stream>>>",
+        "settle_faces<<<static_cast<unsigned>(plan.batch), kImageThreads>>>",
+        assign_anchors,
+        "settle_faces runs on another stream than the caller's",
+    ),
+    Fault(
+        "a memset runs on the default stream",
+        "survivors.cuh",
+        "sizeof(uint32_t), stream)",
+        "sizeof(uint32_t))",
+        decode_densebox,
+        "cudaMemsetAsync runs on another stream than the caller's",
+        unit="densebox.cu",
+    ),
+    Fault(
+        "a launch is not checked",
+        "matching.cu",
+        "  if (const int status = launch_status(); status || !has_faces) return status;",
+        "  if (!has_faces) return cudaSuccess;",
+        assign_anchors,
+        "nobody has asked whether the launch of match_anchors<true> succeeded",
+    ),
+    Fault(
+        "the caller's device is not made the current one",
+        "soft_nms.cu",
+        "  const DeviceGuard guard(device);\n  if (guard.status()) return guard.status();\n",
+        "",
+        soft_nms,
+        "soft_nms_kernel runs on device 0, and its arrays are on device 1",
+    ),
+    Fault(
+        "the caller's current device is not restored",
+        "common.cuh",
+        "    if (changed_) cudaSetDevice(previous_);\n",
+        "",
+        soft_nms,
+        "device 1 is left the current one",
+        unit="soft_nms.cu",
     ),
 ]
 

@@ -72,8 +72,9 @@ std::string describe(const Thread& thread);
 // Keeps the first message, and ends the launch; does not return to a thread.
 [[gnu::format(printf, 1, 2)]] void fail(const char* format, ...);
 
-// The first message since begin_report(), which also seeds the order of threads.
+// The first message since begin_report(), which also seeds the order of threads. end_report() checks what the host did.
 const std::string& report();
-void begin_report(uint64_t seed);
+void begin_report(uint64_t seed, int device, const void* stream);
+void end_report();
 
 }  // namespace cuda_host

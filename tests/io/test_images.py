@@ -426,6 +426,9 @@ def test_huge_files_are_refused_unread(tmp_path):
     os.truncate(path, 2**26 + 16 + 1)
     with pytest.raises(ImageError, match=r"huge\.pgm: the file has 67108881 bytes, more than .* raise max_pixels"):
         read_image(path, max_pixels=1)
+    os.truncate(path, 2**31)  # OpenCV counts bytes in an int
+    with pytest.raises(ImageError, match=r"huge\.pgm: the file must have less than 2 GiB; save the image"):
+        read_image(path, max_pixels=2**40)
 
 
 def test_files_that_are_no_pictures(tmp_path):

@@ -403,6 +403,22 @@ def test_threads_share_cuda_graphs_on_streams_of_their_own(cuda):
 
 
 @pytest.mark.cuda
+def test_detectors_on_all_gpus_capture_graphs_at_the_same_time(cuda):
+    image = picture(100, 160, SMALL, LARGE)
+    expected = SquareFinder().detect([image])[0].boxes
+
+    def find(k):
+        device = f"cuda:{k % torch.cuda.device_count()}"
+        model = SquareFinder().to(device)
+        model.graphs = CudaGraphs()
+        return [model.detect([image.to(device)])[0].boxes.cpu() for _ in range(3)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(find, range(4)):
+            assert all(torch.equal(boxes, expected) for boxes in found)
+
+
+@pytest.mark.cuda
 def test_find_does_not_synchronise(cuda):
     model = SquareFinder().to(cuda)
     batch = torch.rand(2, 3, 96, 160, device=cuda)

@@ -1,8 +1,10 @@
 """Every op test runs on the CPU, on the emulated GPU, and on a GPU where there is one (`pytest -m cuda`)."""
 
+import mmap
 from collections.abc import Callable, Iterable
 
 import pytest
+import torch
 
 
 @pytest.fixture(
@@ -44,6 +46,20 @@ def some(request: pytest.FixtureRequest) -> Callable[[Iterable], list]:
         return [every[0], every[-1]] if is_emulated(request.node) else every
 
     return thin_out
+
+
+@pytest.fixture
+def sparse() -> Callable[[int, str], torch.Tensor]:
+    """Makes so many zero bytes on a device. On the CPU only those that are touched take memory."""
+    unreserved = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python 3.13 has the name
+
+    def zeros(size: int, device: str) -> torch.Tensor:
+        if device != "cpu":
+            return torch.zeros(size, dtype=torch.uint8, device=device)
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | unreserved)
+        return torch.frombuffer(pages, dtype=torch.uint8)
+
+    return zeros
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,7 +2,9 @@
 
 import math
 import runpy
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,6 +68,20 @@ def test_arguments_are_checked_before_the_launch(changes, error, words):
     with pytest.raises(error, match=words) as raised:
         nms(**changes)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("current", "switches"), [(0, ["cuda:1"]), (1, [])])
+def test_a_launch_on_another_gpu_switches_to_it_with_torch(current, switches, monkeypatch):
+    """CUDA's own switch back would set up a context on a GPU that has none."""
+    launched, switched = [], []
+    kernels = SimpleNamespace(nms=lambda *arguments: launched.append(arguments[-2:]) or 0)
+    monkeypatch.setattr(_extension, "_C", SimpleNamespace(has_cuda=True, cuda=kernels))
+    monkeypatch.setattr("torch.cuda.current_device", lambda: current)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr("torch.cuda.device", lambda device: switched.append(str(device)) or nullcontext())
+    launch("nms", torch.device("cuda:1"))
+    assert launched == [(1, 7)]
+    assert switched == switches
 
 
 def grid_maps(height, width):

@@ -266,6 +266,13 @@ def test_a_face_with_few_anchors_gets_the_best_unmatched_ones(device):
     assert match(anchors, [bar(10)], device, negative=0.15, compensate=2)[0] == [-1, 0, -2, -2, -1, -1, 0]
 
 
+def test_more_faces_than_threads_choose_among_too_many_anchors(device):
+    places = [20 * face for face in range(1100)]
+    anchors = [bar(4, at) for at in places for _ in range(2)]
+    index, _ = match(anchors, [bar(10, at) for at in places], device, compensate=1)
+    assert index == [chosen for face in range(1100) for chosen in (face, -1)]
+
+
 def test_compensation_leaves_anchors_with_their_best_face(device):
     # Both faces have few anchors; the second anchor's best face is 1, so face 0 does not get it.
     anchors = [[0, 0, 4, 1], [5, 0, 9, 1]]

@@ -86,6 +86,16 @@ def test_crop_resize_with_many_images(device):
     torch.testing.assert_close(crops, reference.crop_resize(images, boxes, index, (6, 6)), rtol=0, atol=2e-4)
 
 
+def test_pixels_that_32_bits_cannot_count(device, sparse):
+    side = 27_000
+    image = sparse(3 * side * side, device).view(side, side, 3)
+    corner = pictures((10, 10), device=device)[0]
+    image[-10:, -10:] = corner
+    box, index = torch.tensor([[0.0, 0, 10, 10]], device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    found = ops.crop_resize([image], box + (side - 10), index, (5, 5))
+    assert torch.equal(found, ops.crop_resize([corner], box, index, (5, 5)))
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.floats(-400, 400, width=32), min_size=4, max_size=4),

@@ -71,6 +71,13 @@ def test_face_probability_equals_reference(shape, dtype, device):
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-6, equal_nan=True)
 
 
+def test_maps_that_32_bits_cannot_reach(device, sparse):
+    far = 2**31 + 6  # elements between two images
+    logits = sparse(2 * (far + 24), device).view(torch.float16).as_strided((2, 4, 2, 3), (far, 6, 3, 1))
+    logits.copy_(torch.randn(logits.shape))
+    assert torch.equal(ops.face_probability(logits, 3), ops.face_probability(logits.contiguous(), 3))
+
+
 def test_face_probability_is_softmax_after_maxout(device):
     logits = torch.randn(2, 4, 9, 9, device=device)
     expected = ops.maxout_background(logits, 3).softmax(1)[:, 1]

@@ -29,8 +29,14 @@ using cudaError_t = int;
 using cudaStream_t = void*;
 constexpr int cudaSuccess = 0, cudaErrorInvalidValue = 1;
 
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = ::cuda_host::current_device();
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  ::cuda_host::set_device(device);
+  return cudaSuccess;
+}
 inline cudaError_t cudaGetLastError() { return ::cuda_host::last_error(true); }
 inline cudaError_t cudaPeekAtLastError() { return ::cuda_host::last_error(false); }
 inline const char* cudaGetErrorString(cudaError_t status) { return ::cuda_host::error_text(status); }
@@ -39,8 +45,9 @@ inline cudaError_t cudaDriverGetVersion(int* version) {
   return cudaSuccess;
 }
 
-inline cudaError_t cudaMemsetAsync(void* array, int value, size_t bytes, cudaStream_t = nullptr) {
-  if (!::cuda_host::use_array("cudaMemsetAsync", array, bytes, ::cuda_host::Use::Write))
+inline cudaError_t cudaMemsetAsync(void* array, int value, size_t bytes, cudaStream_t stream = nullptr) {
+  if (!::cuda_host::is_in_order("cudaMemsetAsync", stream) ||
+      !::cuda_host::use_array("cudaMemsetAsync", array, bytes, ::cuda_host::Use::Write))
     return ::cuda_host::last_error(false);
   ::cuda_host::count_library(1, 0, bytes);
   std::memset(array, value, bytes);

@@ -88,10 +88,20 @@ CUDA_HOST_UNCHECKED inline T change_atomically(T* at, Order order, const Change&
   return old;
 }
 
-// --- launches --------------------------------------------------------------------------------------------------------
+// --- the host's calls
+// --------------------------------------------------------------------------------------------------------
 
 int last_error(bool forget);
 const char* error_text(int status);
+
+int current_device();
+void set_device(int device);
+
+// Whether a launch, memset or sort is on the caller's device and stream; else it is an error.
+bool is_in_order(const char* what, const void* stream);
+
+// The limit of a grid's blocks, which no test's input reaches, or one of a few blocks.
+int64_t fewer_blocks(int64_t most);
 
 // A kernel and its parameters, which every thread copies.
 template <typename... P>
@@ -107,8 +117,8 @@ struct Call {
 
 class Launch {
  public:
-  Launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes = 0, void* /*stream*/ = nullptr)
-      : kernel_(kernel), grid_(grid), block_(block), shared_bytes_(shared_bytes) {}
+  Launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes = 0, void* stream = nullptr)
+      : kernel_(kernel), grid_(grid), block_(block), shared_bytes_(shared_bytes), stream_(stream) {}
 
   template <typename... P, typename... A>
   void run(void (*kernel)(P...), A&&... arguments) const {
@@ -123,6 +133,7 @@ class Launch {
   const char* kernel_;
   dim3 grid_, block_;
   size_t shared_bytes_;
+  void* stream_;
 };
 
 }  // namespace cuda_host

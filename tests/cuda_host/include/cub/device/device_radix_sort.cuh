@@ -22,7 +22,7 @@ struct DoubleBuffer {
 struct DeviceRadixSort {
   template <typename Key, typename Value>
   static cudaError_t SortPairs(void* storage, size_t& bytes, DoubleBuffer<Key>& keys, DoubleBuffer<Value>& values,
-                               uint32_t n, int begin_bit, int end_bit, cudaStream_t) {
+                               uint32_t n, int begin_bit, int end_bit, cudaStream_t stream) {
     if (storage == nullptr) {
       // Counters of 256 digits for each pass and each tile of some thousand items, as one pass of CUB's needs.
       constexpr size_t kCounters = 256 * 4, kTile = 3072, kPasses = sizeof(Key);
@@ -33,6 +33,7 @@ struct DeviceRadixSort {
     const auto use = [](const auto* array, size_t count, Use use) {
       return ::cuda_host::use_array("cub::DeviceRadixSort", array, count * sizeof(*array), use);
     };
+    if (!::cuda_host::is_in_order("cub::DeviceRadixSort", stream)) return ::cuda_host::last_error(false);
     if (!use(static_cast<char*>(storage), bytes, Use::Spoil) || !use(keys.Current(), n, Use::Read) ||
         !use(values.Current(), n, Use::Read))
       return ::cuda_host::last_error(false);
