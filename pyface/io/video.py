@@ -72,7 +72,7 @@ def video(
 
 
 def video_seconds(source: str | Path) -> float:
-    """Returns how long a video says it is in seconds, 0 if it does not say or cannot be read."""
+    """Returns the length that a video states, in seconds; 0 if it states none or cannot be read."""
     av = _pyav()
     try:
         with av.open(_openable(str(source)), timeout=PATIENCE) as container:
