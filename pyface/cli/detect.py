@@ -336,7 +336,7 @@ def detect_sources(request: Request) -> None:
     detector = request.detector.request().make()
     _check_landmarks(request, detector)
     from pyface.cli.copies import Copies
-    from pyface.cli.outcomes import Run  # not before the detector, which says it if the kernels were not built
+    from pyface.cli.outcomes import Run  # after the detector, which reports missing kernels
 
     with _open_results(request, sources) as (write, done, begun):
         remaining = [source for source in sources if source_key(source) not in done]

@@ -83,7 +83,7 @@ class Report:
         self._count_source()
 
     def begin_video(self, name: str, seconds: float) -> None:
-        """Shows the progress of a video; 0 seconds stand for a camera, or a video that does not say how long it is."""
+        """Shows the progress of a video; 0 seconds stand for a camera, or a video that does not state its length."""
         task = self._bar.add_task(f"{name} (seconds)" if seconds else name, total=seconds or None)
         self._video = _Video(name, seconds > 0, task)
 

@@ -72,7 +72,7 @@ def video(
 
 
 def video_seconds(source: str | Path) -> float:
-    """Returns how long a video says it is in seconds, 0 if it does not say, cannot be read, or PyAV is missing."""
+    """Returns the length that a video states, in seconds; 0 if it states none or cannot be read, or PyAV is missing."""
     try:
         av = _pyav()
     except ImportError:

@@ -54,7 +54,7 @@ class Batch(NamedTuple):
         colours: float32 [B, 3, 4], colour matrices for (R, G, B, 1) with RGB from 0 to 255.
         cuts: float32 [C, 6], rectangles to fill: number of the sample, (x1, y1, x2, y2) and a grey.
         truth: The ground truth.
-        pixels: uint8 [H, W, 3] parts of the images, if the album does not keep images in memory; else None.
+        pixels: uint8 [H, W, 3], the images, if the album does not keep them in memory; else None.
     """
 
     pictures: Tensor
