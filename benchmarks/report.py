@@ -262,7 +262,7 @@ def resources_text(results: Path) -> str:
 
 
 def choice_text(results: Path) -> str:
-    """The README's table of what every model is and when to use it, from the registry."""
+    """A table of what every model is and when to use it, from the registry."""
     names = [*_figures(results), *REGISTRY]
     ready = [row for row in map(REGISTRY.get, dict.fromkeys(names)) if row.weights]
     rest = [row for row in REGISTRY.values() if not row.weights]
@@ -272,7 +272,7 @@ def choice_text(results: Path) -> str:
 
 
 def models_text(results: Path) -> str:
-    """The README's table of what every model's weights reach and how fast they are, and the plot of accuracy."""
+    """The README's tables of what every model is, what its weights reach and how fast they are, and a plot."""
     run = next(iter(runs(results, "models")), {"models": []})
     speeds = {of["model"]: f"{of['pictures_per_second']:.1f}" for of in run["models"]}
     rows = []
@@ -285,7 +285,7 @@ def models_text(results: Path) -> str:
     head = ["", "WIDER FACE val: easy, medium, hard", "faces/val: AP@0.5, AP@0.4", "landmark error", "images/s"]
     speed = f"Images per second: {_settings(run)} {about(run)}\n\n" if speeds else ""
     plot = f"![Average precision against the time of the network]({ACCURACY_PLOT.as_posix()})"
-    return f"{table(head, rows)}\n\n{speed}{plot}"
+    return f"{choice_text(results)}\n\n{table(head, rows)}\n\n{speed}{plot}"
 
 
 def others_text(results: Path) -> str:
@@ -339,7 +339,7 @@ def _first(sizes: dict[str, Any], *keys: str) -> list[float]:
 
 
 TEXTS = {
-    README: {"choice": choice_text, "models": models_text},
+    README: {"models": models_text},
     KERNELS: {"kernels": kernel_text},
     PERFORMANCE: {"stages": stage_text, "all": all_text},
     CUDA: {"counts": counts_text, "resources": resources_text},
@@ -415,7 +415,9 @@ def draw_accuracy(path: Path, results: Path) -> None:
         for name, (seconds, precision) in points(results).items():
             colour = "#b5533c" if name in peers else "#3b6ea5"
             axes.plot(1000 * seconds, precision[k], "s" if name in peers else "o", color=colour)
-            axes.annotate(name, (1000 * seconds, precision[k]), (5, 4), textcoords="offset points", fontsize=7)
+            below = name not in peers  # peers' names above, ours below, so that they do not meet
+            place = {"xytext": (0, -5 if below else 5), "va": "top" if below else "bottom", "ha": "center"}
+            axes.annotate(name, (1000 * seconds, precision[k]), textcoords="offset points", fontsize=7, **place)
         axes.set_title(subset, fontsize=9)
         axes.margins(0.25)
         axes.tick_params(labelsize=7)

@@ -1,4 +1,7 @@
-"""Draws the faces into a video: python examples/video.py party.mp4 drawn.mp4"""
+"""Draws faces into a video, numbered by person: python examples/video.py party.mp4 drawn.mp4
+
+pip install "pyface-engine[track]"
+"""
 
 import sys
 
@@ -7,14 +10,18 @@ from pyface.draw import draw
 
 
 def main(source: str, target: str) -> None:
-    """Reads a video, finds the faces in every frame, and writes it with their boxes drawn, at the frames' own times."""
+    """Follows the faces through the frames and writes the video, at the frames' own times."""
     detector = pyface.FaceDetector()
+    tracks = pyface.Tracks()
+    people = set()
     with pyface.VideoWriter(target) as writer:
-        for outcome in detector.stream(pyface.video(source)):
-            if outcome.detections is None:
-                raise outcome.error
-            writer.write(draw(outcome.image, outcome.detections), outcome.source.time)
-            print(f"{outcome.source.time:8.2f} s: {len(outcome.detections)} faces")
+        for frame, image, faces, error in detector.stream(pyface.video(source)):
+            if error is not None:
+                raise error
+            ids = tracks.ids(faces, frame.time)
+            people.update(ids)
+            writer.write(draw(image, faces, ids=ids), frame.time)
+    print(f"{len(people - {None})} people in {target}")
 
 
 if __name__ == "__main__":

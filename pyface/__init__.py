@@ -1,4 +1,4 @@
-"""pyface: face detection over many images, on compiled CPU and CUDA kernels.
+"""pyface: face detection for large numbers of images, with compiled CPU and CUDA kernels.
 
 >>> import pyface
 >>> detector = pyface.FaceDetector("s3fd_lite")
@@ -16,6 +16,7 @@ __all__ = [
     "Detections",
     "FaceDetector",
     "ImageError",
+    "Tracks",
     "VideoError",
     "VideoWriter",
     "archive",
@@ -37,6 +38,7 @@ _ROOMS = {
     "ImageError": "pyface.io.images",
     "VideoError": "pyface.io.video",
     "archive": "pyface.io.archives",
+    "Tracks": "pyface.detections",
     "create_model": "pyface.models.zoo",
     "list_models": "pyface.models.zoo",
     "read_image": "pyface.io.images",
@@ -45,7 +47,7 @@ _ROOMS = {
 
 if TYPE_CHECKING:
     from pyface import draw, ops, redact
-    from pyface.detections import Detections
+    from pyface.detections import Detections, Tracks
     from pyface.detector import FaceDetector
     from pyface.io.archives import ArchiveError, archive
     from pyface.io.images import ImageError, read_image

@@ -1,4 +1,4 @@
-"""The faces found in one image, and their conversion to JSON, crops, aligned faces and other libraries' formats."""
+"""The faces found in one image, their conversion to other forms, and their tracks in a video."""
 
 from __future__ import annotations
 
@@ -275,6 +275,36 @@ class Detections:
         template = np.array(ARCFACE_LANDMARKS) * (size / ARCFACE_SIZE)
         faces = [_warp(pixels, similarity(points, template), size) for points in self.landmarks.cpu().numpy()]
         return np.stack(faces) if faces else np.zeros((0, size, size, 3), np.uint8)
+
+
+class Tracks:
+    """Matches the faces of one person in successive frames of a video, by ByteTrack from the package trackers.
+
+    A track begins in the second frame of a face, and ends a second after its last.
+
+    Raises:
+        ImportError: The package trackers is not installed.
+    """
+
+    def __init__(self) -> None:
+        from trackers import ByteTrackTracker
+
+        self._tracker = ByteTrackTracker()
+
+    def ids(self, faces: Detections, time: float) -> list[int | None]:
+        """Returns the number of each face's track, None for faces without one.
+
+        Args:
+            faces: The faces of the next frame.
+            time: The time of that frame in seconds, later than that of the frame before.
+        """
+        found = faces.to_supervision()
+        found.data = {"face": np.arange(len(faces))}  # the tracker changes the order
+        tracked = self._tracker.update(found, timestamp=time)
+        ids: list[int | None] = [None] * len(faces)
+        for face, number in zip(tracked.data.get("face", []), np.asarray(tracked.tracker_id), strict=True):
+            ids[face] = int(number) if number >= 0 else None
+        return ids
 
 
 def read_original(image: Any, width: int, height: int) -> Pixels:

@@ -37,8 +37,8 @@ def draw(
     Args:
         image: The image the faces were found in, as anything that `FaceDetector` takes.
         detections: The faces of that image.
-        colour: Color of the boxes, from 0 to 255, in the channel order of the image.
-        ids: Numbers of tracks, one per face: written before the score, each in a color of its own. None: no track.
+        colour: Colour of the boxes, from 0 to 255, in the channel order of the image.
+        ids: Numbers of tracks, one per face: written before the score, each in a colour of its own. None: no track.
 
     Returns:
         uint8 [H, W, 3], RGB, or the channel order of the array passed.

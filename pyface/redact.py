@@ -10,8 +10,8 @@ from pyface.io.images import Pixels
 
 Cover: TypeAlias = Literal["blur", "pixelate", "box"]
 
-BLOCKS = 6  # of the longer side of a covered face: as many as keep nothing by which a person is known
-BLOCK_PIXELS = 4  # of the side of a block at least, so that small faces have fewer blocks
+BLOCKS = 6  # along the longer side of a covered face: too few to recognise a person by
+BLOCK_PIXELS = 4  # smallest side of a block, so that small faces get fewer blocks
 MOST = 0.5  # how far landmarks can widen a region, as a fraction of the box: wrong ones must not cover the image
 
 # Where a face begins and ends beside the five landmarks of ARCFACE_LANDMARKS: from the hair to the chin.
@@ -27,7 +27,7 @@ def redact(image: Any, detections: Detections, how: Cover = "blur", *, margin: f
     Args:
         image: The image the faces were found in, as anything that `FaceDetector` takes.
         detections: The faces of that image.
-        how: "blur" leaves smooth colors, "pixelate" a few blocks of them, "box" nothing but black.
+        how: "blur" leaves smooth colours, "pixelate" a few blocks of them, "box" nothing but black.
         margin: What is covered on each side of a box, as a fraction of its width and height.
 
     Returns:
@@ -70,7 +70,7 @@ def covered_region(face: Face, width: int, height: int, margin: float) -> tuple[
 
 
 def _corners(landmarks: Any) -> Any:
-    """The corners [4, 2] of the tilted rectangle that holds a face with these landmarks."""
+    """Returns the corners [4, 2] of the tilted rectangle around a face with these landmarks."""
     try:
         return _FACE_CORNERS @ similarity(np.array(ARCFACE_LANDMARKS), landmarks).T
     except ValueError:  # landmarks that coincide
@@ -78,7 +78,7 @@ def _corners(landmarks: Any) -> Any:
 
 
 def _coarse(region: Pixels, how: Cover) -> Pixels:
-    """A region of which only the mean colors of a few blocks are left."""
+    """Returns the region with only the mean colours of a few blocks left."""
     height, width = region.shape[:2]
     if region.size == 0:
         return region

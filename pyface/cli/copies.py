@@ -17,6 +17,7 @@ from pyface.cli.console import print_status
 from pyface.detections import Detections
 from pyface.draw import draw
 from pyface.io.archives import Member, member_source
+from pyface.io.files import write_whole
 from pyface.io.images import Pixels
 from pyface.io.metadata import save_photo
 from pyface.io.sources import Source, copy_name, plan_member
@@ -25,7 +26,7 @@ from pyface.redact import Cover, redact
 
 
 class CopyError(ValueError):
-    """A copy cannot have its name, since something else has it; later ones may."""
+    """A copy cannot be written under its name; later copies may succeed."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,7 @@ def _write_image(path: Path, image: Pixels) -> None:
     except cv2.error as error:
         raise OSError(0, f"the image cannot be encoded ({error.err})", str(path)) from None
     with names_that_are_free():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded.tobytes())
+        write_whole(path, encoded.tobytes())
 
 
 class VideoCopy:

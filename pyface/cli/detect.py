@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
+from pyface.cli.cluster import ClusterOptions, FolderRequest, detect_on_cluster
 from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, fail, print_status
 from pyface.cli.memory import keep_freed_memory
 from pyface.cli.options import (
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from pyface.redact import Cover
 
 
-FILES, VIDEOS, PRIVACY = "File selection", "Videos and cameras", "Crops and privacy"
+FILES, VIDEOS, PRIVACY, RESULTS = "File selection", "Videos and cameras", "Crops and privacy", "Results"
 """Panels of the help."""
 
 
@@ -71,7 +72,7 @@ class DetectorOptions:
     threads: Threads = None
     max_pixels: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="134 million"),
+        typer.Option(min=1, metavar="N", help="Refuse larger images before decoding them.", show_default="134 million"),
     ] = None
     truncated: Annotated[
         Literal["refuse", "accept"], typer.Option(help="What to do with JPEG and PNG files without their end marker.")
@@ -140,7 +141,11 @@ class CopyRequest:
 
     save: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Save copies of images and videos with the faces drawn, or covered."),
+        typer.Option(
+            metavar="DIR",
+            help="Save copies of images and videos with the faces drawn, or covered.",
+            rich_help_panel=RESULTS,
+        ),
     ] = None
     blur: Annotated[
         bool, typer.Option("--blur", help="Blur the faces in the saved copies.", rich_help_panel=PRIVACY)
@@ -181,7 +186,7 @@ class CopyRequest:
 
     @property
     def covers(self) -> list[Cover]:
-        """How copies cover the faces; more than one is a mistake."""
+        """The ways in which copies cover the faces; more than one is a mistake."""
         ways: list[tuple[Cover, bool]] = [("blur", self.blur), ("pixelate", self.pixelate), ("box", self.box)]
         return [cover for cover, is_given in ways if is_given]
 
@@ -223,12 +228,14 @@ class Request:
         ),
     ] = False
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write the results to this file, in the format of its suffix: .jsonl, .csv or .parquet.",
+            help="Write the results to this file, in the format of its suffix: .jsonl, .csv or .parquet. With --ray: "
+            "the folder to write to.",
+            rich_help_panel=RESULTS,
         ),
     ] = None
     format: Annotated[
@@ -238,26 +245,41 @@ class Request:
             help="Format of --output: jsonl, csv, parquet, coco (JSON), yolo (a folder of labels) or labelstudio "
             "(tasks with predictions).",
             show_default="by the suffix of FILE",
+            rich_help_panel=RESULTS,
         ),
     ] = None
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Continue --output FILE (.jsonl or .csv): skip the images that it already has. Model, weights and "
-            "options must be the same as before; FILE.run.json records them.",
+            help="Continue --output FILE (.jsonl or .csv, or the folder of --ray): skip the images that it already "
+            "has. Model, weights and options must be the same as before; FILE.run.json records them.",
+            rich_help_panel=RESULTS,
         ),
     ] = False
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.")] = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --output FILE if it exists.", rich_help_panel=RESULTS)
+    ] = False
     copies: CopyRequest
+    cluster: ClusterOptions
+
+    @property
+    def output_file(self) -> Path | None:
+        """The file of results, unless a cluster writes them."""
+        return None if self.output is None else Path(self.output)
 
     @property
     def output_format(self) -> str | None:
-        """The format of the results, None if neither an option nor the file's ending says it."""
+        """The format of the results, None if neither the option nor the file's suffix says it."""
         if self.format is not None:
             return self.format
-        suffix = "" if self.output is None else self.output.suffix.lower()
+        suffix = "" if self.output_file is None else self.output_file.suffix.lower()
         return suffix[1:] if suffix in (".jsonl", ".csv", ".parquet") else None
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a later run can continue the file of results."""
+        return self.output is not None and self.output_format in ("jsonl", "csv")
 
     def facts(self) -> dict[str, Any]:
         """What decides the results, by the names of the options."""
@@ -269,9 +291,9 @@ class Request:
 def detect(request: Request) -> None:
     """Finds faces in images, videos and cameras.
 
-    Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE (or CSV, one
-    row per face). On a terminal without --output it prints a short line per image or video instead. An image or video
-    that cannot be read is reported, and the run continues.
+    Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE; --format has
+    others. On a terminal without --output it prints a short line per image or video instead. An image or video that
+    cannot be read is reported, and the run continues.
 
     Results are written as soon as they are ready. Repeat an interrupted command with --resume to continue it. Videos
     and cameras need `pip install "pyface-engine[video]"`. Ctrl-C stops reading a camera and completes the saved video.
@@ -295,14 +317,20 @@ def detect(request: Request) -> None:
     pyface detect photos/ --crops faces/          # every face, aligned
     pyface detect photos.tar s3://bucket/more/    # archives and addresses
     pyface detect photos/ --format coco --output faces.json
+    pyface detect s3://bucket/photos --ray auto --output s3://bucket/faces
     ```
     """
-    detect_sources(request)
+    _check_request(request)
+    if request.cluster.ray is None:
+        detect_sources(request)
+    else:
+        folder = _cluster_folder(request)
+        sources, _, _ = _find_sources(request)
+        detect_on_cluster(request.cluster, request.detector.request(), sources, folder)
 
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the sources that are asked for, and ends with the status of the command."""
-    _check_request(request)
     keep_freed_memory()
     sources, places, crops = _find_sources(request)
     detector = request.detector.request().make()
@@ -331,9 +359,9 @@ def detect_sources(request: Request) -> None:
             request.sources.exclude or [],
             done,
         )
-        _write_results(run, remaining, write, resumable=request.output is not None)
+        _write_results(run, remaining, write, request.is_resumable)
     drawn = "faces covered" if request.copies.covers else "drawn"
-    report.summarise({"results": request.output, drawn: request.copies.save, "crops": request.copies.crops})
+    report.summarise({"results": request.output_file, drawn: request.copies.save, "crops": request.copies.crops})
     if report.failed.total() or _had_failures(sources, done):
         raise typer.Exit(FAILED)
 
@@ -355,7 +383,7 @@ def _check_request(request: Request) -> None:
     if request.every > 1 and request.fps is not None:
         fail("--every and --fps both choose the frames of videos; use one of them")
     if request.track and importlib.util.find_spec("trackers") is None:
-        fail("--track needs the package trackers: pip install 'pyface-engine[track]'")
+        fail('--track needs the package trackers: pip install "pyface-engine[track]"')
     copies = request.copies
     if len(copies.covers) > 1:
         fail(f"--{' and --'.join(copies.covers)} exclude each other; use one of them")
@@ -368,7 +396,7 @@ def _check_request(request: Request) -> None:
     if request.output is None and (request.resume or request.overwrite or request.format not in (None, "jsonl")):
         option = "--resume" if request.resume else "--overwrite" if request.overwrite else f"--format {request.format}"
         fail(f"{option} needs a file of results; add --output FILE")
-    if request.resume and request.output_format not in ("jsonl", "csv", None):
+    if request.resume and request.cluster.ray is None and request.output_format not in ("jsonl", "csv", None):
         fail(
             f"--resume continues jsonl and csv files, got --format {request.output_format}; "
             "write jsonl, or begin anew with --overwrite"
@@ -381,8 +409,29 @@ def _check_request(request: Request) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
+def _cluster_folder(request: Request) -> FolderRequest:
+    """Returns the folder for the results of a cluster; fails for options that a cluster does not support."""
+    others = {
+        "--camera": request.sources.camera is not None,
+        "--every": request.every > 1,
+        "--fps": request.fps is not None,
+        "--track": request.track,
+        "--save": request.copies.save is not None,
+        "--crops": request.copies.crops is not None,
+    }
+    given = [name for name, is_given in others.items() if is_given]
+    if given:
+        fail(f"{' and '.join(given)} must be left out with --ray, which only reads images and writes results")
+    if request.output is None:
+        fail("--ray needs a folder for its results; add --output DIR")
+    if request.format not in (None, "parquet", "jsonl"):
+        fail(f"--format must be parquet or jsonl with --ray, got {request.format}")
+    form: Literal["parquet", "jsonl"] = "jsonl" if request.format == "jsonl" else "parquet"
+    return FolderRequest(request.output, form, request.resume, request.overwrite)
+
+
 def _check_landmarks(request: Request, detector: FaceDetector) -> None:
-    """Fails where faces cannot be aligned."""
+    """Fails if faces are to be aligned and the model has no landmarks."""
     import numpy as np
 
     copies = request.copies
@@ -390,7 +439,8 @@ def _check_landmarks(request: Request, detector: FaceDetector) -> None:
         nothing = detector(np.zeros((64, 64, 3), np.uint8))
         if nothing.landmarks is None:
             fail(
-                f"{request.detector.model} finds no landmarks to align faces by; add --crop-margin 0.2 for plain crops"
+                f"{request.detector.model} returns no landmarks to align faces by; add --crop-margin 0.2 for plain "
+                "crops"
             )
 
 
@@ -422,7 +472,7 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
 
 
 def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:
-    """Returns all sources but those that are left out by patterns, and tells which kinds of files are skipped."""
+    """Returns all sources but those that patterns exclude, and prints which kinds of files are skipped."""
     from pyface.io.sources import describe_skipped, find_sources, read_list, select_sources
 
     skipped: Counter[str] = Counter()
@@ -452,7 +502,8 @@ def _open_results(
     """
     from pyface.io.results import OutputError, json_line
 
-    if request.output is None:
+    output = request.output_file
+    if output is None:
         is_terminal = sys.stdout.isatty()
 
         def print_line(result: dict[str, Any]) -> None:
@@ -463,11 +514,11 @@ def _open_results(
         yield print_line, {}, None
         return
     try:
-        if request.output_format in ("jsonl", "csv"):
-            with _open_growing(request, request.output, sources) as (write, done, begun):
+        if request.is_resumable:
+            with _open_growing(request, output, sources) as (write, done, begun):
                 yield write, done, begun
         else:
-            with _open_finished(request, request.output, sources) as file:
+            with _open_finished(request, output, sources) as file:
                 has_errors = request.output_format == "parquet"
                 yield file.write if has_errors else _reporting_failures(file.write), {}, None
     except OutputError as error:
@@ -478,7 +529,7 @@ def _open_results(
 def _open_growing(
     request: Request, output: Path, sources: list[Source]
 ) -> Iterator[tuple[Write, dict[str, bool], tuple[str, int] | None]]:
-    """Opens JSON lines or CSV, which may be continued."""
+    """Opens a JSON Lines or CSV file, which may be continued."""
     from pyface.io.results import ResultFile
 
     file = ResultFile(

@@ -20,7 +20,7 @@ from pyface.cli.console import (
     write_json,
     write_plot,
 )
-from pyface.cli.options import DetectorOptions, JsonFile, OptionalModel, Plot, takes_options
+from pyface.cli.options import EvaluationOptions, JsonFile, OptionalModel, Plot, takes_options
 from pyface.cli.protocols import fddb, widerface
 
 if TYPE_CHECKING:
@@ -64,12 +64,13 @@ class FacesRequest:
         ),
     ] = None
     form: Annotated[
-        Literal["faces", "coco"], typer.Option("--format", help="Figures: AP by size of face, or COCO's twelve.")
+        Literal["faces", "coco"],
+        typer.Option("--format", help="Figures: average precision by face size, or COCO's twelve."),
     ] = "faces"
     iou: Annotated[list[float], typer.Option(min=0.01, max=1, help="Lowest IoU of a match; may be repeated.")] = field(
         default_factory=lambda: [0.5, 0.4]
     )
-    detector: DetectorOptions
+    detector: EvaluationOptions
     worst: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save the 20 images with the most mistakes, annotated.")
     ] = None
@@ -93,10 +94,10 @@ class Measured(NamedTuple):
 @app.command()
 @takes_options
 def faces(context: typer.Context, request: FacesRequest) -> None:
-    """Measures average precision on annotated images, of a detector or of a file of detections, by face size.
+    """Measures average precision by face size on annotated images, of a detector or of a file of detections.
 
-    Data is in the format of WIDER FACE (images/ and bbx_gt.txt), COCO or YOLO. A detection that matches an ignore box
-    does not count. `--format coco` gives the figures of pycocotools.
+    Data folders are in the format of WIDER FACE (images/ and bbx_gt.txt), COCO or YOLO. A detection that matches an
+    ignore box does not count. `--format coco` gives the figures of pycocotools.
 
     Examples:
 

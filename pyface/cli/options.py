@@ -59,7 +59,7 @@ MinFace = Annotated[
     typer.Option(
         min=1,
         metavar="PIXELS",
-        help="Longer side of the smallest face; images are scaled so that faces of this size can be found.",
+        help="Ignore faces smaller than this (longer side), and scale images so that faces of this size can be found.",
         show_default="the model's own",
     ),
 ]
@@ -191,8 +191,8 @@ class DetectorRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorOptions:
-    """How the detector runs that is measured."""
+class EvaluationOptions:
+    """How to run the detector that is evaluated."""
 
     weights: Weights = "default"
     device: Device = "auto"

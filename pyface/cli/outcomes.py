@@ -17,7 +17,7 @@ import cv2
 from pyface.cli.console import print_status
 from pyface.cli.copies import Copies, CopyError, VideoCopy
 from pyface.cli.report import Report
-from pyface.cli.tracks import Tracks
+from pyface.detections import Tracks
 from pyface.detector import FaceDetector, Outcome
 from pyface.io.archives import ArchiveError, archive, member_source
 from pyface.io.images import ImageError, KindError, Pixels
@@ -59,7 +59,7 @@ class Run:
     Attributes:
         detector: Finds the faces.
         copies: The files that are written beside the results.
-        report: Is told of videos and their dropped frames; results are for the caller to count.
+        report: Receives videos and dropped frames; the caller counts the results.
         every: Take one frame of a video in this many.
         fps: Take at most this many frames per second instead.
         track: Give the faces of videos the numbers of their tracks, and those of images None.
@@ -92,7 +92,7 @@ class Run:
                         found = (Found(outcome, None) for outcome in self.detector.stream(group))
                         yield from _finished(pool, self._finish_image, found)
                     case "unclear":
-                        yield from self._unclear_results(pool, group)
+                        yield from self._unclear_results(pool, group, sources[0])
                     case "archive":
                         for source in group:
                             yield from self._archive_results(pool, source_name(source))
@@ -125,11 +125,11 @@ class Run:
         for text in describe_skipped(skipped):
             print_status(f"pyface: {name}: {text}")
 
-    def _unclear_results(self, pool: Executor, sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
+    def _unclear_results(self, pool: Executor, sources: Iterable[Source], first: Source) -> Iterator[dict[str, Any]]:
         """Yields the results of addresses that may be images, and are videos if they are not."""
         for outcome in self.detector.stream(sources):
             if isinstance(outcome.error, KindError):
-                yield from self._video_results(pool, outcome.source, -1)
+                yield from self._video_results(pool, outcome.source, self.after if outcome.source == first else -1)
             else:
                 yield self._finish_image(Found(outcome, None))
 

@@ -20,7 +20,7 @@ from pyface.cli.console import (
     write_json,
     write_plot,
 )
-from pyface.cli.options import DetectorOptions, DetectorRequest, JsonFile, OptionalModel, Plot, takes_options
+from pyface.cli.options import DetectorRequest, EvaluationOptions, JsonFile, OptionalModel, Plot, takes_options
 
 if TYPE_CHECKING:
     from pyface.detector import FaceDetector
@@ -44,7 +44,7 @@ class ProtocolRequest:
     predictions: Path | None = None
     model: OptionalModel = None
     images: Path | None = None
-    detector: DetectorOptions
+    detector: EvaluationOptions
     json_file: JsonFile = None
     plot: Plot = None
 

@@ -134,14 +134,14 @@ class Report:
 
     def _print_line(self, line: str, style: str) -> None:
         if self._lines is not None:
-            line = line.encode("utf-8", "replace").decode()  # a file's name may be what no terminal can show
+            line = line.encode("utf-8", "replace").decode()  # a file's name may contain what no terminal can show
             self._lines.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _drops(self) -> str:
         return f", {count(self.dropped, 'frame')} dropped" if self.dropped else ""
 
     def describe_done(self) -> str:
-        """Returns how far an interrupted run has come."""
+        """Returns how far an interrupted run has got."""
         if self._archive is not None:
             return f"{self.done} of {count(self.total, 'source')} and part of {self._archive.name} are done"
         if not self.frames:

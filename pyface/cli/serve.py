@@ -57,7 +57,7 @@ class DetectorOptions:
     batch_size: BatchSize = 8
     max_pixels: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Refuse larger images, without decoding.", show_default="67 million"),
+        typer.Option(min=1, metavar="N", help="Refuse larger images before decoding them.", show_default="67 million"),
     ] = MAX_PIXELS
 
     def make(self) -> FaceDetector:

@@ -38,7 +38,8 @@ class Settings:
     """Options that become fields of `Run`."""
 
     max_time: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Training time instead of epochs, such as 90m, 2h or 1h30m.")
+        str | None,
+        typer.Option(metavar="TIME", help="Length of the run instead of --epochs, such as 90m, 2h or 1h30m."),
     ] = None
     val: Annotated[
         list[Path],
@@ -90,8 +91,8 @@ class Request:
         list[Path],
         typer.Option(
             metavar="DIR",
-            help="Folder of images and annotations; without annotations, its images count as having no faces. May be "
-            "repeated; a folder given twice is used twice as often.",
+            help="Folder of images and annotations, or COCO file; images without annotations count as having no faces. "
+            "May be repeated; a folder given twice is used twice as often.",
             show_default=False,
         ),
     ] = field(default_factory=list)
@@ -194,7 +195,7 @@ def _plan_run(request: Request, given: frozenset[str]) -> tuple[Run, Path]:
         return read_config(request.resume / CONFIG), request.resume
     run = _new_run(request) if request.config is None else read_config(request.config)
     if request.out is None:
-        fail("name a folder for the run: --out DIR")
+        fail("a run needs a folder; add --out DIR")
     return _with_options(run, request, given), request.out
 
 
@@ -203,7 +204,7 @@ def _new_run(request: Request) -> Run:
     from pyface.training.recipes import RECIPES, Run
 
     if request.model is None or not request.data:
-        fail("name a model and --data DIR (or --config FILE, or --resume DIR)")
+        fail("a run needs a model and --data DIR; give both, or --config FILE, or --resume DIR")
     model_info(request.model)  # lists the names if there is no such model
     return Run(model=request.model, data=tuple(map(str, request.data)), recipe=RECIPES[request.model])
 

@@ -52,7 +52,7 @@ def read_annotated(folder: str | Path) -> list[AnnotatedImage]:
 
 
 def annotations_in(folder: str | Path) -> list[str]:
-    """The annotations in a data folder by name, such as `bbx_gt.txt`; none in a folder of images alone."""
+    """The names of the annotations in a data folder, such as `bbx_gt.txt`; none in a folder of images alone."""
     return list(_layout(Path(folder)).readers)
 
 

@@ -23,7 +23,7 @@ from pyface.io.sources import Source, is_address, source_name
 
 
 def image_name(result: Mapping[str, Any]) -> str:
-    """Returns the name of a result's image; frames are called as their crops are, such as "video.mp4-000010".
+    """Returns the name of a result's image; frames are named as for crops, such as "video.mp4-000010".
 
     Example:
         >>> image_name({"source": "video.mp4", "frame": 10})
@@ -142,15 +142,15 @@ class YoloFolder:
 
         Raises:
             OutputError: Another image has this label file.
-            OSError: The disk does not take it.
+            OSError: They cannot be written, for example because the disk is full.
         """
         if result["error"] is not None:
             return
         name = f"{self._below(result)}.txt"
         if name in self._taken:
             raise OutputError(
-                f"{self._folder / name} would be of both {self._taken[name]} and {result['source']}; rename one of "
-                f"them, or use another --format"
+                f"{self._folder / name} would hold the labels of both {self._taken[name]} and {result['source']}; "
+                "rename one of them, or use another --format"
             )
         self._taken[name] = result["source"]
         width, height = result["width"], result["height"]
@@ -218,7 +218,7 @@ def _picture(result: Mapping[str, Any], faces: list[dict[str, Any]]) -> Picture:
 
 
 def _region(number: int, face: Mapping[str, Any], width: int, height: int) -> dict[str, Any]:
-    """A face as Label Studio has rectangles: in percent of the image."""
+    """A face as one of Label Studio's rectangles: in percent of the image's size."""
     x1, y1, x2, y2 = face["box"]
     return {
         "id": f"face-{number}",

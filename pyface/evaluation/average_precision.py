@@ -1,4 +1,4 @@
-"""Average precision on data folders, with ignore boxes, by face size.
+"""Average precision on data folders, with ignore boxes and by face size.
 
 The detections of all images are processed in score order. Each is compared with the box of highest IoU among its
 image's faces and ignore boxes. If that IoU is >= the threshold, the detection is dropped if the box is an ignore box,

@@ -35,7 +35,7 @@ def coco_figures(images: Sequence[AnnotatedImage], rows: Sequence[NDArray[np.flo
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
-        raise ImportError("COCO's figures need faster-coco-eval: pip install 'pyface-engine[evaluation]'") from error
+        raise ImportError('COCO\'s figures need faster-coco-eval: pip install "pyface-engine[evaluation]"') from error
     found = [
         {"image_id": k, "category_id": 1, "bbox": row[:4], "score": row[4]}
         for k, of in enumerate(rows)

@@ -1,4 +1,4 @@
-"""Exports single-shot detectors as ONNX, OpenVINO or torch.export files; `pyface.models.exported` runs them."""
+"""Exports detectors as ONNX, OpenVINO or torch.export files; `pyface.models.exported` runs them."""
 
 from pyface.export.export import ExportRequest, export
 

@@ -108,7 +108,7 @@ def export_cascade(request: ExportRequest, model: MTCNN, path: Path) -> Descript
     """
     if request != ExportRequest(request.model, request.weights):
         raise ValueError(
-            f"options of the export must be left out for {request.model}, got some; its networks have none"
+            f"all options but --weights must be left out for {request.model}, whose networks are exported as they are"
         )
     if path.suffix == ".pt2":
         raise ValueError(f"OUT must end with .onnx or .xml for {request.model}, got {path}")

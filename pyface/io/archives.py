@@ -29,7 +29,7 @@ _LONG_HEADERS = (
 _LONGEST_NAME = 200  # bytes of a file name; file systems take 255, and copies add a suffix
 
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError)
-"""What the readers of archives raise when the content is not as it must be."""
+"""The exceptions of archive readers for damaged content."""
 
 
 class ArchiveError(ValueError):
@@ -37,7 +37,7 @@ class ArchiveError(ValueError):
 
 
 class Member(NamedTuple):
-    """Which image of an archive an image is; `os.fspath` gives the name of both, such as "photos.tar/party/1.jpg".
+    """An image in an archive; `os.fspath` returns the archive and the name as one path: "photos.tar/party/1.jpg".
 
     Attributes:
         archive: The archive, as it was given.
@@ -54,7 +54,7 @@ class Member(NamedTuple):
 
 
 def member_source(archive: str, name: str) -> str:
-    """Returns how results call an archive's image: as if the archive were a folder."""
+    """Returns the name of an archive's image in results: as if the archive were a folder."""
     return f"{archive}/{name}"
 
 
@@ -67,15 +67,15 @@ def archive(
 ) -> Iterator[tuple[Member, BinaryIO]]:
     """Opens the images of an archive, in its order: .tar, also compressed by gzip, bzip2 or xz, and .zip.
 
-    Files that are no images by their names, and hidden ones, are left out. What is wrong with a single image is raised
-    when its file is read.
+    Files that are not images by their names, and hidden ones, are skipped. Reading the file of a damaged image raises
+    an `ImageError`.
 
     Args:
-        source: The path of the archive, or its address (extra `remote`). A tar archive is read once, from its beginning
-            to its end; a zip archive in parts.
-        wanted: Is given each image's path in the archive; others are skipped.
-        max_pixels: As for `read_image`: images that unpack to more bytes than so many pixels take are not unpacked.
-        skipped: Gets the numbers of images of kinds that pyface does not read, as by `find_sources`.
+        source: The path of the archive, or its address (extra `remote`). A tar archive is read once, from
+            beginning to end; a zip archive is read in parts.
+        wanted: Called with each image's path in the archive; images for which it returns False are skipped.
+        max_pixels: As for `read_image`; files with more bytes than so many pixels may take are not unpacked.
+        skipped: Counts the images of kinds that pyface does not read, by suffix; see `find_sources`.
 
     Yields:
         The `Member` and its open file. `FaceDetector.stream` takes such pairs.
@@ -94,7 +94,7 @@ def archive(
     name = os.fspath(source)
     is_zip = path_of(name).lower().endswith(".zip")
     skipped = Counter() if skipped is None else skipped
-    seen: dict[int, bool] = {}  # by the hash of its name, whether an image was wanted
+    seen: dict[str, bool] = {}  # whether an image was wanted
     count = opened = 0
     try:
         for inner, open_member in (_zip_members if is_zip else _tar_members)(name):
@@ -106,11 +106,10 @@ def archive(
                 continue
             count += 1
             inner = str(path)  # without "./" at its beginning
-            key = hash(inner)
-            is_new = key not in seen
+            is_new = inner not in seen
             if is_new:
-                seen[key] = wanted(inner)
-            if not seen[key]:
+                seen[inner] = wanted(inner)
+            if not seen[inner]:
                 continue
             full_name = member_source(name, inner)
             problem = "videos in archives are not read; unpack it" if is_video else _name_problem(inner)

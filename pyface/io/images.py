@@ -21,9 +21,10 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Truncated: TypeAlias = Literal["refuse", "accept"]
 
 MAX_PIXELS = 2**27
-"""Pictures with more pixels are refused unless the caller raises the limit: 134 million, 0.4 GB once decoded."""
+"""Images with more pixels are refused unless the caller raises the limit: 134 million, 0.4 GB once decoded."""
 
 _MAX_EXTRA_BYTES = 2**26  # what a file may hold beside 16 bytes per pixel: metadata, thumbnails, further pages
+_MAX_BYTES = 2**31 - 1  # OpenCV decodes no larger files
 
 
 class ImageError(ValueError):
@@ -67,7 +68,7 @@ def read_image(
 
 
 class KindError(ImageError):
-    """What an address gives is not an image; it may be a video."""
+    """The content at an address is not an image; it may be a video."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,8 @@ def _read_file(path: str, max_pixels: int) -> bytes:
             start = file.read(32)
             check_kind(start)  # before the rest: the file may be a video
             check_length(status.st_size, max_pixels)
-            return start + file.read()
+            file.seek(0)
+            return file.read()
     except (HeaderError, OSError, ValueError) as error:  # ValueError: a path with a null character
         raise ImageError(f"{path}: {_reason(error)}") from None
 
@@ -241,7 +243,7 @@ def _read_remote(address: str, max_pixels: int) -> bytes:
 
 
 def _read_up_to(file: BinaryIO, size: int) -> bytes:
-    """Reads so many bytes, or to the end; a stream from a network gives fewer at a time."""
+    """Reads up to this many bytes; a network stream returns fewer at a time."""
     parts: list[bytes] = []
     while size > 0 and (part := file.read(min(size, 2**20))):
         parts.append(part)
@@ -267,7 +269,7 @@ def _read_stream(file: BinaryIO, max_pixels: int) -> bytes:
         raise ImageError(f"{name}: the open file cannot be read ({_brief(error)})") from None
     if not isinstance(data, bytes | bytearray | memoryview):
         got = type(data).__name__
-        raise ImageError(f"{name}: an open file must give bytes, got {got}; open it with mode 'rb'")
+        raise ImageError(f"{name}: an open file must return bytes, got {got}; open it with mode 'rb'")
     try:
         check_length(len(data), max_pixels)
     except HeaderError as error:
@@ -276,11 +278,13 @@ def _read_stream(file: BinaryIO, max_pixels: int) -> bytes:
 
 
 def _most_bytes(max_pixels: int) -> int:
-    return 16 * max_pixels + _MAX_EXTRA_BYTES
+    return min(16 * max_pixels + _MAX_EXTRA_BYTES, _MAX_BYTES)
 
 
 def check_length(length: int, max_pixels: int) -> None:
     """Raises HeaderError if a file is larger than an image of so many pixels may be."""
+    if length > _MAX_BYTES:
+        raise HeaderError("the file must have less than 2 GiB; save the image in a compressed format")
     if length > _most_bytes(max_pixels):
         raise HeaderError(
             f"the file has {length} bytes, more than the {_most_bytes(max_pixels)} that {max_pixels} pixels may take; "

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
+from pyface.io.files import write_whole
 from pyface.io.headers import read_header
 from pyface.io.images import Pixels, read_encoded, turn_upright
 
@@ -43,7 +44,7 @@ def save_photo(path: Path, image: Pixels, original: str | PathLike[str] | Binary
     notes and XMP are left out, since they may contain what was removed from the pixels.
 
     Args:
-        path: The file, ending in .jpg, .jpeg or .png; folders on the way are made.
+        path: The file, ending in .jpg, .jpeg or .png. Missing folders are created.
         image: uint8 RGB [H, W, 3], upright, as `read_image` returns it.
         original: The file that the image was read from: its path, its address, or the open file.
         gps: Whether to keep the place where the photo was taken.
@@ -61,8 +62,7 @@ def save_photo(path: Path, image: Pixels, original: str | PathLike[str] | Binary
     Image.fromarray(np.ascontiguousarray(stored)).save(
         encoded, "JPEG" if is_jpeg else "PNG", icc_profile=metadata.icc, **options
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded.getvalue())
+    write_whole(path, encoded.getvalue())
 
 
 def read_metadata(data: bytes, *, gps: bool = True) -> Metadata:
@@ -71,7 +71,7 @@ def read_metadata(data: bytes, *, gps: bool = True) -> Metadata:
     try:
         image = _open(data)
         icc = image.info.get("icc_profile")
-        icc = icc if icc and icc[16:20] == b"RGB " else None  # pixels of other color spaces have become RGB
+        icc = icc if icc and icc[16:20] == b"RGB " else None  # pixels of other colour spaces have become RGB
         return Metadata(orientation, _exif(image.getexif(), orientation, gps), icc, _jpeg_options(image))
     except Exception:  # Pillow raises many kinds, and metadata is no reason to lose a photo
         return Metadata(orientation, _exif(Image.Exif(), orientation, gps), None, {})

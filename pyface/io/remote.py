@@ -37,7 +37,7 @@ def scheme_of(name: str) -> str:
 
 
 def is_web(name: str) -> bool:
-    """Tells whether a name is an address of the web: only patterns of these can be listed."""
+    """Tells whether a name is a web address. Web servers list only what fits a pattern."""
     return scheme_of(name) in _WEB_SCHEMES
 
 
@@ -46,12 +46,12 @@ def open_remote(address: str, *, seekable: bool = False) -> BinaryIO:
 
     Args:
         address: The address.
-        seekable: Whether the file must be, for which a web server must send parts of files; otherwise it is streamed.
+        seekable: Whether the file must be seekable, so that a web server must send parts of it; False: it is streamed.
 
     Raises:
         RemoteError: There is no such file, no answer, or no package for this kind of address.
     """
-    # With a size, whatever it is, fsspec does not ask for it first: a request less, or a time-out.
+    # Given any size, fsspec does not ask the server for it, which saves a request or a time-out.
     options = {"block_size": 0, "size": 1} if is_web(address) and not seekable else {}
     try:
         filesystem, path = _filesystem(address)
@@ -104,7 +104,7 @@ class _RemoteFile(io.RawIOBase):
 
 
 def list_remote(address: str, *, recursive: bool) -> list[str]:
-    """Returns the addresses of the files in a folder, or that fit a pattern with `*`, sorted; of a file, its own.
+    """Returns the sorted addresses of the files in a folder, or of those that match a pattern; for a file, its own.
 
     Raises:
         RemoteError: The server does not list its files, does not answer, or there is no package for its addresses.
@@ -127,7 +127,7 @@ def remote_reason(error: Exception) -> str:
     """Returns in words why an address cannot be read."""
     if isinstance(error, RemoteError):
         return str(error)
-    if isinstance(error, FileNotFoundError):  # fsspec also takes a server that does not answer for a missing file
+    if isinstance(error, FileNotFoundError):  # fsspec reports a server that does not answer as a missing file too
         return remote_reason(error.__cause__) if isinstance(error.__cause__, Exception) else "there is no such file"
     if isinstance(error, PermissionError):
         return "access is denied; check the credentials"
@@ -157,7 +157,7 @@ def _filesystem(address: str) -> tuple[Any, str]:
 
 
 def _time_limits(scheme: str) -> dict[str, Any]:
-    """What makes a backend give up; the others have limits of their own."""
+    """The options that make a backend give up in time; backends without such options have limits of their own."""
     if scheme in _WEB_SCHEMES:
         import aiohttp
 

@@ -1,6 +1,6 @@
 """Files of results: one JSON line per image or frame, or a table with one row per face, as CSV or Parquet.
 
-A later run can continue JSON lines and CSV.
+A later run can continue JSON Lines and CSV files.
 
 A result is a dictionary as `Detections.to_dict` makes it; that of an unreadable image has an error instead of faces.
 The result of a video's frame has its number and time too. A video that cannot be read or breaks off has one without a
@@ -8,12 +8,16 @@ number.
 """
 
 import csv
+import errno
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
+
+from pyface.io.files import write_all, write_whole
 
 CSV_COLUMNS = [
     *("source", "frame", "time", "width", "height", "faces", "face", "id", "crop", "x1", "y1", "x2", "y2", "score"),
@@ -78,16 +82,16 @@ def _csv(rows: list[list[Any]]) -> bytes:
 
 
 class ResultFile:
-    """A growing file of results that is whole up to the last one, whenever the program ends.
+    """A growing file of results that is complete up to the last one, whenever the program ends.
 
     Args:
         path: Where to write. Missing folders are created.
-        as_csv: Write CSV instead of JSON lines. None: as the name says, which ends with .jsonl or .csv.
-        resume: Continue the file: cut off a half-written result at its end, and list in `done` what it holds.
+        as_csv: Write CSV instead of JSON Lines. None: as the suffix says, .jsonl or .csv.
+        resume: Continue the file: cut off a half-written result at its end, and list in `done` what it contains.
         overwrite: Replace the file.
         whole_videos: Cut off a video whose last frame ends the file, so that it is done again from its beginning.
-        made_by: What makes the results, such as model and options: JSON values by name. A file FILE.run.json beside the
-            results keeps it, and only the same may continue them; None: nothing is kept or checked.
+        made_by: What makes the results, such as model and options: JSON values by name. FILE.run.json beside the
+            results records it, and other values cannot continue them. None: nothing is recorded or checked.
 
     Attributes:
         is_unchecked: Whether the file is continued without FILE.run.json, so what made it is unknown.
@@ -95,8 +99,8 @@ class ResultFile:
         begun: A video that may be unfinished, since its last frame ends the file, and the number of that frame.
 
     Raises:
-        OutputError: The name does not say what to write, the file exists (is not empty) and neither `resume` nor
-            `overwrite` is given, it is not a file of results, something else made it, or it cannot be written.
+        OutputError: The suffix is another, the file exists (is not empty) and neither `resume` nor `overwrite` is
+            given, it is not a file of results, other options made it, or it cannot be written.
 
     Example:
         >>> import tempfile
@@ -137,8 +141,9 @@ class ResultFile:
                 _write_maker(path, made_by)
             # Unbuffered: what is written has left this process, so killing it loses nothing.
             self._file = open(path, "wb" if overwrite else "ab", buffering=0)  # noqa: SIM115
+            self._path, self._has_links = path, os.fstat(self._file.fileno()).st_nlink > 0  # not on every file system
             if self._encode is csv_rows and path.stat().st_size == 0:
-                self._write(_csv([list(CSV_COLUMNS)]))
+                write_all(self._file, _csv([list(CSV_COLUMNS)]))
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
 
@@ -152,13 +157,15 @@ class ResultFile:
         """Appends one result.
 
         Raises:
-            OSError: The file cannot take it, for example because the disk is full.
+            OSError: The file cannot take it, for example because the disk is full or the file was deleted; `filename`
+                is its name.
         """
-        self._write(self._encode(result))
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            data = data[self._file.write(data) :]
+        try:
+            write_all(self._file, self._encode(result))
+            if self._has_links and os.fstat(self._file.fileno()).st_nlink == 0:
+                raise OSError(errno.ENOENT, "the file was deleted during the run")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def _continue(self, path: Path, whole_videos: bool) -> None:
         """Fills `done` and `begun`, and cuts the file after the last whole result or video."""
@@ -179,7 +186,7 @@ class ResultFile:
 
 
 class FinishedFile:
-    """A file of results that is whole only when the run ends, so no later run can continue it.
+    """A file of results that is complete only when the run ends, so no later run can continue it.
 
     Until then the results are beside it, in FILE.part. Subclasses write to `part` and complete it in `finish`.
 
@@ -212,7 +219,7 @@ class FinishedFile:
         """Adds one result.
 
         Raises:
-            OSError: The disk does not take it.
+            OSError: It cannot be written, for example because the disk is full.
         """
         raise NotImplementedError
 
@@ -236,7 +243,7 @@ class ParquetFile(FinishedFile):
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise OutputError("Parquet files need pyarrow: pip install 'pyface-engine[parquet]'") from None
+            raise OutputError('Parquet files need pyarrow: pip install "pyface-engine[parquet]"') from None
         super().__init__(path, overwrite=overwrite)
         kinds = {"source": pyarrow.string(), "crop": pyarrow.string(), "error": pyarrow.string()}
         kinds |= dict.fromkeys(("frame", "width", "height", "faces", "face", "id"), pyarrow.int64())
@@ -267,7 +274,7 @@ class ParquetFile(FinishedFile):
 
 
 def _text(name: str) -> str:
-    """A name with what is not text in it replaced."""
+    """Returns a name with what is not valid text replaced."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -277,22 +284,38 @@ def _maker_file(path: Path) -> Path:
 
 def _write_maker(path: Path, made_by: Mapping[str, Any]) -> None:
     beside = path.with_name(f"{path.name}.run.json.part")
-    beside.write_text(json.dumps(dict(made_by), indent=1) + "\n", encoding="utf-8")
+    write_whole(beside, (json.dumps(dict(made_by), indent=1) + "\n").encode())
     beside.replace(_maker_file(path))
 
 
 def _check_maker(path: Path, made_by: Mapping[str, Any]) -> bool:
-    """Refuses to continue a file that something else has made; returns False if its maker is unknown."""
+    """Refuses to continue a file that other options or another model made; returns False if they are unknown."""
     file = _maker_file(path)
-    if not file.exists():
-        return False
+    if file.exists():
+        check_maker(file.read_bytes(), made_by, str(path), str(file))
+    return file.exists()
+
+
+def check_maker(content: bytes, made_by: Mapping[str, Any], path: str, file: str) -> None:
+    """Refuses to continue results that other options or another model made.
+
+    Args:
+        content: The content of the file that records what made them.
+        made_by: What is to continue them.
+        path: The results.
+        file: The name of the file.
+
+    Raises:
+        OutputError: The two differ, or the content is damaged.
+    """
     try:
-        before = json.loads(file.read_bytes())
+        before = json.loads(content)
         known = [name for name in made_by if name in before]  # an older pyface has fewer options
         changed = [name for name in known if before[name] != json.loads(json.dumps(made_by[name]))]
     except (ValueError, KeyError, TypeError, RecursionError):
+        name = file.rpartition("/")[2]
         raise OutputError(
-            f"{file} is damaged or was not written by pyface; --overwrite makes {path} and {file.name} anew"
+            f"{file} is damaged or was not written by pyface; --overwrite makes {path} and {name} anew"
         ) from None
     if changed:
         then, now = (", ".join(f"{name} {_shown(of[name])}" for name in changed) for of in (before, made_by))
@@ -300,7 +323,6 @@ def _check_maker(path: Path, made_by: Mapping[str, Any]) -> bool:
             f"{path} was made with {then}, this command has {now}; repeat the first command's options, or give another "
             f"--output"
         )
-    return True
 
 
 def _shown(value: Any) -> str:

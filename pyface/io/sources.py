@@ -79,8 +79,8 @@ def find_sources(
         recursive: Look into the subfolders of folders too.
         videos: Take the videos in folders too, if PyAV is installed.
         skip: Folders whose content is left out where they lie within another, such as the one for drawn copies.
-        skipped: Gets the number of files in folders that are images or videos by their names, but of a kind that
-            pyface does not read, by suffix; `describe_skipped` puts them into words.
+        skipped: Counts, by suffix, the files in folders that are images or videos by their names, but of a kind that
+            pyface does not read; `describe_skipped` puts them into words.
 
     Returns:
         The paths, spelled as the arguments were, each image once.
@@ -117,7 +117,7 @@ def read_list(file: str) -> list[str]:
         file: A text file; "-" for the standard input.
 
     Raises:
-        SourceError: The file cannot be read, or names nothing.
+        SourceError: The file cannot be read, or is empty.
     """
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
@@ -221,7 +221,7 @@ def is_archive(source: Source) -> bool:
 
 
 def is_unclear(source: Source) -> bool:
-    """Tells whether only its content can say what a source is: an address of the web without a known suffix.
+    """Tells whether only its content shows what a source is: a web address without a known suffix.
 
     Example:
         >>> [is_unclear(source) for source in ("a", "https://x.org/photo?id=3", "https://x.org/a.jpg")]
@@ -256,7 +256,7 @@ def _has_known_suffix(name: str) -> bool:
 
 
 def source_name(source: Source) -> str:
-    """Returns how results call a source.
+    """Returns the name of a source in results.
 
     Example:
         >>> source_name("a.mp4"), source_name(0)
@@ -266,7 +266,7 @@ def source_name(source: Source) -> str:
 
 
 def source_key(source: Source) -> str:
-    """Returns what two spellings of one source share."""
+    """Returns a key that is the same for all spellings of a source."""
     name = source_name(source)
     return name if is_address(name) else os.path.normpath(name)
 
@@ -305,7 +305,7 @@ def _is_pattern(argument: str) -> bool:
 
 
 def _matches(argument: str, recursive: bool, videos: bool, skipped: Counter[str]) -> list[str]:
-    """The files and folders that an argument stands for; of remote folders, their files."""
+    """The files and folders that an argument stands for; for a remote folder, the files in it."""
     if not is_address(argument):
         return sorted(glob.glob(argument, recursive=True)) if _is_pattern(argument) else [argument]
     is_pattern = "*" in path_of(argument)
@@ -351,7 +351,7 @@ def _files(folder: str, recursive: bool, videos: bool, skip: Sequence[Path], cou
 
 
 def copy_name(name: str, is_video: bool) -> str:
-    """Returns what the copy of a file is called: JPEG, PNG and MP4 files keep their names, others become PNG or MP4.
+    """Returns the name of the copy of a file: JPEG, PNG and MP4 files keep their names, others become PNG or MP4.
 
     Example:
         >>> copy_name("a.JPG", False), copy_name("a.tif", False), copy_name("a.mov", True)
@@ -382,29 +382,29 @@ def plan_copies(
         ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png', 'out/b/video.mov.mp4', 'out/camera 0.mp4']
     """
     paths = paths_below(sources)
-    originals = {os.path.realpath(source) for source in paths if isinstance(source, str) and not is_address(source)}
+    originals: set[str] = set()  # made for the first copy that exists, since it takes long for many files
     plan: dict[Source, Path] = {}
     taken: set[str] = set()
     for source, below in paths.items():
         name = below if is_archive(source) else rename(below, is_video(source))
         copy = _free(folder / name, taken)
-        if os.path.realpath(copy) in originals:
-            raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
+        if os.path.lexists(copy):
+            originals = originals or {os.path.realpath(path) for path in _local_paths(paths)}
+            if os.path.realpath(copy) in originals:
+                raise SourceError(f"{folder}: saving there would overwrite the image {source}; choose another folder")
         plan[source] = copy
     return plan
 
 
 def paths_below(sources: Iterable[Source]) -> dict[Source, str]:
-    """Returns the path of each source below the folder that all files share; cameras and addresses get a name.
+    """Returns the path of each source below the folder that all files share; cameras and addresses get file names.
 
     Example:
         >>> [path.replace(os.sep, "/") for path in paths_below(["in/a/1.jpg", "in/b/1.jpg", "s3://c/2.jpg"]).values()]
         ['a/1.jpg', 'b/1.jpg', 'c-2.jpg']
     """
     sources = list(sources)
-    files: dict[Source, str] = {
-        source: os.path.abspath(source) for source in sources if isinstance(source, str) and not is_address(source)
-    }
+    files: dict[Source, str] = {path: os.path.abspath(path) for path in _local_paths(sources)}
     try:
         shared = os.path.commonpath([os.path.dirname(path) for path in files.values()]) if files else ""
     except ValueError:  # several drives
@@ -414,6 +414,10 @@ def paths_below(sources: Iterable[Source]) -> dict[Source, str]:
         for source, path in files.items()
     }
     return {source: below[source] if source in below else _address_name(source) for source in sources}
+
+
+def _local_paths(sources: Iterable[Source]) -> Iterator[str]:
+    return (source for source in sources if isinstance(source, str) and not is_address(source))
 
 
 def plan_member(folder: Path, name: str, taken: set[str], rename: Callable[[str, bool], str] = copy_name) -> Path:

@@ -27,11 +27,11 @@ class VideoError(ValueError):
 
 
 class Frame(NamedTuple):
-    """Which frame an image is.
+    """The place of a frame in its source.
 
     Attributes:
         source: The video or address as given, or "camera 0".
-        frame: Number of frames before it in the source; live sources leave numbers out when they drop frames.
+        frame: Number of frames before it in the source; dropped frames of live sources count too.
         time: Seconds since the first frame, by the video's own clock.
         dropped: Number of frames that a live source had in between and that the caller was too busy to take.
     """
@@ -51,7 +51,7 @@ def video(
         source: A file, an address such as rtsp://..., or the number of a camera.
         every: Keep one frame in this many.
         fps: Keep at most this many frames per second of the video, instead.
-        live: Whether to drop frames while the caller is busy, and go on with the newest. None: for cameras and rtsp.
+        live: Whether to drop frames while the caller is busy, and continue with the newest. None: for cameras and rtsp.
 
     Yields:
         The `Frame` and its pixels, uint8 RGB [H, W, 3]. `FaceDetector.stream` takes such pairs.
@@ -64,7 +64,7 @@ def video(
     if every < 1 or (fps is not None and not 0 < fps < math.inf):
         raise ValueError(f"video: every must be 1 or more, and fps positive, got every={every} and fps={fps}")
     if every > 1 and fps is not None:
-        raise ValueError(f"every and fps exclude each other; use one of them, got every={every} and fps={fps}")
+        raise ValueError(f"video: every and fps exclude each other, got every={every} and fps={fps}; use one of them")
     if live is None:
         live = is_live(source if isinstance(source, int) else str(source))
     frames = _selected(_decode(source), every, fps)
@@ -208,6 +208,8 @@ class VideoWriter:
         self.codec = next(codec for codec in CODECS if codec in self._av.codecs_available)
         if not Path(path).parent.is_dir():
             raise VideoError(f"{path} cannot be written as a video (there is no folder {Path(path).parent})")
+        if Path(path).is_dir():  # PyAV would notice with the first packet, which may be the last
+            raise VideoError(f"{path} cannot be written as a video (it is a folder)")
         # The index comes first, so that browsers play a video while they load it.
         options = {"movflags": "+faststart"} if Path(path).suffix.lower() in (".mp4", ".mov", ".m4v") else {}
         try:
@@ -274,7 +276,7 @@ class VideoWriter:
 
 
 def _address(camera: int) -> tuple[str, str, str]:
-    """How FFmpeg names a camera: file, mode and format."""
+    """Returns how FFmpeg opens a camera: file, mode and format."""
     if sys.platform == "darwin":
         return str(camera), "r", "avfoundation"
     if sys.platform == "win32":
@@ -286,7 +288,7 @@ def _pyav() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise ImportError("videos need PyAV: pip install 'pyface-engine[video]'") from error
+        raise ImportError('videos need PyAV: pip install "pyface-engine[video]"') from error
     return av
 
 

@@ -150,28 +150,20 @@ def stage(channels: int, width: int, depth: int, stride: int) -> nn.Sequential:
     return nn.Sequential(Bottleneck(channels, width, stride), *rest)
 
 
-class CompactResNet(Backbone):
+class SlimResNet(Backbone):
     """The trunk of the lite detectors: plain residual blocks of 3 x 3 convolutions, narrow where maps are large.
 
-    Maps of strides 2 and 4 have only 16 and 32 channels, since they cost the most per channel. Most convolutions are at
-    stride 8, which decides about faces of 16 ... 64 px. Three candidates were timed at 640 x 640, fused
-    (`fold_batch_norms`) and channels_last, on two threads of an AMD EPYC (Zen 4) with torch 2.13. Milliseconds of the
-    trunk alone, and with S3FD's pyramid and heads, best of 25 interleaved runs:
-
-    - MobileNetV2 up to stride 32 (ImageNet weights exist): 1.84 G multiply-adds, 0.70 M parameters: 58.7, 65.0;
-    - split blocks as in YOLOv8 (32, 96, 128, 160 channels): 1.87 G, 0.83 M: 22.9, 34.2;
-    - this trunk: 2.28 G, 0.94 M: 23.5, 33.9.
-
-    So this trunk computes most per millisecond. It has the fewest and largest kernels, which suits GPUs too. Depthwise
-    convolutions on wide maps (MobileNetV2's 96 ... 144 channels at strides 2 and 4) move bytes and compute little.
+    Maps of strides 2 and 4 have only 16 and 32 channels, since they cost the most per channel; stride 4 decides about
+    the smallest faces, stride 8 about those of 16 ... 64 px. Plain convolutions compute more per millisecond than
+    depthwise or split ones, on CPUs and on GPUs. docs/training.md compares it with other trunks.
 
     Returns:
-        c2 (32 channels, stride 4), c3 (48, 8), c4 (96, 16), c5 (128, 32). Odd maps are rounded up.
+        c2 (32 channels, stride 4), c3 (48, 8), c4 (64, 16), c5 (96, 32). Odd maps are rounded up.
     """
 
     STEM = 16
-    WIDTHS = (32, 48, 96, 128)
-    DEPTHS = (1, 3, 2, 1)  # residual blocks
+    WIDTHS = (32, 48, 64, 96)
+    DEPTHS = (1, 2, 2, 1)  # residual blocks
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,19 +181,6 @@ class CompactResNet(Backbone):
         return c2, c3, c4, self.stage5(c4)
 
 
-class SlimResNet(CompactResNet):
-    """`CompactResNet` with fewer channels and blocks after stride 4, the stride that decides about the smallest faces.
-
-    A detector on it takes 0.72 of the time; docs/training.md compares it with other trunks.
-
-    Returns:
-        c2 (32 channels, stride 4), c3 (48, 8), c4 (64, 16), c5 (96, 32). Odd maps are rounded up.
-    """
-
-    WIDTHS = (32, 48, 64, 96)
-    DEPTHS = (1, 2, 2, 1)
-
-
 class BasicBlock(nn.Module):
     """A residual block: two 3 x 3 convolutions plus a shortcut."""
 
@@ -215,7 +194,7 @@ class BasicBlock(nn.Module):
 
 
 class Context(nn.Module):
-    """A residual block before a head: three 3 x 3 convolutions, half as wide inside, that see 7 x 7 cells.
+    """A residual block before a head: three 3 x 3 convolutions, half as wide inside, that cover 7 x 7 cells.
 
     The input must not be negative, as behind a ReLU. A new block returns it, so a trained network can be extended.
     """

@@ -99,7 +99,7 @@ class FaceModel(nn.Module, ABC):
     def for_inference(
         self, dtype: torch.dtype = torch.float32, channels_last: bool | None = None, cuda_graph: bool = False
     ) -> FaceModel:
-        """Returns the model in the form that detects fastest: itself, unless there is such a form.
+        """Returns the model in the form that detects fastest, which may be the model itself.
 
         Args:
             dtype: Numeric precision.

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from pyface import ops
 from pyface.models import losses
-from pyface.models.backbones import VGG19, CompactResNet, TopDown, convolution, pool
+from pyface.models.backbones import VGG19, SlimResNet, TopDown, convolution, pool
 from pyface.models.base import GroundTruth
 from pyface.models.inference import IMAGENET_MEAN, IMAGENET_STD, InferenceOptions, Preprocessing
 from pyface.models.layers import gaussian, xavier
@@ -209,9 +209,9 @@ class DenseBox(SingleShot):
     def loss(self, maps: DenseBoxOutput, truth: GroundTruth, *, seed: int = 0) -> dict[str, Tensor]:
         """Returns the loss terms; see `SingleShot.loss` (docs/detectors.md 1.3).
 
-        Positive cells count, and as many negative ones, which `ops.balanced_sample` chooses per image and map. Every
-        map has at least as many negatives as a face of size `face` has positive cells. Each term is a sum over these
-        cells of the batch, divided by their number.
+        Positive cells count, and `negative_ratio` times as many negative ones, which `ops.balanced_sample` chooses per
+        image and map. A map without faces has as many negatives as one with a face of size `face`. Each term is a sum
+        over these cells of the batch, divided by their number.
 
         Only faces of about the size `face` are positive, so training samples must show faces at that size.
 
@@ -284,7 +284,7 @@ class DenseBox(SingleShot):
             labels.flatten(0, 1).flatten(1).int() - 1,  # 1, 0, -1: a face, background, ignored
             ratio=self.config.negative_ratio,
             hard_fraction=self.config.hard_fraction,
-            minimum=round(math.pi * disc**2),
+            minimum=round(self.config.negative_ratio * math.pi * disc**2),
             seed=seed,
         )
         return losses.total(error, teaches) / losses.count(teaches)
@@ -397,24 +397,29 @@ class DenseBoxLiteConfig(DenseBoxConfig):
     """The settings of the lite network, where they differ from the paper's.
 
     Attributes:
-        face: Half the paper's, at the same stride. A network for faces of 50 px must enlarge a 640 px image to 1,280 px
-            to find faces of 20 px. This one finds them at the image's own size, so its whole pyramid costs an eighth.
-        gray: Half the paper's as well.
-        pyramid_step: Positive faces may differ in size by 1.25 / 0.8 = 1.56. At steps of 2^0.5 = 1.41 each face is
-            within that band in one or two views, and all views together cost twice the first.
+        face: Two fifths of the paper's, at the same stride. A network for faces of 50 px must enlarge a 640 px image to
+            1,830 px to find faces of 14 px. This one finds them at the image's own size.
+        gray: Half the paper's.
+        positive_band, ignore_band: Positive faces may differ in size by 2, an octave, so that a pyramid with the step 2
+            shows every face in one of its views, and all views together cost a third more than the first.
+        pyramid_step: 2; the paper's band of 1.56 needs 4 views per factor of 4, this one 2.
         pyramid_scales: None: go on until a face would fill the image.
+        negative_ratio: More than the paper's 1, as for `S3FDLite`.
         dropout: 0, since batch normalisation makes it unnecessary.
     """
 
-    face: float = 25.0
+    face: float = 20.0
     gray: float = 1.0
-    pyramid_step: float = 2**0.5
+    positive_band: tuple[float, float] = (0.7, 1.42)
+    ignore_band: tuple[float, float] = (0.5, 2.0)
+    pyramid_step: float = 2.0
     pyramid_scales: int | None = None
+    negative_ratio: float = 3.0
     dropout: float = 0.0
 
 
 class DenseBoxLite(DenseBox):
-    """DenseBox on `backbones.CompactResNet`, fused at stride 4 with stride 8 as in the paper.
+    """DenseBox on `backbones.SlimResNet`, fused at stride 4 with stride 8 as in the paper.
 
     A feature pyramid adds context from strides 16 and 32 to stride 8, as in `S3FDLite`.
 
@@ -424,16 +429,16 @@ class DenseBoxLite(DenseBox):
     size: ClassVar[Size] = 640
     channels_last: ClassVar[bool] = True
 
-    PYRAMID = (64, 64)  # channels at strides 8 and 16
-    WIDTH = 64  # channels of the branches
+    PYRAMID = (48, 64)  # channels at strides 8 and 16
+    WIDTH = 48  # channels of the branches
     REFINE_WIDTH = 16
 
     def __init__(self, config: DenseBoxLiteConfig | None = None) -> None:
         config = config or DenseBoxLiteConfig()
         super().__init__(config)
-        c2, c3, c4, c5 = CompactResNet.WIDTHS
+        c2, c3, c4, c5 = SlimResNet.WIDTHS
         p3, p4 = self.PYRAMID
-        self.backbone = CompactResNet()
+        self.backbone = SlimResNet()
         self.down4, self.smooth4 = TopDown(c4, c5, p4), convolution(p4, p4)
         self.down3, self.smooth3 = TopDown(c3, p4, p3), convolution(p3, p3)
         self.score = self._branch(c2 + p3, 1)

@@ -30,7 +30,7 @@ Run: TypeAlias = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Description:
-    """What an exported file is; stored in it, one property per field.
+    """The description of an exported file; stored in it, one property per field.
 
     Attributes:
         model: The model's name.

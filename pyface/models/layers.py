@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class L2Norm(nn.Module):
     """L2 normalisation of every cell's vector, times a learned scale per channel (S3FD, docs/detectors.md 2.1).
 
-    The magnitudes of maps at different depths differ by orders; this layer brings the shallow ones to one magnitude.
+    Maps at different depths differ in magnitude by powers of ten; this layer brings the shallow ones to one magnitude.
     [B, C, H, W] -> same shape and dtype. The norm is summed in float32, since squares overflow float16.
     """
 

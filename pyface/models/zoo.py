@@ -73,8 +73,7 @@ class Row:
 
 
 _OWN_LICENCE = "trained on research-only and unlicensed web images"
-_OWN_DATA = "6,314 photos with 37,866 faces, 1,016 without (by this project)"
-_OWN_WIDER_DATA = "14,330 photos with 83,000 faces, 1,016 without (by this project)"
+_OWN_DATA = "14,330 photos with 83,000 faces, 1,016 without (by this project)"
 
 _PAPER = "you have a checkpoint or train your own: no bundled weights"
 
@@ -102,7 +101,7 @@ REGISTRY = {
             "you study anchor-free detection; it is the slowest",
             Weights(
                 file="densebox_lite.safetensors",
-                sha256="1714289e47b4a44516c1f7033c68105f1d568598e744fc294264f01846194016",
+                sha256="022ded5ce96ca93aa7d3dccc6742527bd05f0645cafe280506d6f5825f5349d8",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_DATA,
             ),
@@ -124,7 +123,7 @@ REGISTRY = {
                 file="s3fd_lite.safetensors",
                 sha256="9431eb4f239dcc36880f6d26e9500341ce217eba4aaa137a3a28f62f85eb9e47",
                 licence=_OWN_LICENCE,
-                training_data=_OWN_WIDER_DATA,
+                training_data=_OWN_DATA,
             ),
         ),
         Row(
@@ -144,7 +143,7 @@ REGISTRY = {
                 file="srn_lite.safetensors",
                 sha256="a104f541e14eadddb7c9fca88c00c58240b7a547bc1529e09661410ffebfaef0",
                 licence=_OWN_LICENCE,
-                training_data=_OWN_WIDER_DATA,
+                training_data=_OWN_DATA,
             ),
         ),
         Row(
@@ -164,7 +163,7 @@ REGISTRY = {
                 file="ssh_lite.safetensors",
                 sha256="2c6d70a3d300a9209bbcd9b2b717602f56768c86bf4d218452eb2da685a2d1eb",
                 licence=_OWN_LICENCE,
-                training_data=_OWN_WIDER_DATA,
+                training_data=_OWN_DATA,
             ),
         ),
         Row("ssh_vgg16", SSHVGG16, SSHConfig(), "The paper's SSH: three modules with context", _PAPER),
@@ -198,7 +197,7 @@ def create_model(name: str, weights: str | os.PathLike[str] | Literal["default"]
     """Builds a model by name, in evaluation mode, on the CPU.
 
     Args:
-        name: One of `list_models()`, or the path of a file that `pyface export` wrote (.onnx or .xml).
+        name: One of `list_models()`, or the path of a file that `pyface export` wrote (.onnx, .xml or .pt2).
         weights: "default" for the bundled weights, None for random initialisation, or the path of a file. That is one
             of pyface's (.safetensors) or a popular public checkpoint, which is detected by its keys (see
             `pyface.models.checkpoints`). Settings that the weights need, such as S3FD's padding of fc6, are applied.

@@ -533,7 +533,11 @@ def densebox_targets(
 ) -> DenseBoxMaps:
     device, batch = boxes.device, len(splits) - 1
     # On the CPU with numbers as tensors: a GPU would divide by a number as it multiplies by its reciprocal.
-    boxes, of = boxes.detach().float().cpu(), torch.tensor
+    boxes = boxes.detach().float().cpu()
+
+    def of(number: float) -> Tensor:
+        return torch.tensor(float(number))  # an int may be too large for torch
+
     points = (
         torch.zeros(len(boxes), 0, 2, dtype=torch.float32) if landmarks is None else landmarks.detach().float().cpu()
     )
@@ -542,7 +546,7 @@ def densebox_targets(
 
     def disc(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         """Which cells a disc around a pixel covers, radius in cells, and their squared distances in units of it."""
-        center = (center - stride * 0.5) / of(float(stride))
+        center = (center - stride * 0.5) / of(stride)
         squared = (x - center[0]) * (x - center[0]) + (y - center[1]) * (y - center[1])
         holds_center = (x == (center[0] + 0.5).floor()) & (y == (center[1] + 0.5).floor())
         return (squared <= radius * radius) | holds_center, squared / (radius * radius)
@@ -576,11 +580,11 @@ def densebox_targets(
             if not is_face and not of(ignore_band[0]) <= side <= of(ignore_band[1]):
                 continue
             center = torch.stack([(x1 + x2) * 0.5, (y1 + y2) * 0.5])
-            covered, distance = disc(center, of(radius) * (y2 - y1) / of(float(stride)))
+            covered, distance = disc(center, of(radius) * (y2 - y1) / of(stride))
             if is_face:
                 owned = covered & (~positive | (distance < nearest))
                 corners = (pixel_x - x1, pixel_y - y1, pixel_x - x2, pixel_y - y2)
-                offsets = torch.stack(corners) / (of(float(stride)) * of(unit))
+                offsets = torch.stack(corners) / (of(stride) * of(unit))
                 found.offsets[b] = torch.where(owned, offsets, found.offsets[b])
                 nearest = torch.where(owned, distance, nearest)
                 positive |= covered

@@ -121,7 +121,7 @@ def split(folders: Sequence[str], held_out: Sequence[str]) -> tuple[list[Picture
         DatasetError: A folder is malformed, a name matches no image or several, or no faces are left to train on.
     """
     meant: dict[str, set[Path]] = {name: set() for name in held_out}
-    learned, held = [], {}
+    trained_on, held = [], {}
     for folder in folders:
         for picture in read_folder(folder):
             parts = picture.path.parts
@@ -129,7 +129,7 @@ def split(folders: Sequence[str], held_out: Sequence[str]) -> tuple[list[Picture
             if names:
                 held[picture.path.resolve()] = picture
             else:
-                learned.append(picture)
+                trained_on.append(picture)
             for name in names:
                 meant[name].add(picture.path.resolve())
     missing = sorted(name for name, paths in meant.items() if not paths)
@@ -141,9 +141,9 @@ def split(folders: Sequence[str], held_out: Sequence[str]) -> tuple[list[Picture
             raise DatasetError(
                 f"a held-out image must be unambiguous, got {name}, which could be {places}; write it with its folders"
             )
-    if not any(len(picture.faces) for picture in learned):
+    if not any(len(picture.faces) for picture in trained_on):
         raise DatasetError(f"{', '.join(map(str, folders))}: there are no faces to train on")
-    return learned, list(held.values())
+    return trained_on, list(held.values())
 
 
 def measured_sets(folders: Sequence[str], held: list[Picture]) -> dict[str, list[Picture]]:

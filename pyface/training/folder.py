@@ -163,9 +163,9 @@ def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> N
         if names:
             where = folder if Path(folder).is_file() else Path(folder) / annotations_in(folder)[0]
             print(f"left out: {counted(len(names), 'image')} missing from {where}, such as {names[0]}")
-    learned = {picture.path.resolve() for picture in album.pictures}
+    trained_on = {picture.path.resolve() for picture in album.pictures}
     for name, pictures in sets.items():
-        shared = sum(picture.path.resolve() in learned for picture in pictures)
+        shared = sum(picture.path.resolve() in trained_on for picture in pictures)
         if shared:
             print(
                 f"{name}: {shared:,} of {len(pictures):,} images are also in the training data, so the scores are too "

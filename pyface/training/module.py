@@ -80,7 +80,7 @@ class Training(L.LightningModule):
     def __init__(self, model: SingleShot, recipe: Recipe, steps: int | None) -> None:
         super().__init__()
         self.model, self.recipe, self.steps = model, recipe, steps
-        self.has_learned = False  # whether this process has trained on a batch
+        self.has_trained = False  # whether this process has trained on a batch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Builds the optimiser; biases and normalisation layers have no weight decay."""
@@ -104,7 +104,7 @@ class Training(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets the learning rate, which depends only on the run's progress, in steps or in time."""
-        self.has_learned = True
+        self.has_trained = True
         rate = self.recipe.rate * factor(self.recipe, self.progress())
         optimizer = self.optimizers()
         for group in optimizer.param_groups:  # type: ignore[union-attr]

@@ -32,16 +32,16 @@ def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = F
     is_cascade = run.model == "mtcnn"
     check_folder(folder, resume)
     check_device(run, accelerator)
-    if is_cascade:
-        check_cascade(run)
-    else:
+    if not is_cascade:
         check_single_shot(run, folder)
-    if is_cascade and is_complete(folder):
-        say_complete(run, folder, "was already")
-        return
-    learned, held = split(run.data, run.held_out)
-    sets = measured_sets(run.val, held)
-    album = Album(learned, accelerator=accelerator, sharers=local_devices(run))
+    else:
+        check_cascade(run)
+        if is_complete(folder):
+            say_complete(run, folder, "was already")
+            return
+    pictures, held_out = split(run.data, run.held_out)
+    sets = measured_sets(run.val, held_out)
+    album = Album(pictures, accelerator=accelerator, sharers=local_devices(run))
     L.seed_everything(run.seed, workers=True, verbose=False)
     job = Job(run, folder, resume, accelerator, album, sets)
     if is_cascade:

@@ -82,7 +82,7 @@ def train_single_shot(job: Job) -> None:
     training = Training(model, run.recipe, steps)
     fit(trainer, training, Data(job.album, run.recipe, rule, model, run.seed, run.workers), job.folder / CHECKPOINT)
     if trainer.is_global_zero:
-        say_complete(run, job.folder, "is" if training.has_learned else "was already")
+        say_complete(run, job.folder, "is" if training.has_trained else "was already")
 
 
 def starting_model(run: Run, album: Album) -> SingleShot:

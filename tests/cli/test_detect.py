@@ -1,8 +1,10 @@
 """The `pyface` command as people meet it: at a terminal, in a pipe, interrupted, and with every mistake in it."""
 
 import csv
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -387,6 +389,57 @@ def test_interrupt(write_grey, tmp_path):
     assert stderr.startswith("pyface: interrupted, ")
     assert len(stderr.splitlines()) == 1
     assert all(line["error"] is None for line in lines_of(output.read_text()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere refuse such names")
+@pytest.mark.parametrize("output", ["faces.jsonl", "faces.csv"])
+def test_names_that_are_hard_to_write(run, write_grey, output):
+    names = [b"new\nline.png", b"\r\n.png", b"\xff\xfe.png", b'"quoted".png', b"com,ma.png", b"-dash.png", b" .png"]
+    content = write_grey("a.png", 40).read_bytes()
+    Path("odd").mkdir()
+    for name in names:
+        Path("odd", os.fsdecode(name)).write_bytes(content)
+    command = ["detect", "odd", "-o", output, "--save", "copies", "--crops", "crops", "--crop-margin", 0.1]
+    run(*command)
+    whole = Path(output).read_bytes()
+    if output.endswith(".csv"):
+        with open(output, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            lines = list(csv.DictReader(file))
+        crops = [line["crop"] for line in lines]
+    else:
+        lines = lines_of(whole.decode())
+        crops = [face["crop"] for line in lines for face in line["faces"]]
+    assert {os.fsencode(line["source"]) for line in lines} == {b"odd/" + name for name in names}
+    assert len(crops) == len(names)
+    assert all(Path(crop).is_file() for crop in crops)
+    assert {os.fsencode(path.name) for path in Path("copies").iterdir()} == set(names)
+    for end in (len(whole) // 3, len(whole) // 2, len(whole) - 1):
+        Path(output).write_bytes(whole[:end])
+        run(*command, "--resume")
+        assert Path(output).read_bytes() == whole
+
+
+def test_a_clock_that_jumps(run, write_grey, monkeypatch):
+    """Durations are measured with a clock that only moves forward."""
+    jumps = itertools.cycle([1e9, 4e9, 2e9, 0.0])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    for k in range(4):
+        write_grey(f"in/{k}.png", 40)
+    result = run("detect", "in", "-o", "faces.jsonl")
+    assert re.search(r", [0-9]{1,3}\.[0-9] s; results in faces.jsonl", result.stderr)
+
+
+def test_results_that_are_deleted_during_the_run(run, write_grey, fake_model, monkeypatch, assert_one_sentence):
+    write_grey("a.png", 40)
+    detect = fake_model.detect
+
+    def spy(*arguments, **options):
+        Path("faces.jsonl").unlink(missing_ok=True)
+        return detect(*arguments, **options)
+
+    monkeypatch.setattr(fake_model, "detect", spy)
+    result = run("detect", "a.png", "-o", "faces.jsonl", status=1)
+    assert_one_sentence(result, "faces.jsonl cannot be written: the file was deleted during the run")
 
 
 # --- pipes and terminals ---------------------------------------------------------------------------------------------

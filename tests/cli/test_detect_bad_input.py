@@ -97,7 +97,7 @@ def test_names_of_copies_that_clash(run, write_grey, write_video):
     for source, place in (("in/a.png", "out/a.png"), ("in/b/c.png", "out/b"), ("in/f/g.mp4", "out/f")):
         assert failures[source].startswith(f"{place} cannot be written (")
         assert failures[source].endswith("; move what is there, or choose another folder")
-    assert failures["in/e.mp4"] == "out/e.mp4 cannot be written as a video (Is a directory)"
+    assert failures["in/e.mp4"] == "out/e.mp4 cannot be written as a video (it is a folder)"
     assert Path("out/d.png").is_file()
 
 

@@ -148,7 +148,7 @@ def test_detectors_without_landmarks(run, write_noise, fake_model, assert_one_se
     write_noise("a.png")
     fake_model.landmarks = False
     result = run("detect", "a.png", "--crops", "crops", status=2)
-    assert_one_sentence(result, "s3fd_lite finds no landmarks to align faces by", "--crop-margin 0.2")
+    assert_one_sentence(result, "s3fd_lite returns no landmarks to align faces by", "--crop-margin 0.2")
     run("detect", "a.png", "--crops", "crops", "--crop-margin", 0)
 
 

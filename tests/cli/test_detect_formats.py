@@ -107,7 +107,9 @@ def test_two_images_with_one_label_file(run, write_grey, assert_one_sentence):
     write_grey("in/a.png", 80)
     write_grey("in/a.jpg", 40)
     result = run("detect", "in", "--format", "yolo", "--output", "data", status=2)
-    assert_one_sentence(result, "data/labels/a.txt would be of both in/a.jpg and in/a.png; rename one of them")
+    assert_one_sentence(
+        result, "data/labels/a.txt would hold the labels of both in/a.jpg and in/a.png; rename one of them"
+    )
 
 
 def test_yolo_labels_of_an_archive(run, write_grey, tmp_path):
@@ -214,7 +216,8 @@ def test_an_interrupted_run_leaves_a_whole_file(run, photos, fake_model, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fake_model, "detect", detect)
-    run("detect", *photos, "--format", "coco", "--output", "faces.json", status=130)
+    result = run("detect", *photos, "--format", "coco", "--output", "faces.json", status=130)
+    assert "--resume" not in result.stderr
     assert json.loads(Path("faces.json").read_text())["annotations"] == []
     assert not Path("faces.json.part").exists()
 
@@ -245,4 +248,4 @@ def test_mistakes_are_one_sentence(run, photos, arguments, words, assert_one_sen
 def test_without_pyarrow(run, photos, monkeypatch, assert_one_sentence):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     result = run("detect", "in/a.png", "--output", "x.parquet", status=2)
-    assert_one_sentence(result, "Parquet files need pyarrow: pip install 'pyface-engine[parquet]'")
+    assert_one_sentence(result, 'Parquet files need pyarrow: pip install "pyface-engine[parquet]"')

@@ -97,6 +97,11 @@ def test_videos_are_told_from_images(run, web, write_grey, tmp_path):
     lines = lines_of(run("detect", f"{web}/live", "--save", "out").stdout)
     assert [(line["frame"], len(line["faces"])) for line in lines] == [(0, 2), (1, 2), (2, 2)]
     assert len(list(video("out/127.0.0.1-live.png.mp4"))) == 3
+    run("detect", f"{web}/live", "--output", "whole.jsonl")
+    whole = Path("whole.jsonl").read_bytes()
+    Path("part.jsonl").write_bytes(whole[:-20])
+    run("detect", f"{web}/live", "--output", "part.jsonl", "--resume")
+    assert Path("part.jsonl").read_bytes() == whole
     fsspec.filesystem("memory").pipe("/b/video.mp4", Path("video.mp4").read_bytes())
     assert len(lines_of(run("detect", "memory://b/video.mp4").stdout)) == 3
 

@@ -11,8 +11,7 @@ import torch
 pytest.importorskip("av", reason="PyAV is not installed")
 pytest.importorskip("trackers", reason="the package trackers is not installed")
 
-from pyface.cli.tracks import Tracks
-from pyface.detections import Detections
+from pyface.detections import Detections, Tracks
 from pyface.io.video import VideoWriter, video
 from pyface.models.base import Faces
 
@@ -105,7 +104,7 @@ def test_without_the_package(run, write_grey, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trackers" else real(name))
     result = run("detect", "a.png", "--track", status=2)
-    assert result.stderr == "pyface: --track needs the package trackers: pip install 'pyface-engine[track]'\n"
+    assert result.stderr == 'pyface: --track needs the package trackers: pip install "pyface-engine[track]"\n'
 
 
 def test_frames_without_faces_and_sparse_frames():

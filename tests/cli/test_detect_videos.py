@@ -161,7 +161,7 @@ def test_without_pyav(run, write_video, write_grey, monkeypatch):
     write_grey("a.png", 40)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     lines = lines_of(run("detect", "video.mp4", "a.png", status=1).stdout)
-    assert lines[0]["error"] == "videos need PyAV: pip install 'pyface-engine[video]'"
+    assert lines[0]["error"] == 'videos need PyAV: pip install "pyface-engine[video]"'
     assert faces_of(lines) == [0, 1]
 
 

@@ -333,7 +333,7 @@ def test_export_heads_in_half_precision(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mtcnn", "OUT.onnx", "--heads"], "options of the export must be left out for mtcnn"),
+        (["mtcnn", "OUT.onnx", "--heads"], "all options but --weights must be left out for mtcnn"),
         (["mtcnn", "OUT.pt2"], "OUT must end with .onnx or .xml for mtcnn, got OUT.pt2"),
         (["s3fd_lite", "OUT.onnx", "--int8"], "--int8 and --calibrate DIR must be given together"),
         (["s3fd_lite", "OUT.pt2", "--int8", "--calibrate", "."], "--int8 must be for faces in .onnx or .xml files"),

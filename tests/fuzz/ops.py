@@ -36,7 +36,7 @@ def run(rng: np.random.Generator) -> str:
     name = pick(rng, list(MAKERS))
     arguments, options = MAKERS[name](rng)
     if rng.random() < 0.6:
-        arguments = [_strided(rng, argument) for argument in arguments]
+        arguments = [_map_tensors(lambda tensor: _strided(rng, tensor), argument) for argument in arguments]
     if rng.random() < 0.4:
         arguments, options = _spoiled(rng, arguments, options)
     try:
@@ -48,16 +48,26 @@ def run(rng: np.random.Generator) -> str:
         if "but it is actually of type" in str(error) or "Expected a value of type" in str(error):
             return "refused"
         raise
-    expected = getattr(reference, name)(*[_as_read(argument) for argument in arguments], **options)
+    read = {key: _map_tensors(_as_read, option) for key, option in options.items()}
+    expected = getattr(reference, name)(*[_map_tensors(_as_read, argument) for argument in arguments], **read)
     _compare(name, got, expected)
     return "read"
 
 
-def _as_read(argument: Any) -> Any:
-    """What the kernels read: float32 in place of other floating-point dtypes."""
-    if isinstance(argument, Tensor) and argument.is_floating_point():
-        return argument.to(torch.float32).contiguous()
+def _map_tensors(function: Callable[[Tensor], Any], argument: Any) -> Any:
+    """Applies a function to an argument's tensors, which may be in lists and in named tuples."""
+    if isinstance(argument, Tensor):
+        return function(argument)
+    if isinstance(argument, list):
+        return [_map_tensors(function, part) for part in argument]
+    if isinstance(argument, tuple) and hasattr(argument, "_fields"):
+        return type(argument)(*(_map_tensors(function, part) for part in argument))
     return argument
+
+
+def _as_read(tensor: Tensor) -> Tensor:
+    """What the kernels read: float32 in place of other floating-point dtypes."""
+    return tensor.to(torch.float32).contiguous() if tensor.is_floating_point() else tensor
 
 
 def _compare(name: str, got: Any, expected: Any) -> None:
@@ -90,10 +100,8 @@ def _boxes(rng: np.random.Generator, *shape: int) -> Tensor:
     return boxes
 
 
-def _strided(rng: np.random.Generator, value: Any) -> Any:
+def _strided(rng: np.random.Generator, value: Tensor) -> Tensor:
     """The same values with other strides or another floating-point dtype."""
-    if not isinstance(value, Tensor):
-        return [_strided(rng, part) for part in value] if isinstance(value, list) else value
     if value.is_floating_point() and rng.random() < 0.3:
         value = value.to(pick(rng, [torch.float16, torch.bfloat16, torch.float64]))
     match rng.integers(4):
@@ -224,6 +232,61 @@ def _batched(rng: np.random.Generator) -> tuple[list[Any], dict[str, Any]]:
     return [boxes, scores, torch.from_numpy(rng.integers(-1, 3, len(boxes)))], _overlap(rng)
 
 
+def _maps(rng: np.random.Generator) -> tuple[list[Any], dict[str, Any]]:
+    """Maps of one to three levels, of which all or none have landmarks."""
+    batch, has_landmarks = int(rng.integers(3)), bool(rng.integers(2))
+    maps, levels = [], []
+    for _ in range(rng.integers(1, 4)):
+        k, backgrounds, cells = int(rng.integers(1, 4)), int(rng.integers(4)), [int(n) for n in rng.integers(0, 7, 2)]
+        channels = [
+            (backgrounds + 1) * k,
+            4 * k,
+            10 * k if has_landmarks else 0,
+            *(rng.integers(2, size=2) * [k, 4 * k]),
+        ]
+        maps.append(ops.LevelMaps(*[_numbers(rng, batch, int(n), *cells) if n else None for n in channels]))
+        sides = rng.integers(1, 40, (k, 2))
+        boxes = np.concatenate([-sides / 2, sides / 2], 1)
+        limit = pick(rng, [None, 0, 1, 5])
+        levels.append(ops.AnchorLevel(int(rng.integers(1, 33)), tuple(map(tuple, boxes.tolist())), backgrounds, limit))
+    sizes = torch.from_numpy(rng.integers(0, 100, (batch, 2)).astype(np.float32))
+    options = {
+        "score_threshold": _fraction(rng),
+        "max_candidates": pick(rng, [0, 1, 5, 200]),
+        "gate_threshold": _fraction(rng),
+        "sizes": pick(rng, [None, sizes]),
+    }
+    return [maps, levels], options
+
+
+def _densebox_maps(rng: np.random.Generator) -> tuple[list[Any], dict[str, Any]]:
+    batch, cells = int(rng.integers(3)), [int(n) for n in rng.integers(0, 9, 2)]
+    options = {
+        "score_threshold": _fraction(rng),
+        "max_candidates": pick(rng, [0, 1, 5, 200]),
+        "stride": int(rng.integers(1, 9)),
+        "unit": pick(rng, [1.0, 12.5, 0.5]),
+    }
+    return [_numbers(rng, batch, 1, *cells), _numbers(rng, batch, 4, *cells)], options
+
+
+def _densebox_faces(rng: np.random.Generator) -> tuple[list[Any], dict[str, Any]]:
+    counts = rng.choice([0, 1, 2, 7], int(rng.integers(4)))
+    splits = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    faces, points = int(splits[-1]), int(rng.integers(4))
+    boxes = _boxes(rng, faces) * pick(rng, [1.0, 8.0])
+    size = tuple(int(side) for side in rng.integers(0, 20, 2))
+    options = {
+        "stride": int(rng.integers(1, 9)),
+        "face": pick(rng, [1.0, 20.0, 50.0]),
+        "radius": pick(rng, [0.25, 0.5]),
+        "gray": pick(rng, [0.0, 1.0, 2.0]),
+        "ignore": pick(rng, [None, torch.from_numpy(rng.random(faces) < 0.3)]),
+        "landmarks": pick(rng, [None, 8 * _numbers(rng, faces, points, 2)]),
+    }
+    return [boxes, splits, size], options
+
+
 MAKERS: dict[str, Callable[[np.random.Generator], tuple[list[Any], dict[str, Any]]]] = {
     "nms": lambda rng: (_scored(rng), _overlap(rng)),
     "batched_nms": _batched,
@@ -238,4 +301,7 @@ MAKERS: dict[str, Callable[[np.random.Generator], tuple[list[Any], dict[str, Any
     "face_probability": _logits,
     "letterbox": _letterbox,
     "crop_resize": _crop_resize,
+    "decode_anchors": _maps,
+    "decode_densebox": _densebox_maps,
+    "densebox_targets": _densebox_faces,
 }

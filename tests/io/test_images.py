@@ -426,6 +426,9 @@ def test_huge_files_are_refused_unread(tmp_path):
     os.truncate(path, 2**26 + 16 + 1)
     with pytest.raises(ImageError, match=r"huge\.pgm: the file has 67108881 bytes, more than .* raise max_pixels"):
         read_image(path, max_pixels=1)
+    os.truncate(path, 2**31)  # OpenCV counts bytes in an int
+    with pytest.raises(ImageError, match=r"huge\.pgm: the file must have less than 2 GiB; save the image"):
+        read_image(path, max_pixels=2**40)
 
 
 def test_files_that_are_no_pictures(tmp_path):
@@ -483,7 +486,7 @@ def test_arrays():
         (torch.full((3, 5, 5), 128.0), "values from 0 to 1, got 128 to 128"),
         (torch.full((3, 5, 5), -0.4), "values from 0 to 1, got -0.4 to -0.4"),
         (torch.full((3, 5, 5), float("nan")), "values from 0 to 1, got nan"),
-        (io.StringIO("text"), "an open file must give bytes, got str; open it with mode 'rb'"),
+        (io.StringIO("text"), "an open file must return bytes, got str; open it with mode 'rb'"),
         (torch.zeros(5, 5, 3, dtype=torch.uint8), r"pass image.permute\(2, 0, 1\)"),
         (torch.zeros(2, 3, 5, 5, dtype=torch.uint8), r"pass list\(images\)"),
         (torch.zeros(3, 0, 5, dtype=torch.uint8), r"got \[3, 0, 5\]"),

@@ -35,7 +35,9 @@ def test_sources(write_grey, tmp_path, monkeypatch):
     assert found("in/nothing", "in/a.jpg", "http://x/?y") == ["in/nothing", "in/a.jpg", "http://x/?y"]
 
 
-def test_copies():
+def test_copies(write_grey, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def plan(*sources, folder="out"):
         return [path.as_posix() for path in plan_copies(sources, Path(folder)).values()]
 
@@ -48,8 +50,13 @@ def test_copies():
         "out/x.tif (2).png",
         "out/X.TIF (3).png",
     ]
-    with pytest.raises(SourceError, match="overwrite the image"):
+    write_grey("out/x.jpg")
+    assert plan("in/x.jpg", "in/y.jpg") == ["out/x.jpg", "out/y.jpg"]  # the copies of an earlier run
+    with pytest.raises(SourceError, match=r"overwrite the image out/x\.jpg"):
         plan("out/x.jpg", "out/y.jpg")
+    (tmp_path / "link").symlink_to("out")
+    with pytest.raises(SourceError, match=r"overwrite the image out/x\.jpg"):
+        plan("out/x.jpg", "out/y.jpg", folder="link")
 
 
 @pytest.mark.parametrize("has_heic", [False, True])

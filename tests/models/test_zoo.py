@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from pyface import FaceDetector
 from pyface.evaluation.average_precision import box_iou
 from pyface.models import FaceModel, create_model, list_models, zoo
+from pyface.models.facts import measurements
 from pyface.training.folder import read_config
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def test_default_weights_are_what_the_row_says(name):
 def test_cards_show_the_figures_of_one_file(name):
     pytest.importorskip("lightning", reason="pyface-engine[train] is not installed")
     script = runpy.run_path(str(ROOT / "scripts" / "ship_weights.py"))
-    lines = script["measured"](name, create_model(name, weights=None), zoo.figures(name))
+    lines = script["measured"](name, create_model(name, weights=None), measurements(name))
     rows = [line for line in lines if line.startswith("|") or " ms at " in line]
     assert len(rows) > 10
     assert [row for row in rows if row not in (WEIGHTS / f"{name}.md").read_text().splitlines()] == []

@@ -364,7 +364,7 @@ def test_a_complete_run_says_so(run, data, capsys):
     assert capsys.readouterr().out.startswith(f"the run in {run[0]} was already complete; to use its weights:\n")
 
 
-def test_every_network_learned_in_its_turn(run):
+def test_every_network_trained_in_its_turn(run):
     folder, _ = run
     untrained, states = MTCNN(), []
     for net in crops.NETS:

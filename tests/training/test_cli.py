@@ -57,10 +57,10 @@ def test_held_out_names_are_lines(data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a model and --data DIR (or --config FILE, or --resume DIR)"),
-        (["s3fd_lite"], "name a model and --data DIR"),
+        ([], "a run needs a model and --data DIR; give both, or --config FILE, or --resume DIR"),
+        (["s3fd_lite"], "a run needs a model and --data DIR"),
         (["s3fd_light", "--data", "{data}", "--out", "{tmp}"], "Did you mean 's3fd_lite'?"),
-        (["s3fd_lite", "--data", "{data}"], "name a folder for the run: --out DIR"),
+        (["s3fd_lite", "--data", "{data}"], "a run needs a folder; add --out DIR"),
         (["s3fd_lite", "--data", "{tmp}/none", "--out", "{tmp}/run"], "there is no"),
         ([*START, "--precision", "int8"], "fp32, fp16, bf16"),
         ([*START, "--max-time", "soon"], "such as 45s, 90m, 2h or 1h30m"),

@@ -134,7 +134,7 @@ def test_without_landmarks_the_detector_has_none(data, tmp_path, capsys):
         assert not create_model(name, str(tmp_path / f"{name}_again" / "best.safetensors")).config.landmarks
 
 
-def test_measuring_on_what_is_learned_from_is_said(data, tmp_path, capsys):
+def test_measuring_on_training_data_is_said(data, tmp_path, capsys):
     train(small_run(data, val=(str(data),), held_out=("1.png",)), tmp_path, accelerator="cpu")
     assert (
         f"{data.name}: 5 of 6 images are also in the training data, so the scores are too optimistic"
