@@ -57,7 +57,8 @@ def test_streamed_pictures_give_the_same_pixels(album):
     a, b = samples(album)[1], samples(streamed)[1]
     assert b.pixels is not None
     assert torch.equal(a.truth.boxes, b.truth.boxes)
-    torch.testing.assert_close(render(a, album.images), render(b, b.pixels), atol=0.02, rtol=0)
+    # To the last bit, or how much memory is free would change the weights of a repeated run.
+    assert torch.equal(render(a, album.images), render(b, b.pixels))
 
 
 def test_faces_lie_where_the_discs_are(album):
@@ -203,8 +204,8 @@ def test_streamed_pictures_are_decoded_once_a_batch(album, monkeypatch):
     decoded = []
     monkeypatch.setattr(album_module, "read", lambda path: decoded.append(path) or read(path))
     batch = samples(Album(album.pictures, keep=False), Recipe(size=96, batch_size=6, mosaic=1.0))[0]
-    assert len(batch.pixels) == 24
-    assert len(decoded) == len(set(decoded)) <= 6
+    assert len(batch.pictures) == 24
+    assert len(decoded) == len(set(decoded)) == len(batch.pixels) <= 6
 
 
 def test_memory_is_shared_out():
