@@ -4,10 +4,10 @@
 #   scripts/gpu_check.sh              builds, tests, runs the sanitizers and benchmarks, writes benchmarks/results/<gpu>.json
 #   scripts/gpu_check.sh --dry-run    prints the steps, and checks as much of them as a machine without a GPU can
 #
-# A step that fails or runs out of time does not stop the others. All of them together end within ten minutes: what is left
-# then is skipped, of the sanitizers first, as they come last. Logs are in gpu_check/, and gpu_check/summary.txt has what
-# became of each step so far. PYTHON chooses the interpreter. If it lacks what a build or most tests need, everything is
-# installed, with torchvision (the benchmarks' peer). Else nothing is, and a test file that needs another package fails alone.
+# A step that fails or runs out of time does not stop the others. All of them together end within ten minutes: steps are in
+# the order of their importance, and what is left then is skipped. Logs are in gpu_check/, the outcome of each step so far in
+# gpu_check/summary.txt. PYTHON chooses the interpreter. If it lacks a package that a build or most tests need, everything is
+# installed, with torchvision (the benchmarks' peer). Otherwise nothing is, and only tests that need another package fail.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -81,18 +81,21 @@ fi
 
 build
 run info 20 "$python" -m pyface info
-test_with graphs 60 -k graph
-test_with tests 120 -k "not graph"
+test_with graphs 60 tests/ops tests/models -k cuda_graph
+test_with ops 80 tests/ops -k "not cuda_graph and not full_graph"
+test_with tests 100 tests --ignore=tests/ops -k "not cuda_graph"
 test_with benchmarks 100 benchmarks --benchmark-json "$logs/benchmarks.json"
 run keep 10 "$python" benchmarks/report.py --keep "$logs/benchmarks.json" --name "$gpu" \
   --command "scripts/gpu_check.sh" --note "One run of scripts/gpu_check.sh."
 sanitize memcheck 60 "$small"
 sanitize racecheck 60 "$small"
 sanitize synccheck 40 "$small"
+# Last, as torch.compile takes most of this time.
+test_with compiled 80 tests/ops -k full_graph
 
 if $dry_run; then
   # The selections must select something.
-  "$python" -m pytest -q --collect-only -m "cuda and not slow" -k graph | tail -n 1
+  "$python" -m pytest -q --collect-only -m "cuda and not slow" tests/ops tests/models -k cuda_graph | tail -n 1
   "$python" -m pytest -q --collect-only -m "cuda and not slow" tests/ops -k "$small" | tail -n 1
   "$python" -m pytest -q --collect-only -m "cuda and not slow" benchmarks | tail -n 1
   exit

@@ -154,7 +154,9 @@ def convert_data(
         images = read_annotated(source)
         pictures = [picture_of(image.path, image.boxes) for image in images]
         write_folder(pictures, [image.name for image in images], target, form)  # type: ignore[arg-type]
-    except (DatasetError, ImportError, OSError) as error:
+    except OSError as error:
+        fail(f"{error.filename or target}: {error.strerror or error}")
+    except (DatasetError, ImportError) as error:
         fail(error)
     faces, ignored = (sum(map(len, boxes)) for boxes in zip(*((p.faces, p.ignore) for p in pictures), strict=True))
     print_status(f"{target}: {len(pictures):,} images, {faces:,} faces")

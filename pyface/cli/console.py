@@ -69,15 +69,19 @@ def show_progress(items: Iterable[Any], length: int, label: str = "Detecting") -
         yield from shown
 
 
+def check_writable(path: Path) -> None:
+    """Fails if a file cannot be written, before the work for it begins."""
+    if path.is_dir() or not path.parent.is_dir():
+        fail(f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no {path.parent}'}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        fail(f"{path} cannot be written: permission denied")
+
+
 def check_outputs(json_file: Path | None, plot: Path | None = None, folder: Path | None = None) -> None:
     """Fails before a long run whose results could not be written; makes the folder."""
     for path in (json_file, plot):
-        if path is None:
-            continue
-        if path.is_dir() or not path.parent.is_dir():
-            fail(f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no {path.parent}'}")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            fail(f"{path} cannot be written: permission denied")
+        if path is not None:
+            check_writable(path)
     try:
         if plot is not None:
             from pyface.evaluation.plot import check_plot

@@ -248,6 +248,8 @@ def _save_worst(
     typer.echo(
         f"the worst {len(paths)} of {wrong:,} images with mistakes are in {folder}: "
         "missed faces yellow, false ones red, found ones green"
+        if wrong
+        else f"no image has mistakes, so none is in {folder}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pyface.cli.console import fail, print_status
+from pyface.cli.console import check_writable, fail, print_status
 from pyface.cli.options import ScoreThreshold, Weights, takes_options
 
 SHARED = ("model", "weights", "heads", "calibrate", "limits", "score_threshold")
@@ -116,8 +116,7 @@ def _check(request: Request) -> None:
         fail("--int8 and --precision exclude each other; use one of them")
     if target.exists() and not request.overwrite:
         fail(f"{target} exists already; add --overwrite to replace it")
-    if not target.parent.is_dir():
-        fail(f"{target} cannot be written: there is no folder {target.parent}")
+    check_writable(target)
 
 
 def _parse_sides(text: str | None) -> tuple[int, int] | None:

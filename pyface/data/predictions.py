@@ -117,13 +117,16 @@ class YoloFolder:
         paths: The path of each source below the images' folder.
 
     Raises:
-        OutputError: The folder has labels already, it cannot be written, or two images differ in their suffix only.
+        OutputError: The folder is a file, has labels already or cannot be written, or two images differ in their suffix
+            only.
     """
 
     def __init__(self, folder: Path, paths: Mapping[Source, str]) -> None:
         self._folder = folder / "labels"
         self._paths = {source_name(source): path for source, path in paths.items()}
         self._taken: dict[str, str] = {}
+        if folder.is_file():
+            raise OutputError(f"--output must be a folder for --format yolo, got the file {folder}")
         if self._folder.exists():
             raise OutputError(f"{self._folder} exists already; remove it, or give another --output")
         try:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -81,6 +85,7 @@ def export(request: ExportRequest, target: str | os.PathLike[str]) -> Descriptio
     folded = folded_model(request, cast(SingleShot, model))
     description = describe(request, folded)
     inputs = calibration(request, folded, description, path)
+    require(*CONVERTERS[path.suffix])
     WRITERS[path.suffix](trace(request, folded), description, path, inputs)
     return description
 
@@ -90,6 +95,7 @@ def calibration(request: ExportRequest, model: SingleShot, description: Descript
 
     Raises:
         ValueError: The request lacks the folder, has one without int8, or has int8 for raw maps or a .pt2 file.
+        ImportError: NNCF is not installed.
     """
     if (request.precision == "int8") != (request.calibrate is not None):
         raise ValueError("--int8 and --calibrate DIR must be given together, got one of them")
@@ -97,7 +103,9 @@ def calibration(request: ExportRequest, model: SingleShot, description: Descript
         return None
     if request.heads or path.suffix == ".pt2":
         raise ValueError(f"--int8 must be for faces in .onnx or .xml files, got {'--heads' if request.heads else path}")
-    return calibration_inputs(model, description, request.calibrate)
+    inputs = calibration_inputs(model, description, request.calibrate)
+    require(["nncf"], "--int8", "int8")
+    return inputs
 
 
 def export_cascade(request: ExportRequest, model: MTCNN, path: Path) -> Description:
@@ -112,6 +120,7 @@ def export_cascade(request: ExportRequest, model: MTCNN, path: Path) -> Descript
         )
     if path.suffix == ".pt2":
         raise ValueError(f"OUT must end with .onnx or .xml for {request.model}, got {path}")
+    require(*CONVERTERS[path.suffix])
     config = model.config
     description = Description(
         model=request.model,
@@ -224,10 +233,8 @@ def write_onnx(program: ExportedProgram, description: Description, path: Path, i
 
 def write_openvino(program: ExportedProgram, description: Description, path: Path, inputs: Inputs | None) -> None:
     """Writes an .xml file and its .bin file, converted from ONNX."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise missing(error, ".xml", "openvino") from None
+    import openvino
+
     model = openvino.Core().read_model(model=onnx_model(program, description).SerializeToString())
     model = model if inputs is None else quantise(model, inputs)
     model.set_rt_info(json.dumps(description.properties()), ["pyface"])
@@ -236,19 +243,18 @@ def write_openvino(program: ExportedProgram, description: Description, path: Pat
 
 def onnx_model(program: ExportedProgram, description: Description) -> Any:
     """Converts a traced graph to a checked `onnx.ModelProto`."""
-    try:
-        from pyface.export.suppression import nms_padded
-    except ImportError as error:
-        raise missing(error, ".onnx", "onnx") from None
+    from pyface.export.suppression import nms_padded
+
     outputs = list(cast(Any, program.call_spec.out_spec).context)  # the keys of the dictionary that the graph returns
-    converted = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=OPSET,
-        output_names=outputs,
-        custom_translation_table={torch.ops.pyface.nms_padded.default: nms_padded},
-        verbose=False,
-    )
+    with quiet_exporter():
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            output_names=outputs,
+            custom_translation_table={torch.ops.pyface.nms_padded.default: nms_padded},
+            verbose=False,
+        )
     assert converted is not None
     model = converted.model_proto
     forget_sources(model)
@@ -291,9 +297,31 @@ def name_axes(model: Any, axes: tuple[str, ...]) -> None:
                 dim.dim_param = names[dim.dim_param]
 
 
-def missing(error: ImportError, suffix: str, extra: str) -> ImportError:
-    """The error for a format whose packages are not installed."""
-    return ImportError(f'exporting to {suffix} needs {error.name}: pip install "pyface-engine[{extra}]"')
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Hides torch's notes on its own deprecated calls, and on torchvision's ops, which no detector has."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def require(modules: Iterable[str], purpose: str, extra: str) -> None:
+    """Imports modules, so that a missing package is reported before the graph is traced, which takes half a minute.
+
+    Raises:
+        ImportError: A package is not installed.
+    """
+    try:
+        for name in modules:
+            importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f'{purpose} needs {error.name}: pip install "pyface-engine[{extra}]"') from None
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
@@ -309,3 +337,10 @@ WRITERS: dict[str, Callable[[ExportedProgram, Description, Path, Inputs | None],
     ".xml": write_openvino,
     ".pt2": write_torch,
 }
+
+CONVERTERS: dict[str, tuple[list[str], str, str]] = {
+    ".onnx": (["pyface.export.suppression"], "exporting to .onnx", "onnx"),
+    ".xml": (["openvino", "pyface.export.suppression"], "exporting to .xml", "openvino"),
+    ".pt2": ([], "exporting to .pt2", ""),
+}
+"""What `require` checks for each format."""

@@ -73,15 +73,9 @@ def readable(names: Iterable[str]) -> Iterator[np.ndarray]:
 
 
 def quantise(model: Any, inputs: Inputs) -> Any:
-    """Quantises the network in an OpenVINO or ONNX model.
+    """Quantises the network in an OpenVINO or ONNX model."""
+    import nncf
 
-    Raises:
-        ImportError: NNCF is not installed.
-    """
-    try:
-        import nncf
-    except ImportError as error:
-        raise ImportError(f'--int8 needs {error.name}: pip install "pyface-engine[int8]"') from None
     nncf.set_log_level(30)
     nodes = openvino_nodes(model) if hasattr(model, "get_ops") else onnx_nodes(model)
     ignored = nncf.IgnoredScope(names=behind_network(nodes), validate=False)

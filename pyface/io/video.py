@@ -72,8 +72,11 @@ def video(
 
 
 def video_seconds(source: str | Path) -> float:
-    """Returns the length that a video states, in seconds; 0 if it states none or cannot be read."""
-    av = _pyav()
+    """Returns the length that a video states, in seconds; 0 if it states none or cannot be read, or PyAV is missing."""
+    try:
+        av = _pyav()
+    except ImportError:
+        return 0.0
     try:
         with av.open(_openable(str(source)), timeout=PATIENCE) as container:
             return _duration(container, container.streams.video[0])

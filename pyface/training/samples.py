@@ -54,7 +54,7 @@ class Batch(NamedTuple):
         colours: float32 [B, 3, 4], colour matrices for (R, G, B, 1) with RGB from 0 to 255.
         cuts: float32 [C, 6], rectangles to fill: number of the sample, (x1, y1, x2, y2) and a grey.
         truth: The ground truth.
-        pixels: uint8 [H, W, 3] parts of the images, if the album does not keep images in memory; else None.
+        pixels: uint8 [H, W, 3], the images, if the album does not keep them in memory; else None.
     """
 
     pictures: Tensor
@@ -134,8 +134,9 @@ class Samples(Dataset[Batch]):
         numbers = np.array([crop.picture for crop in crops])
         pixels = None
         if self.album.images is None:
-            pixels, squares = self.album.parts(numbers, squares)
-            numbers = np.arange(len(crops))
+            # Whole, as if they were kept: in parts, the places to sample would be rounded differently.
+            pictures, numbers = np.unique(numbers, return_inverse=True)
+            pixels = [self.album[k] for k in pictures.tolist()]
         return Batch(
             pictures=torch.from_numpy(numbers),
             crops=torch.from_numpy(squares),

@@ -235,6 +235,7 @@ def test_an_interrupted_run_leaves_a_whole_file(run, photos, fake_model, monkeyp
         (["--format", "coco", "--output", "there.json"], ["there.json exists already; --overwrite replaces it"]),
         (["--format", "coco", "--output", "there.json/x.json"], ["there.json/x.json cannot be written"]),
         (["--format", "yolo", "--output", "data"], ["labels exists already; remove it"]),
+        (["--format", "yolo", "--output", "there.json"], ["--output must be a folder", "got the file there.json"]),
         (["--format", "labelstudio", "--output", "x.json", "video.mp4"], ["is for images, got the video video.mp4"]),
     ],
 )

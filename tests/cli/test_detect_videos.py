@@ -160,7 +160,9 @@ def test_without_pyav(run, write_video, write_grey, monkeypatch):
     write_video("video.mp4")
     write_grey("a.png", 40)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    lines = lines_of(run("detect", "video.mp4", "a.png", status=1).stdout)
+    result = run("detect", "video.mp4", "a.png", status=1)
+    assert "1 face in 1 image, 1 video could not be read" in result.stderr
+    lines = lines_of(result.stdout)
     assert lines[0]["error"] == 'videos need PyAV: pip install "pyface-engine[video]"'
     assert faces_of(lines) == [0, 1]
 

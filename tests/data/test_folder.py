@@ -253,6 +253,9 @@ def test_command(annotated, tmp_path):
     assert wrong.exit_code == 2
     assert "must hold a folder `images`" in wrong.stderr
     assert not (tmp_path / "o").exists()
+    arguments = ["convert-data", str(annotated), str(annotated / "bbx_gt.txt" / "o"), "--format", "coco"]
+    no_folder = CliRunner().invoke(app, arguments)
+    assert (no_folder.exit_code, no_folder.stderr) == (2, f"pyface: {arguments[2]}: Not a directory\n")
 
 
 def test_annotations_that_are_not_text(folder):

@@ -197,6 +197,12 @@ def test_the_worst_pictures(run, data, tmp_path):
     assert is_red.sum() > 100  # and the false ones in red
 
 
+def test_no_worst_pictures(run, data, tmp_path):
+    (tmp_path / "faces.csv").write_text("source,x1,y1,x2,y2,score\na.png,0,0,50,40,0.9\nb.png,10,10,30,30,0.8\n")
+    result = run(*FACES[:1], "--data", data, "--predictions", "faces.csv", "--worst", "worst")
+    assert "no image has mistakes, so none is in worst" in result.stdout
+
+
 def test_a_broken_picture_is_named(run, data):
     (data / "images" / "b.png").write_bytes(b"no picture")
     result = run("faces", "--model", "mtcnn", "--data", data, "--device", "cpu", status=2)

@@ -5,6 +5,7 @@ The graph as torch traces it is tested without either; so the tests of a runtime
 
 import json
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -298,6 +299,24 @@ def test_exported_files_cannot_be_exported(exported, tmp_path):
         export(ExportRequest(str(exported(".onnx", model="s3fd_lite"))), tmp_path / "again.onnx")
 
 
+@pytest.mark.parametrize(
+    ("suffix", "module", "extra"), [(".onnx", "onnxscript", "onnx"), (".xml", "openvino", "openvino")]
+)
+def test_missing_packages_are_reported_before_the_graph_is_traced(suffix, module, extra, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "pyface.export.suppression", raising=False)
+    monkeypatch.delattr(torch.export, "export")
+    with pytest.raises(ImportError, match=rf'needs {module}: pip install "pyface-engine\[{extra}\]"'):
+        export(ExportRequest("s3fd_lite"), tmp_path / f"out{suffix}")
+
+
+def test_int8_without_nncf(images, monkeypatch, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), images[2])
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(ImportError, match=r'--int8 needs nncf: pip install "pyface-engine\[int8\]"'):
+        export(ExportRequest("s3fd_lite", precision="int8", calibrate=tmp_path), tmp_path / "out.onnx")
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -315,7 +334,7 @@ def test_export_heads_in_half_precision(tmp_path):
     arguments = ["export", "ssh_lite", str(path), "--heads", "--size", "96x128", "--precision", "fp16"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "ssh_lite, heads of images of 96 x 128 pixels, fp16" in done.stderr
+    assert done.stderr == f"{path}: ssh_lite, heads of images of 96 x 128 pixels, fp16\n"
     assert [file.name for file in tmp_path.iterdir()] == ["heads.onnx"]
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     images = torch.randn(2, 3, 96, 128)
@@ -342,7 +361,7 @@ def test_export_heads_in_half_precision(tmp_path):
         (["s3fd_lite", "OUT.tflite"], "OUT must end with .onnx, .xml, .pt2"),
         (["s3fd_lite", "OUT.onnx", "--size", "640"], "--size must be HEIGHTxWIDTH"),
         (["s3fd_lite", "OUT.onnx", "--precision", "int4"], "--precision must be fp32 or fp16, got int4"),
-        (["s3fd_lite", "none/OUT.onnx"], "there is no folder"),
+        (["s3fd_lite", "none/OUT.onnx"], "cannot be written: there is no"),
     ],
 )
 def test_mistakes(arguments, message, tmp_path, monkeypatch):
@@ -351,3 +370,10 @@ def test_mistakes(arguments, message, tmp_path, monkeypatch):
     assert done.exit_code == 2
     assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_permission(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    path = tmp_path / "out.onnx"
+    done = CliRunner().invoke(app, ["export", "s3fd_lite", str(path)])
+    assert (done.exit_code, done.stderr) == (2, f"pyface: {path} cannot be written: permission denied\n")

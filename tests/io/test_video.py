@@ -143,7 +143,7 @@ def test_an_unknown_codec(tmp_path):
 
 def test_without_pyav(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(ImportError, match=r"videos need PyAV: pip install 'pyface-engine\[video\]'"):
+    with pytest.raises(ImportError, match=r'videos need PyAV: pip install "pyface-engine\[video\]"'):
         list(video("video.mp4"))
 
 

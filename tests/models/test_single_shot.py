@@ -403,7 +403,7 @@ def test_threads_share_cuda_graphs_on_streams_of_their_own(cuda):
 
 
 @pytest.mark.cuda
-def test_detectors_on_all_gpus_capture_graphs_at_the_same_time(cuda):
+def test_detectors_on_all_gpus_capture_cuda_graphs_at_the_same_time(cuda):
     image = picture(100, 160, SMALL, LARGE)
     expected = SquareFinder().detect([image])[0].boxes
 

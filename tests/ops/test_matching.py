@@ -266,11 +266,12 @@ def test_a_face_with_few_anchors_gets_the_best_unmatched_ones(device):
     assert match(anchors, [bar(10)], device, negative=0.15, compensate=2)[0] == [-1, 0, -2, -2, -1, -1, 0]
 
 
-def test_more_faces_than_threads_choose_among_too_many_anchors(device):
-    places = [20 * face for face in range(1100)]
-    anchors = [bar(4, at) for at in places for _ in range(2)]
-    index, _ = match(anchors, [bar(10, at) for at in places], device, compensate=1)
-    assert index == [chosen for face in range(1100) for chosen in (face, -1)]
+def test_more_faces_than_threads_with_too_many_anchors(device):
+    # A block has 1,024 threads, so that faces beyond 2,048 are its third turn.
+    some = range(0, 2100, 30)
+    anchors = [bar(4, 20 * face) for face in some for _ in range(2)]
+    index, _ = match(anchors, [bar(10, 20 * face) for face in range(2100)], device, compensate=1)
+    assert index == [chosen for face in some for chosen in (face, -1)]
 
 
 def test_compensation_leaves_anchors_with_their_best_face(device):

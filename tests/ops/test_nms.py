@@ -329,10 +329,14 @@ def test_score_threshold_is_strict(device):
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
-@pytest.mark.parametrize("n", [0, 1, 50, 1000])
-def test_soft_nms_equals_reference(n, method, overlap, device):
+@pytest.mark.parametrize(
+    ("n", "threshold"),
+    # Beyond 2,048 boxes a GPU needs memory of its own. Few of them pass, since each takes a step.
+    [(0, 0.05), (1, 0.05), (50, 0.05), (1000, 0.05), (2100, 0.98)],
+)
+def test_soft_nms_equals_reference(n, threshold, method, overlap, device):
     boxes, scores = on(device, *random_boxes(n, seed=n, extent=300))
-    arguments = {"method": method, "overlap": overlap, "score_threshold": 0.05}
+    arguments = {"method": method, "overlap": overlap, "score_threshold": threshold}
     keep, values = ops.soft_nms(boxes, scores, 0.3, **arguments)
     expected, expected_values = reference.soft_nms(boxes, scores, 0.3, **arguments)
     assert torch.equal(keep, expected)
