@@ -15,7 +15,19 @@ PROGRAMS = {
     "python": 'echo "$@" >> calls.txt; case "$*" in *"-k cuda_graph"*) exit 3;; esac',
 }
 
-STEPS = ["build", "info", "graphs", "ops", "tests", "benchmarks", "keep", "memcheck", "racecheck", "synccheck", "compiled"]
+STEPS = [
+    "build",
+    "info",
+    "graphs",
+    "ops",
+    "tests",
+    "benchmarks",
+    "keep",
+    "memcheck",
+    "racecheck",
+    "synccheck",
+    "compiled",
+]
 
 
 @pytest.fixture
