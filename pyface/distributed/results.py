@@ -79,7 +79,7 @@ class ResultFolder(ray.data.Datasink):
     Attributes:
         done: Sorted fingerprints of the images that the folder held when it was opened.
         before: Their counts.
-        written: The counts of the run, after `write`.
+        written: The counts of this run, after `save`.
 
     Raises:
         OutputError: The folder has results and neither `resume` nor `overwrite` is given, other options made them, or

@@ -88,7 +88,7 @@ def read_predictions(file: Path, images: Sequence[AnnotatedImage]) -> Prediction
     readers = {".json": _coco_rows, ".jsonl": _line_rows, ".csv": _csv_rows}
     read = readers.get(file.suffix.lower())
     if read is None:
-        raise EvaluationError(f"{file} must end with .json (COCO results), .jsonl or .csv (written by pyface detect)")
+        raise EvaluationError(f"{file} must end with .json (COCO results), .jsonl or .csv (as by pyface detect)")
     places = _Places(images)
     found: list[list[_Row]] = [[] for _ in images]
     named: set[int] = set()
@@ -113,7 +113,7 @@ def read_predictions(file: Path, images: Sequence[AnnotatedImage]) -> Prediction
 
 
 class _Places:
-    """Which image a row is of: by the ids of COCO files if the images have them, else by name."""
+    """Finds the image of a row: by the ids of COCO files if the images have them, else by name."""
 
     def __init__(self, images: Sequence[AnnotatedImage]) -> None:
         numbered = [(image.id, k) for k, image in enumerate(images) if image.id is not None]
