@@ -121,7 +121,7 @@ REGISTRY = {
             "you want one detector for faces of all sizes: the default",
             Weights(
                 file="s3fd_lite.safetensors",
-                sha256="fb8d16d00461567ff966039e2ae6b0eb7774545621002d342222dace9ef75390",
+                sha256="9431eb4f239dcc36880f6d26e9500341ce217eba4aaa137a3a28f62f85eb9e47",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_DATA,
             ),
