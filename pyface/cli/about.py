@@ -50,7 +50,7 @@ def _print_models(known: Sequence[Facts]) -> None:
     console.print(_table(figures, map(_row, ready)))
     console.print(
         "\neasy, medium, hard: average precision on WIDER FACE val. ms: from a decoded image to faces, on two CPU "
-        "threads; `pyface benchmark` measures this machine. smallest: faces that are found reliably. All at 640 px, "
+        "threads; `pyface benchmark` measures this machine. smallest: the smallest faces found reliably. All at 640 px, "
         "mtcnn on its own image pyramid.\n"
     )
     choice = [(of.name, of.use_when, str(of.licence)) for of in ready]
@@ -76,7 +76,7 @@ def _row(of: Facts) -> tuple[str, ...]:
 
 
 def _precision(of: Facts) -> list[float]:
-    """On WIDER FACE's subsets, at the first size that was measured."""
+    """Returns the figures of WIDER FACE's subsets, at the first size that was measured."""
     first: dict[str, float] = next(iter(of.widerface.values()))
     return list(first.values())
 
@@ -103,8 +103,8 @@ def convert(
 ) -> None:
     """Converts a public checkpoint to pyface's own format.
 
-    Popular public checkpoints are detected automatically: of S3FD (yxlijun, clcarwin, face-alignment), SRN, SSH
-    (Caffe's names) and MTCNN (facenet-pytorch, ipazc). `pyface detect --weights` takes files in either format.
+    Popular public checkpoints are detected automatically: S3FD (yxlijun, clcarwin, face-alignment), SRN, SSH (Caffe's
+    names) and MTCNN (facenet-pytorch, ipazc). `pyface detect --weights` takes files in either format.
 
     Example:
 
@@ -127,7 +127,7 @@ def convert(
 
 
 def convert_data(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder, in any of the formats.")],
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder in any of these formats.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Data folder to write, with copies of the images.")],
     form: Annotated[
         str, typer.Option("--format", metavar="wider|coco|yolo", help="Annotation format of the new folder.")

@@ -76,6 +76,6 @@ def main(
     pyface models                               # which detector to choose
     ```
     """
-    # OpenMP's threads wait for work by spinning, which on a machine that has other things to do, such as reading and
-    # saving images, makes a run up to ten times as long. torch's OpenMP reads this when it is loaded.
+    # OpenMP's threads spin while they wait for work. If the machine has other things to do, such as reading and saving
+    # images, a run takes up to ten times as long. torch's OpenMP reads this when it is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

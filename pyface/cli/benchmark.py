@@ -46,7 +46,7 @@ class Request:
     runtimes: Annotated[
         bool,
         typer.Option(
-            "--runtimes", help="Also time the detectors exported to onnxruntime and OpenVINO, if these are installed."
+            "--runtimes", help="Also time the exported detectors in onnxruntime and OpenVINO, if these are installed."
         ),
     ] = False
     json_file: JsonFile = None
@@ -62,7 +62,7 @@ def benchmark(request: Request) -> None:
     """Measures the speed of detectors on this machine, from image files to faces.
 
     Prints images per second, milliseconds per image by stage, and peak memory. Detectors without weights are timed
-    with random weights and a score threshold that about 300 candidates per image pass.
+    with random weights and a score threshold that lets about 300 candidates per image pass.
 
     Examples:
 
@@ -76,7 +76,7 @@ def benchmark(request: Request) -> None:
 
 
 def time_detectors(request: Request) -> None:
-    """Times the detectors that are asked for, prints the table and writes the file."""
+    """Times the requested detectors, prints the table and writes the file."""
     try:
         from rich.console import Console
 
@@ -116,7 +116,7 @@ def time_detectors(request: Request) -> None:
 
 
 def _models_and_exports(request: Request, folder: Path) -> Iterator[tuple[str, str]]:
-    """Yields what the table calls each model, and what `FaceDetector` does; exports it if runtimes are asked for."""
+    """Yields each model's name in the table and what `FaceDetector` takes for it; exports models for runtimes."""
     from pyface.export import ExportRequest, export
 
     for name in request.models:
@@ -173,7 +173,7 @@ def _print_table(timings: dict[str, Timing], facts: dict[str, Any], settings: di
         table.add_row(f"{name} *" if _is_random(name) else name, *row)
     Console(width=table_width(120)).print(table, markup=False, highlight=False)
     if any(map(_is_random, timings)):
-        typer.echo(f"* random weights, with a threshold that about {CANDIDATES} candidates per image pass")
+        typer.echo(f"* random weights, with a threshold that lets about {CANDIDATES} candidates per image pass")
     machine = f"{facts['cpu']}, {facts['cores']} cores" + (f", {facts['gpu']}" if on_gpu else "")
     typer.echo(
         f"{machine}; {facts['threads']} threads, torch {facts['torch']}, pyface {facts['pyface']}; "

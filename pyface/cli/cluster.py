@@ -57,10 +57,10 @@ class ClusterOptions:
     ] = None
     image_column: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Column of Parquet files with the images' files.", rich_help_panel=PANEL),
+        typer.Option(metavar="NAME", help="Parquet column with the contents of image files.", rich_help_panel=PANEL),
     ] = "bytes"
     source_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Column of Parquet files with the images' names.", rich_help_panel=PANEL)
+        str, typer.Option(metavar="NAME", help="Parquet column with the names of the images.", rich_help_panel=PANEL)
     ] = "source"
 
 
@@ -77,7 +77,7 @@ class FolderRequest:
 def detect_on_cluster(
     options: ClusterOptions, request: DetectorRequest, sources: list[Source], wanted: FolderRequest
 ) -> None:
-    """Runs a detector on the images of a Ray cluster, and ends with the status of the command."""
+    """Runs a detector on the images of a Ray cluster, and exits with the command's status."""
     try:
         import ray
 

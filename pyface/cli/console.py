@@ -16,13 +16,13 @@ MISTAKE, FAILED, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141
 
 
 def fail(message: object, status: int = MISTAKE) -> NoReturn:
-    """Ends the command with one sentence on the standard error."""
+    """Ends the command with one sentence on standard error."""
     print_status(f"pyface: {message}")
     raise typer.Exit(status)
 
 
 def print_status(text: str) -> None:
-    """Prints a line about the run to the standard error, which keeps results in a pipe clean."""
+    """Prints a line about the run to standard error, which keeps results in a pipe clean."""
     typer.echo(text, err=True)
 
 
@@ -37,7 +37,7 @@ def count(number: int, noun: str) -> str:
 
 
 def print_names(names: Sequence[str], what: str) -> None:
-    """Prints how many images are affected by something, and the names of the first ten."""
+    """Prints how many images something applies to, and the names of the first ten."""
     if names:
         more = f", and {len(names) - 10:,} more" if len(names) > 10 else ""
         print_status(f"{count(len(names), 'image')} {what}: {', '.join(names[:10])}{more}")

@@ -106,7 +106,7 @@ class Copies:
 
 @contextlib.contextmanager
 def names_that_are_free() -> Iterator[None]:
-    """Raises CopyError for files that cannot be written since their names are taken or too long."""
+    """Raises CopyError for files that cannot be written because their names are taken or too long."""
     try:
         yield
     except OSError as error:
@@ -127,7 +127,7 @@ def _write_image(path: Path, image: Pixels) -> None:
 
 
 class VideoCopy:
-    """The copy of a video, which is begun with its first frame; no path: nothing is written."""
+    """The copy of a video, begun with its first frame. Without a path, nothing is written."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

@@ -63,7 +63,7 @@ class DetectorOptions:
         typer.Option(
             min=64,
             metavar="PIXELS",
-            help="Split huge images into tiles of this side. Not for mtcnn.",
+            help="Split huge images into square tiles of this size. Not for mtcnn.",
             show_default="never",
         ),
     ] = None
@@ -95,7 +95,7 @@ class SourceRequest:
         typer.Argument(
             metavar="SOURCE",
             help="Images, videos, .tar and .zip archives of images, folders, patterns like 'a/*.jpg', addresses "
-            "(https://, s3://, gs://, rtsp://), or - for a list of files on the standard input.",
+            "(https://, s3://, gs://, rtsp://), or - for a list of files on standard input.",
         ),
     ] = None
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False
@@ -291,9 +291,9 @@ class Request:
 def detect(request: Request) -> None:
     """Finds faces in images, videos and cameras.
 
-    Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE; --format has
-    others. On a terminal without --output it prints a short line per image or video instead. An image or video that
-    cannot be read is reported, and the run continues.
+    Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE; --format
+    chooses another format. On a terminal without --output it prints a short line per image or video instead. An image
+    or video that cannot be read is reported, and the run continues.
 
     Results are written as soon as they are ready. Repeat an interrupted command with --resume to continue it. Videos
     and cameras need `pip install "pyface-engine[video]"`. Ctrl-C stops reading a camera and completes the saved video.
@@ -330,7 +330,7 @@ def detect(request: Request) -> None:
 
 
 def detect_sources(request: Request) -> None:
-    """Runs a detector on the sources that are asked for, and ends with the status of the command."""
+    """Runs a detector on the requested sources, and exits with the command's status."""
     keep_freed_memory()
     sources, places, crops = _find_sources(request)
     detector = request.detector.request().make()
@@ -340,7 +340,7 @@ def detect_sources(request: Request) -> None:
 
     with _open_results(request, sources) as (write, done, begun):
         remaining = [source for source in sources if source_key(source) not in done]
-        if begun is not None:  # first, so that the lines of a video are never parted
+        if begun is not None:  # first, so that the lines of a video stay together
             remaining.sort(key=lambda source: source_key(source) != begun[0])
         show_lines = request.output is None and sys.stdout.isatty()
         report = Report(len(sources), len(sources) - len(remaining), show_lines=show_lines)
@@ -399,13 +399,13 @@ def _check_request(request: Request) -> None:
     if request.resume and request.cluster.ray is None and request.output_format not in ("jsonl", "csv", None):
         fail(
             f"--resume continues jsonl and csv files, got --format {request.output_format}; "
-            "write jsonl, or begin anew with --overwrite"
+            "write jsonl, or start again with --overwrite"
         )
     if request.resume and request.overwrite:
         fail("--resume continues the file of results and --overwrite replaces it; use one of them")
     if sys.stdout is None:  # closed, as by >&- in a shell
         if request.output is None and not copies.folders:
-            fail("the standard output is closed, so the results have nowhere to go; add --output FILE or --save DIR")
+            fail("standard output is closed, so the results have nowhere to go; add --output FILE or --save DIR")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
@@ -543,8 +543,8 @@ def _open_growing(
     )
     if file.is_unchecked:
         print_status(
-            f"pyface: {output} has no {output.name}.run.json beside it, so whether the same model and options made it "
-            f"is unknown"
+            f"pyface: {output} has no {output.name}.run.json beside it, so it is unknown whether the same model "
+            f"and options made it"
         )
     begun = None if file.begun is None else (source_key(file.begun[0]), file.begun[1])
     with file:
@@ -578,7 +578,7 @@ def _open_finished(request: Request, output: Path, sources: list[Source]) -> Fin
 
 
 def _reporting_failures(write: Write) -> Write:
-    """Adds a line on the standard error about images that failed, for which some formats have no place."""
+    """Adds a line on standard error about images that failed, for which some formats have no place."""
 
     def write_or_report(result: dict[str, Any]) -> None:
         write(result)
@@ -600,7 +600,7 @@ def _write_results(run: Run, sources: list[Source], write: Callable[[dict[str, A
         hint = "; the same command with --resume continues" if resumable else ""
         fail(f"interrupted, {report.describe_done()}{hint}", INTERRUPTED)
     except BrokenPipeError:  # the reader of our lines has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it exits
         raise typer.Exit(PIPE_CLOSED) from None
     except OSError as error:
         fail(f"{error.filename or 'the results'} cannot be written: {error.strerror or error}", FAILED)

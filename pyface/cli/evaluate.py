@@ -94,7 +94,7 @@ class Measured(NamedTuple):
 @app.command()
 @takes_options
 def faces(context: typer.Context, request: FacesRequest) -> None:
-    """Measures average precision by face size on annotated images, of a detector or of a file of detections.
+    """Measures the average precision of a detector, or of a file of detections, by face size on annotated images.
 
     Data folders are in the format of WIDER FACE (images/ and bbx_gt.txt), COCO or YOLO. A detection that matches an
     ignore box does not count. `--format coco` gives the figures of pycocotools.

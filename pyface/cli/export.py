@@ -80,7 +80,7 @@ def export(request: Request) -> None:
 
 
 def export_detector(request: Request) -> None:
-    """Writes the file, and turns what may go wrong into one sentence."""
+    """Writes the file, and reports an error in one sentence."""
     _check(request)
     try:
         from pyface.export import ExportRequest

@@ -34,8 +34,8 @@ Size = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Image size for the network: native, the longer side (640), or the shorter side and the largest longer "
-        "side (1200x1600). Not for mtcnn.",
+        help="Image size for the network: native, the longer side (640), or the shorter side and a limit for the "
+        "longer one (1200x1600). Not for mtcnn.",
         show_default="the model's own",
     ),
 ]
@@ -201,7 +201,7 @@ class EvaluationOptions:
     lowest_score: LowestScore = LOWEST_SCORE
 
     def refuse(self, context: typer.Context) -> None:
-        """Fails if one of these options was given: there is no model that it could be for."""
+        """Fails if one of these options is given, since without a model it has no effect."""
         for option in fields(self):
             if context.get_parameter_source(option.name).name == "COMMANDLINE":  # type: ignore[union-attr]
                 fail(f"--{option.name.replace('_', '-')} needs --model; leave it out")

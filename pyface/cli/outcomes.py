@@ -65,7 +65,7 @@ class Run:
         track: Give the faces of videos the numbers of their tracks, and those of images None.
         after: The first source is a video, and its frames up to this number are done already; -1: it is not.
         globs, excludes: Which images of archives to take; see `is_selected`.
-        done: The keys of the images that are done already, of which those in archives are passed over.
+        done: The keys of the images that are done already; those in archives are skipped.
     """
 
     detector: FaceDetector
@@ -126,7 +126,7 @@ class Run:
             print_status(f"pyface: {name}: {text}")
 
     def _unclear_results(self, pool: Executor, sources: Iterable[Source], first: Source) -> Iterator[dict[str, Any]]:
-        """Yields the results of addresses that may be images, and are videos if they are not."""
+        """Yields the results of addresses that may be images or videos."""
         for outcome in self.detector.stream(sources):
             if isinstance(outcome.error, KindError):
                 yield from self._video_results(pool, outcome.source, self.after if outcome.source == first else -1)

@@ -166,7 +166,7 @@ class FddbRequest(ProtocolRequest):
     ] = None
     images: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The images, year/month/day/big/img_N.jpg; regions end at their borders."),
+        typer.Option(metavar="DIR", help="The images, year/month/day/big/img_N.jpg; regions are cut at their borders."),
     ] = None
     overlap: Annotated[
         Literal["pixels", "exact"],

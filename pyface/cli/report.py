@@ -88,7 +88,7 @@ class Report:
         self._video = _Video(name, seconds > 0, task)
 
     def add_drops(self, frames: int) -> None:
-        """Counts frames that a camera had and the detector was too slow for."""
+        """Counts camera frames that were dropped because the detector was too slow."""
         self.dropped += frames
 
     def end_video(self) -> None:

@@ -93,8 +93,8 @@ def serve(request: Request) -> None:
     """Runs the detector as a web service, with a page to try it at /.
 
     POST /detect takes an image, or a form with several, and returns the JSON of `pyface detect`. GET /docs describes
-    it, /health and /metrics are for monitoring. Requests of different clients share batches. When the queue is full,
-    the response is 503 with Retry-After. SIGTERM or Ctrl-C stops the service once accepted requests are finished.
+    the interface; /health and /metrics are for monitoring. Requests from different clients share batches. When the queue
+    is full, the response is 503 with Retry-After. SIGTERM or Ctrl-C stops the service once accepted requests are finished.
 
     Examples:
 
@@ -110,7 +110,7 @@ def serve(request: Request) -> None:
 
 def run_service(request: Request) -> None:
     """Runs the service until SIGTERM or Ctrl-C."""
-    # OpenCV checks sizes as well, which protects from files whose real size differs from the one in the header that
+    # OpenCV checks sizes as well, which protects against files whose real size differs from the one in the header that
     # pyface reads. It takes its limit when it is loaded.
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(request.detector.max_pixels)
     app = _make_app(request)

@@ -132,7 +132,7 @@ def train(context: typer.Context, request: Request) -> None:
 
 
 def start_training(request: Request, given: frozenset[str]) -> None:
-    """Starts or resumes a run, and turns what may go wrong into one sentence.
+    """Starts or resumes a run, and reports an error in one sentence.
 
     Args:
         request: The options.
@@ -170,7 +170,7 @@ def _check_options(request: Request, given: frozenset[str]) -> None:
     if precision not in PRECISIONS:
         fail(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if device not in DEVICES:
-        fail(f"--device must be one of {', '.join(DEVICES)}, got {device!r} (--devices N takes several GPUs)")
+        fail(f"--device must be one of {', '.join(DEVICES)}, got {device!r} (--devices N uses several GPUs)")
     if {"epochs", "max_time"} <= given:
         fail("--epochs and --max-time both say when a run ends; give one of them")
     idle = sorted(given - {"resume", "device"})

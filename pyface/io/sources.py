@@ -114,7 +114,7 @@ def read_list(file: str) -> list[str]:
     """Reads names of files, one per line, or separated by null characters if there are any (`find -print0`).
 
     Args:
-        file: A text file; "-" for the standard input.
+        file: A text file; "-" for standard input.
 
     Raises:
         SourceError: The file cannot be read, or is empty.
@@ -126,7 +126,7 @@ def read_list(file: str) -> list[str]:
     parts = data.split(b"\0") if b"\0" in data else [line.removesuffix(b"\r") for line in data.split(b"\n")]
     names = [os.fsdecode(part) for part in parts if part]
     if not names:
-        raise SourceError(f"{'the standard input' if file == '-' else file}: this list names no files")
+        raise SourceError(f"{'standard input' if file == '-' else file}: this list names no files")
     return names
 
 

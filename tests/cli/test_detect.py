@@ -477,7 +477,7 @@ def test_closed_stdout(write_grey, tmp_path):
 
     status, text = closed("detect", "a.png")
     assert status == 2
-    assert text.startswith("pyface: the standard output is closed")
+    assert text.startswith("pyface: standard output is closed")
     assert len(text.splitlines()) == 1
     status, text = closed("detect", "a.png", "--output", "faces.jsonl", "--save", "out")
     assert status == 0

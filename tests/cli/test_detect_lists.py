@@ -36,7 +36,7 @@ def test_the_standard_input(run, photos, assert_one_sentence):
     assert sources_of(run("detect", "-", stdin=b"in/a.jpg\nin/sub/c.jpg")) == ["in/a.jpg", "in/sub/c.jpg"]
     names = ["in/sub/c.jpg", "in/line\nbreak.png", "in/a.jpg"]
     assert sources_of(run("detect", "in/sub/c.jpg", "-", stdin="\0".join(names).encode())) == names
-    assert_one_sentence(run("detect", "-", stdin=b"", status=2), "the standard input: this list names no files")
+    assert_one_sentence(run("detect", "-", stdin=b"", status=2), "standard input: this list names no files")
 
 
 def test_patterns(run, photos):
