@@ -50,8 +50,8 @@ def _print_models(known: Sequence[Facts]) -> None:
     console.print(_table(figures, map(_row, ready)))
     console.print(
         "\neasy, medium, hard: average precision on WIDER FACE val. ms: from a decoded image to faces, on two CPU "
-        "threads; `pyface benchmark` measures this machine. smallest: the smallest faces found reliably. All at 640 px, "
-        "mtcnn on its own image pyramid.\n"
+        "threads; `pyface benchmark` measures this machine. smallest: the smallest faces found reliably. All at 640 "
+        "px, mtcnn on its own image pyramid.\n"
     )
     choice = [(of.name, of.use_when, str(of.licence)) for of in ready]
     console.print(_table(["model", "use it when", "licence of the weights"], choice))

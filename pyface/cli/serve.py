@@ -93,8 +93,9 @@ def serve(request: Request) -> None:
     """Runs the detector as a web service, with a page to try it at /.
 
     POST /detect takes an image, or a form with several, and returns the JSON of `pyface detect`. GET /docs describes
-    the interface; /health and /metrics are for monitoring. Requests from different clients share batches. When the queue
-    is full, the response is 503 with Retry-After. SIGTERM or Ctrl-C stops the service once accepted requests are finished.
+    the interface; /health and /metrics are for monitoring. Requests from different clients share batches. When the
+    queue is full, the response is 503 with Retry-After. SIGTERM or Ctrl-C stops the service once accepted requests are
+    finished.
 
     Examples:
 
