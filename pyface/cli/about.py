@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print all facts as JSON.")] = False,
 ) -> None:
-    """Lists the available detectors and how to choose one.
+    """Lists the available detectors and says when to use which.
 
     Example:
 

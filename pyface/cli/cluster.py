@@ -150,7 +150,7 @@ def _connect(address: str | None) -> bool:
 
 
 def _summarise(folder: ResultFolder) -> None:
-    """Prints what was written, and ends with the status that says whether all images were read."""
+    """Prints what was written, and exits with the status that says whether all images were read."""
     written, before = folder.written, folder.before
     earlier = f", {before.images:,} done before" if before.images else ""
     print_status(f"{count(written.images, 'image')}, {count(written.faces, 'face')}{earlier}")

@@ -58,7 +58,7 @@ class Copies:
             self.crops[source] = plan_member(self.crops[archive], name, self.taken, lambda name, _: name)
 
     def video_place(self, source: Source) -> Path | None:
-        """Returns where the copy of a video goes; one that was taken for an image gets the ending of a video."""
+        """Returns where the copy of a video goes; one that was taken for an image gets the suffix of a video."""
         if self.places is None:
             return None
         path = self.places[source]

@@ -270,7 +270,7 @@ class Request:
 
     @property
     def output_format(self) -> str | None:
-        """The format of the results, None if neither the option nor the file's suffix says it."""
+        """The format of the results, None if neither the option nor the file's suffix gives one."""
         if self.format is not None:
             return self.format
         suffix = "" if self.output_file is None else self.output_file.suffix.lower()
