@@ -113,7 +113,7 @@ def convert(
     ```
     """
     if target.exists() and not overwrite:
-        fail(f"{target} exists already; add --overwrite to replace it")
+        fail(f"{target} already exists; add --overwrite to replace it")
     try:
         from pyface.models.zoo import CheckpointError
         from pyface.models.zoo import convert as convert_checkpoint
@@ -146,7 +146,7 @@ def convert_data(
     if form not in ("wider", "coco", "yolo"):
         fail(f"--format must be wider, coco or yolo, got {form}")
     if target.exists():
-        fail(f"{target} exists already; give a new folder")
+        fail(f"{target} already exists; give a new folder")
     from pyface.data.folder import read_annotated, write_folder
     from pyface.data.picture import DatasetError, picture_of
 

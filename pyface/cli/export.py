@@ -115,7 +115,7 @@ def _check(request: Request) -> None:
     if request.int8 and request.precision != "fp32":
         fail("--int8 and --precision exclude each other; use one of them")
     if target.exists() and not request.overwrite:
-        fail(f"{target} exists already; add --overwrite to replace it")
+        fail(f"{target} already exists; add --overwrite to replace it")
     check_writable(target)
 
 

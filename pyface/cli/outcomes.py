@@ -109,7 +109,7 @@ class Run:
             source = member_source(name, member)
             if not is_selected(source, self.globs, self.excludes):
                 return False
-            self.copies.add_member(name, member)  # of those done too, so that names do not depend on them
+            self.copies.add_member(name, member)  # finished ones too, so that names do not depend on them
             return source_key(source) not in self.done
 
         skipped: Counter[str] = Counter()
@@ -153,7 +153,7 @@ class Run:
         if not is_live(source):
             remaining = (pair for pair in frames if pair[0].frame > after)
             return _finished(pool, finish, self._tracked(self.detector.stream(remaining, copy=False)))
-        # One at a time: a stream would take frames ahead, which would no longer be the newest at their turn.
+        # One at a time: a stream would take frames ahead, which would no longer be the newest when they are used.
         newest = (self.detector.stream([pair], copy=False) for pair in self._count_drops(frames))
         return map(finish, self._tracked(outcome for outcomes in newest for outcome in outcomes))
 

@@ -33,7 +33,7 @@ class Report:
         self._start = time.monotonic()
         self._stderr = Console(stderr=True)
         self._lines: Console | None = None
-        if show_lines:  # beside the bar they must go through its console, or they would tear it
+        if show_lines:  # beside the bar, lines must go through its console, or they would garble it
             self._lines = self._stderr if self._stderr.is_terminal else Console()
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),

@@ -148,7 +148,7 @@ def start_training(request: Request, given: frozenset[str]) -> None:
     try:
         run, folder = _plan_run(request, given)
         train_run(run, folder, accelerator=DEVICES[request.device], resume=request.resume is not None)
-    except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the former into the latter
         fail(f"interrupted; continue with pyface train --resume {request.resume or request.out}", INTERRUPTED)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else error)

@@ -128,7 +128,7 @@ class YoloFolder:
         if folder.is_file():
             raise OutputError(f"--output must be a folder for --format yolo, got the file {folder}")
         if self._folder.exists():
-            raise OutputError(f"{self._folder} exists already; remove it, or give another --output")
+            raise OutputError(f"{self._folder} already exists; remove it, or give another --output")
         try:
             self._folder.mkdir(parents=True)
         except OSError as error:

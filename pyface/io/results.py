@@ -132,7 +132,7 @@ class ResultFile:
         try:
             if path.exists() and path.stat().st_size > 0 and not overwrite:
                 if not resume:
-                    raise OutputError(f"{path} exists already; --resume continues it, --overwrite replaces it")
+                    raise OutputError(f"{path} already exists; --resume continues it, --overwrite replaces it")
                 if made_by is not None:
                     self.is_unchecked = not _check_maker(path, made_by)
                 self._continue(path, whole_videos)
@@ -201,7 +201,7 @@ class FinishedFile:
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         self.path, self.part = path, path.with_name(f"{path.name}.part")
         if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists already; --overwrite replaces it")
+            raise OutputError(f"{path} already exists; --overwrite replaces it")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.part.touch()

@@ -176,7 +176,7 @@ def test_convert(run, tmp_path, assert_one_sentence):
     assert "weights of ssh_vgg16, read as Caffe SSH" in result.stderr
     loaded = create_model("ssh_vgg16", weights="ssh.safetensors").state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
-    assert_one_sentence(run("convert", "ssh.pth", "ssh.safetensors", status=2), "exists already", "--overwrite")
+    assert_one_sentence(run("convert", "ssh.pth", "ssh.safetensors", status=2), "already exists", "--overwrite")
     run("convert", "ssh.pth", "ssh.safetensors", "--overwrite")
     assert_one_sentence(run("convert", "gone.pth", "a.safetensors", status=2), "there is no file gone.pth")
     assert_one_sentence(
@@ -319,7 +319,7 @@ def test_existing_output(run, write_grey, assert_one_sentence):
     run("detect", "a.png", "--output", "empty.jsonl")  # nothing to lose there
     before = Path("empty.jsonl").read_bytes()
     result = run("detect", "a.png", "--output", "empty.jsonl", status=2)
-    assert_one_sentence(result, "exists already", "--resume", "--overwrite")
+    assert_one_sentence(result, "already exists", "--resume", "--overwrite")
     assert Path("empty.jsonl").read_bytes() == before
     run("detect", "a.png", "--output", "empty.jsonl", "--overwrite")
     assert Path("empty.jsonl").read_bytes() == before

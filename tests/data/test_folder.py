@@ -248,7 +248,7 @@ def test_command(annotated, tmp_path):
     assert (out / "labels" / "a.txt").read_text().count("\n") == 2
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 2
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
     wrong = CliRunner().invoke(app, ["convert-data", str(tmp_path / "none"), str(tmp_path / "o"), "--format", "coco"])
     assert wrong.exit_code == 2
     assert "must hold a folder `images`" in wrong.stderr
