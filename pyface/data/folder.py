@@ -74,7 +74,7 @@ def write_folder(pictures: Sequence[Picture], names: Sequence[str], folder: Path
 
     Raises:
         FileExistsError: The folder exists.
-        DatasetError: An image cannot be read, or two would have the same name, or in YOLO's format the same labels.
+        DatasetError: An image cannot be read, or two would have the same name (in YOLO's format, the same label file).
     """
     files = [str(Path(name).with_suffix(".txt")) if form == "yolo" else name for name in names]
     twice = [name for name, count in Counter(files).items() if count > 1]

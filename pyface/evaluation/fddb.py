@@ -388,7 +388,7 @@ def predict(
         paths: The files of the images, by name.
         truth: Names the images of each fold.
         folder: The folder of the files.
-        report: Is called with the reason for each image that cannot be read.
+        report: Called with the reason for each image that cannot be read.
         track: Wraps the iterator of a fold's results.
     """
     for number, fold in enumerate(truth.folds, 1):

@@ -42,11 +42,12 @@ def is_web(name: str) -> bool:
 
 
 def open_remote(address: str, *, seekable: bool = False) -> BinaryIO:
-    """Opens the file at an address for reading; all that goes wrong then and later is a `RemoteError`.
+    """Opens the file at an address for reading; any failure, then or later, is a `RemoteError`.
 
     Args:
         address: The address.
-        seekable: Whether the file must be seekable, so that a web server must send parts of it; False: it is streamed.
+        seekable: Whether the file must be seekable, so a web server must be able to send parts
+            of it; False: it is streamed.
 
     Raises:
         RemoteError: There is no such file, no answer, or no package for this kind of address.

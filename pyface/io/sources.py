@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif"),
     *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".pbm", ".pgm", ".ppm", ".pnm"),
 )
-"""Which files in a folder count as images. A file that is named itself is read whatever its suffix."""
+"""Which files in a folder count as images. A file that is named directly is read whatever its suffix."""
 
 HEIC_SUFFIXES = (".heic", ".heif", ".heics", ".heifs", ".hif")
 """Files in a folder that count as images too where pillow-heif is installed."""
@@ -32,7 +32,7 @@ VIDEO_SUFFIXES = (
 _NAMED_VIDEO_SUFFIXES = (*VIDEO_SUFFIXES, ".ts")  # in a folder .ts is more often TypeScript
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
-"""Which files count as archives of images, if they are named themselves."""
+"""Which files count as archives of images, if they are named directly."""
 
 Source: TypeAlias = str | int
 """A file or an address; a number is that of a camera."""
@@ -68,10 +68,10 @@ def find_sources(
 ) -> list[str]:
     """Finds the images and videos that files, folders, patterns and addresses stand for.
 
-    A folder stands for the images and videos in it, hidden ones excepted, in the order of their names; a pattern for
-    what a shell would make of it, so it works in quotes and where shells expand nothing. Addresses may be patterns with
-    `*`, and folders where their servers list files (web servers list only for patterns). A file that is not there is
-    returned if others are named as well: its reader reports it and continues. An archive is one source.
+    A folder stands for the images and videos in it, except hidden ones, in the order of their names. A pattern stands
+    for what a shell would expand it to, so it works in quotes, or where shells expand nothing. Addresses may be patterns
+    with `*`, and folders where their servers list files (web servers list only for patterns). A file that is not there
+    is returned if others are named as well: its reader reports it and continues. An archive is one source.
 
     Args:
         arguments: Files, folders, addresses, and patterns with `*`, `?`, `[...]` or `**`.
@@ -86,8 +86,8 @@ def find_sources(
         The paths, spelled as the arguments were, each image once.
 
     Raises:
-        SourceError: A folder or pattern stands for no image, a folder cannot be read or listed, or the only argument is
-            not there.
+        SourceError: A folder or pattern stands for no image, a folder cannot be read or listed, or the only argument
+            does not exist.
     """
     found: dict[str, str] = {}
     skipped = Counter() if skipped is None else skipped
@@ -206,7 +206,7 @@ def is_video(source: Source) -> bool:
         [True, False, True, True, True]
     """
     if is_unclear(source) and importlib.util.find_spec("aiohttp") is None:
-        return True  # only PyAV can look
+        return True  # only PyAV can tell
     return is_live(source) or _suffix(path_of(source)) in _NAMED_VIDEO_SUFFIXES
 
 
@@ -382,7 +382,7 @@ def plan_copies(
         ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png', 'out/b/video.mov.mp4', 'out/camera 0.mp4']
     """
     paths = paths_below(sources)
-    originals: set[str] = set()  # made for the first copy that exists, since it takes long for many files
+    originals: set[str] = set()  # made for the first copy that exists, since it takes a long time for many files
     plan: dict[Source, Path] = {}
     taken: set[str] = set()
     for source, below in paths.items():
