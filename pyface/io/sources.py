@@ -69,9 +69,9 @@ def find_sources(
     """Finds the images and videos that files, folders, patterns and addresses stand for.
 
     A folder stands for the images and videos in it, except hidden ones, in the order of their names. A pattern stands
-    for what a shell would expand it to, so it works in quotes, or where shells expand nothing. Addresses may be patterns
-    with `*`, and folders where their servers list files (web servers list only for patterns). A file that is not there
-    is returned if others are named as well: its reader reports it and continues. An archive is one source.
+    for what a shell would expand it to, so it works in quotes too, or where shells do not expand it. Addresses may be
+    patterns with `*`, and folders where their servers list files (web servers list only for patterns). A file that is
+    not there is returned if others are named as well: its reader reports it and continues. An archive is one source.
 
     Args:
         arguments: Files, folders, addresses, and patterns with `*`, `?`, `[...]` or `**`.

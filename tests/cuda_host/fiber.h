@@ -14,7 +14,7 @@
 extern "C" void cuda_host_switch(void** from, void* to);
 #else
 #undef CUDA_HOST_UCONTEXT
-#define CUDA_HOST_UCONTEXT  // several times slower, but there is one on every processor
+#define CUDA_HOST_UCONTEXT  // several times slower, but available on every processor
 #include <ucontext.h>
 #endif
 

@@ -1,4 +1,4 @@
-// CUDA's names on the emulated device: as much of them as pyface's kernels use, and their near relatives.
+// CUDA's names on the emulated device: those that pyface's kernels use, and closely related ones.
 #pragma once
 
 #include <cmath>

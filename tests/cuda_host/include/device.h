@@ -1,4 +1,4 @@
-// The emulated device as kernels' code meets it: launches, threads, barriers, warp exchanges, atomics, shared memory.
+// The emulated device as kernels use it: launches, threads, barriers, warp exchanges, atomics, shared memory.
 // cuda_runtime.h gives these CUDA's names. README.md beside this folder says how it works.
 #pragma once
 
@@ -44,7 +44,7 @@ int lane_index();
 
 // --- memory ----------------------------------------------------------------------------------------------------------
 
-// The calling block's variable `id`; the first thread that comes makes it.
+// The calling block's variable `id`; the first thread that needs it creates it.
 void* shared_memory(int id, const char* name, size_t size, size_t alignment);
 void* dynamic_shared_memory();
 
@@ -52,7 +52,7 @@ void* dynamic_shared_memory();
 constexpr size_t kWorkspaceGap = 256;
 void declare_array(void* array, size_t bytes);
 
-// An array in the raw storage of characters, which kernels do not touch, is declared by whoever divides that.
+// An array in the raw storage of characters, which kernels do not touch, is declared by whoever divides that storage.
 template <typename T>
 void declare_array(T* array, size_t count) {
   if constexpr (!std::is_same_v<T, char>) declare_array(static_cast<void*>(array), count * sizeof(T));
@@ -88,8 +88,7 @@ CUDA_HOST_UNCHECKED inline T change_atomically(T* at, Order order, const Change&
   return old;
 }
 
-// --- the host's calls
-// --------------------------------------------------------------------------------------------------------
+// --- the host's calls ------------------------------------------------------------------------------------------------
 
 int last_error(bool forget);
 const char* error_text(int status);
@@ -100,7 +99,7 @@ void set_device(int device);
 // Whether a launch, memset or sort is on the caller's device and stream; else it is an error.
 bool is_in_order(const char* what, const void* stream);
 
-// The limit of a grid's blocks, which no test's input reaches, or one of a few blocks.
+// The limit on a grid's blocks: `most`, which no test's input reaches, or now and then a few blocks.
 int64_t fewer_blocks(int64_t most);
 
 // A kernel and its parameters, which every thread copies.
