@@ -127,8 +127,8 @@ namespace cpu {
 //   boxes   [batch, n, 4], scores [batch, n], both contiguous
 //   classes [batch, n] or nullptr: boxes of different classes never suppress each other
 //   counts  [batch] or nullptr: entries of a segment that are valid (clamped to [0, n])
-//   a box is dropped unless score > score_threshold (-inf keeps all finite ones), and when its overlap with a kept
-//   box is > iou_threshold
+//   a box is dropped if its score is not > score_threshold (-inf keeps all finite ones), or if its overlap with a
+//   kept box is > iou_threshold
 //   keep    [batch, max_detections], padded with -1; keep_count [batch]
 void nms(const float* boxes, const float* scores, const int64_t* classes, const int32_t* counts, int64_t batch,
          int64_t n, double iou_threshold, double score_threshold, Overlap overlap, int64_t max_detections,
@@ -173,8 +173,8 @@ void convnet(const float* crops, int64_t n, int channels, int size, const Convne
              float* features, int out, int side, int threads);
 
 // Max-out: the first `num_background` of `channels` become their maximum (NaN if one is NaN), the others are copied.
-//   logits of any strides, `inner` rows x columns; out [batch, 1 + channels - num_background, height, width], in the
-//   memory order that `out` describes, same dtype
+//   logits [batch, channels, height, width] of any strides
+//   out [batch, 1 + channels - num_background, height, width] in the memory order that it describes, same dtype
 void maxout_background(const Map& logits, Dtype dtype, int64_t batch, int channels, int64_t height, int64_t width,
                        int num_background, const Map& out, int threads);
 

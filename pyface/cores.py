@@ -57,7 +57,7 @@ def _quota(root: Path) -> float:
             if controllers:
                 quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
             with contextlib.suppress(ValueError, ZeroDivisionError):
-                if int(quota) > 0:  # -1 and "max" are no limit
+                if int(quota) > 0:  # -1 and "max" mean no limit
                     quotas.append(int(quota) / int(period))
             if folder == mount:
                 break

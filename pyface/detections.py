@@ -58,7 +58,7 @@ class Detections:
 
     Raises:
         ValueError: The shapes do not match, the size is not positive, or a number on the CPU is not finite. Numbers on
-            another device are not checked, since that would mean waiting for it.
+            another device are not checked, since that would mean waiting for the device.
 
     Example:
         >>> detections = Detections([[10, 20, 50, 70]], [0.9], None, width=100, height=100)

@@ -56,8 +56,8 @@ class FaceDetector:
 
     Args:
         model: A name from `list_models()`; the path of a file that `pyface export` wrote (.onnx, .xml or .pt2), which
-            runs on the CPU with its own weights, limits and precision; or your own `FaceModel`, which is put
-            into evaluation mode and moved to the device.
+            runs on the CPU with its own weights, limits and precision; or your own `FaceModel`, which is put into
+            evaluation mode and moved to the device.
         weights: "default" for the bundled weights, the path of a weights file, or None for random weights.
         device: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if both the machine and this build of pyface support it,
             else the CPU.

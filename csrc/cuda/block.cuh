@@ -30,7 +30,7 @@ inline __device__ uint64_t warp_min(uint64_t value) {
   return value;
 }
 
-// Makes room in a list for each lane of the warp that `has_item`, with one atomic; returns the lane's position.
+// Makes room in a list for each lane of the warp with `has_item`, with one atomic; returns the lane's position.
 inline __device__ uint32_t warp_append(uint32_t* size, bool has_item) {
   const uint32_t items = __ballot_sync(kWarp, has_item);
   uint32_t first = 0;
@@ -63,7 +63,7 @@ __device__ void block_sort(uint64_t (&key)[kItems], uint64_t* exchange, int size
       }
       if (is_idle) continue;
       if (step < kItems) {
-        // The items' places are known when compiling, so they stay in registers.
+        // The items' places are known at compile time, so they stay in registers.
 #pragma unroll
         for (int i = 0; i < kItems; ++i) other[i] = step == 1 ? key[(i ^ 1) % kItems] : key[(i ^ 2) % kItems];
       } else if (step < 32 * kItems) {

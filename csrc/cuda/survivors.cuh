@@ -45,7 +45,7 @@ struct Survivors {
     return workspace.bytes();
   }
 
-  // Before anything is added.
+  // To be called before anything is added.
   int clear(int64_t batch, cudaStream_t stream) const {
     return cudaMemsetAsync(count, 0, batch * kMaxLevels * sizeof(uint32_t), stream);
   }

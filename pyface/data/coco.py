@@ -145,7 +145,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _looks_like_coco(path: Path) -> bool:
-    """Whether the text has COCO's keys; so a damaged file is not mistaken for a lack of annotations."""
+    """Whether the text has COCO's keys, so that a damaged file is not mistaken for a lack of annotations."""
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
@@ -197,7 +197,7 @@ def _box(file: Path, entry: Mapping[str, Any], order: Sequence[int]) -> Box:
 
 
 def _landmarks(file: Path, entry: Mapping[str, Any], order: Sequence[int]) -> NDArray[np.float32] | None:
-    """An annotation's landmarks; None unless it has five keypoints, as pyface has."""
+    """An annotation's landmarks; None unless it has five keypoints, like pyface's faces."""
     values = entry.get("keypoints") or []
     if not _are_numbers(values):
         raise DatasetError(f"{file}, annotation {entry.get('id')}: `keypoints` must be numbers, got {values!r}")

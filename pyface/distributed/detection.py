@@ -42,7 +42,7 @@ def detect(
         source: The column with their names (string), which must be unique.
         done: Sorted fingerprints of images to leave out, such as `ResultFolder.done`.
         workers: Number of actors; None: as many as the cluster's CPUs or GPUs allow.
-        cpus: CPUs per actor, which is also the number of threads of its detector.
+        cpus: Number of CPUs per actor, and of threads of its detector.
         gpus: GPUs per actor; a fraction shares a GPU between several actors.
         options: Options of `FaceDetector`.
 

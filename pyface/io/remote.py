@@ -46,8 +46,8 @@ def open_remote(address: str, *, seekable: bool = False) -> BinaryIO:
 
     Args:
         address: The address.
-        seekable: Whether the file must be seekable, so a web server must be able to send parts
-            of it; False: it is streamed.
+        seekable: Whether the file must be seekable; a web server must then be able to send parts of it. False: it is
+            streamed.
 
     Raises:
         RemoteError: There is no such file, no answer, or no package for this kind of address.

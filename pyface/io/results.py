@@ -3,8 +3,8 @@
 A later run can continue JSON Lines and CSV files.
 
 A result is a dictionary as `Detections.to_dict` makes it; that of an unreadable image has an error instead of faces.
-The result of a video's frame has its number and time too. A video that cannot be read or breaks off has a
-result without a frame number.
+The result of a video's frame has its number and time too. A video that cannot be read or breaks off has a result
+without a frame number.
 """
 
 import csv

@@ -155,7 +155,7 @@ def select_sources(sources: Iterable[Source], globs: Sequence[str] = (), exclude
 def is_selected(name: str, globs: Sequence[str], excludes: Sequence[str]) -> bool:
     """Tells whether a name fits one of `globs`, if there are any, and none of `excludes`.
 
-    A pattern without a slash is that of a name, one with slashes that of the end of a path.
+    A pattern without a slash must fit the name, one with slashes the end of the path.
     """
 
     def fits(patterns: Sequence[str]) -> bool:
@@ -295,7 +295,7 @@ def describe_skipped(skipped: Counter[str]) -> list[str]:
 
 
 def is_address(name: str) -> bool:
-    """Tells whether a name is an address in a network."""
+    """Tells whether a name is a network address."""
     return scheme_of(name) != ""
 
 

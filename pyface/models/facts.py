@@ -21,7 +21,7 @@ class Facts:
         description: One line.
         use_when: The end of the sentence "use it when ...".
         parameters: Number of parameters.
-        score_threshold: Its default.
+        score_threshold: Default score threshold.
         smallest_face: Side in pixels of the smallest faces that are found about as reliably as larger ones, at the
             model's default scale.
         landmarks: Number of landmarks per face.

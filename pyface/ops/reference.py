@@ -395,7 +395,7 @@ def assign_anchors_of_image(
             order = torch.argsort(overlap[candidates], descending=True, stable=True)
             index[candidates[order[: max(0, wanted - count)]]] = face
 
-    # 4. and 5. Anchors that do not count.
+    # 4. Anchors in ignore boxes; then invalid ones.
     for box in boxes[ignore & boxes.isfinite().all(1)]:
         sides = (torch.minimum(box[2:], anchors[:, 2:]) - torch.maximum(box[:2], anchors[:, :2])).clamp(min=0)
         intersection = sides[:, 0] * sides[:, 1]

@@ -1,4 +1,4 @@
-// A call that can stop in the middle and go on later: how one CPU thread runs the threads of a block in turns.
+// A call that can stop in the middle and continue later: how one CPU thread runs the threads of a block in turns.
 #pragma once
 
 #include <sys/mman.h>
@@ -10,7 +10,7 @@
 #include <new>
 
 #if defined(__x86_64__) && !defined(CUDA_HOST_UCONTEXT)
-// Saves the registers that a call preserves, and goes on with another stack.
+// Saves the registers that a call preserves, and continues on another stack.
 extern "C" void cuda_host_switch(void** from, void* to);
 #else
 #undef CUDA_HOST_UCONTEXT

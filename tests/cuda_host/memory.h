@@ -12,7 +12,7 @@ namespace cuda_host {
 struct Block;
 struct Warp;
 
-// One thread's access, or the latest of several threads', to a cell.
+// One thread's access to a cell, or the latest access of several threads.
 struct Stamp {
   uint32_t block = 0;  // 0: nobody's
   uint32_t time = 0;   // of the block's clock
@@ -54,7 +54,7 @@ class SharedMemory {
   size_t bytes_ = 0;
 };
 
-// Which accesses happened before a thread's next one: of a block, a warp or a thread, all those before a time of its
+// Which accesses happened before a thread's next access: of a block, a warp or a thread, all those before a time of its
 // block's clock.
 using Clock = std::map<uint64_t, uint32_t>;
 

@@ -25,7 +25,7 @@ struct Thread {
   Site waits_at{"", "", 0};
   bool is_done = false;
 
-  // Which accesses of others happened before its next one (memory.h).
+  // Which accesses of others happened before its next access (memory.h).
   uint32_t time = 0;
   std::shared_ptr<const Clock> known, fenced, met;
 

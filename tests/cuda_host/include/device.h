@@ -36,7 +36,7 @@ void sync_warp(const Site& site, uint32_t mask);
 void fence();
 void sleep();  // lets other threads run
 
-// Every lane of `mask` brings a value and gets those of all. Orders no memory, as on a GPU.
+// Every lane of `mask` gives a value and gets those of all. Orders no memory, as on a GPU.
 void exchange(const Site& site, uint32_t mask, uint64_t value, uint64_t (&all)[32]);
 uint64_t value_of_lane(const Site& site, uint32_t mask, uint64_t value, int lane);
 unsigned lanes_with(const Site& site, uint32_t mask, uint64_t value, uint64_t wanted);  // a bit for each
@@ -58,7 +58,7 @@ void declare_array(T* array, size_t count) {
   if constexpr (!std::is_same_v<T, char>) declare_array(static_cast<void*>(array), count * sizeof(T));
 }
 
-// What a library's kernel (a memset, a sort) does to [array, array + bytes); false when it must not.
+// What a library's kernel (a memset, a sort) does to [array, array + bytes); false if it must not.
 enum class Use { Read, Write, Spoil };  // Spoil: afterwards nothing may be read there
 bool use_array(const char* who, const void* array, size_t bytes, Use use);
 
