@@ -268,7 +268,7 @@ class FaceDetector:
         self.model = self.model.to(self.device)
 
     def _take(self, source: Source, bgr: bool, copy: bool) -> _Item:
-        """Takes a source; with `copy`, in a form that its owner cannot change or close any more."""
+        """Takes a source; with `copy`, in a form that its owner can no longer change or close."""
         is_pair = isinstance(source, tuple) and len(source) == 2
         key, picture = source if is_pair else (source, source)
         item = _Item(key, picture, None)
@@ -417,7 +417,7 @@ def _out_of_memory(item: _Item) -> ImageError:
 
 
 def _batches(items: Iterable[_Item], limits: _Limits) -> Iterator[list[_Item]]:
-    """Groups images, in order, into batches limited by number and by pixels; an error of the items comes last."""
+    """Groups images, in order, into batches limited by number and by pixels; an error from the items comes last."""
     batch: list[_Item] = []
     pixels = 0
     errors: list[Exception] = []

@@ -322,7 +322,7 @@ def _numbers(line: str) -> list[float] | None:
 
 
 def find_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
-    """Finds the files of images, such as folder/2002/08/11/big/img_591.jpg; missing ones are left out.
+    """Finds the image files, such as folder/2002/08/11/big/img_591.jpg; missing ones are left out.
 
     Raises:
         EvaluationError: All files are missing.

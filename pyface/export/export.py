@@ -42,7 +42,7 @@ class ExportRequest:
         input: "normalised" for float32 [B, 3, H, W], (pixel - mean) / std in RGB order; "uint8" for [B, H, W, 3].
         size: Height and width of the images; None: any.
         precision: Numeric precision of the network, "fp32", "fp16" or "int8"; decoding is always in float32.
-        calibrate: Folder of images on which int8 is calibrated: a few hundred, like those that it will run on.
+        calibrate: Folder of images on which int8 is calibrated: a few hundred, like those that the model will run on.
         limits: Limits of the numbers of boxes, "ap" or "fast"; see `InferenceOptions`.
         score_threshold: Faces have a score > this; None: the model's default.
     """

@@ -14,8 +14,8 @@ from pyface.io.images import Pixels, read_encoded, turn_upright
 
 ORIENTATION, EXIF, GPS, MAKER_NOTE = 0x0112, 0x8769, 0x8825, 0x927C
 
-# What is kept of EXIF's first part: description, camera, orientation, resolution, software, date, authors. All else is
-# dropped, since many tags may hold thumbnails or previews, which would show what the photo no longer does.
+# What is kept of EXIF's first part: description, camera, orientation, resolution, software, date, authors. The rest of
+# it is dropped, since many tags may hold thumbnails or previews, which would show what the photo no longer does.
 _KEPT = (0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x0213, 0x8298)
 
 _MOST_EXIF = 2**16 - 8  # what a JPEG segment holds

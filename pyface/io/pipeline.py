@@ -41,7 +41,7 @@ def ordered_map(
     weight: Callable[[Item], float] = lambda _: 1,
     eager: bool = False,
 ) -> Generator[Result, None, None]:
-    """Applies a function to items in a pool, yields the results in order, and never holds many of them.
+    """Applies a function to items in a pool, yields the results in order, and holds few of them at once.
 
     Stages may be chained on one pool: a task never waits for another task, only the caller's thread waits.
 

@@ -5,7 +5,7 @@ import re
 from typing import Any, BinaryIO
 
 PATIENCE = 15.0
-"""Seconds that an address may take to answer, or to send more."""
+"""Seconds that a server may take to answer, or to send more."""
 
 LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "udp", "srt")
 
@@ -26,7 +26,7 @@ class RemoteError(OSError):
 
 
 def scheme_of(name: str) -> str:
-    """Returns what an address begins with, "" for names of files.
+    """Returns the scheme of an address, "" for file names.
 
     Example:
         >>> scheme_of("S3://bucket/a.jpg"), scheme_of("C:/a.jpg")

@@ -1,4 +1,4 @@
-"""Files of results: one JSON line per image or frame, or a table with one row per face, as CSV or Parquet.
+"""Result files: one JSON line per image or frame, or a table with one row per face, as CSV or Parquet.
 
 A later run can continue JSON Lines and CSV files.
 
@@ -31,7 +31,7 @@ _FACES = CSV_COLUMNS.index("faces")
 
 
 class OutputError(ValueError):
-    """A file of results cannot be written or continued; the text says why and what to do."""
+    """A result file cannot be written or continued; the text says why and what to do."""
 
 
 def failed(source: str, error: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _csv(rows: list[list[Any]]) -> bytes:
 
 
 class ResultFile:
-    """A growing file of results that is complete up to the last one, whenever the program ends.
+    """A growing result file that is complete up to the last result, whenever the program ends.
 
     Args:
         path: Where to write. Missing folders are created.
@@ -100,7 +100,7 @@ class ResultFile:
 
     Raises:
         OutputError: The suffix is unknown, the file exists (is not empty) and neither `resume` nor `overwrite` is
-            given, it is not a file of results, other options made it, or it cannot be written.
+            given, it is not a result file, other options made it, or it cannot be written.
 
     Example:
         >>> import tempfile
@@ -186,7 +186,7 @@ class ResultFile:
 
 
 class FinishedFile:
-    """A file of results that is complete only when the run ends, so no later run can continue it.
+    """A result file that is complete only when the run ends, so no later run can continue it.
 
     Until then the results are beside it, in FILE.part. Subclasses write to `part` and complete it in `finish`.
 
@@ -301,7 +301,7 @@ def check_maker(content: bytes, made_by: Mapping[str, Any], path: str, file: str
 
     Args:
         content: The content of the file that records what made them.
-        made_by: What makes the results of the run that is to continue them.
+        made_by: What makes the results in the run that is to continue them.
         path: The results.
         file: The name of the file.
 

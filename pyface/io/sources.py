@@ -111,7 +111,7 @@ def find_sources(
 
 
 def read_list(file: str) -> list[str]:
-    """Reads names of files, one per line, or separated by null characters if there are any (`find -print0`).
+    """Reads file names, one per line, or separated by null characters if there are any (`find -print0`).
 
     Args:
         file: A text file; "-" for the standard input.

@@ -33,7 +33,7 @@ class Frame(NamedTuple):
         source: The video or address as given, or "camera 0".
         frame: Number of frames before it in the source; dropped frames of live sources count too.
         time: Seconds since the first frame, by the video's own clock.
-        dropped: Number of frames of a live source skipped since the previous one, because the caller was busy.
+        dropped: Number of frames of a live source skipped since the previous frame, because the caller was busy.
     """
 
     source: str
@@ -137,7 +137,7 @@ def _openable(name: str) -> Any:
 
 
 def _duration(container: Any, stream: Any) -> float:
-    """The seconds of video that a file announces; 0 if it does not."""
+    """The seconds of video that a file states; 0 if it states none."""
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     # A container's duration is that of its longest stream.

@@ -21,7 +21,7 @@ NEAR_CUT = 0.1
 """Boxes nearer to a cut edge than this share of their longer side may be parts of faces."""
 
 CLEARLY_DEEPER = 0.5
-"""If one tile shows a place deeper than another by this, in units of `View.depth`, it alone decides about that place.
+"""If one tile shows a place deeper than another by this, in units of `View.depth`, only its boxes count there.
 The boxes of one face in two tiles differ by less; otherwise each tile could leave the face to the other."""
 
 GRID = 64  # network pixels; tiles begin on multiples of this

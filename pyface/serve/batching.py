@@ -40,7 +40,7 @@ class Upload(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What became of one upload.
+    """The outcome of one upload.
 
     Attributes:
         result: "read", "unreadable" (the upload is at fault), "failed" (the detector is at fault), or "late".

@@ -54,7 +54,7 @@ struct Block {
   Block(const dim3& index, unsigned size);
 
   dim3 index;
-  uint32_t id;  // no two blocks, of whatever launches, have the same
+  uint32_t id;  // unique among the blocks of all launches
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   int done = 0;
