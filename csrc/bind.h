@@ -4,7 +4,7 @@
 //
 // The types come from the launcher, so none can be mistaken for another. The text names the parameters in their order
 // and says how many numbers each array holds, in terms of the integers beside it (also those within a struct). From it
-// come the length checks and the words of the errors; a text that does not fit its launcher fails the module's import.
+// come the length checks and the error messages; a text that does not fit its launcher fails the module's import.
 //
 //   name            a number, a flag, an enumeration (as an integer), or a struct (as a tuple of its fields)
 //   name[a,b*c+1]   an array: a torch.Tensor of this element type with a * (b * c + 1) elements (contiguous, as
@@ -38,7 +38,7 @@ namespace pyface::bind {
 
 namespace py = pybind11;
 
-// --- what came -------------------------------------------------------------------------------------------------------
+// --- the caller's arguments ------------------------------------------------------------------------------------------
 
 struct Call {
   const std::string& op;
@@ -67,8 +67,8 @@ template <class Error>
   refuse<py::value_error>(call, p, "have " + accepted, got);
 }
 
-// torch's dtypes, which exist once each; never freed, as the module never is. def() is the first user, when the module
-// loads: an import during a call might let another thread in here.
+// torch's dtypes, each of which exists once. Never freed, like the module. def() uses them first, when the module
+// loads: an import during a call might let another thread run this code.
 struct Dtypes {
   py::object float32, float16, bfloat16, int64, int32, int8, uint8, boolean;
 
@@ -218,7 +218,7 @@ struct Reader<T, std::enable_if_t<is_number<T>>> {
   }
 };
 
-// An address as it is: a workspace, a stream.
+// An address, passed on unchanged: a workspace, a stream.
 template <>
 struct Reader<void*> {
   Reader(const Parameter& p, Scope&) : p(p) {}
@@ -422,7 +422,7 @@ struct Reader<E[N]> : EntriesReader<E> {
 
 // --- functions -------------------------------------------------------------------------------------------------------
 
-// What a call holds of a parameter, and how it passes it on.
+// What a call stores for a parameter, and how it passes that on.
 template <class A>
 struct Passed {
   using Held = std::remove_cv_t<std::remove_reference_t<A>>;
@@ -490,7 +490,7 @@ class Function<launcher, R (*)(A...)> {
   Readers readers_;
 };
 
-// What Python calls: as pybind11's functions do, but 0.3 us faster, as it neither searches overloads nor makes a tuple.
+// What Python calls: like pybind11's functions, but 0.3 us faster, as it neither searches overloads nor makes a tuple.
 template <auto launcher>
 struct Entry {
   static inline const Function<launcher>* function = nullptr;
@@ -518,9 +518,8 @@ constexpr size_t arity(R (*)(A...)) {
   return sizeof...(A);
 }
 
-// Adds a launcher to a module. `text` is its name and the parameters that the CPU and the CUDA launcher share; what
-// follows them is the same for all: threads on the CPU; a device and a stream, before them perhaps a workspace, on
-// CUDA.
+// Adds a launcher to a module. `text` is its name and the parameters that the CPU and the CUDA launcher share. What
+// follows is the same for all: threads on the CPU; on CUDA a workspace, if it needs one, a device and a stream.
 template <auto launcher>
 void def(py::module_& m, const std::string& text) {
   Dtypes::get();
@@ -531,7 +530,7 @@ void def(py::module_& m, const std::string& text) {
   const size_t tail = arity(launcher) - parameters.size() - 1;
   if (tail > 3 || tail == 2) throw std::logic_error(op + " has other parameters than its text: " + text);
   for (const Parameter& p : parse(kTails[tail])) parameters.push_back(p);
-  Entry<launcher>::function = new Function<launcher>(op, parameters);  // as long as the module, which is for ever
+  Entry<launcher>::function = new Function<launcher>(op, parameters);  // never freed, like the module
   const auto call = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Entry<launcher>::call));
   static PyMethodDef method{op.c_str(), call, METH_FASTCALL, doc.c_str()};
   m.add_object(op.c_str(), py::reinterpret_steal<py::object>(PyCFunction_NewEx(&method, nullptr, nullptr)));

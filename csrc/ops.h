@@ -70,14 +70,14 @@ struct AnchorLevel {
   Map gate;       // K or none: logits of a first step, which an anchor must pass as well
   Map offsets;    // 4 * K or none: of a first step, which moves the anchor before `boxes` is applied
   int32_t height, width, stride;
-  int32_t num_anchors, num_background;  // 0 backgrounds: one logit an anchor
-  int32_t max_candidates;               // the best so many of this level go on
-  float min_logit, min_gate;            // an anchor passes when its logit is > min_logit, and its gate's > min_gate
+  int32_t num_anchors, num_background;  // 0 backgrounds: one logit per anchor
+  int32_t max_candidates;               // how many of this level are kept, the best ones
+  float min_logit, min_gate;            // an anchor passes if its logit is > min_logit and its gate's is > min_gate
   int64_t first;                        // index of anchor 0 of cell (0, 0); index = first + cell * K + k, cells by row
   Box anchors[kMaxAnchors];             // of cell (0, 0); those of (row, column) lie stride * (column, row) further
 };
 
-// What decode_anchors does with all levels alike.
+// The settings of decode_anchors that all levels share.
 struct AnchorDecoding {
   float center_variance, size_variance;
   float min_side;          // boxes whose shorter side, after clipping, is not >= this (and > 0) are dropped
@@ -85,7 +85,7 @@ struct AnchorDecoding {
   int64_t max_candidates;  // over all levels
 };
 
-// Where candidates go, sorted by logit descending, ties by index; beyond `count`: boxes, scores, landmarks 0, index -1.
+// The candidates, sorted by logit descending, ties by index; beyond `count`: boxes, scores, landmarks 0, index -1.
 struct CandidateArrays {
   float* boxes;      // [batch, max_candidates, 4]
   float* scores;     // [batch, max_candidates]
@@ -94,10 +94,10 @@ struct CandidateArrays {
   int32_t* count;    // [batch]
 };
 
-// How assign_anchors matches.
+// The rules of assign_anchors.
 struct Matching {
   double positive, negative;  // IoU >= positive: a face's anchor; < negative: background; else ignored
-  bool force_best;            // the best anchor of every face is its own, whatever their IoU (> 0)
+  bool force_best;            // every face also gets its best anchor, whatever their IoU (> 0)
   int32_t compensate;       // a face with fewer anchors gets more, up to this many; 0: the mean; -1: no face gets more
   double compensate_above;  // from unmatched anchors whose best face it is, with an IoU > this
 };
@@ -111,13 +111,13 @@ struct DenseBoxGrid {
   float unit;
 };
 
-// What densebox_targets makes of faces; sides are heights in pixels.
+// The rules by which densebox_targets labels faces; a face's side is its height in pixels.
 struct DenseBoxTargets {
-  float face;                         // the side that the network is for
-  float positive_low, positive_high;  // sides relative to it, within: positive
-  float ignore_low, ignore_high;      // beyond that and within: ignored; else background
+  float face;                         // the side of the faces that the network finds
+  float positive_low, positive_high;  // range of positive sides, relative to `face`
+  float ignore_low, ignore_high;      // other sides within this range are ignored; all others are background
   float radius;                       // of the positive disc, relative to the side
-  float gray;                         // cells around a positive one that are ignored, by distance
+  float gray;                         // distance in cells from a positive one within which cells are ignored
   float landmark_radius;              // of a landmark's disc, in cells
 };
 
@@ -127,17 +127,17 @@ namespace cpu {
 //   boxes   [batch, n, 4], scores [batch, n], both contiguous
 //   classes [batch, n] or nullptr: boxes of different classes never suppress each other
 //   counts  [batch] or nullptr: entries of a segment that are valid (clamped to [0, n])
-//   a box is dropped unless score > score_threshold (-inf keeps all finite ones), and when its overlap with a kept
-//   box is > iou_threshold
+//   a box is dropped if its score is not > score_threshold (-inf keeps all finite ones), or if its overlap with a
+//   kept box is > iou_threshold
 //   keep    [batch, max_detections], padded with -1; keep_count [batch]
 void nms(const float* boxes, const float* scores, const int64_t* classes, const int32_t* counts, int64_t batch,
          int64_t n, double iou_threshold, double score_threshold, Overlap overlap, int64_t max_detections,
          int64_t* keep, int32_t* keep_count, int threads);
 
-// Soft suppression of one segment: the best remaining box is kept and every other box that overlaps it loses score:
-// linear, times (1 - overlap) where overlap > iou_threshold; Gaussian, times exp(-overlap^2 / sigma). A box whose score
-// is not > score_threshold is dropped.
-//   keep [n], kept_scores [n] (the lowered scores), keep_count [1]; order of choice, which is score descending
+// Soft suppression of one segment: the best remaining box is kept, and the scores of the others are multiplied: linear,
+// by 1 - overlap where overlap > iou_threshold; Gaussian, by exp(-overlap^2 / sigma). A box whose score is not >
+// score_threshold is dropped.
+//   keep [n], kept_scores [n] (the lowered scores), keep_count [1]; in the order of choice, which is score descending
 void soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method, double iou_threshold, double sigma,
               double score_threshold, Overlap overlap, int64_t* keep, float* kept_scores, int32_t* keep_count,
               int threads);
@@ -155,26 +155,26 @@ void letterbox(const Image* images, const double* scales, int64_t num_images, in
 
 // Crops of boxes resized to one size. A sample is taken inside the box only (as if the crop were cut out first, then
 // resized); pixels outside the image are 0 before normalisation.
-//   boxes [n, 4] (finite), image_index [n] in [0, num_images) (others give crops of zero pixels); out [n, 3, out_h,
-//   out_w]
+//   boxes [n, 4] (finite), image_index [n] in [0, num_images) (others give crops of zero pixels)
+//   out [n, 3, out_h, out_w]
 void crop_resize(const Image* images, int64_t num_images, const float* boxes, const int64_t* image_index, int64_t n,
                  int out_h, int out_w, Interpolation interpolation, Normalization normalization, float* out,
                  int threads);
 
-// MTCNN's P-Net in one pass; there is no CUDA twin, where cuDNN's convolutions serve.
-//   images [batch, 3, height, width], height and width >= 11; out [batch, 6, (height - 1) / 2 - 4, (width - 1) / 2 -
-//   4]: logits of background and face, then the box offsets
+// MTCNN's P-Net in one pass; there is no CUDA version, since cuDNN's convolutions are used there.
+//   images [batch, 3, height, width], height and width >= 11
+//   out [batch, 6, (height - 1) / 2 - 4, (width - 1) / 2 - 4]: logits of background and face, then the box offsets
 void pnet(const float* pictures, int64_t batch, int height, int width, const PNetWeights& weights, float* out,
           int threads);
 
-// A chain of layers over many small square crops (MTCNN's R-Net and O-Net up to their dense layers); no CUDA twin.
+// A chain of layers over many small square crops (MTCNN's R-Net and O-Net up to their dense layers); no CUDA version.
 //   crops [n, channels, size, size]; features [n, out, side, side], where out and side must be the last layer's
 void convnet(const float* crops, int64_t n, int channels, int size, const ConvnetLayer* layers, int num_layers,
              float* features, int out, int side, int threads);
 
 // Max-out: the first `num_background` of `channels` become their maximum (NaN if one is NaN), the others are copied.
-//   logits of any strides, `inner` rows x columns; out [batch, 1 + channels - num_background, height, width], in the
-//   memory order that `out` describes, same dtype
+//   logits [batch, channels, height, width] of any strides
+//   out [batch, 1 + channels - num_background, height, width] in the memory order that it describes, same dtype
 void maxout_background(const Map& logits, Dtype dtype, int64_t batch, int channels, int64_t height, int64_t width,
                        int num_background, const Map& out, int threads);
 
@@ -189,15 +189,15 @@ void face_probability(const Map& logits, Dtype dtype, int64_t batch, int64_t hei
                       float* out, int threads);
 
 // Head maps to candidates in one pass: max-out and threshold on the logits (score = sigmoid(face - largest background),
-// so the comparison needs no exponential), decoding of what passes, clipping, the best of each level, all merged.
+// so the comparison needs no exponential), decoding of what passes, clipping, and merging the best of each level.
 void decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int64_t batch,
                     const AnchorDecoding& decoding, const CandidateArrays& out, int threads);
 
-// The face, or background, of every anchor. Ignore boxes are not faces; an anchor of which one covers at least half is
-// kIgnored unless it has a face; an invalid anchor is kIgnored. Ties: the lower index.
-//   anchors [num_anchors, 4], image b's begin at b * anchor_stride anchors (0: shared); boxes [num_boxes, 4],
-//   image b's are splits[b] ... splits[b + 1] - 1; ignore [num_boxes] or nullptr
-//   valid [num_anchors] of all images or of each, by valid_stride as for anchors, or nullptr
+// The face, or background, of every anchor. Ignore boxes are not faces: an anchor without a face is kIgnored if one of
+// them covers at least half of it. Invalid anchors are kIgnored. Ties: the lower index.
+//   anchors [num_anchors, 4], those of image b from anchor b * anchor_stride on (0: shared); boxes [num_boxes, 4],
+//   those of image b are splits[b] ... splits[b + 1] - 1; ignore [num_boxes] or nullptr
+//   valid [num_anchors], shared or of each image, by valid_stride as for anchors, or nullptr
 //   index [batch, num_anchors] counts within the image's boxes; overlap [batch, num_anchors] is the IoU with the face,
 //   or with the best face where there is none (0 for invalid anchors)
 void assign_anchors(const float* anchors, int64_t anchor_stride, int64_t num_anchors, const float* boxes,
@@ -205,8 +205,8 @@ void assign_anchors(const float* anchors, int64_t anchor_stride, int64_t num_anc
                     const uint8_t* valid, int64_t valid_stride, const Matching& matching, int32_t* index,
                     float* overlap, int threads);
 
-// Per image the max(minimum, ratio * positives) background entries (index == kBackground) of largest finite loss, ties
-// by index. losses, index, selected [batch, n]
+// Per image the max(minimum, ratio * positives) background entries (index == kBackground) with the largest finite
+// losses, ties by index. losses, index, selected [batch, n]
 void hard_negatives(const float* losses, const int32_t* index, int64_t batch, int64_t n, double ratio, int64_t minimum,
                     uint8_t* selected, int threads);
 
@@ -216,7 +216,7 @@ void hard_negatives(const float* losses, const int32_t* index, int64_t batch, in
 void balanced_sample(const float* losses, const int32_t* index, int64_t batch, int64_t n, double ratio,
                      double hard_fraction, int64_t minimum, uint64_t seed, uint8_t* selected, int threads);
 
-// The ceil(keep * count) valid entries of largest finite loss, ties by index; valid [n] or nullptr.
+// The ceil(keep * count) valid entries with the largest finite losses, ties by index; valid [n] or nullptr.
 void online_hard(const float* losses, const uint8_t* valid, int64_t n, double keep, uint8_t* selected, int threads);
 
 // Cells whose score is > score_threshold to boxes: corner = (cell - unit * offset) * stride + stride / 2.
@@ -226,7 +226,7 @@ void decode_densebox(const Map& scores, const Map& offsets, Dtype dtype, int64_t
 
 // Boxes to maps. A cell belongs to the disc whose centre is nearest in units of its radius, ties by index.
 //   boxes, ignore and splits as in assign_anchors; landmarks [num_boxes, num_landmarks, 2] (NaN: unknown) or nullptr
-//   label [batch, h, w]: 1 face, 0 background, -1 ignored; offsets [batch, 4, h, w], 0 where no face is;
+//   label [batch, h, w]: 1 face, 0 background, -1 ignored; offsets [batch, 4, h, w], 0 where there is no face;
 //   landmark_label [batch, num_landmarks, h, w] in the same way
 void densebox_targets(const float* boxes, int64_t num_boxes, const uint8_t* ignore, const int64_t* splits,
                       int64_t batch, const float* landmarks, int num_landmarks, const DenseBoxGrid& grid,
@@ -268,7 +268,7 @@ int maxout_background_backward(const Map& logits, const Map& gradient, Dtype dty
 int face_probability(const Map& logits, Dtype dtype, int64_t batch, int64_t height, int64_t width, int num_background,
                      float* out, int device, void* stream);
 
-// `num_anchors` is the number of anchors of an image over all levels; the size serves any thresholds.
+// `num_anchors` is the number of anchors of an image over all levels; the size suits all thresholds.
 size_t decode_anchors_workspace(int64_t batch, int64_t num_anchors, int64_t max_candidates);
 int decode_anchors(const AnchorLevel* levels, int num_levels, Dtype dtype, int64_t batch,
                    const AnchorDecoding& decoding, const CandidateArrays& out, void* workspace, size_t workspace_bytes,

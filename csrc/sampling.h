@@ -23,7 +23,7 @@ PYFACE_HD uint32_t random_key(uint64_t seed, int64_t image, int64_t entry) {
   return static_cast<uint32_t>(mix(stream + static_cast<uint64_t>(entry)) >> 32);
 }
 
-// How many of `available` negatives belong to so many positives.
+// How many of `available` negatives belong to this many positives.
 PYFACE_HD int64_t wanted_negatives(double ratio, int64_t minimum, int64_t positives, int64_t available) {
   const double by_ratio = std::floor(ratio * static_cast<double>(positives));
   if (by_ratio >= static_cast<double>(available) || minimum >= available) return available;
@@ -31,8 +31,8 @@ PYFACE_HD int64_t wanted_negatives(double ratio, int64_t minimum, int64_t positi
   return wanted > minimum ? wanted : minimum;
 }
 
-// How balanced_sample divides `wanted` of `available` negatives: so many of the hardest form the hard set, from which
-// and from the rest of which so many are chosen.
+// How balanced_sample divides `wanted` of `available` negatives: how many of the hardest form the hard set, and how
+// many are chosen from it and from the rest.
 struct BalancedShares {
   int64_t hard_set, from_hard, from_rest;
 };

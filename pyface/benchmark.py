@@ -96,7 +96,7 @@ def measure(detector: FaceDetector, sources: Sequence[bytes], seconds: float = 5
 
 
 def _repeat(call: Callable[[], Any], seconds: float) -> list[float]:
-    """Times repeated calls, in seconds each. The caller has made the warm-up call already."""
+    """Times repeated calls; returns the seconds of each. The caller has made the warm-up call already."""
     times: list[float] = []
     while not times or sum(times) < seconds or (len(times) < 3 and times[0] <= seconds):
         start = time.perf_counter()
@@ -217,7 +217,7 @@ def find_pictures(folder: Path | None) -> list[bytes]:
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
-    """Returns what figures depend on: the machine, the number of threads, and versions."""
+    """Returns what the figures depend on: the machine, the number of threads, and versions."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""How many threads a detector takes: no more than the cores that this process may use and that others leave free.
+"""How many threads a detector uses: no more than the cores that this process may use and that others leave free.
 
 OpenMP's threads wait for each other by spinning. When other processes need the cores, this multiplies the CPU time
 per image without making it faster.
@@ -57,7 +57,7 @@ def _quota(root: Path) -> float:
             if controllers:
                 quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
             with contextlib.suppress(ValueError, ZeroDivisionError):
-                if int(quota) > 0:  # -1 and "max" are no limit
+                if int(quota) > 0:  # -1 and "max" mean no limit
                     quotas.append(int(quota) / int(period))
             if folder == mount:
                 break
@@ -111,8 +111,8 @@ def threads_for(wanted: int | None) -> int:
     """The number of threads to run with now.
 
     Args:
-        wanted: What the caller asks for. None: as many as torch has been set to, but no more than this process's cores
-            or those that other processes leave free.
+        wanted: What the caller asks for. None: as many as torch is set to, but no more than the cores that this process
+            may use and that others leave free.
 
     Returns:
         The number; 1 in a forked process, where more threads would hang.

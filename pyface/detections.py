@@ -44,8 +44,8 @@ class Detections:
     number of faces, and iterating yields one `Face` each. `detections[0]` is a `Face`; `detections[:3]`,
     `detections[mask]` and `detections[indices]` are `Detections` again.
 
-    The tensors are on one device, that of `boxes`: the CPU, unless the detector has `keep_on_device`. Whatever converts
-    detections, such as `to_dict`, `crop` and `pyface.draw`, copies them to the CPU itself.
+    The tensors are on one device, that of `boxes`: the CPU, unless the detector has `keep_on_device`. Functions that
+    convert detections, such as `to_dict`, `crop` and `pyface.draw`, copy them to the CPU themselves.
 
     Attributes:
         boxes: float32 [N, 4], (x1, y1, x2, y2) in continuous pixels; a box may reach beyond the image.
@@ -57,8 +57,8 @@ class Detections:
         source: The path of the image; None if the image was not passed as a path.
 
     Raises:
-        ValueError: The shapes do not match, the size is not positive, or a number on the CPU is not finite. Checking
-            numbers on another device would wait for it.
+        ValueError: The shapes do not match, the size is not positive, or a number on the CPU is not finite. Numbers on
+            another device are not checked, since that would mean waiting for the device.
 
     Example:
         >>> detections = Detections([[10, 20, 50, 70]], [0.9], None, width=100, height=100)
@@ -231,7 +231,7 @@ class Detections:
             of the array passed.
 
         Raises:
-            ValueError: The image has another size than the one the faces were found in, or margin is not a finite
+            ValueError: The image differs in size from the one the faces were found in, or margin is not a finite
                 number >= 0.
         """
         if not 0 <= margin < float("inf"):
@@ -262,7 +262,7 @@ class Detections:
             uint8 [N, size, size, 3], RGB, or the channel order of the array passed.
 
         Raises:
-            ValueError: There are no landmarks, all landmarks of a face coincide, the image has another size than the
+            ValueError: There are no landmarks, all landmarks of a face coincide, the image differs in size from the
                 one the faces were found in, or size is not positive.
         """
         if self.landmarks is None:
@@ -280,7 +280,7 @@ class Detections:
 class Tracks:
     """Matches the faces of one person in successive frames of a video, by ByteTrack from the package trackers.
 
-    A track begins in the second frame of a face, and ends a second after its last.
+    A track begins with the second frame in which a face is found, and ends one second after the last.
 
     Raises:
         ImportError: The package trackers is not installed.
@@ -296,7 +296,7 @@ class Tracks:
 
         Args:
             faces: The faces of the next frame.
-            time: The time of that frame in seconds, later than that of the frame before.
+            time: The time of that frame in seconds, later than that of the previous frame.
         """
         found = faces.to_supervision()
         found.data = {"face": np.arange(len(faces))}  # the tracker changes the order
@@ -308,7 +308,7 @@ class Tracks:
 
 
 def read_original(image: Any, width: int, height: int) -> Pixels:
-    """Reads the image in which faces were found, and refuses one of another size.
+    """Reads the image in which faces were found, and refuses one of a different size.
 
     Raises:
         ValueError: The image is not width x height pixels.

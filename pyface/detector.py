@@ -56,8 +56,8 @@ class FaceDetector:
 
     Args:
         model: A name from `list_models()`; the path of a file that `pyface export` wrote (.onnx, .xml or .pt2), which
-            runs on the CPU with the weights, limits and precision that it has; or your own `FaceModel`, which is put
-            into evaluation mode and moved to the device.
+            runs on the CPU with its own weights, limits and precision; or your own `FaceModel`, which is put into
+            evaluation mode and moved to the device.
         weights: "default" for the bundled weights, the path of a weights file, or None for random weights.
         device: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if both the machine and this build of pyface support it,
             else the CPU.
@@ -74,10 +74,10 @@ class FaceDetector:
         precision: Numeric precision of a single-shot detector: "fp32", "fp16" or "bf16"; half precision is for GPUs.
         channels_last: Whether a single-shot detector uses the channels_last memory format, which suits GPUs in half
             precision; None: whichever is faster on a CPU.
-        keep_on_device: Leave the tensors of `Detections` on the device, for work that goes on there, instead of copying
-            them to the CPU.
-        threads: Number of CPU threads that the model runs on. None: as many as torch has been set to, but no more than
-            this process's cores and those that other processes leave free. A detector in a forked process runs on one.
+        keep_on_device: Leave the tensors of `Detections` on the device, for further work there, instead of copying them
+            to the CPU.
+        threads: Number of CPU threads that the model runs on. None: as many as torch is set to, but no more than the
+            cores that this process may use and that others leave free. A detector in a forked process runs on one.
         cuda_graph: Run a single-shot detector as one CUDA graph, captured once per batch shape; the last eight shapes
             are kept.
 
@@ -222,12 +222,12 @@ class FaceDetector:
         the sources themselves raise an error, it is raised after the outcomes of the images that came before it.
 
         Args:
-            sources: Images of the kinds that a call takes, or pairs (key, image), whose key becomes the outcome's
+            sources: Images of any kind that a call accepts, or pairs (key, image), whose key becomes the outcome's
                 source. They are consumed one by one, a few batches ahead.
             bgr: Whether numpy arrays are BGR, as OpenCV reads them.
             copy: Copy arrays and tensors, and read PIL images and open files, when they are taken, so that their owner
                 may change or close them at once, as a video reader does with its buffer. False saves that time and
-                memory if they stay as they are until their outcome has come.
+                memory if they stay as they are until their outcome is yielded.
 
         Yields:
             One `Outcome` per source, in order.
@@ -268,7 +268,7 @@ class FaceDetector:
         self.model = self.model.to(self.device)
 
     def _take(self, source: Source, bgr: bool, copy: bool) -> _Item:
-        """Takes a source; with `copy`, in a form that its owner cannot change or close any more."""
+        """Takes a source; with `copy`, in a form that its owner can no longer change or close."""
         is_pair = isinstance(source, tuple) and len(source) == 2
         key, picture = source if is_pair else (source, source)
         item = _Item(key, picture, None)
@@ -417,7 +417,7 @@ def _out_of_memory(item: _Item) -> ImageError:
 
 
 def _batches(items: Iterable[_Item], limits: _Limits) -> Iterator[list[_Item]]:
-    """Groups images, in order, into batches limited by number and by pixels; an error of the items comes last."""
+    """Groups images, in order, into batches limited by number and by pixels; an error from the items comes last."""
     batch: list[_Item] = []
     pixels = 0
     errors: list[Exception] = []

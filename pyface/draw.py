@@ -38,13 +38,13 @@ def draw(
         image: The image the faces were found in, as anything that `FaceDetector` takes.
         detections: The faces of that image.
         colour: Colour of the boxes, from 0 to 255, in the channel order of the image.
-        ids: Numbers of tracks, one per face: written before the score, each in a colour of its own. None: no track.
+        ids: Track numbers, one per face, written before the score; each track has its own colour. None: no track.
 
     Returns:
         uint8 [H, W, 3], RGB, or the channel order of the array passed.
 
     Raises:
-        ValueError: The image has another size than the one the faces were found in, or there are not as many ids as
+        ValueError: The image differs in size from the one the faces were found in, or there are not as many ids as
             faces.
 
     Example:

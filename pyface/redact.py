@@ -1,4 +1,4 @@
-"""Covering the faces of an image, so that nobody is recognised: blurred, pixelated, or under black boxes."""
+"""Covering the faces of an image, so that nobody can be recognised: blurred, pixelated, or under black boxes."""
 
 from typing import Any, Literal, TypeAlias
 
@@ -14,7 +14,7 @@ BLOCKS = 6  # along the longer side of a covered face: too few to recognise a pe
 BLOCK_PIXELS = 4  # smallest side of a block, so that small faces get fewer blocks
 MOST = 0.5  # how far landmarks can widen a region, as a fraction of the box: wrong ones must not cover the image
 
-# Where a face begins and ends beside the five landmarks of ARCFACE_LANDMARKS: from the hair to the chin.
+# The corners of a face, from the hair to the chin, relative to the five landmarks of ARCFACE_LANDMARKS.
 _FACE_CORNERS = np.array([[14, 6, 1], [98, 6, 1], [98, 114, 1], [14, 114, 1]], np.float64)
 
 
@@ -28,13 +28,13 @@ def redact(image: Any, detections: Detections, how: Cover = "blur", *, margin: f
         image: The image the faces were found in, as anything that `FaceDetector` takes.
         detections: The faces of that image.
         how: "blur" leaves smooth colours, "pixelate" a few blocks of them, "box" nothing but black.
-        margin: What is covered on each side of a box, as a fraction of its width and height.
+        margin: Margin to cover on each side of a box, as a fraction of its width and height.
 
     Returns:
         uint8 [H, W, 3], RGB, or the channel order of the array passed.
 
     Raises:
-        ValueError: The image has another size than the one the faces were found in, `how` is another word, or `margin`
+        ValueError: The image differs in size from the one the faces were found in, `how` is unknown, or `margin`
             is not a finite number >= 0.
 
     Example:

@@ -30,7 +30,7 @@ inline __device__ uint64_t warp_min(uint64_t value) {
   return value;
 }
 
-// Makes room in a list for each lane of the warp that `has_item`, with one atomic; the position is the lane's own.
+// Makes room in a list for each lane of the warp with `has_item`, with one atomic; returns the lane's position.
 inline __device__ uint32_t warp_append(uint32_t* size, bool has_item) {
   const uint32_t items = __ballot_sync(kWarp, has_item);
   uint32_t first = 0;
@@ -38,9 +38,10 @@ inline __device__ uint32_t warp_append(uint32_t* size, bool has_item) {
   return __shfl_sync(kWarp, first, 0) + __popc(items & bits_below(lane_id()));
 }
 
-// Sorts `size` keys (a power of two) ascending, bitonically. Item i of thread t is key t * kItems + i; steps within a
-// thread's items cost nothing, within a warp a shuffle, and only wider ones a barrier, all that warps beyond `size` do.
-// All keys beyond `size` are ~0. A block barrier must lie between earlier uses of `exchange` and this.
+// Sorts `size` keys (a power of two) ascending, bitonically. Item i of thread t is key t * kItems + i. Steps within a
+// thread's items cost nothing, steps within a warp a shuffle, and only wider ones a barrier; warps beyond `size` take
+// part in the barriers only. All keys beyond `size` are ~0. A block barrier must separate earlier uses of `exchange`
+// from this one.
 template <int kItems>
 __device__ void block_sort(uint64_t (&key)[kItems], uint64_t* exchange, int size) {
   static_assert(kItems <= 4 && (kItems & (kItems - 1)) == 0, "steps within a thread are 1 or 2");
@@ -62,7 +63,7 @@ __device__ void block_sort(uint64_t (&key)[kItems], uint64_t* exchange, int size
       }
       if (is_idle) continue;
       if (step < kItems) {
-        // The items' places are known when compiling, so they stay in registers.
+        // The items' places are known at compile time, so they stay in registers.
 #pragma unroll
         for (int i = 0; i < kItems; ++i) other[i] = step == 1 ? key[(i ^ 1) % kItems] : key[(i ^ 2) % kItems];
       } else if (step < 32 * kItems) {

@@ -1,4 +1,4 @@
-// What every launcher needs: the caller's device and nothing else disturbed, a status, and a workspace cut into arrays.
+// What every launcher needs: a guard that sets and restores the device, a status, and a workspace cut into arrays.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -39,7 +39,7 @@ inline int launch_status() { return cudaGetLastError(); }
 inline constexpr __host__ __device__ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 #if defined(PYFACE_CUDA_HOST)
-// The emulated device checks that kernels keep to each array, and launches fewer blocks now and then.
+// The emulated device checks that kernels stay within each array, and launches fewer blocks now and then.
 using cuda_host::declare_array, cuda_host::fewer_blocks, cuda_host::kWorkspaceGap;
 #else
 constexpr size_t kWorkspaceGap = 0;
@@ -50,7 +50,7 @@ inline int64_t fewer_blocks(int64_t most) { return most; }
 
 constexpr int64_t kMaxRows = 65535;  // blocks along the y axis of a grid
 
-// Blocks for `wanted` shares of the work: `most` at most, which then take several shares each.
+// Blocks for `wanted` shares of the work: at most `most`, which then take several shares each.
 inline unsigned num_blocks(int64_t wanted, int64_t most) {
   return static_cast<unsigned>(std::min(wanted, fewer_blocks(most)));
 }

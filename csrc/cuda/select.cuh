@@ -1,11 +1,11 @@
-// Selection without a sort: the key up to which so many lie, found by histograms in shared memory.
+// Selection without a sort: histograms in shared memory find the key up to which a given number of keys lie.
 #pragma once
 
 #include "block.cuh"
 
 namespace pyface::cuda {
 
-// Both ends belong to it.
+// Includes both ends.
 struct KeyRange {
   uint64_t low, high;
 };
@@ -22,14 +22,14 @@ struct KeySearch {
   uint32_t bucket, before, inside;  // what find_bucket found
   uint64_t warp_least[2][32];       // of the keys, and of their complements
 
-  // Keys of a bucket differ in so many low bits.
+  // Number of low bits in which the keys of a bucket differ.
   __device__ static int bucket_shift(uint64_t low, uint64_t high) {
     return max(0, 64 - __clzll(static_cast<long long>(high - low)) - kBucketBits);
   }
 
-  // The key up to which at least `wanted` and at most `enough` of those in a range lie; there must be `wanted` or more,
-  // which is 1 or more. visit(take) calls take(key) for all keys, here and there in the block, several times;
-  // keys differ. The bucket in which the wanted-th key lies, if it holds too many, is the next range that is divided.
+  // The key up to which at least `wanted` (>= 1) and at most `enough` keys of a range lie; the range must hold
+  // `wanted` or more. visit(take) calls take(key) for all keys, in any threads of the block; it is called several
+  // times. Keys must differ. If the bucket of the wanted-th key holds too many, it is the next range to be divided.
   template <typename Visit>
   __device__ uint64_t last_key(KeyRange range, uint32_t wanted, uint32_t enough, const Visit& visit) {
     uint64_t low = range.low, high = range.high;
@@ -48,8 +48,8 @@ struct KeySearch {
     }
   }
 
-  // The range of the keys from `low` on, of which there must be any; visit as for last_key. It costs a pass and saves
-  // more where keys are close: those of equal scores differ in their low bits alone, and would meet in one bucket.
+  // The range of the keys from `low` on, of which there must be at least one; visit as for last_key. It costs a pass,
+  // and saves more where keys are close: those of equal scores differ only in their low bits, and would share a bucket.
   template <typename Visit>
   __device__ KeyRange range_from(uint64_t low, const Visit& visit) {
     uint64_t least = ~uint64_t{0}, least_complement = ~uint64_t{0};

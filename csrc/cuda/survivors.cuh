@@ -1,6 +1,6 @@
 // Survivors of a threshold and the best of them, for every decoder: what passes is appended to a list, in any order,
-// and one block per image takes the lists' best. Keys are all different (score, then entry), so that every run gives
-// the same.
+// and one block per image takes the lists' best. Keys are all different (score, then entry), so every run gives the
+// same result.
 #pragma once
 
 #include <algorithm>
@@ -26,8 +26,8 @@ inline __device__ int level_of(const uint32_t* firsts, int num_levels, uint32_t 
 
 // What passed. Entries (anchors, cells) are numbered within the image, level by level, each level with a list.
 struct Survivors {
-  uint32_t first[kMaxLevels + 1];  // entry of each level; the last one: how many there are
-  int32_t limit[kMaxLevels];       // the best so many of a level go on
+  uint32_t first[kMaxLevels + 1];  // first entry of each level; the last one: number of entries
+  int32_t limit[kMaxLevels];       // how many of each level are kept, the best ones
   int32_t num_levels;
 
   uint32_t* count;  // [batch, kMaxLevels]
@@ -45,7 +45,7 @@ struct Survivors {
     return workspace.bytes();
   }
 
-  // Before anything is added.
+  // To be called before anything is added.
   int clear(int64_t batch, cudaStream_t stream) const {
     return cudaMemsetAsync(count, 0, batch * kMaxLevels * sizeof(uint32_t), stream);
   }
@@ -101,7 +101,7 @@ class Chunks {
     __syncthreads();
   }
 
-  // Sorts the next best into shared_.keys: `wanted` or more where there are so many. Returns how many; 0 at the end.
+  // Sorts the next best into shared_.keys: `wanted` or more if there are that many. Returns their number, 0 at the end.
   __device__ int next(int64_t wanted) {
     uint64_t left = 0;
     for (int level = 0; level < survivors_.num_levels; ++level)
@@ -147,7 +147,7 @@ class Chunks {
   }
 
   // Calls visit(is_key, key) in all lanes for all keys of open levels that are not before first_. The lists are walked
-  // as one, so that short ones cost no turn each.
+  // as one, so that short ones do not cost a turn each.
   template <typename Visit>
   __device__ void visit_keys(const Visit& visit) const {
     uint32_t total = 0;
@@ -177,7 +177,7 @@ class Chunks {
     return shared_.search.last_key(shared_.search.range_from(first_, visit), wanted, kChunk, visit);
   }
 
-  // The keys from first_ to `last` into shared_.keys, in any order.
+  // Copies the keys from first_ to `last` into shared_.keys, in any order.
   __device__ void gather(uint64_t last) {
     __syncthreads();
     if (threadIdx.x == 0) shared_.size = 0;
@@ -234,8 +234,8 @@ class Chunks {
   uint64_t first_ = 0;    // earlier keys are done
 };
 
-// The best of an image's survivors become its candidates; the caller writes what only it has: write(entry, level,
-// slot), a slot of the whole batch.
+// The best of an image's survivors become its candidates. What only the caller has is written by its write(entry,
+// level, slot), with a slot of the whole batch.
 template <typename Write>
 __device__ void select_candidates(Chunks::Shared& shared, const Survivors& survivors, int64_t image,
                                   int64_t max_candidates, const CandidateArrays& out, const Write& write) {

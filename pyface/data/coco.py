@@ -41,8 +41,8 @@ def read_coco(file: Path, images: Path) -> list[AnnotatedImage]:
 
     Args:
         file: The annotations.
-        images: The folder that `file_name` is relative to. An image that is not there is looked for in the folders
-            below, by the end of its name, since exports from other machines have other folders in front.
+        images: The folder that `file_name` is relative to. An image that is not there is searched for in the
+            folders below, by the end of its name, since exports from other machines have other folders in front.
 
     Raises:
         DatasetError: The file is malformed, names an image that does not exist or that could be several files, or has
@@ -145,7 +145,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _looks_like_coco(path: Path) -> bool:
-    """Whether the text has COCO's keys; a damaged file is not mistaken for the absence of annotations."""
+    """Whether the text has COCO's keys, so that a damaged file is not mistaken for a lack of annotations."""
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
@@ -154,7 +154,7 @@ def _looks_like_coco(path: Path) -> bool:
 
 
 def _face_category(file: Path, categories: Any, annotations: Sequence[Mapping[str, Any]]) -> object:
-    """The id of the category "face"; None: all annotations are faces, since there is one category at most."""
+    """The id of the category "face"; None: all annotations are faces, since there is at most one category."""
     if not isinstance(categories, list):
         raise DatasetError(f"{file}: `categories` must be a list of objects, as in COCO's format")
     named = {str(entry.get("name", "")).lower(): entry.get("id") for entry in categories if isinstance(entry, dict)}
@@ -197,7 +197,7 @@ def _box(file: Path, entry: Mapping[str, Any], order: Sequence[int]) -> Box:
 
 
 def _landmarks(file: Path, entry: Mapping[str, Any], order: Sequence[int]) -> NDArray[np.float32] | None:
-    """An annotation's landmarks; None unless it has five keypoints, as ours have."""
+    """An annotation's landmarks; None unless it has five keypoints, like pyface's faces."""
     values = entry.get("keypoints") or []
     if not _are_numbers(values):
         raise DatasetError(f"{file}, annotation {entry.get('id')}: `keypoints` must be numbers, got {values!r}")

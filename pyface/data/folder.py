@@ -1,6 +1,6 @@
 """Data folders: annotated images for training and evaluation, in the formats of WIDER FACE, COCO or YOLO.
 
-The format is detected from what lies there: `bbx_gt.txt` (WIDER FACE), a JSON file with "images" and "annotations"
+The format is detected from the content: `bbx_gt.txt` (WIDER FACE), a JSON file with "images" and "annotations"
 (COCO), `labels/` (YOLO), or nothing but `images/`: the images have no faces. The path of a COCO file stands for a
 folder too; its images are in `images/` beside it or beside its folder `annotations/`, or directly there.
 """
@@ -74,7 +74,7 @@ def write_folder(pictures: Sequence[Picture], names: Sequence[str], folder: Path
 
     Raises:
         FileExistsError: The folder exists.
-        DatasetError: An image cannot be read, or two would have the same name, or in YOLO's format the same labels.
+        DatasetError: An image cannot be read, or two would have the same name (in YOLO's format, the same label file).
     """
     files = [str(Path(name).with_suffix(".txt")) if form == "yolo" else name for name in names]
     twice = [name for name, count in Counter(files).items() if count > 1]

@@ -35,7 +35,7 @@ class ImageNames:
                 self._by_last[key].append(index)
 
     def find(self, name: str) -> int | None:
-        """Returns the index of the image with a name; of several that fit, the one with most folders in common.
+        """Returns the index of the image with a name; of several that fit, the one with the most folders in common.
 
         Raises:
             DatasetError: Several fit equally well.

@@ -58,7 +58,7 @@ class CocoFile(FinishedFile):
             self._annotations.add(annotation | {"id": number, "image_id": image, "score": face["score"]} | track)
 
     def finish(self) -> None:
-        """Joins images and annotations to one document."""
+        """Joins images and annotations into one document."""
         rest = {"categories": coco_dict([], [], [])["categories"]}
         with self.part.open("w", encoding="ascii") as file:
             for name, items in (("images", self._images), ("annotations", self._annotations)):
@@ -117,8 +117,8 @@ class YoloFolder:
         paths: The path of each source below the images' folder.
 
     Raises:
-        OutputError: The folder is a file, has labels already or cannot be written, or two images differ in their suffix
-            only.
+        OutputError: The folder is a file, has labels already or cannot be written, or two images differ only in
+            their suffix.
     """
 
     def __init__(self, folder: Path, paths: Mapping[Source, str]) -> None:

@@ -1,6 +1,6 @@
 """YOLO's annotation format: `labels/NAME.txt` for `images/NAME.jpg`, one row per box (docs.ultralytics.com/datasets).
 
-A row is `class x y w h`, in shares of the image's width and height, with the box's centre first; five landmarks may
+A row is `class x y w h`, as fractions of the image's width and height, with the box's centre first; five landmarks may
 follow, as `x y` or `x y visibility`. An image without a file has no faces. There are no ignore boxes. Names of
 classes are in `data.yaml`, in the folder or the one above, or in `classes.txt`; without them, 0 is the only class.
 """

@@ -41,8 +41,8 @@ def detect(
         image: The column with the images: contents of image files (binary), or paths and addresses (string).
         source: The column with their names (string), which must be unique.
         done: Sorted fingerprints of images to leave out, such as `ResultFolder.done`.
-        workers: Number of actors; None: as many as the cluster's CPUs or GPUs are enough for.
-        cpus: CPUs per actor, which are also the threads of its detector.
+        workers: Number of actors; None: as many as the cluster's CPUs or GPUs allow.
+        cpus: Number of CPUs per actor, and of threads of its detector.
         gpus: GPUs per actor; a fraction shares a GPU between several actors.
         options: Options of `FaceDetector`.
 

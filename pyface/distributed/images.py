@@ -43,7 +43,7 @@ def read_images(
         image, source: See `image_dataset`.
 
     Raises:
-        SourceError: As `image_dataset`, or there is nothing to read.
+        SourceError: As for `image_dataset`, or there is nothing to read.
     """
     return image_dataset(find_sources(sources, recursive=recursive), image=image, source=source)
 
@@ -52,7 +52,7 @@ def image_dataset(names: Sequence[Source], *, image: str = "bytes", source: str 
     """The dataset of a list of files: of images, of .parquet files or of .tar files.
 
     Args:
-        names: Local files, which must lie at the same places on all machines, or addresses.
+        names: Local files, which must have the same paths on all machines, or addresses.
         image: The column of Parquet files with the contents of image files.
         source: The column of Parquet files with their names.
 
@@ -91,7 +91,7 @@ def _image_files(names: Sequence[str]) -> ImageDataset:
 
 
 def _read_parquet(paths: list[str], image: str, source: str) -> ImageDataset:
-    # Its new reader lists files in a task that needs a CPU, and waits for ever where the actors have taken all.
+    # Its new reader lists files in a task that needs a CPU, and waits for ever if the actors have taken them all.
     ray.data.DataContext.get_current().use_datasource_v2 = False
     dataset = ray.data.read_parquet(paths, num_cpus=0)
     names = dataset.schema().names

@@ -72,8 +72,8 @@ class ResultFolder(ray.data.Datasink):
         form: "parquet" or "jsonl"; JSON Lines are those of `pyface detect`.
         resume: Continue the folder; `done` lists the images in it.
         overwrite: Remove the results in the folder.
-        made_by: What makes the results, such as model and options: JSON values by name. Other values cannot
-            continue them. None: nothing is recorded or checked.
+        made_by: What makes the results, such as model and options: JSON values by name. A run with other values
+            cannot continue them. None: nothing is recorded or checked.
         rows_per_file: Smallest number of rows per file, except the last one.
 
     Attributes:
@@ -110,7 +110,7 @@ class ResultFolder(ray.data.Datasink):
             if results and not (resume or overwrite):
                 raise OutputError(f"{path} has results already; --resume continues them, --overwrite replaces them")
             for file in files if overwrite else set(files) - {*results, self._place(MAKER)}:
-                self.filesystem.delete_file(file)  # what is not whole begins with a dot
+                self.filesystem.delete_file(file)  # names of unfinished files begin with a dot
             if results and not overwrite:
                 self._check(made_by)
                 self._continue(results)
@@ -169,7 +169,7 @@ class ResultFolder(ray.data.Datasink):
         return posixpath.join(self.folder, name)
 
     def _put(self, name: str, content: bytes) -> None:
-        """Writes a file that appears when it is complete, as in object stores it does anyway."""
+        """Writes a file that appears only when it is complete, as files in object stores do anyway."""
         part = self._place(f".{name}.{uuid.uuid4().hex[:8]}.part")
         is_local = isinstance(self.filesystem, fs.LocalFileSystem)
         place = part if is_local else self._place(name)

@@ -14,7 +14,7 @@ from pyface.detections import Detections
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """Mean over IoU thresholds from 0.5 to 0.95, or at 0.5 or 0.75; by area, small (up to 32 x 32), medium, large (from
-96 x 96); recall with at most 1, 10 or 100 detections per image, of which all others have 100."""
+96 x 96); recall with at most 1, 10 or 100 detections per image. All others allow 100."""
 
 
 def coco_figures(images: Sequence[AnnotatedImage], rows: Sequence[NDArray[np.float64]]) -> dict[str, float | None]:
@@ -27,7 +27,7 @@ def coco_figures(images: Sequence[AnnotatedImage], rows: Sequence[NDArray[np.flo
         rows: The detections of each image [N, 5]: x, y, width and height in pixels, and the score.
 
     Returns:
-        The figures by name, as in `FIGURES`; None if there are no faces that they count.
+        The figures by name, as in `FIGURES`; None if there are no faces to count.
 
     Raises:
         ImportError: faster-coco-eval is not installed.

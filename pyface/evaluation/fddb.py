@@ -322,7 +322,7 @@ def _numbers(line: str) -> list[float] | None:
 
 
 def find_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
-    """Finds the files of images, such as folder/2002/08/11/big/img_591.jpg; missing ones are left out.
+    """Finds the image files, such as folder/2002/08/11/big/img_591.jpg; missing ones are left out.
 
     Raises:
         EvaluationError: All files are missing.
@@ -388,7 +388,7 @@ def predict(
         paths: The files of the images, by name.
         truth: Names the images of each fold.
         folder: The folder of the files.
-        report: Is called with the reason for each image that cannot be read.
+        report: Called with the reason for each image that cannot be read.
         track: Wraps the iterator of a fold's results.
     """
     for number, fold in enumerate(truth.folds, 1):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pyface.evaluation.average_precision import box_iou
 
 LOW = 0.1
-"""Below this average precision, or rate of found faces, the format of the boxes is doubted."""
+"""Below this average precision, or rate of found faces, the format of the boxes is in doubt."""
 
 _PICTURES = 500  # enough to distinguish formats
 _TELLING = 0.2  # share of faces that another reading of the rows has to match
@@ -40,7 +40,7 @@ _READINGS: dict[str, Callable[[Boxes], Boxes]] = {
 
 
 def explain_low(pictures: Iterable[tuple[Boxes, Boxes]], expected: str = "x y w h score") -> str | None:
-    """Says what the rows look like if another reading than the expected one fits far better.
+    """Says what the rows look like if a reading other than the expected one fits far better.
 
     Args:
         pictures: For each image the rows, float64 [N, 5], and the faces that they should match, [F, 4], as (x1, y1,

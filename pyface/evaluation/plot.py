@@ -48,7 +48,7 @@ def plot_roc(path: Path, roc: Roc, farthest: int = 2000) -> None:
     """Plots FDDB's discrete and continuous curves up to `farthest` false positives.
 
     Raises:
-        ImportError, OSError, ValueError: As in `plot_curves`.
+        ImportError, OSError, ValueError: As for `plot_curves`.
     """
     figure, axes = _figure()
     rates = roc.at(1000)

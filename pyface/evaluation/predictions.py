@@ -118,7 +118,7 @@ class _Places:
     def __init__(self, images: Sequence[AnnotatedImage]) -> None:
         numbered = [(image.id, k) for k, image in enumerate(images) if image.id is not None]
         self._ids = dict(numbered)
-        if len(self._ids) < len(numbered):  # of several files
+        if len(self._ids) < len(numbered):  # several COCO files use the same ids
             self._ids = {}
         self._names = ImageNames([image.path for image in images], [image.name for image in images])
         self._known: dict[int | float | str, int | None] = {}

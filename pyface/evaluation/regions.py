@@ -1,6 +1,6 @@
 """Ellipses and rectangles, and their overlap (FDDB).
 
-There are two measures: `pixel_overlap` counts the pixels that FDDB's own program paints, as published figures do, and
+There are two measures: `pixel_overlap` counts the pixels that FDDB's own program paints, as for published figures;
 `exact_overlap` integrates the continuous shapes.
 """
 

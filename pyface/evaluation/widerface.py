@@ -259,7 +259,7 @@ def predict(detector: FaceDetector, paths: Sequence[Path], folder: Path, report:
         detector: A detector with a low score threshold; otherwise the curve ends early.
         paths: The images, event/image.jpg.
         folder: The folder of all predictions.
-        report: Is called with the reason for each image that cannot be read.
+        report: Called with the reason for each image that cannot be read.
         track: Wraps the iterator of results.
     """
     for path, found in detect_files(detector, paths, report, track):

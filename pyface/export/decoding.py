@@ -1,4 +1,4 @@
-"""The decoding ops in plain torch, as operations that every exporter knows.
+"""The decoding ops in plain torch, as operations that every exporter supports.
 
 The kernels compact their results, so their output sizes depend on the image size. Here all sizes are fixed but those of
 maps: candidates that do not pass get the score `NONE`, and `best` pads what is too short. So one graph serves all image

@@ -28,7 +28,7 @@ from pyface.models.zoo import create_model, model_info
 
 OPSET = 18  # old enough for most runtimes, and what torch's exporter writes without conversion
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}
-"""What graphs are traced in; int8 comes afterwards."""
+"""The precision in which a graph is traced; int8 quantisation comes afterwards."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class ExportRequest:
         heads: Export the network alone, whose outputs are raw maps.
         input: "normalised" for float32 [B, 3, H, W], (pixel - mean) / std in RGB order; "uint8" for [B, H, W, 3].
         size: Height and width of the images; None: any.
-        precision: Numeric precision of the network, "fp32", "fp16" or "int8"; decoding always has float32.
-        calibrate: Folder of images on which int8 is calibrated: a few hundred like those to detect in.
+        precision: Numeric precision of the network, "fp32", "fp16" or "int8"; decoding is always in float32.
+        calibrate: Folder of images on which int8 is calibrated: a few hundred, like those that the model will run on.
         limits: Limits of the numbers of boxes, "ap" or "fast"; see `InferenceOptions`.
         score_threshold: Faces have a score > this; None: the model's default.
     """
@@ -69,10 +69,10 @@ def export(request: ExportRequest, target: str | os.PathLike[str]) -> Descriptio
         The description that was stored in the file.
 
     Raises:
-        ValueError: The model does not exist or has no weights, the suffix is another, or the model does not support an
+        ValueError: The model does not exist or has no weights, the suffix is unknown, or the model does not support an
             option of the request.
         ImportError: The format needs a package that is not installed.
-        FileNotFoundError, CheckpointError: As `create_model`.
+        FileNotFoundError, CheckpointError: As for `create_model`.
     """
     path = Path(target)
     if path.suffix not in WRITERS:
@@ -299,7 +299,7 @@ def name_axes(model: Any, axes: tuple[str, ...]) -> None:
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Hides torch's notes on its own deprecated calls, and on torchvision's ops, which no detector has."""
+    """Hides torch's notes on its own deprecated calls, and on torchvision's ops, which no detector uses."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -325,7 +325,7 @@ def require(modules: Iterable[str], purpose: str, extra: str) -> None:
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Writes a file beside its place and moves it there, so that no half of a file is left."""
+    """Writes a file beside its place and moves it there, so that no half-written file is left."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pyface-") as folder:
         part = Path(folder) / path.name
         save(part)

@@ -21,7 +21,7 @@ from pyface.io.images import MAX_PIXELS, ImageError, check_length
 from pyface.io.remote import open_remote, remote_reason
 from pyface.io.sources import VIDEO_SUFFIXES, count_unreadable, is_address, is_picture, path_of
 
-_MOST_HEADER_BYTES = 2**20  # of a long name or of other facts about a tar member; the standard sets no limit
+_MOST_HEADER_BYTES = 2**20  # of a long name or other facts about a tar member; the standard sets no limit
 _LONG_HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -74,7 +74,7 @@ def archive(
         source: The path of the archive, or its address (extra `remote`). A tar archive is read once, from
             beginning to end; a zip archive is read in parts.
         wanted: Called with each image's path in the archive; images for which it returns False are skipped.
-        max_pixels: As for `read_image`; files with more bytes than so many pixels may take are not unpacked.
+        max_pixels: As for `read_image`; files larger than an image of that many pixels can be are not unpacked.
         skipped: Counts the images of kinds that pyface does not read, by suffix; see `find_sources`.
 
     Yields:

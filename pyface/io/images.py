@@ -23,7 +23,7 @@ Truncated: TypeAlias = Literal["refuse", "accept"]
 MAX_PIXELS = 2**27
 """Images with more pixels are refused unless the caller raises the limit: 134 million, 0.4 GB once decoded."""
 
-_MAX_EXTRA_BYTES = 2**26  # what a file may hold beside 16 bytes per pixel: metadata, thumbnails, further pages
+_MAX_EXTRA_BYTES = 2**26  # what a file may hold besides 16 bytes per pixel: metadata, thumbnails, further pages
 _MAX_BYTES = 2**31 - 1  # OpenCV decodes no larger files
 
 
@@ -38,9 +38,9 @@ def read_image(
 
     Files are read by content, not by name: JPEG, PNG, WebP, GIF (first frame), BMP, TIFF (first page), AVIF,
     JPEG 2000, PNM, and HEIC if pillow-heif is installed. An image is turned upright by its EXIF orientation; broken
-    EXIF counts as none. Grey becomes RGB, inks (CMYK) become RGB, transparent pixels lie on white. 16-bit pixels are
-    scaled by their full range, or the one that a PNM file declares; where none of them reaches a sixteenth of the full
-    range they are taken for 10-bit or 12-bit pixels in a 16-bit file, which would otherwise be black.
+    EXIF counts as none. Grey and CMYK become RGB, and transparent images are laid on white. 16-bit pixels are scaled by
+    their full range, or the one that a PNM file declares. Where none of them reaches a sixteenth of the full range they
+    are taken for 10-bit or 12-bit pixels in a 16-bit file, which would otherwise be black.
 
     Args:
         source: One of: a path; an address such as https://... or s3://... (extra `remote`); the bytes of an image file;
@@ -115,7 +115,7 @@ def decode_image(opened: EncodedImage | Pixels | Tensor) -> Pixels | Tensor:
     """Decodes what `open_image` returned; arrays and tensors are passed through.
 
     Raises:
-        ImageError: The pixels are damaged, or of a kind that has no place in an image (floating point).
+        ImageError: The pixels are damaged, or of a type that is not supported (floating point).
     """
     if not isinstance(opened, EncodedImage):
         return opened
@@ -202,7 +202,7 @@ def read_encoded(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MA
     """Reads a whole image file without decoding it, given its path, its address, or the file opened for reading.
 
     Raises:
-        ImageError: It cannot be read, or is larger than an image of so many pixels may be.
+        ImageError: It cannot be read, or is larger than an image of that many pixels can be.
     """
     if not isinstance(source, str | os.PathLike):
         return _read_stream(source, max_pixels)
@@ -282,7 +282,7 @@ def _most_bytes(max_pixels: int) -> int:
 
 
 def check_length(length: int, max_pixels: int) -> None:
-    """Raises HeaderError if a file is larger than an image of so many pixels may be."""
+    """Raises HeaderError if a file is larger than an image of that many pixels can be."""
     if length > _MAX_BYTES:
         raise HeaderError("the file must have less than 2 GiB; save the image in a compressed format")
     if length > _most_bytes(max_pixels):
@@ -356,7 +356,7 @@ def _as_bytes(tensor: Tensor) -> Tensor:
     return levels.round().clamp(0, 255).to(torch.uint8)
 
 
-_HALF_LEVEL = 0.5 / 255  # what interpolation may add or take away without a change of the rounded value
+_HALF_LEVEL = 0.5 / 255  # what interpolation may add or take away without changing the rounded value
 
 
 def _hint(image: NDArray[Any] | Tensor, *, channels_first: bool) -> str:

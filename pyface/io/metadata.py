@@ -14,21 +14,21 @@ from pyface.io.images import Pixels, read_encoded, turn_upright
 
 ORIENTATION, EXIF, GPS, MAKER_NOTE = 0x0112, 0x8769, 0x8825, 0x927C
 
-# What is kept of EXIF's first part: description, camera, orientation, resolution, software, date, authors. A list of
-# what to keep, since thumbnails and previews, which would show what the photo no longer does, hide in many tags.
+# What is kept of EXIF's first part: description, camera, orientation, resolution, software, date, authors. The rest of
+# it is dropped, since many tags may hold thumbnails or previews, which would show what the photo no longer does.
 _KEPT = (0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x0213, 0x8298)
 
 _MOST_EXIF = 2**16 - 8  # what a JPEG segment holds
 
 
 class Metadata(NamedTuple):
-    """What a photo says beside its pixels.
+    """What a photo says besides its pixels.
 
     Attributes:
         orientation: How the pixels are turned in the file, as an EXIF orientation from 1 to 8.
         exif: The EXIF block, without thumbnails and maker notes; None if there is none.
         icc: The ICC profile of RGB pixels, None if there is none.
-        jpeg: Pillow's options that save a JPEG in the quality of the original; empty for other files.
+        jpeg: Pillow's options that save a JPEG at the quality of the original; empty for other files.
     """
 
     orientation: int
@@ -40,7 +40,7 @@ class Metadata(NamedTuple):
 def save_photo(path: Path, image: Pixels, original: str | PathLike[str] | BinaryIO, *, gps: bool = True) -> None:
     """Saves the upright pixels of a changed photo with the metadata of the original.
 
-    The orientation is kept, so the pixels are turned back to how the original has them. Thumbnails, previews, maker
+    The orientation is kept, so the pixels are turned back as they are in the original. Thumbnails, previews, maker
     notes and XMP are left out, since they may contain what was removed from the pixels.
 
     Args:
@@ -66,7 +66,7 @@ def save_photo(path: Path, image: Pixels, original: str | PathLike[str] | Binary
 
 
 def read_metadata(data: bytes, *, gps: bool = True) -> Metadata:
-    """Reads what a photo says beside its pixels; what is broken counts as missing."""
+    """Reads what a photo says besides its pixels; what is broken counts as missing."""
     orientation = read_header(data).orientation
     try:
         image = _open(data)

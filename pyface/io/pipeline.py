@@ -41,7 +41,7 @@ def ordered_map(
     weight: Callable[[Item], float] = lambda _: 1,
     eager: bool = False,
 ) -> Generator[Result, None, None]:
-    """Applies a function to items in a pool, yields the results in order, and never holds many of them.
+    """Applies a function to items in a pool, yields the results in order, and holds few of them at once.
 
     Stages may be chained on one pool: a task never waits for another task, only the caller's thread waits.
 
@@ -49,7 +49,7 @@ def ordered_map(
         pool: Where the function runs.
         function: What to do with an item; its exceptions reach the caller at the item's turn.
         items: Taken one by one as there is room.
-        ahead: Bound on the summed weight of the items that are under way; a heavier item goes alone.
+        ahead: Bound on the summed weight of the items in progress; a heavier item goes alone.
         weight: What an item costs, for example its memory.
         eager: Yield a finished result at once, for stages whose results are needed early. Otherwise first fill the
             room ahead, for stages that should be busy while the caller works on a result.

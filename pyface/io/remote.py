@@ -5,7 +5,7 @@ import re
 from typing import Any, BinaryIO
 
 PATIENCE = 15.0
-"""Seconds that an address may take to answer, or to send more."""
+"""Seconds that a server may take to answer, or to send more."""
 
 LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "udp", "srt")
 
@@ -26,7 +26,7 @@ class RemoteError(OSError):
 
 
 def scheme_of(name: str) -> str:
-    """Returns what an address begins with, "" for names of files.
+    """Returns the scheme of an address, "" for file names.
 
     Example:
         >>> scheme_of("S3://bucket/a.jpg"), scheme_of("C:/a.jpg")
@@ -42,11 +42,12 @@ def is_web(name: str) -> bool:
 
 
 def open_remote(address: str, *, seekable: bool = False) -> BinaryIO:
-    """Opens the file at an address for reading; all that goes wrong then and later is a `RemoteError`.
+    """Opens the file at an address for reading; any failure, then or later, is a `RemoteError`.
 
     Args:
         address: The address.
-        seekable: Whether the file must be seekable, so that a web server must send parts of it; False: it is streamed.
+        seekable: Whether the file must be seekable; a web server must then be able to send parts of it. False: it is
+            streamed.
 
     Raises:
         RemoteError: There is no such file, no answer, or no package for this kind of address.

@@ -1,10 +1,10 @@
-"""Files of results: one JSON line per image or frame, or a table with one row per face, as CSV or Parquet.
+"""Result files: one JSON line per image or frame, or a table with one row per face, as CSV or Parquet.
 
 A later run can continue JSON Lines and CSV files.
 
 A result is a dictionary as `Detections.to_dict` makes it; that of an unreadable image has an error instead of faces.
-The result of a video's frame has its number and time too. A video that cannot be read or breaks off has one without a
-number.
+The result of a video's frame has its number and time too. A video that cannot be read or breaks off has a result
+without a frame number.
 """
 
 import csv
@@ -31,7 +31,7 @@ _FACES = CSV_COLUMNS.index("faces")
 
 
 class OutputError(ValueError):
-    """A file of results cannot be written or continued; the text says why and what to do."""
+    """A result file cannot be written or continued; the text says why and what to do."""
 
 
 def failed(source: str, error: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _csv(rows: list[list[Any]]) -> bytes:
 
 
 class ResultFile:
-    """A growing file of results that is complete up to the last one, whenever the program ends.
+    """A growing result file that is complete up to the last result, whenever the program ends.
 
     Args:
         path: Where to write. Missing folders are created.
@@ -91,16 +91,16 @@ class ResultFile:
         overwrite: Replace the file.
         whole_videos: Cut off a video whose last frame ends the file, so that it is done again from its beginning.
         made_by: What makes the results, such as model and options: JSON values by name. FILE.run.json beside the
-            results records it, and other values cannot continue them. None: nothing is recorded or checked.
+            results records it, and a run with other values cannot continue them. None: nothing is recorded or checked.
 
     Attributes:
         is_unchecked: Whether the file is continued without FILE.run.json, so what made it is unknown.
-        done: The sources that the file held when it was opened, each with whether it had failed.
+        done: The sources that the file held when it was opened, and whether each had failed.
         begun: A video that may be unfinished, since its last frame ends the file, and the number of that frame.
 
     Raises:
-        OutputError: The suffix is another, the file exists (is not empty) and neither `resume` nor `overwrite` is
-            given, it is not a file of results, other options made it, or it cannot be written.
+        OutputError: The suffix is unknown, the file exists (is not empty) and neither `resume` nor `overwrite` is
+            given, it is not a result file, other options made it, or it cannot be written.
 
     Example:
         >>> import tempfile
@@ -157,7 +157,7 @@ class ResultFile:
         """Appends one result.
 
         Raises:
-            OSError: The file cannot take it, for example because the disk is full or the file was deleted; `filename`
+            OSError: It cannot be written, for example because the disk is full or the file was deleted; `filename`
                 is its name.
         """
         try:
@@ -186,7 +186,7 @@ class ResultFile:
 
 
 class FinishedFile:
-    """A file of results that is complete only when the run ends, so no later run can continue it.
+    """A result file that is complete only when the run ends, so no later run can continue it.
 
     Until then the results are beside it, in FILE.part. Subclasses write to `part` and complete it in `finish`.
 
@@ -301,7 +301,7 @@ def check_maker(content: bytes, made_by: Mapping[str, Any], path: str, file: str
 
     Args:
         content: The content of the file that records what made them.
-        made_by: What is to continue them.
+        made_by: What makes the results in the run that is to continue them.
         path: The results.
         file: The name of the file.
 

@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif"),
     *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".pbm", ".pgm", ".ppm", ".pnm"),
 )
-"""Which files in a folder count as images. A file that is named itself is read whatever its suffix."""
+"""Which files in a folder count as images. A file that is named directly is read whatever its suffix."""
 
 HEIC_SUFFIXES = (".heic", ".heif", ".heics", ".heifs", ".hif")
 """Files in a folder that count as images too where pillow-heif is installed."""
@@ -32,7 +32,7 @@ VIDEO_SUFFIXES = (
 _NAMED_VIDEO_SUFFIXES = (*VIDEO_SUFFIXES, ".ts")  # in a folder .ts is more often TypeScript
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
-"""Which files count as archives of images, if they are named themselves."""
+"""Which files count as archives of images, if they are named directly."""
 
 Source: TypeAlias = str | int
 """A file or an address; a number is that of a camera."""
@@ -68,10 +68,10 @@ def find_sources(
 ) -> list[str]:
     """Finds the images and videos that files, folders, patterns and addresses stand for.
 
-    A folder stands for the images and videos in it, hidden ones excepted, in the order of their names; a pattern for
-    what a shell would make of it, so it works in quotes and where shells expand nothing. Addresses may be patterns with
-    `*`, and folders where their servers list files (web servers list only for patterns). A file that is not there is
-    returned if others are named as well: its reader reports it and continues. An archive is one source.
+    A folder stands for the images and videos in it, except hidden ones, in the order of their names. A pattern stands
+    for what a shell would expand it to, so it works in quotes too, or where shells do not expand it. Addresses may be
+    patterns with `*`, and folders where their servers list files (web servers list only for patterns). A file that is
+    not there is returned if others are named as well: its reader reports it and continues. An archive is one source.
 
     Args:
         arguments: Files, folders, addresses, and patterns with `*`, `?`, `[...]` or `**`.
@@ -86,8 +86,8 @@ def find_sources(
         The paths, spelled as the arguments were, each image once.
 
     Raises:
-        SourceError: A folder or pattern stands for no image, a folder cannot be read or listed, or the only argument is
-            not there.
+        SourceError: A folder or pattern stands for no image, a folder cannot be read or listed, or the only argument
+            does not exist.
     """
     found: dict[str, str] = {}
     skipped = Counter() if skipped is None else skipped
@@ -111,7 +111,7 @@ def find_sources(
 
 
 def read_list(file: str) -> list[str]:
-    """Reads names of files, one per line, or separated by null characters if there are any (`find -print0`).
+    """Reads file names, one per line, or separated by null characters if there are any (`find -print0`).
 
     Args:
         file: A text file; "-" for standard input.
@@ -155,7 +155,7 @@ def select_sources(sources: Iterable[Source], globs: Sequence[str] = (), exclude
 def is_selected(name: str, globs: Sequence[str], excludes: Sequence[str]) -> bool:
     """Tells whether a name fits one of `globs`, if there are any, and none of `excludes`.
 
-    A pattern without a slash is that of a name, one with slashes that of the end of a path.
+    A pattern without a slash must fit the name, one with slashes the end of the path.
     """
 
     def fits(patterns: Sequence[str]) -> bool:
@@ -206,7 +206,7 @@ def is_video(source: Source) -> bool:
         [True, False, True, True, True]
     """
     if is_unclear(source) and importlib.util.find_spec("aiohttp") is None:
-        return True  # only PyAV can look
+        return True  # only PyAV can tell
     return is_live(source) or _suffix(path_of(source)) in _NAMED_VIDEO_SUFFIXES
 
 
@@ -295,7 +295,7 @@ def describe_skipped(skipped: Counter[str]) -> list[str]:
 
 
 def is_address(name: str) -> bool:
-    """Tells whether a name is an address in a network."""
+    """Tells whether a name is a network address."""
     return scheme_of(name) != ""
 
 
@@ -382,7 +382,7 @@ def plan_copies(
         ['out/a/face.jpg', 'out/b/face.jpg', 'out/b/scan.tif.png', 'out/b/video.mov.mp4', 'out/camera 0.mp4']
     """
     paths = paths_below(sources)
-    originals: set[str] = set()  # made for the first copy that exists, since it takes long for many files
+    originals: set[str] = set()  # made for the first copy that exists, since it takes a long time for many files
     plan: dict[Source, Path] = {}
     taken: set[str] = set()
     for source, below in paths.items():

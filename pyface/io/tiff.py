@@ -79,7 +79,7 @@ def find_grey_alpha(data: bytes) -> GreyAlpha | None:
 
 
 def as_wide_grey(data: bytes) -> bytes:
-    """Rewrites the tags of a grey TIFF with transparency: as an upright grey image of twice the width.
+    """Rewrites the tags of a grey TIFF with transparency to those of an upright grey image of twice the width.
 
     OpenCV reads such files without their transparency. The pixels stay as they are: grey and opacity in turn.
     """
@@ -120,7 +120,7 @@ def _entries(data: bytes) -> Iterator[_Entry]:
     (version,) = struct.unpack_from(order + "H", data, 2)
     is_big = version == 43
     (directory,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
-    if directory > len(data):  # more than what an offset in Python may be
+    if directory > len(data):  # Python may not accept such an offset
         raise struct.error("the directory lies beyond the end")
     (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, directory)
     start, step = directory + (8 if is_big else 2), 20 if is_big else 12

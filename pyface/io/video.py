@@ -33,7 +33,7 @@ class Frame(NamedTuple):
         source: The video or address as given, or "camera 0".
         frame: Number of frames before it in the source; dropped frames of live sources count too.
         time: Seconds since the first frame, by the video's own clock.
-        dropped: Number of frames that a live source had in between and that the caller was too busy to take.
+        dropped: Number of frames of a live source skipped since the previous frame, because the caller was busy.
     """
 
     source: str
@@ -51,7 +51,8 @@ def video(
         source: A file, an address such as rtsp://..., or the number of a camera.
         every: Keep one frame in this many.
         fps: Keep at most this many frames per second of the video, instead.
-        live: Whether to drop frames while the caller is busy, and continue with the newest. None: for cameras and rtsp.
+        live: Whether to drop frames while the caller is busy, and continue with the newest. None: only for cameras
+            and rtsp.
 
     Yields:
         The `Frame` and its pixels, uint8 RGB [H, W, 3]. `FaceDetector.stream` takes such pairs.
@@ -95,7 +96,7 @@ def _selected(frames: Iterator[tuple[Frame, Any]], every: int, fps: float | None
 
 
 def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
-    """The frames of a source as PyAV's, which are converted to pixels only if they are needed."""
+    """The frames of a source as PyAV frames, which are converted to pixels only if they are needed."""
     av = _pyav()
     name = source_name(source if isinstance(source, int) else str(source))
     try:
@@ -136,7 +137,7 @@ def _openable(name: str) -> Any:
 
 
 def _duration(container: Any, stream: Any) -> float:
-    """The seconds of video that a file announces; 0 if it does not."""
+    """The seconds of video that a file states; 0 if it states none."""
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     # A container's duration is that of its longest stream.
@@ -211,7 +212,7 @@ class VideoWriter:
         self.codec = next(codec for codec in CODECS if codec in self._av.codecs_available)
         if not Path(path).parent.is_dir():
             raise VideoError(f"{path} cannot be written as a video (there is no folder {Path(path).parent})")
-        if Path(path).is_dir():  # PyAV would notice with the first packet, which may be the last
+        if Path(path).is_dir():  # PyAV would report it only with the first packet, perhaps at the end
             raise VideoError(f"{path} cannot be written as a video (it is a folder)")
         # The index comes first, so that browsers play a video while they load it.
         options = {"movflags": "+faststart"} if Path(path).suffix.lower() in (".mp4", ".mov", ".m4v") else {}
@@ -228,11 +229,11 @@ class VideoWriter:
 
         Args:
             image: uint8 RGB [H, W, 3]; all frames of a video have the size of the first.
-            time: Seconds since the beginning, later than the frame before.
+            time: Seconds since the beginning, later than the previous frame.
 
         Raises:
-            ValueError: The image has another size than the first one.
-            OSError: The disk does not take it.
+            ValueError: The image differs in size from the first one.
+            OSError: It cannot be written, for example because the disk is full.
         """
         height, width = image.shape[:2]
         if self._stream is None:
@@ -255,7 +256,7 @@ class VideoWriter:
         """Completes the file.
 
         Raises:
-            OSError: The disk does not take it.
+            OSError: It cannot be written, for example because the disk is full.
         """
         try:
             if self._stream is not None:

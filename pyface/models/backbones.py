@@ -16,7 +16,7 @@ class Backbone(nn.Module):
     """A trunk.
 
     Attributes:
-        FIRST: Key of the first convolution's weight, if torchvision has this network; None: it has not.
+        FIRST: Key of the first convolution's weight, if torchvision has this network; else None.
     """
 
     FIRST: ClassVar[str | None] = None
@@ -153,8 +153,8 @@ def stage(channels: int, width: int, depth: int, stride: int) -> nn.Sequential:
 class SlimResNet(Backbone):
     """The trunk of the lite detectors: plain residual blocks of 3 x 3 convolutions, narrow where maps are large.
 
-    Maps of strides 2 and 4 have only 16 and 32 channels, since they cost the most per channel; stride 4 decides about
-    the smallest faces, stride 8 about those of 16 ... 64 px. Plain convolutions compute more per millisecond than
+    Maps of strides 2 and 4 have only 16 and 32 channels, since they cost the most per channel; stride 4 matters for
+    the smallest faces, stride 8 for those of 16 ... 64 px. Plain convolutions compute more per millisecond than
     depthwise or split ones, on CPUs and on GPUs. docs/training.md compares it with other trunks.
 
     Returns:
@@ -196,7 +196,7 @@ class BasicBlock(nn.Module):
 class Context(nn.Module):
     """A residual block before a head: three 3 x 3 convolutions, half as wide inside, that cover 7 x 7 cells.
 
-    The input must not be negative, as behind a ReLU. A new block returns it, so a trained network can be extended.
+    The input must not be negative, as after a ReLU. A new block returns its input, so it can extend a trained network.
     """
 
     def __init__(self, channels: int) -> None:
@@ -215,7 +215,7 @@ class TopDown(nn.Module):
     """One top-down step of a feature pyramid: a coarse map is upsampled and added to a finer one.
 
     Maps [B, fine, H, W] and [B, coarse, h, w] -> [B, channels, H, W]. The coarse map's channels are reduced before
-    upsampling. Upsampling repeats cells, which costs a third of interpolation.
+    upsampling. Upsampling repeats cells, which costs a third as much as interpolation.
     """
 
     def __init__(self, fine: int, coarse: int, channels: int) -> None:

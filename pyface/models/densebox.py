@@ -61,7 +61,7 @@ class DenseBoxConfig:
         dropout: Dropout rate in the branches (1.1).
         pyramid_step: Ratio of the sizes of two successive views (1.5).
         pyramid_scales: Largest number of views; None: continue until a face would fill the image (1.5).
-        mean, std: Subtracted from pixel values, and divided by, in RGB order. Training starts from ImageNet's VGG19;
+        mean, std: The input is (pixel - mean) / std, in RGB order. Training starts from ImageNet's VGG19;
             the defaults are torchvision's.
         bgr: Whether the network takes blue first.
         score_threshold: Faces have a score > this (1.5).
@@ -218,7 +218,7 @@ class DenseBox(SingleShot):
         Args:
             maps: The output of `forward`.
             truth: The faces.
-            seed: Random seed of the random half of the negative cells; use another one for every step.
+            seed: Random seed of the random half of the negative cells; use a different one for every step.
 
         Returns:
             "classification": squared error of the scores.
@@ -255,7 +255,7 @@ class DenseBox(SingleShot):
         }
         if maps.landmarks is not None and landmarks is not None:
             error = self._map_error(maps.landmarks, targets.landmark_label, config.landmark_radius, seed)
-            # Without any known landmark, the network would learn that there are none.
+            # Without any known landmark, the network would be trained to find none.
             terms["landmarks"] = config.landmark_weight * torch.where(landmarks.isfinite().any(), error, 0)
         if maps.refined is not None:
             error = self._map_error(maps.refined, targets.label[:, None], disc, seed)

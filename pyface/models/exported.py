@@ -1,7 +1,7 @@
 """Detectors in exported files, run by onnxruntime, OpenVINO or torch; `pyface export` writes such files.
 
 The file holds the network with decoding and suppression. Everything around it (resizing, pyramids, tiles, mapping back)
-is that of the model that was exported. MTCNN is three files with a network each, and its cascade is pyface's.
+is that of the model that was exported. MTCNN is three files with one network each, and its cascade is pyface's.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ class ExportedModel(SingleShot):
         levels: int | None = None,
         suppress: bool = True,
     ) -> ops.Candidates:
-        """Runs the graph; see `SingleShot.find`. What is fixed in the file cannot be chosen: `check_options`."""
+        """Runs the graph; see `SingleShot.find`. What is fixed in the file cannot be chosen; see `check_options`."""
         batch, _, height, width = images.shape
         sizes = torch.tensor([[height, width]] * batch) if sizes is None else sizes.long()
         if self.description.size is not None:
@@ -345,7 +345,7 @@ class ExportedModel(SingleShot):
         return self.forward(maps)
 
     def loss(self, maps: Any, truth: GroundTruth, *, seed: int = 0) -> dict[str, Tensor]:
-        """Raises, since exported models are not trained."""
+        """Raises an error: exported models are not trained."""
         raise NotImplementedError(f"{self.graph.path} cannot be trained; train the model and export it again")
 
 
@@ -365,7 +365,7 @@ class ExportedCascade(MTCNN):
     """MTCNN whose networks are exported files.
 
     Args:
-        pnet: The file of P-Net, opened. Those of R-Net and O-Net lie beside it: `network_file`.
+        pnet: The file of P-Net, opened. Those of R-Net and O-Net lie beside it; see `network_file`.
         config: The cascade's configuration.
     """
 

@@ -14,14 +14,14 @@ from pyface.models.zoo import create_model, model_info
 
 @dataclass(frozen=True)
 class Facts:
-    """A model as its row of the registry, its default weights and their measurements describe it.
+    """The facts about a model, from the registry, its default weights and their measurements.
 
     Attributes:
         name: The name that `create_model` takes.
         description: One line.
         use_when: The end of the sentence "use it when ...".
         parameters: Number of parameters.
-        score_threshold: Its default.
+        score_threshold: Default score threshold.
         smallest_face: Side in pixels of the smallest faces that are found about as reliably as larger ones, at the
             model's default scale.
         landmarks: Number of landmarks per face.
@@ -57,7 +57,7 @@ def facts(name: str) -> Facts:
     """
     row = model_info(name)
     if row.weights is None:
-        with torch.device("meta"):  # only its settings and shapes are asked for
+        with torch.device("meta"):  # only its settings and shapes are needed
             model = row.build(row.config)
     else:
         model = create_model(name)

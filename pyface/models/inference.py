@@ -185,7 +185,7 @@ def vote(faces: Faces, iou_threshold: float, *, drop_singletons: bool, plus_one:
     boxes, scores = ops.box_voting(faces.boxes, faces.scores, iou_threshold, drop_singletons=drop_singletons)
     if faces.landmarks is None:
         return Faces(boxes, scores, None)
-    # Suppression leaves the best face of each cluster, in their order. It compares by >, voting by >=.
+    # Suppression keeps the best face of each cluster, in the same order. It compares by >, voting by >=.
     best = ops.nms(faces.boxes, faces.scores, math.nextafter(iou_threshold, 0.0))
     if drop_singletons and len(boxes):
         same_score = scores[:, None] == faces.scores[best][None]

@@ -45,7 +45,7 @@ class S3FDConfig:
         anchor_scale: Side of an anchor in strides (2.1).
         num_background: Number of background logits of the first map; the others have one (2.1).
         variances: Units of the box offsets: of centres and of sizes (2.1).
-        mean, std: Subtracted from pixel values, and divided by, in RGB order (2.6).
+        mean, std: The input is (pixel - mean) / std, in RGB order (2.6).
         bgr: Whether the network takes blue first (2.6).
         score_threshold: Faces have a score > this (2.6).
         nms_threshold: Faces are dropped if their IoU with a better one is > this (2.6).
@@ -254,7 +254,7 @@ class S3FDLite(S3FD):
 
     The paper's shallow maps have 256 and 512 channels, these 32 and 48. A feature pyramid, which the paper does not
     have, gives them context from deeper maps. That costs less than widening them. Before the heads of strides 16 to 128
-    is a `Context` block, on the idea of SSH's context modules.
+    is a `Context` block, based on SSH's context modules.
 
     Takes images [B, 3, H, W] of any size; the sizes of maps are rounded up. At 640 x 640 there are 34,125 anchors.
     """

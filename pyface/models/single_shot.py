@@ -123,7 +123,7 @@ class SingleShot(FaceModel):
         Args:
             maps: The complete output of `forward` in training.
             truth: The faces, on the maps' device.
-            seed: Random seed of losses that sample, such as DenseBox's; use another one for every step.
+            seed: Random seed of losses that sample, such as DenseBox's; use a different one for every step.
         """
 
     def complete(self, found: ops.Candidates, maps: Any) -> ops.Candidates:
@@ -207,7 +207,7 @@ class SingleShot(FaceModel):
         found: list[list[tuple[View, Faces]]] = [[] for _ in images]
         with torch.no_grad():
             batches = [(group, self._find_in(images, group, score_threshold, options)) for group in group_views(views)]
-            # As planned, finest first, whatever shares their batches: of equal scores, suppression leaves the first.
+            # In the plan's order, finest first, however batched: of equal scores, suppression keeps the first.
             place = {view: k for k, view in enumerate(views)}
             for view, faces in sorted(faces_of_views(batches), key=lambda part: place[part[0]]):
                 found[view.image].append((view, faces))

@@ -63,7 +63,7 @@ class SRNConfig:
         separate_prediction: Whether the first step has its own prediction layers, as in the paper; otherwise all layers
             are shared, as in the released code (4.1).
         prior: Face probability that the untrained network returns everywhere; with 0.01 the bias is -log 99 (4.1).
-        mean, std: Subtracted from pixel values, and divided by, in RGB order (4.5).
+        mean, std: The input is (pixel - mean) / std, in RGB order (4.5).
         bgr: Whether the network takes blue first (4.5).
         score_threshold: Faces have a second-step score > this (4.5).
         nms_threshold: Faces are dropped if their IoU with a better one is > this; the paper has 0.5 (4.5).

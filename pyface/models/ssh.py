@@ -54,7 +54,7 @@ class SSHConfig:
             None: the middle of the cell, stride / 2.
         variances: Units of the box offsets: of centres and of sizes; the author has none (5.2).
         module_candidates: Number of candidates per module, best first (5.4).
-        mean, std: Subtracted from pixel values, and divided by, in RGB order (5.3).
+        mean, std: The input is (pixel - mean) / std, in RGB order (5.3).
         bgr: Whether the network takes blue first (5.3).
         score_threshold: Faces have a score > this (5.4).
         nms_threshold: Faces are dropped if their IoU with a better one is > this (5.4).

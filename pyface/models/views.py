@@ -21,8 +21,8 @@ NEAR_CUT = 0.1
 """Boxes nearer to a cut edge than this share of their longer side may be parts of faces."""
 
 CLEARLY_DEEPER = 0.5
-"""A tile decides alone about a place that it shows deeper by this, in units of `View.depth`. It is more than the boxes
-of one face in two tiles differ by, or both tiles could leave the face to the other."""
+"""If one tile shows a place deeper than another by this, in units of `View.depth`, only its boxes count there.
+The boxes of one face in two tiles differ by less; otherwise each tile could leave the face to the other."""
 
 GRID = 64  # network pixels; tiles begin on multiples of this
 
@@ -45,7 +45,7 @@ class View:
         shorter_below: Only faces with a shorter side < this, in image pixels, count.
         cut: (left, top, right, bottom): which edges of the region lie inside the image.
         least_canvas: Smallest height and width of the network's input, so that small views share a batch.
-        stand_in: Whether the view is only there for faces that no tile shows whole, and would not be without tiles.
+        stand_in: Whether the view is only there for faces that no tile shows whole, and would not exist without tiles.
     """
 
     image: int
@@ -113,12 +113,12 @@ class View:
 
 
 def whole_faces(views: Sequence[View], boxes: Sequence[Tensor], scores: Sequence[Tensor]) -> list[Tensor]:
-    """Which boxes remain of those found in the tiles of an image: about those that the whole image would have given.
+    """Which boxes remain of those found in the tiles of an image: roughly those that the whole image would give.
 
-    - A box goes if another tile of the same view shows its place clearly deeper, that is, farther from the edges that
-      cut it. That tile has the same face, or shows that there is none. Near a cut edge, the next stand-in decides too.
+    - A box is dropped if another tile of the same view shows its place clearly deeper, that is, farther from the cut
+      edges. That tile has the same face, or shows that there is none. Near a cut edge, the next stand-in decides too.
     - A box near a cut edge may be a part of a face, or a whole one whose edge was guessed. It gives way to a box that
-      is not near an edge, from whichever view, if they share half of the smaller area.
+      is not near an edge, from any view, if they share half of the smaller area.
     - Of two boxes of the same face (IoU of 0.5 or more) that are about as certain, the one that its tile shows deeper
       remains. A box from a stand-in gives way to any from a finer view.
 

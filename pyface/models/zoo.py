@@ -268,7 +268,7 @@ def _open_exported(path: str, weights: object) -> FaceModel:
 
 
 def is_untrained(name: str) -> bool:
-    """Whether a model has no bundled weights: without a file of weights it returns random boxes.
+    """Whether a model has no bundled weights: without a weights file it returns random boxes.
 
     Raises:
         ValueError: The model does not exist.

@@ -188,7 +188,7 @@ _observers: list[Callable[[str], None]] = []
 
 @contextlib.contextmanager
 def observed_launches(observer: Callable[[str], None]) -> Iterator[None]:
-    """Calls `observer` with the kernel's name before each launch, for those who time them."""
+    """Calls `observer` with the kernel's name before each launch, for timing."""
     _observers.append(observer)
     try:
         yield

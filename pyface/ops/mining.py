@@ -79,7 +79,7 @@ def balanced_sample(
         ratio: Number of negatives per positive, >= 0.
         hard_fraction: Share of the background in the hard set, in [0, 1].
         minimum: Number of negatives for images with few or no faces, >= 0.
-        seed: Random seed in [0, 2**63). The draw depends on nothing else, so use another one for every step.
+        seed: Random seed in [0, 2**63). The draw depends on nothing else, so use a different one for every step.
 
     Returns:
         bool [B, A]: the positives and the chosen negatives.

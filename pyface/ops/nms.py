@@ -141,7 +141,7 @@ def soft_nms(
 ) -> tuple[Tensor, Tensor]:
     """Soft suppression (Bodla et al., arXiv 1704.04503): overlapping boxes get lower scores instead of being dropped.
 
-    Repeatedly keeps the best remaining box and multiplies the score of each other box by ``1 - overlap`` where overlap
+    Repeatedly keeps the best remaining box and multiplies the score of every other box by ``1 - overlap`` where overlap
     > iou_threshold ("linear"), or by ``exp(-overlap^2 / sigma)`` ("gaussian").
 
     Args:
@@ -211,7 +211,7 @@ def _check(op: str, boxes: Tensor, scores: Tensor, iou_threshold: float, overlap
     check_dtype(op, "boxes", boxes, FLOATS)
     check_dtype(op, "scores", scores, FLOATS)
     check_shape(op, "boxes", boxes, boxes.ndim == 2 and boxes.shape[1] == 4, "[N, 4]")
-    if scores.shape != boxes.shape[:1]:  # the words are made when they are needed: they take longer than all checks
+    if scores.shape != boxes.shape[:1]:  # building the message takes longer than all checks
         check_shape(op, "scores", scores, False, f"[N] = {list(boxes.shape[:1])} as in boxes")
     check_size(op, boxes.shape[0])
     check_fraction(op, "iou_threshold", iou_threshold)

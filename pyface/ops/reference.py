@@ -395,7 +395,7 @@ def assign_anchors_of_image(
             order = torch.argsort(overlap[candidates], descending=True, stable=True)
             index[candidates[order[: max(0, wanted - count)]]] = face
 
-    # 4. and 5. Anchors that do not count.
+    # 4. Anchors in ignore boxes; then invalid ones.
     for box in boxes[ignore & boxes.isfinite().all(1)]:
         sides = (torch.minimum(box[2:], anchors[:, 2:]) - torch.maximum(box[:2], anchors[:, :2])).clamp(min=0)
         intersection = sides[:, 0] * sides[:, 1]
@@ -461,7 +461,7 @@ def random_keys(seed: int, image: int, entries: Tensor) -> Tensor:
 
 def split_mix(x: Tensor) -> Tensor:
     """SplitMix64's output in state x; int64 represents uint64, as both wrap in the same way."""
-    x = x - 0x61C8864680B583EB  # minus, and the complement, since these constants exceed int64
+    x = x - 0x61C8864680B583EB  # the constants exceed int64, so their negatives are used
     x = (x ^ shift_right(x, 30)) * -0x40A7B892E31B1A47
     x = (x ^ shift_right(x, 27)) * -0x6B2FB644ECCEEE15
     return x ^ shift_right(x, 31)
@@ -532,7 +532,7 @@ def densebox_targets(
     landmark_radius: float = 1.0,
 ) -> DenseBoxMaps:
     device, batch = boxes.device, len(splits) - 1
-    # On the CPU with numbers as tensors: a GPU would divide by a number as it multiplies by its reciprocal.
+    # On the CPU, with numbers as tensors: a GPU would multiply by a number's reciprocal instead of dividing by it.
     boxes = boxes.detach().float().cpu()
 
     def of(number: float) -> Tensor:

@@ -27,7 +27,7 @@ DECODED_PIXELS = 2**26
 """Pixels of decoded images that the service holds at once, 0.2 GB."""
 
 _LINGER = 0.02  # seconds for which a batch that is not full waits for images that are being decoded
-_FAULTS = 8  # after failing on so many images in a row, the detector is at fault, not the images
+_FAULTS = 8  # after failing on this many images in a row, the detector is at fault, not the images
 
 log = logging.getLogger("pyface.serve")
 
@@ -40,7 +40,7 @@ class Upload(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What became of one upload.
+    """The outcome of one upload.
 
     Attributes:
         result: "read", "unreadable" (the upload is at fault), "failed" (the detector is at fault), or "late".

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """What the service accepts before it refuses.
+    """The limits of what the service accepts.
 
     Attributes:
         queue: Largest number of images in the service at once. A request that is being received counts as one image.

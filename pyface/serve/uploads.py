@@ -43,7 +43,7 @@ async def read_uploads(request: Request, limits: Limits, deadline: float) -> lis
     """Reads the files of a multipart form, or the whole body as one file.
 
     Args:
-        request: Whose body is read.
+        request: The request whose body is read.
         limits: How large the body and how many files may be.
         deadline: When the body must be complete, in the event loop's time.
 

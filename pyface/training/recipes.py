@@ -1,4 +1,4 @@
-"""How each model is trained: frozen hyperparameters, which every run records and can be repeated from."""
+"""How each model is trained: frozen hyperparameters, which every run records so that it can be repeated."""
 
 from __future__ import annotations
 

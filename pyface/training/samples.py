@@ -107,7 +107,7 @@ class Samples(Dataset[Batch]):
         seed: Random seed.
         first: Number, within the run, of this dataset's batch 0.
         count: Number of batches.
-        rank: Index of this process; in each step, every process takes other samples.
+        rank: Index of this process; in each step, every process takes different samples.
         world: Number of processes.
     """
 

@@ -11,7 +11,7 @@ namespace cuda_host {
 struct Block;
 struct Warp;
 
-constexpr size_t kSectorBytes = 32;  // what a GPU moves at least
+constexpr size_t kSectorBytes = 32;  // the least that a GPU moves
 
 // In the order of COUNTS in host.py. The last three are of the thread, block or address with the most in a launch,
 // summed over the launches, which follow one another; contention is of the worst launch.

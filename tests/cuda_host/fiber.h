@@ -1,4 +1,4 @@
-// A call that can stop in the middle and go on later: how one CPU thread runs the threads of a block in turns.
+// A call that can stop in the middle and continue later: how one CPU thread runs the threads of a block in turns.
 #pragma once
 
 #include <sys/mman.h>
@@ -10,11 +10,11 @@
 #include <new>
 
 #if defined(__x86_64__) && !defined(CUDA_HOST_UCONTEXT)
-// Saves the registers that a call preserves, and goes on with another stack.
+// Saves the registers that a call preserves, and continues on another stack.
 extern "C" void cuda_host_switch(void** from, void* to);
 #else
 #undef CUDA_HOST_UCONTEXT
-#define CUDA_HOST_UCONTEXT  // several times slower, but there is one on every processor
+#define CUDA_HOST_UCONTEXT  // several times slower, but available on every processor
 #include <ucontext.h>
 #endif
 

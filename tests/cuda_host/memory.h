@@ -12,7 +12,7 @@ namespace cuda_host {
 struct Block;
 struct Warp;
 
-// One thread's access, or the latest of several threads', to a cell.
+// One thread's access to a cell, or the latest access of several threads.
 struct Stamp {
   uint32_t block = 0;  // 0: nobody's
   uint32_t time = 0;   // of the block's clock
@@ -54,13 +54,14 @@ class SharedMemory {
   size_t bytes_ = 0;
 };
 
-// What a thread knows: of a block, a warp or a thread, all accesses before a time of its block's clock.
+// Which accesses happened before a thread's next access: of a block, a warp or a thread, all those before a time of its
+// block's clock.
 using Clock = std::map<uint64_t, uint32_t>;
 
 uint32_t new_block_id();
 void begin_launch(const void* parameters, size_t bytes);
 void end_launch(const void* parameters);
-void order_block(Block& block);  // all threads of it know what each did
+void order_block(Block& block);  // all that its threads did happened before what they do next
 void order_warp(Warp& warp);
 void check_atomic(void* at, size_t size, bool reads, bool writes, const void* from);
 

@@ -25,7 +25,7 @@ struct Thread {
   Site waits_at{"", "", 0};
   bool is_done = false;
 
-  // What it knows of others' accesses (memory.h).
+  // Which accesses of others happened before its next access (memory.h).
   uint32_t time = 0;
   std::shared_ptr<const Clock> known, fenced, met;
 
@@ -35,7 +35,7 @@ struct Thread {
   bool last_writes = false;
 };
 
-// One exchange of a warp, from the first lane's coming to the last one's leaving.
+// One exchange of a warp, from the first lane's arrival to the last one's departure.
 struct Exchange {
   Site site{"", "", 0};
   uint32_t mask = 0, arrived = 0, left = 0;
@@ -54,7 +54,7 @@ struct Block {
   Block(const dim3& index, unsigned size);
 
   dim3 index;
-  uint32_t id;  // no two blocks, of whatever launches, have the same
+  uint32_t id;  // unique among the blocks of all launches
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   int done = 0;
@@ -62,10 +62,10 @@ struct Block {
   int arrived = 0, predicates = 0, result = 0;
   uint64_t barriers = 0;
   SharedMemory shared;
-  uint32_t clock = 1, time = 0;  // counts what orders accesses; at its last barrier
+  uint32_t clock = 1, time = 0;  // `clock` advances with what orders accesses; `time`: at the last barrier
 };
 
-extern Thread* self;  // that runs now; nullptr: the host does
+extern Thread* self;  // the thread that runs now; nullptr: the host
 
 std::string describe(const Thread& thread);
 

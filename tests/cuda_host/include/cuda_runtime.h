@@ -1,4 +1,4 @@
-// CUDA's names on the emulated device: as much of them as pyface's kernels use, and their near relatives.
+// CUDA's names on the emulated device: those that pyface's kernels use, and closely related ones.
 #pragma once
 
 #include <cmath>
@@ -67,7 +67,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 // --- numbers ---------------------------------------------------------------------------------------------------------
 
-// Of a number and a NaN, CUDA's give the number.
+// Of a number and a NaN, CUDA's functions return the number.
 template <typename A, typename B>
 constexpr std::common_type_t<A, B> min(A a, B b) {
   using T = std::common_type_t<A, B>;

@@ -1,4 +1,4 @@
-// The emulated device as kernels' code meets it: launches, threads, barriers, warp exchanges, atomics, shared memory.
+// The emulated device as kernels use it: launches, threads, barriers, warp exchanges, atomics, shared memory.
 // cuda_runtime.h gives these CUDA's names. README.md beside this folder says how it works.
 #pragma once
 
@@ -36,7 +36,7 @@ void sync_warp(const Site& site, uint32_t mask);
 void fence();
 void sleep();  // lets other threads run
 
-// Every lane of `mask` brings a value and gets those of all. Orders no memory, as on a GPU.
+// Every lane of `mask` gives a value and gets those of all. Orders no memory, as on a GPU.
 void exchange(const Site& site, uint32_t mask, uint64_t value, uint64_t (&all)[32]);
 uint64_t value_of_lane(const Site& site, uint32_t mask, uint64_t value, int lane);
 unsigned lanes_with(const Site& site, uint32_t mask, uint64_t value, uint64_t wanted);  // a bit for each
@@ -44,7 +44,7 @@ int lane_index();
 
 // --- memory ----------------------------------------------------------------------------------------------------------
 
-// The calling block's variable `id`; the first thread that comes makes it.
+// The calling block's variable `id`; the first thread that needs it creates it.
 void* shared_memory(int id, const char* name, size_t size, size_t alignment);
 void* dynamic_shared_memory();
 
@@ -52,13 +52,13 @@ void* dynamic_shared_memory();
 constexpr size_t kWorkspaceGap = 256;
 void declare_array(void* array, size_t bytes);
 
-// An array in the raw storage of characters, which kernels do not touch, is declared by whoever divides that.
+// An array in the raw storage of characters, which kernels do not touch, is declared by whoever divides that storage.
 template <typename T>
 void declare_array(T* array, size_t count) {
   if constexpr (!std::is_same_v<T, char>) declare_array(static_cast<void*>(array), count * sizeof(T));
 }
 
-// What a library's kernel (a memset, a sort) does to [array, array + bytes); false when it must not.
+// What a library's kernel (a memset, a sort) does to [array, array + bytes); false if it must not.
 enum class Use { Read, Write, Spoil };  // Spoil: afterwards nothing may be read there
 bool use_array(const char* who, const void* array, size_t bytes, Use use);
 
@@ -88,8 +88,7 @@ CUDA_HOST_UNCHECKED inline T change_atomically(T* at, Order order, const Change&
   return old;
 }
 
-// --- the host's calls
-// --------------------------------------------------------------------------------------------------------
+// --- the host's calls ------------------------------------------------------------------------------------------------
 
 int last_error(bool forget);
 const char* error_text(int status);
@@ -100,7 +99,7 @@ void set_device(int device);
 // Whether a launch, memset or sort is on the caller's device and stream; else it is an error.
 bool is_in_order(const char* what, const void* stream);
 
-// The limit of a grid's blocks, which no test's input reaches, or one of a few blocks.
+// The limit on a grid's blocks: `most`, which no test's input reaches, or now and then a few blocks.
 int64_t fewer_blocks(int64_t most);
 
 // A kernel and its parameters, which every thread copies.
