@@ -578,7 +578,7 @@ def test_full_disk(run, write_grey, tmp_path, assert_one_sentence):
     write_grey("a.png")
     (tmp_path / "faces.jsonl").symlink_to("/dev/full")
     result = run("detect", "a.png", "--output", "faces.jsonl", status=1)
-    assert_one_sentence(result, "the results cannot be written: No space left on device")
+    assert_one_sentence(result, "faces.jsonl cannot be written: No space left on device")
 
 
 # --- the other commands ----------------------------------------------------------------------------------------------

@@ -78,6 +78,8 @@ struct Grid {
 };
 Grid* grid = nullptr;
 
+// Each takes two of a process's memory maps, of which Linux allows 65,530, and a test has many devices.
+constexpr size_t kSpareFibers = 512;
 std::vector<std::unique_ptr<Fiber>> spare_fibers;
 
 std::unique_ptr<Fiber> take_fiber() {
@@ -146,7 +148,8 @@ void start_block(uint64_t number) {
 
 void release(std::unique_ptr<Block>& block) {
   count_block(*block);
-  for (Thread& thread : block->threads) spare_fibers.push_back(std::move(thread.fiber));
+  for (Thread& thread : block->threads)
+    if (spare_fibers.size() < kSpareFibers) spare_fibers.push_back(std::move(thread.fiber));
   block = std::move(grid->blocks.back());
   grid->blocks.pop_back();
 }
