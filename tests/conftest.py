@@ -11,6 +11,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import cv2
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 TESTS = Path(__file__).parent
 
@@ -104,3 +105,20 @@ def write_grey(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def invoke(monkeypatch, tmp_path):
+    """Runs `pyface` in this process, in a temporary folder, and checks its exit status; raises what escapes it."""
+    from pyface.cli import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, status=0, stdin=None):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == status, result.output
+        return result
+
+    return run

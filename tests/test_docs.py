@@ -27,7 +27,7 @@ CODE = sorted(
 # "2.6", "2.6d", "2.6 a-c" or "8, row 15", perhaps with a remark: "2.6 (S3FD)".
 ITEM = r"\d+(?:\.\d+)?(?:[a-z](?:-[a-z])?\b| [a-z](?:-[a-z])?\b(?! ))?(?:, row \d+)?(?: \([^)]*\))?"
 CITATION = re.compile(rf"detectors\.md(?:,? sections?)? ({ITEM}(?:(?:,| and|, and) {ITEM})*)")
-# A text that cites the file once goes on with the number alone: "(2.3)".
+# A text that cites the file once continues with the number alone: "(2.3)".
 SHORT = re.compile(r"\((\d+(?:\.\d+|, row \d+)(?:, \d+\.\d+)*)\)")
 PARTS = re.compile(r"(\d+(?:\.\d+)?)(?: ?([a-z](?:-[a-z])?)\b)?(?:, row (\d+))?")
 

@@ -1,13 +1,10 @@
 """`pyface` with the fake model, within the process of the test."""
 
 import pytest
-from typer.testing import CliRunner
-
-from pyface.cli import app
 
 
 @pytest.fixture
-def run(fake_model, monkeypatch, tmp_path):
+def run(fake_model, monkeypatch, invoke):
     """Runs `pyface` with the fake model, within the folder that write_grey writes to."""
     from pyface.models import zoo
 
@@ -18,15 +15,6 @@ def run(fake_model, monkeypatch, tmp_path):
         return fake_model if weights == "default" else real(name, weights)
 
     monkeypatch.setattr(zoo, "create_model", create_model)
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments, status=0, stdin=None):
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == status, result.output
-        return result
-
     return invoke
 
 

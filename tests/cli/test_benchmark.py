@@ -3,15 +3,14 @@
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from pyface import FaceDetector
 from pyface.benchmark import MOST_PICTURES, STAGES, StageClock, find_pictures, measure, stand_in_threshold
-from pyface.cli import app
 from pyface.models import zoo
 from pyface.ops import _extension
 
@@ -19,19 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(invoke):
     """Runs `pyface benchmark`, briefly."""
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments, status=0):
-        command = ["benchmark", "--seconds", "0.1", "--batch-size", "1", *map(str, arguments)]
-        result = CliRunner().invoke(app, command)
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == status, result.output
-        return result
-
-    return invoke
+    return partial(invoke, "benchmark", "--seconds", "0.1", "--batch-size", "1")
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ void wait(const Site& site) {
 
 void make_ready(Thread* thread) { grid->ready.push_back(thread); }
 
-// Goes on some time later.
+// Continues some time later.
 void yield() {
   ++grid->idle_turns;
   make_ready(self);

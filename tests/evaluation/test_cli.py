@@ -4,13 +4,12 @@ import json
 import os
 import sys
 import tarfile
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from pyface.cli import app
 from pyface.data.folder import read_folder
 from pyface.detections import Detections
 from pyface.evaluation import widerface
@@ -18,21 +17,12 @@ from pyface.evaluation.faces import mistakes, score
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, fake_model):
+def run(monkeypatch, invoke, fake_model):
     """Runs `pyface` with the fake model: one face for every 40 grey levels, each half an image wide."""
     from pyface.models import zoo
 
     monkeypatch.setattr(zoo, "create_model", lambda name, weights="default": fake_model)
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments, status=0):
-        result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == status, result.output
-        return result
-
-    return invoke
+    return partial(invoke, "evaluate")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+from functools import partial
 
 import cv2
 import numpy as np
@@ -36,18 +37,9 @@ EXPECTED = {
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(invoke):
     """Runs `pyface evaluate faces` in a temporary folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments, status=0):
-        result = CliRunner().invoke(app, ["evaluate", "faces", *map(str, arguments)])
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == status, result.output
-        return result
-
-    return invoke
+    return partial(invoke, "evaluate", "faces")
 
 
 @pytest.fixture

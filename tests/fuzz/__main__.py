@@ -1,7 +1,7 @@
 """Looks for inputs that pyface does not survive: `python -m tests.fuzz images --count 100000`.
 
 Each input is made from its number alone, so `--first NUMBER --count 1` repeats a finding. A worker process reads them
-one after another; the run goes on in a new one if it dies or takes longer than the limit.
+one after another; the run continues in a new one if it dies or takes longer than the limit.
 """
 
 import argparse

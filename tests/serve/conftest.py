@@ -85,7 +85,7 @@ def serve(fake_model, fake_detector, serve_detector):
             service = Service(address, client, fake_model, gate, working)
             yield service
             gate.set()
-            assert service.client.post("/detect", content=png(40)).status_code == 200, "the service goes on"
+            assert service.client.post("/detect", content=png(40)).status_code == 200, "the service no longer works"
             for _ in range(1000):
                 if service.held() == 0:
                     break

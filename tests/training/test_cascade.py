@@ -297,7 +297,7 @@ def test_a_batch_depends_on_its_number_alone(album, drawn):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """A run that is killed in P-Net and in R-Net and goes on: its folder, and what each network saw."""
+    """A run that is killed in P-Net and in R-Net and continues: its folder, and what each network saw."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     seen = defaultdict(list)
     step = cascade.NetTraining.training_step
