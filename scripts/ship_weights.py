@@ -100,7 +100,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?", help="folder of the run")
     parser.add_argument("--measure", choices=list(REGISTRY), help="measure the package's weights instead")
-    parser.add_argument("--start", help="initial weights and their data, if the run had any: 'the trunk of ...'")
+    parser.add_argument("--start", help="initial weights, as a phrase for the card: 'the backbone of ...'")
     parser.add_argument("--val", type=Path, action="append", default=[], help="annotated folder; may be repeated")
     parser.add_argument("--widerface", type=Path, help="folder with WIDER FACE's ground truth")
     parser.add_argument("--images", type=Path, help="folder with its validation images")
@@ -108,7 +108,7 @@ def parse() -> argparse.Namespace:
     if (arguments.run is None) == (arguments.measure is None):
         parser.error("name the folder of a run, or a model with --measure")
     if (arguments.widerface is None) != (arguments.images is None):
-        parser.error("--widerface and --images belong together")
+        parser.error("--widerface and --images must be given together")
     return arguments
 
 
@@ -200,7 +200,7 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], star
     lines = [
         f"# {name}.safetensors",
         "",
-        f"Weights of `{name}` trained by this project from {start or 'random initial weights'}.",
+        f"Weights of `{name}`, trained by this project from {start or 'random initial weights'}.",
         "",
         "| | |",
         "|---|---|",

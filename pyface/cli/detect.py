@@ -94,7 +94,7 @@ class SourceRequest:
         list[str] | None,
         typer.Argument(
             metavar="SOURCE",
-            help="Images, videos, .tar and .zip archives of images, folders, patterns like 'a/*.jpg', addresses "
+            help="Images, videos, .tar and .zip archives of images, folders, patterns like 'a/*.jpg', URLs "
             "(https://, s3://, gs://, rtsp://), or - for a list of files on standard input.",
         ),
     ] = None
@@ -103,7 +103,7 @@ class SourceRequest:
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Read the names of files from this list: one per line, or separated by NUL.",
+            help="Read file names from this list, one per line or separated by NUL.",
             rich_help_panel=FILES,
         ),
     ] = None
@@ -289,7 +289,7 @@ class Request:
 
 @takes_options
 def detect(request: Request) -> None:
-    """Finds faces in images, videos and cameras.
+    """Finds faces in images, videos and camera streams.
 
     Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE; --format
     chooses another format. On a terminal without --output it prints a short line per image or video instead. An image
@@ -315,7 +315,7 @@ def detect(request: Request) -> None:
     find photos -newer last -print0 | pyface detect - --output new.jsonl
     pyface detect photos/ --save out/ --blur      # copies with the found faces blurred
     pyface detect photos/ --crops faces/          # every face, aligned
-    pyface detect photos.tar s3://bucket/more/    # archives and addresses
+    pyface detect photos.tar s3://bucket/more/    # archives and URLs
     pyface detect photos/ --format coco --output faces.json
     pyface detect s3://bucket/photos --ray auto --output s3://bucket/faces
     ```
@@ -543,8 +543,8 @@ def _open_growing(
     )
     if file.is_unchecked:
         print_status(
-            f"pyface: {output} has no {output.name}.run.json beside it, so it is unknown whether the same model "
-            f"and options made it"
+            f"pyface: {output} has no {output.name}.run.json beside it, so pyface cannot check that it was "
+            f"made with the same model and options"
         )
     begun = None if file.begun is None else (source_key(file.begun[0]), file.begun[1])
     with file:
@@ -597,7 +597,7 @@ def _write_results(run: Run, sources: list[Source], write: Callable[[dict[str, A
                 write(result)
                 report.add(result)
     except KeyboardInterrupt:
-        hint = "; the same command with --resume continues" if resumable else ""
+        hint = "; repeat the command with --resume to continue" if resumable else ""
         fail(f"interrupted, {report.describe_done()}{hint}", INTERRUPTED)
     except BrokenPipeError:  # the reader of our lines has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it exits

@@ -63,8 +63,8 @@ class Settings:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Weights for the trunk alone: torchvision's vgg16 for s3fd_vgg16 and ssh_vgg16, vgg19 for "
-            "densebox_vgg19, resnet50 for srn_resnet50; or those of a detector with the same trunk.",
+            help="Weights for the backbone alone: torchvision's vgg16 for s3fd_vgg16 and ssh_vgg16, vgg19 for "
+            "densebox_vgg19, resnet50 for srn_resnet50; or those of a detector with the same backbone.",
             show_default="random ones",
         ),
     ] = None

@@ -510,13 +510,13 @@ def s3fd_from_yxlijun(state: State) -> State:
 
 
 def s3fd_from_caffe(state: State) -> State:
-    """Adds the prefix of the trunk to Caffe's names, and flattens its scales, which may be [1, C, 1, 1]."""
+    """Adds the prefix of the backbone to Caffe's names, and flattens its scales, which may be [1, C, 1, 1]."""
     state = renamed(state, VGG_NAMES)
     return {key: value.flatten() if key.endswith("_norm.weight") else value for key, value in state.items()}
 
 
 def srn_from_author(state: State) -> State:
-    """Adds the prefix of the trunk to the author's names."""
+    """Adds the prefix of the backbone to the author's names."""
     trunk = re.compile(r"(conv1|bn1|layer[1-4])\.")
     return {f"backbone.{key}" if trunk.match(key) else key: value for key, value in state.items()}
 

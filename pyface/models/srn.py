@@ -1,9 +1,9 @@
 """SRN: detection in two steps (Chi et al., "Selective Refinement Network for High Performance Face Detection", 2018,
 arXiv 1809.02693; docs/detectors.md 4).
 
-The first step runs on the trunk's maps, the second on a feature pyramid. On the three low levels, which have nearly all
-anchors, the first step filters out obvious background. On the three high levels, it moves the anchors, and the second
-step moves them again.
+The first step runs on the backbone's maps, the second on a feature pyramid. On the three low levels, which have nearly
+all anchors, the first step filters out obvious background. On the three high levels, it moves the anchors, and the
+second step moves them again.
 
 Where to find the paper's mechanisms:
 
@@ -451,7 +451,7 @@ class SRNLite(SRN):
     smallest_face = 24.0  # measured: when scaled to 10 px, an eighth to a third of all 40 px faces were missed
 
     FINE, WIDTH = 16, 32  # input channels of the heads at stride 4, and elsewhere
-    EXTRA = 96  # channels of the trunk at strides 64 and 128
+    EXTRA = 96  # channels of the backbone at strides 64 and 128
 
     def __init__(self, config: SRNLiteConfig | None = None) -> None:
         config = config or SRNLiteConfig()

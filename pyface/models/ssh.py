@@ -1,4 +1,4 @@
-"""SSH: three detection modules on one trunk (Najibi et al., "SSH: Single Stage Headless Face Detector", 2017, arXiv
+"""SSH: three detection modules on one backbone (Najibi et al., "SSH: Single Stage Headless Face Detector", 2017, arXiv
 1708.03979; docs/detectors.md 5).
 
 Each module detects its own range of face sizes on a map of its own stride. A context module widens its receptive field:
@@ -283,7 +283,8 @@ class SSHLite(SSH):
     """SSH on `backbones.SlimResNet`: three modules with context, on strides 8, 16 and 32.
 
     M1 runs on stride 8 fused with stride 16, as in the paper. M2 runs on stride 16 fused with 32, and M3 on stride 32,
-    which here is a stage of the trunk and not a pooled map. All modules have the same width, since most faces are M1's.
+    which here is a stage of the backbone and not a pooled map. All modules have the same width, since M1 finds most
+    faces.
 
     Takes images [B, 3, H, W] of any size; the sizes of maps are rounded up. At 640 x 640 there are 16,800 anchors.
     """
