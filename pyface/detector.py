@@ -166,7 +166,8 @@ class FaceDetector:
             }  # fmt: skip
             idle = [option for option in given if given[option] != usual[option]]
             if idle:
-                raise ValueError(f"{name} does not support {' or '.join(idle)}; leave it out")
+                them = "it" if len(idle) == 1 else "them"
+                raise ValueError(f"{name} does not support {' or '.join(idle)}; leave {them} out")
         if score_threshold is not None and score_threshold < built.lowest_score:
             raise ValueError(
                 f"score_threshold must be {built.lowest_score} or more for {name}, got {score_threshold}; "
@@ -353,7 +354,7 @@ class FaceDetector:
             order = faces.scores.argsort(descending=True, stable=True)
             height, width = image.shape[:2]
             landmarks = None if faces.landmarks is None else faces.landmarks[order]
-            # Detections outlive inference mode, so their tensors are made outside of it.
+            # Detections outlive inference mode, so their tensors are made outside it.
             with torch.inference_mode(False):
                 yield Detections(faces.boxes[order], faces.scores[order], landmarks, width, height, item.path)
 

@@ -38,7 +38,7 @@ def detect(
     Args:
         dataset: One row per image.
         model: The name of a detector, or a detector, which is copied to the actors with its weights.
-        image: The column with the images: contents of image files (binary), or paths and addresses (string).
+        image: The column with the images: contents of image files (binary), or paths and URLs (string).
         source: The column with their names (string), which must be unique.
         done: Sorted fingerprints of images to leave out, such as `ResultFolder.done`.
         workers: Number of actors; None: as many as the cluster's CPUs or GPUs allow.

@@ -1,4 +1,4 @@
-"""Reads the images of a request into memory. No disk, path or address is involved."""
+"""Reads the images of a request into memory. No disk, path or URL is involved."""
 
 import asyncio
 import sys
