@@ -40,7 +40,7 @@ def load_backbone(model: SingleShot, path: str) -> None:
 
 
 def _from_torchvision(state: dict[str, Tensor], backbone: Backbone, preprocessing: Preprocessing) -> dict[str, Tensor]:
-    """Converts torchvision's weights to our keys, and to the way in which our backbone's input is normalised."""
+    """Converts torchvision's weights to our keys, and to our normalisation of the backbone's input."""
     first = backbone.FIRST
     if first is None:
         raise CheckpointError(
