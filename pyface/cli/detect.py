@@ -16,7 +16,6 @@ import typer
 
 from pyface.cli.cluster import ClusterOptions, FolderRequest, detect_on_cluster
 from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, fail, print_status
-from pyface.cli.memory import keep_freed_memory
 from pyface.cli.options import (
     BatchSize,
     DetectorRequest,
@@ -331,6 +330,8 @@ def detect(request: Request) -> None:
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the requested sources, and exits with the command's status."""
+    from pyface.resources import keep_freed_memory
+
     keep_freed_memory()
     sources, places, crops = _find_sources(request)
     detector = request.detector.request().make()
