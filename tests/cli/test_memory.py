@@ -2,16 +2,18 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pyface.cli import memory
+import pyface
+from pyface.cli.detect import memory
 
 ROUNDS = """
 import resource, sys
 sys.path.insert(0, {path!r})
 import numpy as np
-from pyface.cli.memory import keep_freed_memory
+from pyface.cli.detect.memory import keep_freed_memory
 keep_freed_memory()
 counts = []
 for _ in range(3):
@@ -24,7 +26,7 @@ print(*counts)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc has mallopt")
 def test_the_second_batch_has_no_page_faults():
-    path = str(memory.__file__).removesuffix("/pyface/cli/memory.py")
+    path = str(Path(pyface.__file__).parents[1])
     result = subprocess.run(
         [sys.executable, "-c", ROUNDS.format(path=path)], capture_output=True, text=True, check=True
     )
