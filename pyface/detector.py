@@ -22,7 +22,7 @@ from pyface.models import zoo
 from pyface.models.base import FaceModel, Faces
 from pyface.models.inference import InferenceOptions
 from pyface.models.views import Size
-from pyface.ops._extension import build_info
+from pyface.ops.extension import build_info
 
 Source: TypeAlias = Any
 """A path, bytes, an open file, a PIL image, a uint8 array [H, W, 3] or a tensor [3, H, W]; see `read_image`."""
