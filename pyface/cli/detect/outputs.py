@@ -14,7 +14,7 @@ from pyface.io.results import FinishedFile, OutputError, ParquetFile, ResultFile
 from pyface.io.sources import Source, is_video, paths_below, source_key, source_name
 
 if TYPE_CHECKING:
-    from pyface.data.predictions import YoloFolder
+    from pyface.data.result_writers import YoloFolder
 
 Write: TypeAlias = Callable[[dict[str, Any]], None]
 
@@ -78,7 +78,7 @@ def _open_growing(
 
 def _open_finished(request: Request, output: Path, sources: list[Source]) -> FinishedFile | YoloFolder:
     """Opens a file or folder of results that is complete when the run ends."""
-    from pyface.data.predictions import CocoFile, LabelStudioFile, YoloFolder
+    from pyface.data.result_writers import CocoFile, LabelStudioFile, YoloFolder
 
     match request.output_format:
         case "parquet":
