@@ -21,7 +21,7 @@ from pyface.models import zoo
 from pyface.models.base import FaceModel, Faces
 from pyface.models.inference import InferenceOptions
 from pyface.models.views import Size
-from pyface.ops._extension import build_info
+from pyface.ops.extension import build_info
 from pyface.resources import is_forked, threads_for, torch_threads
 
 Source: TypeAlias = Any
