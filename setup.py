@@ -21,7 +21,7 @@ SOURCES = sorted(p for p in [*ROOT.glob("csrc/**/*.[ch]*"), ROOT / "CMakeLists.t
 
 
 def source_hash() -> str:
-    """Digest of the C++ and CUDA sources, the same rule as in pyface/ops/_extension.py."""
+    """Digest of the C++ and CUDA sources, the same rule as in pyface/ops/extension.py."""
     digest = hashlib.sha256()
     for path in SOURCES:
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())

@@ -8,7 +8,7 @@
 //
 //   name            a number, a flag, an enumeration (as an integer), or a struct (as a tuple of its fields)
 //   name[a,b*c+1]   an array: a torch.Tensor of this element type with a * (b * c + 1) elements (contiguous, as
-//                   contiguous_as() in pyface/ops/_extension.py makes it: checking again would cost 50 ns per array); a
+//                   contiguous_as() in pyface/ops/extension.py makes it: checking again would cost 50 ns per array); a
 //                   Map: a tensor of any strides with exactly this shape; an array of structs or of doubles: a list
 //   name[a]?        the same, or None for nullptr
 //   name> name>=    a float that others are compared with: rounded down or up, so that the comparison in float has

@@ -1,4 +1,4 @@
-"""The compiled module (csrc/bindings.cpp); pyface/ops/_extension.py is its only user.
+"""The compiled module (csrc/bindings.cpp); pyface/ops/extension.py is its only user.
 
 Written by scripts/make_stub.py.
 """

@@ -25,7 +25,7 @@ from pyface import __version__
 from pyface.detector import FaceDetector
 from pyface.io.images import decode_image, open_image, read_image
 from pyface.io.sources import find_sources
-from pyface.ops._extension import observed_launches
+from pyface.ops.extension import observed_launches
 
 STAGES = ("decode", "letterbox", "network", "post-processing")
 MOST_PICTURES = 64  # from a folder; passes must be short enough for several of them

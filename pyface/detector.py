@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyface.cores import is_forked, threads_for, torch_threads
 from pyface.detections import Detections
 from pyface.io.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, Truncated, decode_image, open_image
 from pyface.io.pipeline import hold_error, ordered_map, readers
@@ -22,7 +21,8 @@ from pyface.models import zoo
 from pyface.models.base import FaceModel, Faces
 from pyface.models.inference import InferenceOptions
 from pyface.models.views import Size
-from pyface.ops._extension import build_info
+from pyface.ops.extension import build_info
+from pyface.resources import is_forked, threads_for, torch_threads
 
 Source: TypeAlias = Any
 """A path, bytes, an open file, a PIL image, a uint8 array [H, W, 3] or a tensor [3, H, W]; see `read_image`."""

@@ -37,7 +37,7 @@ def cuda() -> str:
     """The name of the GPU's device, for tests that make sense only there."""
     import torch
 
-    from pyface.ops._extension import build_info
+    from pyface.ops.extension import build_info
 
     if not torch.cuda.is_available():
         pytest.skip("no usable GPU on this machine")

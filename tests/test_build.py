@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyface.ops._extension import build_info
+from pyface.ops.extension import build_info
 
 ROOT = Path(__file__).resolve().parents[1]
 

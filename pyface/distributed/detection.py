@@ -13,6 +13,7 @@ import ray
 from pyface.detector import FaceDetector, Outcome
 from pyface.distributed.results import COLUMNS, fingerprints, is_in
 from pyface.io.results import failed
+from pyface.resources import keep_freed_memory
 
 IMAGES_PER_CALL = 64
 """Images that an actor takes at once: eight batches, so that decoding and detection overlap."""
@@ -98,6 +99,7 @@ class Worker:
     """
 
     def __init__(self, detector: ray.ObjectRef, done: ray.ObjectRef | None, image: str, source: str) -> None:
+        keep_freed_memory()
         self.detector: FaceDetector = ray.get(detector)
         self.done = fingerprints([]) if done is None else ray.get(done)
         self.image, self.source = image, source

@@ -338,7 +338,7 @@ def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
         raise CheckpointError(
             f"{path} is not a weights file, or contains code, which pyface refuses to load"
         ) from error
-    except (LookupError, EOFError) as error:  # the unpickler's, whose texts say nothing
+    except (LookupError, EOFError, MemoryError) as error:  # their texts say nothing about the file
         raise CheckpointError(f"{path} is not a weights file, or is damaged") from error
     except Exception as error:  # damaged files raise all kinds of errors, OSError included
         raise CheckpointError(f"{path} cannot be read as weights: {first_line(error)}") from error

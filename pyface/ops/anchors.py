@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.extension import (
     FLOATS,
     MAP_DTYPES,
     check_dtype,

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.anchors import Candidates, Decoding, arrays_of, empty_candidates
+from pyface.ops.extension import (
     FLOATS,
     MAP_DTYPES,
     check_dtype,
@@ -27,7 +28,6 @@ from pyface.ops._extension import (
     launch,
     register,
 )
-from pyface.ops.anchors import Candidates, Decoding, arrays_of, empty_candidates
 
 _MOST = 2**31 - 1  # of sides and strides
 

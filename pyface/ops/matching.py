@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.extension import (
     FLOATS,
     check_dtype,
     check_fraction,

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.extension import (
     FLOATS,
     check_dtype,
     check_fraction,

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.extension import (
     FLOATS,
     INTEGERS,
     OVERLAPS,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.extension import (
     FLOATS,
     check_dtype,
     check_int,

@@ -12,7 +12,7 @@ import torch
 from pyface import FaceDetector
 from pyface.benchmark import MOST_PICTURES, STAGES, StageClock, find_pictures, measure, stand_in_threshold
 from pyface.models import zoo
-from pyface.ops import _extension
+from pyface.ops import extension
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,14 +132,14 @@ class Slow(torch.nn.Module):
 def test_stages_are_told_apart(astronaut, monkeypatch):
     detector = FaceDetector("mtcnn", device="cpu")
     detector.model.onet = Slow(detector.model.onet, 0.2)
-    kernel = _extension._CPU["crop_resize"]
+    kernel = extension._CPU["crop_resize"]
 
     def slow_crops(*arguments):
         if arguments[5] == 48:  # the height of the third network's crops
             time.sleep(0.4)
         kernel(*arguments)
 
-    monkeypatch.setitem(_extension._CPU, "crop_resize", slow_crops)
+    monkeypatch.setitem(extension._CPU, "crop_resize", slow_crops)
     start = time.perf_counter()
     with StageClock(detector) as clock:
         clock.enter("letterbox")
@@ -148,7 +148,7 @@ def test_stages_are_told_apart(astronaut, monkeypatch):
     assert 0.2 < clock.seconds["network"] < total - 0.4
     assert 0.4 < clock.seconds["letterbox"] < total - 0.2
     assert sum(clock.seconds.values()) <= total
-    assert not _extension._observers
+    assert not extension._observers
     assert not detector.model.pnet._forward_hooks
 
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyface.ops import _extension
+from pyface.ops import extension
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,7 +130,7 @@ class Device:
         self.counts: dict[str, int] | None = None  # of the calls since `count` began, else None
 
     def launch(self, op: str, device: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
-        """As pyface.ops._extension.launch for tensors on a GPU."""
+        """As pyface.ops.extension.launch for tensors on a GPU."""
         function = getattr(self.module.cuda, op)
         names = re.findall(r"(\w+)(?:\[[^\]]*\])*\??(?:, |\)$)", function.__doc__.partition("(")[2])
         assert len(names) == len(arguments), (op, names)
@@ -198,7 +198,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 def use(device: Device, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Sends the ops' launches to the emulated device until the end of a test; ``name`` seeds its order of threads."""
     device.seed = zlib.crc32(name.encode()) << 20
-    on_cpu = _extension.launch
+    on_cpu = extension.launch
 
     def launch(op: str, where: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
         if op in OUTPUTS:

@@ -29,7 +29,7 @@ from pyface.io.images import read_image
 
 FORK = multiprocessing.get_context("fork")
 MODULES = {
-    "detect": ["pyface.detector", "pyface.cli.outcomes", "pyface.cli.copies", "pyface.io.results"],
+    "detect": ["pyface.detector", "pyface.cli.detect.run", "pyface.cli.detect.copies", "pyface.io.results"],
     "train": ["pyface.training.run", "tensorboard.compat", "torch.utils.tensorboard"],
 }
 PHOTO = Path(__file__).parents[2] / "docs" / "photos"

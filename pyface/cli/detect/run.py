@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import cv2
 
 from pyface.cli.console import print_status
-from pyface.cli.copies import Copies, CopyError, VideoCopy
-from pyface.cli.report import Report
+from pyface.cli.detect.copies import Copies, CopyError, VideoCopy
+from pyface.cli.detect.report import Report
 from pyface.detections import Tracks
 from pyface.detector import FaceDetector, Outcome
 from pyface.io.archives import ArchiveError, archive, member_source
