@@ -50,7 +50,7 @@ def detect(request: Request) -> None:
     pyface detect video.mp4 --track --save out/   # one id per person
     pyface detect --camera 0 --save out/          # until Ctrl-C
     find photos -newer last -print0 | pyface detect - --output new.jsonl
-    pyface detect photos/ --save out/ --blur      # copies with the found faces blurred
+    pyface detect photos/ --save out/ --blur      # copies with the detected faces blurred
     pyface detect photos/ --crops faces/          # every face, aligned
     pyface detect photos.tar s3://bucket/more/    # archives and URLs
     pyface detect photos/ --format coco --output faces.json
