@@ -284,7 +284,7 @@ def models_text(results: Path) -> str:
         rows.append([f"`{name}`", *(", ".join(cell) or "not measured" for cell in cells), speeds.get(name, "")])
     head = ["", "WIDER FACE val: easy, medium, hard", "faces/val: AP@0.5, AP@0.4", "landmark error", "images/s"]
     speed = f"Images per second: {_settings(run)} {about(run)}\n\n" if speeds else ""
-    plot = f"![Average precision against the time of the network]({ACCURACY_PLOT.as_posix()})"
+    plot = f"![Average precision against network time]({ACCURACY_PLOT.as_posix()})"
     return f"{choice_text(results)}\n\n{table(head, rows)}\n\n{speed}{plot}"
 
 

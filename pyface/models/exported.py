@@ -1,7 +1,7 @@
 """Detectors in exported files, run by onnxruntime, OpenVINO or torch; `pyface export` writes such files.
 
 The file holds the network with decoding and suppression. Everything around it (resizing, pyramids, tiles, mapping back)
-is that of the model that was exported. MTCNN is three files with one network each, and its cascade is pyface's.
+is that of the model that was exported. MTCNN is three files with one network each; pyface runs the cascade.
 """
 
 from __future__ import annotations

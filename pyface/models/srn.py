@@ -67,7 +67,7 @@ class SRNConfig:
         bgr: Whether the network takes blue first (4.5).
         score_threshold: Faces have a second-step score > this (4.5).
         nms_threshold: Faces are dropped if their IoU with a better one is > this; the paper has 0.5 (4.5).
-        first_iou, second_iou: IoU limits of each step in training: an anchor is a face's if the IoU is >= the first
+        first_iou, second_iou: IoU thresholds of each step in training: an anchor is a face's if the IoU is >= the first
             number, background if it is < the second, and ignored in between (4.3).
         force_first: In the first step, assign a face's best anchor to it, whatever their IoU. Few faces have an anchor
             with an IoU of 0.7, and anchors that the first step never accepts are lost to the second. The quoted
@@ -247,7 +247,7 @@ def assign(
     force_best: bool = False,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Assigns faces to anchors by two IoU limits: int32 [B, A], see `ops.assign_anchors`."""
+    """Assigns faces to anchors by two IoU thresholds: int32 [B, A]; see `ops.assign_anchors`."""
     positive, negative = iou
     index, _ = ops.assign_anchors(
         anchors,
