@@ -147,8 +147,8 @@ def torch_threads(number: int) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Lets glibc keep half a gigabyte of freed memory for the next batch, instead of giving it back to the system.
 
-    Every batch frees hundreds of megabytes of feature maps and frames, and takes as much again. Page faults on memory
-    that was given back meanwhile can take a quarter of the time of a run. Other C libraries have no such option.
+    Every batch frees hundreds of megabytes of feature maps and frames, and allocates as much again. Page faults on
+    memory that was given back meanwhile can take a quarter of a run's time. Other C libraries have no such option.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -436,7 +436,7 @@ def _to_rgb(image: NDArray[Any], bgr: bool, premultiplied: bool = False) -> NDAr
 
 
 def turn_upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undoes an EXIF orientation, of which 5 to 8 swap rows and columns and the rest mirror or turn half round."""
+    """Undoes an EXIF orientation: 5 to 8 swap rows and columns, the others mirror or turn by 180 degrees."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

@@ -78,7 +78,7 @@ def find_sources(
         names: More files and folders, such as those of a list; none of them is a pattern.
         recursive: Look into the subfolders of folders too.
         videos: Take the videos in folders too, if PyAV is installed.
-        skip: Folders whose content is left out where they lie within another, such as the one for drawn copies.
+        skip: Folders whose content is left out if they lie within another, such as the one for drawn copies.
         skipped: Counts, by suffix, the files in folders that are images or videos by their names, but of a kind that
             pyface does not read; `describe_skipped` puts them into words.
 

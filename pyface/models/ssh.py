@@ -16,7 +16,7 @@ Where to find the paper's mechanisms:
 **Coordinates.** The author's boxes include both end pixels: the base anchor [0, 0, 15, 15] has its centre at 7.5 and is
 16 wide, since widths are x2 - x1 + 1. In continuous pixels (pixel k covers [k, k + 1)) it is [0, 0, 16, 16] with centre
 8. His decoding starts from x1 + width / 2, which is the continuous centre, and ends with centre -+ width / 2 without
-subtracting the 1 again. So his results already are in continuous pixels, and the usual decoding of these anchors,
+subtracting the 1 again. So his results are already in continuous pixels, and the usual decoding of these anchors,
 without any 1, gives the same numbers. The centre is 8 in all modules, though the middle of M3's cells is 16: released
 weights expect that.
 """
