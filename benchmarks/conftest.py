@@ -25,7 +25,7 @@ import torch
 from pyface.benchmark import machine_facts
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SECONDS, ROUNDS = "0.2", 3  # a benchmark, unless the command line says otherwise
+SECONDS, ROUNDS = "0.2", 3  # per benchmark, unless the command line says otherwise
 PACKAGES = ("torch", "torchvision", "opencv-python", "lsnms", "facenet-pytorch")
 # What an import of the peer needs as well; installed with --no-deps, these may be missing.
 NEEDS = {"facenet_pytorch": ("torchvision", "requests", "PIL")}
@@ -100,7 +100,7 @@ def timed(benchmark, device: str, request: pytest.FixtureRequest) -> Callable:
         rounds = request.config.getoption("benchmark_min_rounds")
         if rounds * (time.perf_counter() - start) < float(request.config.getoption("benchmark_max_time")):
             benchmark(finished)
-        else:  # no calibration, which long calls need not
+        else:  # long calls need no calibration
             benchmark.pedantic(finished, rounds=rounds)
 
     return run
