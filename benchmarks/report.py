@@ -92,7 +92,7 @@ class Task:
 
     @property
     def peers(self) -> dict[str, float]:
-        """How many times longer each peer takes, the fastest peer first."""
+        """How many times as long each peer takes, the fastest peer first."""
         ratios = {library: seconds / self.ours for library, seconds in self.seconds.items() if library != "pyface"}
         return dict(sorted(ratios.items(), key=lambda item: item[1]))
 
@@ -120,7 +120,7 @@ def tasks_of(run: dict[str, Any]) -> list[Task]:
     """The tasks of a run that pyface took part in."""
     seconds: dict[tuple[str, ...], dict[str, float]] = {}
     for row in run["benchmarks"]:
-        if "op" in row:  # files of before have names only
+        if "op" in row:  # older files have names only
             task = tuple(row[key] for key in ("op", "task", "precision", "device"))
             seconds.setdefault(task, {})[row["library"]] = row["median"]
     return [Task(*task, seconds=of) for task, of in seconds.items() if "pyface" in of]
@@ -179,7 +179,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def task_table(tasks: list[Task], *, with_precision: bool = False) -> str:
-    """A row a task: our time, and how many times longer each peer takes."""
+    """One row per task: our time, and how many times as long each peer takes."""
     rows = []
     for task in tasks:
         what = f"{task.task}, {task.precision}, {task.device}" if with_precision else task.task
@@ -321,7 +321,7 @@ def _peers(results: Path) -> dict[str, Any]:
 
 
 def _figures(results: Path) -> dict[str, Any]:
-    """Of all models, the best on WIDER FACE first."""
+    """The figures of all models, the best on WIDER FACE first."""
     path = results.parents[1] / FIGURES
     figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return dict(sorted(figures.items(), key=lambda item: -sum(_first(item[1].get("widerface", {}), *SUBSETS))))
@@ -371,7 +371,7 @@ def filled(text: str, parts: dict[str, str]) -> str:
 
 
 def digest(results: Path) -> str:
-    """Of what the plot shows; it is written into the file, since images of two matplotlibs differ."""
+    """A digest of what the plot shows, written into the file, since images by different matplotlib versions differ."""
     found = [list(headlines(run)) for run in runs(results, "benchmarks")]
     shown = [[(task.op, task.task, task.peers) for task in tasks] for tasks in found if tasks]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
@@ -401,7 +401,7 @@ def _is_network(row: dict[str, Any]) -> bool:
 
 
 def accuracy_digest(results: Path) -> str:
-    """Of what the plot of accuracy shows; see `digest`."""
+    """A digest of what the plot of accuracy shows; see `digest`."""
     return hashlib.sha256(json.dumps(points(results)).encode()).hexdigest()
 
 
@@ -428,7 +428,7 @@ def draw_accuracy(path: Path, results: Path) -> None:
 
 
 def draw(path: Path, results: Path) -> None:
-    """How many times longer the fastest peer takes, a panel for every run."""
+    """How many times as long the fastest peer takes, with one panel per run."""
     from matplotlib.figure import Figure
 
     drawn = [run for run in runs(results, "benchmarks") if any(headlines(run))]

@@ -67,14 +67,14 @@ def write_images(folder: Path, number: int) -> dict[str, bool]:
         (kinds / str(k)).write_bytes(content)
     broken = {}
     for k in range(number):
-        name = f"{k:07}.jpg"  # pyface reads images by what is in them
+        name = f"{k:07}.jpg"  # pyface reads images by their content
         os.link(kinds / str(k % KINDS), folder / name)
         broken[name] = contents[k % KINDS][1]
     return broken
 
 
 def make_image(rng: random.Random) -> tuple[bytes, bool]:
-    """Encodes a part of the gallery, of 16 to 160 pixels a side, and breaks one in ten."""
+    """Encodes a part of the gallery with sides of 16 to 160 pixels, and breaks one in ten."""
     with Image.open(GALLERY) as gallery:
         width, height = rng.randint(16, 160), rng.randint(16, 160)
         left, top = rng.randint(0, gallery.width - width), rng.randint(0, gallery.height - height)
