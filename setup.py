@@ -29,7 +29,7 @@ def source_hash() -> str:
 
 
 def run(*command: str) -> None:
-    """Runs a build command, whose own output says what went wrong."""
+    """Runs a build command, whose own messages tell what went wrong."""
     if subprocess.run(command, check=False).returncode != 0:
         raise SystemExit(
             "pyface's kernels could not be built: see CMake's message above. They need a C++17 compiler "

@@ -95,7 +95,7 @@ class _Cpu(ModuleType):
     ) -> None: ...
     def pnet(
         self,
-        pictures: Tensor,
+        images: Tensor,
         batch: int,
         height: int,
         width: int,

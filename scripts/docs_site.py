@@ -48,7 +48,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 class Examples(griffe.Extension):
-    """Makes the examples of docstrings code: griffe knows the section by its plural."""
+    """Marks the examples in docstrings as code: griffe knows that section only by its plural."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:

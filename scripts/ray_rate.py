@@ -3,8 +3,8 @@
 python scripts/ray_rate.py photos/            # needs pip install -e ".[ray]"; run nothing else meanwhile
 taskset -c 0 python scripts/ray_rate.py photos/ --workers 1
 
-The two take turns. What a run over the first 64 images takes is subtracted, since a long run does not notice the start
-of the actors. CPU seconds are those of all processes, so they can also be compared on a machine that is not idle.
+The two take turns. The time of a run over the first 64 images is subtracted, since starting the actors matters little
+in a long run. CPU seconds are those of all processes, so they can also be compared on a machine that is not idle.
 """
 
 import argparse

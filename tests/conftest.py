@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent
 
 
 def load_beside(path: str):
-    """Imports tests/<path> under its stem's name, since tests are no package."""
+    """Imports tests/<path> under its stem's name, since tests/ is not a package."""
     name = Path(path).stem
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, TESTS / path)

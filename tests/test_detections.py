@@ -1,4 +1,4 @@
-"""The result type: its checks, and every way onwards from it."""
+"""The result type: its checks, and every conversion."""
 
 import json
 import pickle

@@ -210,7 +210,7 @@ def test_own_cores(monkeypatch):
 
 
 def test_free_cores(monkeypatch):
-    """Others' time is that of all less one's own, over an interval long enough to tell."""
+    """The time of other processes is the total less this process's own, over a long enough interval."""
     monkeypatch.setattr(resources.os, "cpu_count", lambda: 4)
     used = [(0.0, 0.0)]
     monkeypatch.setattr(resources.FreeCores, "_used", lambda self: used[0])

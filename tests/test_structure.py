@@ -1,4 +1,4 @@
-"""What import-linter does not hold: names stay within their module, and the package's first level stays short."""
+"""What import-linter does not check: names stay within their module, and the package's first level stays short."""
 
 import ast
 from pathlib import Path

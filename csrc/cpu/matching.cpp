@@ -14,8 +14,8 @@ namespace pyface::cpu {
 namespace {
 
 constexpr int kBlock = 64;                // anchors that are compared with a face together
-constexpr int kBlocks = 16;               // blocks of a range,
-constexpr int kRange = kBlock * kBlocks;  // which is a thread's share
+constexpr int kBlocks = 16;               // blocks of a range
+constexpr int kRange = kBlock * kBlocks;  // anchors of a range, a thread's share
 
 constexpr Box kNowhere{INFINITY, INFINITY, -INFINITY, -INFINITY};  // touches and overlaps nothing
 
@@ -82,7 +82,7 @@ PYFACE_INLINE void put(Block& block, int i, const Box& anchor) {
   block.y2[i] = anchor.y2;
 }
 
-// The box around a block's anchors: sixteen lanes, as a register holds them, then those.
+// The box around a block's anchors: lane by lane for sixteen lanes, as a register holds them, then across the lanes.
 PYFACE_INLINE Box bounds_of(const Block& block) {
   constexpr int kLanes = 16;
   float x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes];
@@ -245,7 +245,7 @@ void compensate(const Faces& faces, int64_t num_anchors, int64_t wanted, float a
   if (wanted == 0) wanted = std::max<int64_t>(1, (2 * matched + faces.count) / (2 * faces.count));
   for (int64_t& m : missing) m = std::max<int64_t>(0, m + wanted);
 
-  // The candidates of faces that miss anchors, face by face.
+  // The candidates of faces that lack anchors, face by face.
   const auto face_of = [&](int64_t a) -> int32_t {
     if (index[a] > kBestFace || !(overlap[a] > above)) return -1;
     const int32_t f = kBestFace - index[a];

@@ -1,4 +1,4 @@
-"""`pyface benchmark`, and that its stages are told apart rightly."""
+"""`pyface benchmark`, and that its stages are told apart correctly."""
 
 import json
 import time
@@ -93,7 +93,7 @@ def test_mistakes_are_one_sentence(run, folder, tmp_path, arguments, words):
 
 
 def test_a_file_that_cannot_be_written(run, folder):
-    """It is known before anything is timed."""
+    """The command fails before anything is timed."""
     result = run("--model", "mtcnn", "--images", folder, "--device", "cpu", "--json", "no/such/folder.json", status=2)
     assert "folder.json cannot be written: there is no no/such" in result.stderr
     assert result.stdout == ""
@@ -118,7 +118,7 @@ def test_large_folders_are_thinned(write_grey, tmp_path):
 
 
 class Slow(torch.nn.Module):
-    """Waits before it answers."""
+    """Waits before it returns."""
 
     def __init__(self, net: torch.nn.Module, seconds: float) -> None:
         super().__init__()

@@ -506,7 +506,7 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
     while True:
         try:
             part = os.read(ours, 4096)
-        except OSError:  # Linux reports the closed end so
+        except OSError:  # this is how Linux reports the closed end
             break
         if not part:
             break

@@ -21,11 +21,11 @@
 namespace cuda_host {
 namespace {
 
-constexpr uint32_t kHostBlock = 1;          // what memsets and sorts write is known to every later kernel
+constexpr uint32_t kHostBlock = 1;          // memsets and sorts happen before every later kernel
 constexpr size_t kStaticShared = 48 << 10;  // bytes that a block may have
 constexpr unsigned char kPoison = 0xa5;
 
-std::vector<Region> regions;  // ascending, apart
+std::vector<Region> regions;  // ascending, disjoint
 size_t last_found = 0;
 bool checks_values = true;  // races and reads of what nobody has written
 uintptr_t workspace_begin = 0, workspace_end = 0;
@@ -354,7 +354,7 @@ void after_atomic(void* at, Order order, bool reads, bool writes) {
   }
   if (!writes) return;
   const std::shared_ptr<const Clock> given = bits & static_cast<int>(Order::Release) ? snapshot() : self->fenced;
-  if (!reads) released.erase(address);  // a store begins anew; a change carries on what was released before
+  if (!reads) released.erase(address);  // a store begins anew; a read-modify-write continues what was released before
   if (given) released[address] = joined(released[address], given);
 }
 

@@ -88,7 +88,7 @@ def faces_of(found: dict) -> dict:
 
 
 def stat(process: int) -> list[str]:
-    """The fields of a process behind its name: state, parent, ..."""
+    """The fields of a process after its name: state, parent, ..."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 

@@ -27,7 +27,7 @@ def run(monkeypatch, invoke, fake_model):
 
 @pytest.fixture
 def data(tmp_path):
-    """Two images of 100 x 80: in one the fake model's only face, in the other a face that it does not see."""
+    """Two images of 100 x 80: in one the fake model's only face, in the other a face that it does not find."""
     images = tmp_path / "data" / "images"
     images.mkdir(parents=True)
     for name, level in (("a.png", 40), ("b.png", 0)):
@@ -71,7 +71,7 @@ def test_mistakes_of_a_picture(data):
 
 @pytest.fixture
 def places(data, tmp_path):
-    """What a stranger may point at: an empty folder, files that are something else, detections without their truth."""
+    """Paths given by mistake: an empty folder, files of another kind, detections without ground truth."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare" / "images").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / "bare" / "images" / "a.png"), np.zeros((80, 100, 3), np.uint8))
@@ -279,7 +279,7 @@ def test_widerface_files(run, tmp_path, monkeypatch):
 
 @pytest.fixture
 def fddb(data, tmp_path):
-    """Two folds of one image each, 100 x 80; the fake model sees a face of 50 x 40 in the first."""
+    """Two folds of one image each, 100 x 80; the fake model finds a face of 50 x 40 in the first."""
     folder = tmp_path / "pictures" / "2002" / "07" / "19" / "big"
     folder.mkdir(parents=True)
     for k, name in enumerate(("a.png", "b.png"), 1):
@@ -316,7 +316,7 @@ def test_fddb_with_a_model(run, fddb):
 
 
 def test_fddb_cuts_regions_by_the_bundled_sizes(run, tmp_path):
-    """A face and its detection that reach beyond the image's border to different lengths are the same within it."""
+    """A face and its detection that reach beyond the image's border by different lengths are equal within it."""
     key = "2002/08/11/big/img_591"  # 450 x 431 pixels
     (tmp_path / "FDDB-fold-01-ellipseList.txt").write_text(f"{key}\n1\n60 40 1.5707963 440 200  1\n")
     (tmp_path / "out.txt").write_text(f"{key}\n1\n400 140 120 120 0.9\n")

@@ -197,7 +197,7 @@ def test_folders_and_archives(tmp_path, folds):
     rows = {"2002/07/19/big/img_1": [(60, 60, 80.004, 80, 0.123456789)], "2002/07/19/big/img_2": []}
     write_detections(folds / "fold-01-out.txt", rows)  # beside the lists, which are no detections
     write_detections(folds / "deeper" / "fold-02-out.txt", {"2002/07/19/big/img_3": []})
-    (folds / "._fold-01-out.txt").write_bytes(b"\x00\xff")  # of a Mac
+    (folds / "._fold-01-out.txt").write_bytes(b"\x00\xff")  # as macOS adds
     expected = ["60.00 60.00 80.00 80.00 0.123457"]
     assert (folds / "fold-01-out.txt").read_text().splitlines()[2:3] == expected
     with tarfile.open(tmp_path / "out.tar.gz", "w:gz") as archive:

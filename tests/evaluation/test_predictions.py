@@ -77,7 +77,7 @@ def write_lines(path, lines):
 def make_set(seed: int, hostile: bool) -> tuple[dict, list[dict]]:
     """A random COCO set and results for it, the same on every machine.
 
-    Hostile ones have crowds, ties, empty boxes, areas that are not the boxes', and more detections than count.
+    Hostile ones have crowds, ties, empty boxes, areas that are not the boxes', and more detections than are counted.
     """
     rng = random.Random(seed)
     truth, found, count = [], [], rng.randint(2, 8)

@@ -1,6 +1,6 @@
 """Exported detectors against the detectors that they were exported from, in onnxruntime, OpenVINO and torch.
 
-The graph as torch traces it is tested without either; so the tests of a runtime need only cover what runtimes add.
+The graph that torch traces is tested without a runtime, so the tests of the runtimes cover only what they add.
 """
 
 import json

@@ -14,7 +14,7 @@ import numpy as np
 
 TARGETS = ("images", "files", "checkpoints", "ops")
 SECONDS = 60.0  # for one input, on a machine that may be busy
-MEMORY = 2**30  # beyond what the worker takes before the first input, bytes
+MEMORY = 2**30  # bytes, beyond what the worker uses before its first input
 
 
 class Finding(NamedTuple):

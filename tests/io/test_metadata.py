@@ -1,4 +1,4 @@
-"""Photos that are saved again keep their metadata, and only what shows nothing of their former pixels."""
+"""Photos that are saved again keep their metadata, except those that show their former pixels."""
 
 import io
 

@@ -24,7 +24,7 @@ SIZES = [(160, 224), (161, 203), (33, 257), (1, 1)]
 
 
 def build(name: str, **settings):
-    """A model with random weights and lived-in normalisation, in evaluation mode."""
+    """A model with random weights and random statistics of normalisation, in evaluation mode."""
     torch.manual_seed(0)
     network, config, _ = LITE[name]
     model = network(config(**settings)).eval()
@@ -183,8 +183,8 @@ def test_gradients_with_shared_prediction():
     assert "heads.cls_first_pred.weight" not in dict(model.named_parameters())
 
 
-def test_training_starts_calm(name):
-    """A fresh network calls about one anchor in a hundred a face, and its boxes are the anchors."""
+def test_training_starts_with_low_scores_and_unmoved_anchors(name):
+    """The face probabilities of a new network are about 0.01, and its boxes are near the anchors."""
     torch.manual_seed(0)
     model = LITE[name][0]().train()
     with torch.no_grad():
@@ -285,7 +285,7 @@ def test_oblong_kernels_are_rfe_s():
         part = x[:, 2 * k : 2 * k + 2]
         parts.append(F.conv2d(part, weight, bias, padding=(height // 2, width // 2), groups=2))
     torch.testing.assert_close(layer(x), torch.cat(parts, 1))
-    nn.init.ones_(layer.weight)  # what is masked stays without effect
+    nn.init.ones_(layer.weight)  # what is masked has no effect
     torch.testing.assert_close(layer(x), layer.folded()(x))
     assert int(layer.mask.sum()) == 2 * (5 + 5 + 3 + 3)
     assert LiteRFE(8)(x).shape == x.shape

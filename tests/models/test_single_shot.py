@@ -184,7 +184,7 @@ def test_multiscale_finds_what_one_scale_does_not(paper, landmarks):
 
 def test_the_mirror_image_alone_gives_the_same_faces(monkeypatch):
     monkeypatch.setitem(single_shot.MULTISCALE, "ssh", lambda view: [replace(view, mirror=True)])
-    image = picture(100, 160, SMALL, LARGE)  # 160 is a multiple of the stride, so that cells meet cells
+    image = picture(100, 160, SMALL, LARGE)  # 160 is a multiple of the stride, so that mirrored cells are cells
     plain = SquareFinder().detect([image])[0]
     mirrored = SquareFinder().detect([image], options=InferenceOptions(multiscale="ssh"))[0]
     assert_found(mirrored, SMALL, LARGE, at=0.99)

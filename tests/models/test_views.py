@@ -1,4 +1,4 @@
-"""What a network is shown: scales of the papers' multi-scale tests, tiles, and the way back to the image."""
+"""The views that a network runs on: scales of the papers' multi-scale tests, tiles, and mapping back to the image."""
 
 import math
 from dataclasses import replace
@@ -43,7 +43,7 @@ def test_scale_for(size, height, width, scale):
     assert scale_for(size, height, width) == scale
 
 
-def test_s3fd_looks_at_a_picture_of_usual_size_at_five_scales():
+def test_s3fd_runs_on_an_image_of_usual_size_at_five_scales():
     limit = math.sqrt(S3FD_PIXELS / (768 * 1024))
     assert 2 < limit < 4
     assert plan("s3fd", 768, 1024) == [
@@ -129,7 +129,7 @@ def test_tiles_cover_the_view_and_share_a_quarter(height, width, scale, side):
         assert part.cut == (left > 0, top > 0, right < width, bottom < height)
         seen[top:bottom, left:right] += 1
     assert seen.min() > 0
-    for part in parts:  # whoever lies in the shared quarter is whole in one of two neighbours
+    for part in parts:  # a face in the shared quarter is whole in one of two neighbours
         right = part.region[2]
         if right < width:
             after = min(p.region[0] for p in parts if p.region[0] > part.region[0] and p.region[1] == part.region[1])
@@ -155,13 +155,13 @@ def keeps(*found):
 LEFT = View(0, (0, 0, 100, 100), 1.0, cut=(False, False, True, False))
 RIGHT = View(0, (75, 0, 175, 100), 1.0, cut=(True, False, False, False))
 COARSE = View(0, (0, 0, 175, 100), 0.5, stand_in=True)
-PYRAMID = View(0, (0, 0, 175, 100), 0.5)  # a view that the whole image has too
+PYRAMID = View(0, (0, 0, 175, 100), 0.5)  # a view of the whole image, as without tiles
 
 
 def test_a_part_of_a_face_gives_way_to_the_whole():
     part, whole_face = [70.0, 10, 98, 50], [70.0, 10, 110, 50]
     assert keeps((LEFT, [part], [0.99]), (COARSE, [whole_face], [0.3])) == [[False], [True]]
-    assert keeps((LEFT, [part], [0.99]), (RIGHT, [[120.0, 10, 160, 50]], [0.9])) == [[True], [True]]  # another's
+    assert keeps((LEFT, [part], [0.99]), (RIGHT, [[120.0, 10, 160, 50]], [0.9])) == [[True], [True]]  # another face
     assert keeps((LEFT, [part], [0.9]), (RIGHT, [[77.0, 10, 110, 50]], [0.9])) == [[True], [True]]  # whole nowhere
     assert keeps((LEFT, [[20.0, 10, 60, 50], [25.0, 20, 45, 40]], [0.9, 0.8])) == [[True, True]]  # far from the edge
 

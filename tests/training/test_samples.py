@@ -38,7 +38,7 @@ def test_a_sample_depends_on_its_number_alone(album):
         late[2]
 
 
-def test_ranks_share_what_one_would_see(album):
+def test_ranks_share_what_one_would_take(album):
     def faces(batch):
         return sorted(map(tuple, batch.truth.boxes.tolist()))
 
@@ -47,7 +47,7 @@ def test_ranks_share_what_one_would_see(album):
     assert sorted(faces(parts[0]) + faces(parts[1])) == faces(samples(album)[1])
 
 
-def test_an_epoch_shows_every_picture_once(album):
+def test_an_epoch_takes_every_image_once(album):
     one = Samples(album, Recipe(size=96, batch_size=len(album)), octaves, 0, first=2, count=1)
     assert sorted(one[0].pictures.tolist()) == list(range(len(album)))
 
@@ -62,7 +62,7 @@ def test_streamed_pictures_give_the_same_pixels(album):
 
 
 def test_faces_lie_where_the_discs_are(album):
-    """The images' faces are bright discs: boxes and pixels went the same ways, mirrored, rotated, in mosaics too."""
+    """The images' faces are bright discs: boxes and pixels move alike, also when mirrored, rotated or in mosaics."""
     plain = Recipe(size=96, batch_size=16, mosaic=0.3, rotation=0.7, photometric=0.0, smallest_face=12)
     seen = 0
     for batch in (samples(album, plain)[k] for k in range(5)):
@@ -102,7 +102,7 @@ def test_a_quarter_turn_is_exact(album):
 
 
 def test_rotated_faces_at_the_edges():
-    """A box holds the ellipse in the one before; who leaves the sample is clipped, ignored or left out."""
+    """A box bounds the rotated ellipse of the box before; boxes across the edge are clipped, ignored or left out."""
     boxes = np.array([[40, 40, 60, 60], [80, 40, 100, 60], [90, 0, 100, 10], [44, 50, 56, 51]], np.float32)
     faces = Faces(boxes, np.zeros(4, bool), np.full((4, 5, 2), np.nan, np.float32))
     found = rotated(faces, 45, 100, smallest=6)
@@ -200,7 +200,7 @@ def test_boxes_that_show_nothing_are_left_out(data):
     assert kept.landmarks.tolist() == landmarks[[0, 2]].tolist()
 
 
-def test_streamed_pictures_are_decoded_once_a_batch(album, monkeypatch):
+def test_streamed_images_are_decoded_once_per_batch(album, monkeypatch):
     decoded = []
     monkeypatch.setattr(album_module, "read", lambda path: decoded.append(path) or read(path))
     batch = samples(Album(album.pictures, keep=False), Recipe(size=96, batch_size=6, mosaic=1.0))[0]
