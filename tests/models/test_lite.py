@@ -139,7 +139,7 @@ def test_candidates(name, landmarks):
         torch.testing.assert_close(found.landmarks[1, 0], centre.expand(5, 2), rtol=1e-5, atol=1e-4)
 
 
-def test_batches_equal_single_pictures(name):
+def test_batches_equal_single_images(name):
     model = build(name)
     x = pictures(3, 3, 97, 130)
     with torch.inference_mode():

@@ -319,7 +319,7 @@ def assert_terms(actual, expected):
 class TestAgainstLoops:
     @pytest.mark.parametrize("seed", range(3))
     def test_lite(self, name, seed):
-        """Several faces in one image, one of them with landmarks, and an ignored box; the other image has no boxes."""
+        """Images with several faces, none and two; two faces have landmarks, and one box is ignored."""
         model = build(name)
         truth = truth_of(
             [(10.0, 12, 42, 50), (30.0, 30, 52, 60), (70.0, 8, 79, 17), (40.0, 60, 90, 92)],

@@ -124,7 +124,7 @@ def test_kinds_at_their_limits(crop, kind):
     assert crops.match(np.array([crop], np.float32), picture, SMALLEST).kinds == [kind]
 
 
-def test_pictures_without_annotations_are_background(album, drawn):
+def test_images_without_annotations_are_background(album, drawn):
     assert set(drawn.kinds[drawn.pictures == 5]) == {CropKind.NEGATIVE}
     assert (drawn.pictures == 5).sum() == crops.ANYWHERE
 
@@ -218,7 +218,7 @@ def test_p_nets_targets_decode_to_the_face():
 
 
 @pytest.mark.parametrize("net", crops.NETS)
-def test_mirrored_targets_are_those_of_the_mirrored_picture(net):
+def test_mirrored_targets_are_those_of_the_mirrored_image(net):
     width = 500
     squares, faces, landmarks = some_crops()
     kinds, plain = torch.ones(len(faces)).long(), torch.zeros(len(faces), dtype=torch.bool)
