@@ -284,7 +284,7 @@ def models_text(results: Path) -> str:
         rows.append([f"`{name}`", *(", ".join(cell) or "not measured" for cell in cells), speeds.get(name, "")])
     head = ["", "WIDER FACE val: easy, medium, hard", "faces/val: AP@0.5, AP@0.4", "landmark error", "images/s"]
     speed = f"Images per second: {_settings(run)} {about(run)}\n\n" if speeds else ""
-    plot = f"![Average precision against the time of the network]({ACCURACY_PLOT.as_posix()})"
+    plot = f"![Average precision against network time]({ACCURACY_PLOT.as_posix()})"
     return f"{choice_text(results)}\n\n{table(head, rows)}\n\n{speed}{plot}"
 
 
@@ -300,7 +300,7 @@ def others_text(results: Path) -> str:
 
 
 def mtcnn_text(results: Path) -> str:
-    """What MTCNN's card shows: settings side by side, and WIDER FACE beside the paper."""
+    """What MTCNN's card shows: settings side by side, WIDER FACE beside the paper, and its time."""
     mtcnn, peer = _figures(results)["mtcnn"], "facenet-pytorch 2.6.0"
     found = {f"pyface, {setting}": of for setting, of in mtcnn["settings"].items()}
     found[f"{peer}, same thresholds"] = _peers(results)[peer]["val"]
@@ -309,7 +309,9 @@ def mtcnn_text(results: Path) -> str:
     wider = {"`pyface evaluate widerface --model mtcnn`": next(_of_sizes(mtcnn["widerface"])), "paper": mtcnn["paper"]}
     wider_rows = [[name, *_three_digits(of, SUBSETS)] for name, of in wider.items()]
     head = ["WIDER FACE validation, all 3,226 images", *SUBSETS]
-    return f"{table(['', *PRECISIONS], rows)}\n\n{table(head, wider_rows)}"
+    time = mtcnn.get("milliseconds")
+    timed = [] if time is None else [f"From a decoded image of 640 px to faces: {time:.0f} ms on two CPU threads."]
+    return "\n\n".join([table(["", *PRECISIONS], rows), table(head, wider_rows), *timed])
 
 
 def _three_digits(values: dict[str, float], keys: tuple[str, ...]) -> list[str]:

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from pyface import detector
-from pyface.cores import own_cores
 from pyface.detections import Detections
 from pyface.detector import FaceDetector, find_device, is_out_of_memory
 from pyface.draw import draw
@@ -20,6 +19,7 @@ from pyface.io.images import ImageError
 from pyface.io.pipeline import ordered_map
 from pyface.models.base import Faces
 from pyface.redact import redact
+from pyface.resources import own_cores
 
 
 def grey(level, width=48, height=32):

@@ -67,7 +67,7 @@ def main(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Finds faces in images, videos and cameras.
+    """Finds faces in images, videos and camera streams.
 
     Examples:
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from pyface.cores import own_cores
+from pyface.resources import own_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

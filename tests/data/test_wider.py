@@ -98,7 +98,7 @@ def test_negatives(folder):
         (
             "a.jpg\n1\n10 20 30 40 0 0 0 0 0 0\n",
             "# a.jpg\n10.5 20 30 40 1 2 0 3 4 0 5 6 0 7 8 0 9 10 0 0\n",
-            "landmarks.txt: no row's name and x y w h are those of a face in bbx_gt.txt",
+            "landmarks.txt: no row has the name and x y w h of a face in bbx_gt.txt",
         ),
     ],
 )

@@ -355,7 +355,10 @@ def test_export_heads_in_half_precision(tmp_path):
         (["mtcnn", "OUT.onnx", "--heads"], "all options but --weights must be left out for mtcnn"),
         (["mtcnn", "OUT.pt2"], "OUT must end with .onnx or .xml for mtcnn, got OUT.pt2"),
         (["s3fd_lite", "OUT.onnx", "--int8"], "--int8 and --calibrate DIR must be given together"),
-        (["s3fd_lite", "OUT.pt2", "--int8", "--calibrate", "."], "--int8 must be for faces in .onnx or .xml files"),
+        (
+            ["s3fd_lite", "OUT.pt2", "--int8", "--calibrate", "."],
+            "--int8 must be used for faces",
+        ),
         (["s3fd_lite", "OUT.onnx", "--int8", "--calibrate", "none"], "there is no such file or folder"),
         (["s3fd_vgg16", "OUT.onnx"], "no default weights"),
         (["s3fd_lite", "OUT.tflite"], "OUT must end with .onnx, .xml, .pt2"),

@@ -12,7 +12,6 @@ import typer
 
 from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, fail
 from pyface.cli.detect.cluster import FolderRequest, detect_on_cluster
-from pyface.cli.detect.memory import keep_freed_memory
 from pyface.cli.detect.outputs import Write, open_results
 from pyface.cli.detect.plan import plan_sources
 from pyface.cli.detect.report import Report
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 @takes_options
 def detect(request: Request) -> None:
-    """Finds faces in images, videos and cameras.
+    """Finds faces in images, videos and camera streams.
 
     Writes one JSON line per image or frame, in the order of the sources, to a pipe or to --output FILE; --format
     chooses another format. On a terminal without --output it prints a short line per image or video instead. An image
@@ -51,9 +50,9 @@ def detect(request: Request) -> None:
     pyface detect video.mp4 --track --save out/   # one id per person
     pyface detect --camera 0 --save out/          # until Ctrl-C
     find photos -newer last -print0 | pyface detect - --output new.jsonl
-    pyface detect photos/ --save out/ --blur      # copies with the found faces blurred
+    pyface detect photos/ --save out/ --blur      # copies with the detected faces blurred
     pyface detect photos/ --crops faces/          # every face, aligned
-    pyface detect photos.tar s3://bucket/more/    # archives and addresses
+    pyface detect photos.tar s3://bucket/more/    # archives and URLs
     pyface detect photos/ --format coco --output faces.json
     pyface detect s3://bucket/photos --ray auto --output s3://bucket/faces
     ```
@@ -69,6 +68,8 @@ def detect(request: Request) -> None:
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the requested sources, and exits with the command's status."""
+    from pyface.resources import keep_freed_memory
+
     keep_freed_memory()
     sources, places, crops = plan_sources(request)
     detector = request.detector.request().make()
@@ -191,7 +192,7 @@ def _write_results(run: Run, sources: list[Source], write: Write, resumable: boo
                 write(result)
                 report.add(result)
     except KeyboardInterrupt:
-        hint = "; the same command with --resume continues" if resumable else ""
+        hint = "; repeat the command with --resume to continue" if resumable else ""
         fail(f"interrupted, {report.describe_done()}{hint}", INTERRUPTED)
     except BrokenPipeError:  # the reader of our lines has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it exits

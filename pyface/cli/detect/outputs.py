@@ -66,8 +66,8 @@ def _open_growing(
     )
     if file.is_unchecked:
         print_status(
-            f"pyface: {output} has no {output.name}.run.json beside it, so it is unknown whether the same model "
-            f"and options made it"
+            f"pyface: {output} has no {output.name}.run.json beside it, so pyface cannot check that it was "
+            f"made with the same model and options"
         )
     begun = None if file.begun is None else (source_key(file.begun[0]), file.begun[1])
     with file:

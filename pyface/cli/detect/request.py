@@ -78,7 +78,7 @@ class SourceRequest:
         list[str] | None,
         typer.Argument(
             metavar="SOURCE",
-            help="Images, videos, .tar and .zip archives of images, folders, patterns like 'a/*.jpg', addresses "
+            help="Images, videos, .tar and .zip archives of images, folders, patterns like 'a/*.jpg', URLs "
             "(https://, s3://, gs://, rtsp://), or - for a list of files on standard input.",
         ),
     ] = None
@@ -87,7 +87,7 @@ class SourceRequest:
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Read the names of files from this list: one per line, or separated by NUL.",
+            help="Read file names from this list, one per line or separated by NUL.",
             rich_help_panel=FILES,
         ),
     ] = None

@@ -2,18 +2,16 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import pyface
-from pyface.cli.detect import memory
+from pyface import resources
 
 ROUNDS = """
 import resource, sys
 sys.path.insert(0, {path!r})
 import numpy as np
-from pyface.cli.detect.memory import keep_freed_memory
+from pyface.resources import keep_freed_memory
 keep_freed_memory()
 counts = []
 for _ in range(3):
@@ -26,7 +24,7 @@ print(*counts)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc has mallopt")
 def test_the_second_batch_has_no_page_faults():
-    path = str(Path(pyface.__file__).parents[1])
+    path = str(resources.__file__).removesuffix("/pyface/resources.py")
     result = subprocess.run(
         [sys.executable, "-c", ROUNDS.format(path=path)], capture_output=True, text=True, check=True
     )
@@ -35,5 +33,5 @@ def test_the_second_batch_has_no_page_faults():
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    memory.keep_freed_memory()
+    monkeypatch.setattr(resources.ctypes, "CDLL", lambda name: object())
+    resources.keep_freed_memory()
