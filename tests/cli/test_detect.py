@@ -1,4 +1,4 @@
-"""The `pyface` command as people meet it: at a terminal, in a pipe, interrupted, and with every mistake in it."""
+"""The `pyface` command as people meet it: at a terminal, in a pipe, interrupted, and with every kind of mistake."""
 
 import csv
 import itertools

@@ -556,7 +556,7 @@ def test_floating_point_tensors(dtype):
 
 
 class Unloadable:
-    """A PIL image whose decoder fails in a way of its own."""
+    """A PIL image whose decoder fails in an unusual way."""
 
     size, mode, info = (4, 4), "RGB", {}
 

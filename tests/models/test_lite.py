@@ -111,7 +111,7 @@ def test_anchor_sides():
 
 @pytest.mark.parametrize("landmarks", [True, False])
 def test_candidates(name, landmarks):
-    """A face planted in otherwise empty maps comes out as its anchor, moved as the units of the offsets say."""
+    """A face planted in otherwise empty maps is decoded to its anchor, moved by the offsets in their units."""
     model = build(name, landmarks=landmarks)
     with torch.no_grad():
         maps = model(pictures(2, 3, 128, 128))

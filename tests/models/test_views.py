@@ -146,7 +146,7 @@ def test_points_come_back_from_a_scaled_mirrored_region():
 
 
 def keeps(*found):
-    """Of each view's boxes, with scores, whether they remain."""
+    """Whether each box of each view, with its score, remains."""
     views, boxes, scores = zip(*found, strict=True)
     boxes = [torch.tensor(of, dtype=torch.float32).reshape(-1, 4) for of in boxes]
     return [kept.tolist() for kept in whole_faces(views, boxes, [torch.tensor(of) for of in scores])]

@@ -245,7 +245,7 @@ def test_pixels_are_those_of_detection(album, drawn):
     expected = normalised_crops(album.images, batch.boxes, batch.pictures, (24, 24), config)
     for a, b, is_mirrored in zip(seen, expected, batch.mirrored, strict=True):
         torch.testing.assert_close(a, b.flip(2) if is_mirrored else b, rtol=0, atol=1e-5)
-    # An image that is not kept in memory is cut to the same pixels.
+    # An image that is not kept in memory gives the same crops.
     streamed = crops.CropBatches(Album(album.pictures, keep=False), drawn, "rnet", recipe, 0, 0, 1)[0]
     torch.testing.assert_close(crops.render(streamed, streamed.pixels, "rnet", config), seen, rtol=0, atol=1e-3)
 
