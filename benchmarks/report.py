@@ -351,7 +351,7 @@ TEXTS = {
 
 
 def filled(text: str, parts: dict[str, str]) -> str:
-    """A page with what stands between `<!-- name: ... -->` and `<!-- /name -->` replaced.
+    """A page in which the text between `<!-- name: ... -->` and `<!-- /name -->` is replaced.
 
     Raises:
         ValueError: A marker is not there.

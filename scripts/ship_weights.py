@@ -231,7 +231,7 @@ def write_figures(everything: dict[str, Any]) -> None:
 
 
 def figures_of(model: FaceModel, reports: dict[tuple[str, int | None], Report], milliseconds: float) -> dict[str, Any]:
-    """A model's part of `figures.json`, without WIDER FACE's."""
+    """A model's part of `figures.json`, without the figures of WIDER FACE."""
     sets: dict[str, Any] = {}
     for (name, size), report in reports.items():
         of = sets.setdefault(name, {"pictures": report.pictures, "faces": report.faces})

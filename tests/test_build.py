@@ -1,4 +1,4 @@
-"""The build, as users meet it: alone with CMake, repeated, broken, and with CUDA demanded where there is none."""
+"""The build, as users meet it: alone with CMake, repeated, broken, and with CUDA required where there is none."""
 
 import os
 import re

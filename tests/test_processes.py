@@ -103,7 +103,7 @@ def test_asyncio(astronaut):
 
 
 def test_sixteen_threads(astronaut):
-    """Every thread gets the faces of its own images, and nobody's number of threads changes."""
+    """Every thread gets the faces of its own images, and torch's number of threads stays the same."""
     detector = FaceDetector(device="cpu", batch_size=2)
     picture = cv2.imread(str(astronaut))[..., ::-1].copy()
     blank = np.zeros_like(picture)

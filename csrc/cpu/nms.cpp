@@ -159,7 +159,7 @@ std::vector<std::vector<int32_t>> ranks_by_class(const int64_t* classes, const s
   return parts;
 }
 
-// Per class, then merged: the ranks that any class keeps.
+// The ranks that remain when each class is suppressed on its own.
 std::vector<int32_t> keep_per_class(const Box* boxes, const int64_t* classes, const std::vector<int32_t>& order,
                                     float threshold, Overlap overlap, int64_t limit, int threads) {
   const auto parts = ranks_by_class(classes, order);
@@ -224,7 +224,7 @@ class Neighbours {
   void visit_list(std::vector<int32_t>& list, const Visit& visit) {
     for (size_t i = 0; i < list.size();) {
       const int32_t rank = list[i];
-      if (removed_[rank]) {  // lists drop removed boxes when they reach them
+      if (removed_[rank]) {  // removed boxes leave a list when it is next visited
         list[i] = list.back();
         list.pop_back();
         continue;

@@ -51,7 +51,7 @@ struct Anchor {
     return level.offsets.data != nullptr ? moved(box, level.offsets, decoding) : box;
   }
 
-  // visit(i, coordinate) for the ten coordinates of the landmarks.
+  // Calls visit(i, coordinate) for the ten coordinates of the landmarks.
   template <typename Visit>
   __device__ void visit_landmarks(const Box& start, float center_variance, const Visit& visit) const {
     const Pixel<kDtype> deltas = at(level.landmarks);
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kTile) find_survivors(const __grid_constant__ 
   }
 }
 
-// What a candidate has besides box and score.
+// Writes what a candidate has besides its box and score.
 template <Dtype kDtype>
 __device__ void write_candidate(const Plan& plan, int64_t image, uint32_t entry, int at, int64_t to) {
   const AnchorLevel& level = plan.levels[at];

@@ -137,7 +137,7 @@ struct Marking {
   Disc disc;
 };
 
-// To map 0, that of faces, or to that of landmark `map` - 1.
+// For map 0, that of the faces, or the map of landmark `map` - 1.
 __device__ Marking marking_of(const Targets& plan, int64_t at, const Box& box, int map) {
   const DenseBoxRole role = densebox_role(box, plan.ignore != nullptr && plan.ignore[at] != 0, plan.how);
   if (role == DenseBoxRole::None) return {Mark::Nothing, {}};

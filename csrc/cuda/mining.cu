@@ -52,7 +52,7 @@ struct MiniBatch {
   }
 };
 
-// Calls visit(i, entry) for the entries that are a thread's share, `step` threads sharing them.
+// Calls visit(i, entry) for a thread's share of the entries, which `step` threads share.
 template <typename Array, typename Visit>
 __device__ void for_each(const Array& entries, int64_t thread, int64_t step, const Visit& visit) {
   for (int64_t first = thread; first < entries.n; first += kAhead * step) {

@@ -140,7 +140,7 @@ class Candidates {
     }
   }
 
-  // Decides all that is left, in order, after `kept` boxes of the segment; returns how many there are then.
+  // Decides all that is left, in order, after `kept` boxes of the segment; returns the number of kept boxes then.
   __device__ int resolve(int kept, const Kept& out) {
     while (kept < out.limit) {
       const int size = next_chunk();

@@ -100,7 +100,7 @@ def test_a_file_that_cannot_be_written(run, folder):
     assert result.stdout == ""
 
 
-def test_default_pictures(monkeypatch, tmp_path):
+def test_default_images(monkeypatch, tmp_path):
     import pyface.benchmark as module
 
     examples = sorted((ROOT / "examples").glob("*.jpg"))

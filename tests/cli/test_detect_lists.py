@@ -1,4 +1,4 @@
-"""`pyface detect` on lists of files, and on parts of what folders hold."""
+"""`pyface detect` on lists of files, and on some of the files of folders."""
 
 import json
 import os

@@ -43,7 +43,7 @@ def test_boxes_and_landmarks(folder):
 
 
 @pytest.mark.parametrize("again", ["a.jpg", "./a.jpg"])
-def test_a_picture_listed_twice_is_refused(folder, again):
+def test_an_image_listed_twice_is_refused(folder, again):
     """Merged lists: each block's faces would count as background of the other."""
     row = "10 10 5 5 0 0 0 0 0 0\n"
     write(folder, f"a.jpg\n1\n{row}c.jpg\n1\n{row}{again}\n1\n{row}")

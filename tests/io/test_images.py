@@ -431,7 +431,7 @@ def test_huge_files_are_refused_unread(tmp_path):
         read_image(path, max_pixels=2**40)
 
 
-def test_files_that_are_no_pictures(tmp_path):
+def test_files_that_are_no_images(tmp_path):
     cases = {
         "empty.jpg": (b"", "the file is empty"),
         "text.jpg": (b"just a few words\n" * 9, "not an image of a kind that pyface reads"),
@@ -556,7 +556,7 @@ def test_floating_point_tensors(dtype):
 
 
 class Unloadable:
-    """A PIL image whose decoder fails in a way of its own."""
+    """A PIL image whose decoder fails in an unusual way."""
 
     size, mode, info = (4, 4), "RGB", {}
 

@@ -376,7 +376,7 @@ def test_create_model(name):
 
 
 def test_suppression_by_union_or_by_the_smaller_area():
-    # Of 3 boxes the second lies within the first: IoU 0.25, of the smaller area 1.
+    # Of 3 boxes the second lies within the first: the overlap is 0.25 of the union and all of the smaller area.
     maps = empty_maps(torch.zeros(1, 3, 64, 64))
     for row, column, side, score in ((8, 8, 32, 0.9), (8, 9, 16, 0.8), (2, 2, 12, 0.85)):
         maps.refined[0, 0, row, column] = score

@@ -111,7 +111,7 @@ def test_anchor_sides():
 
 @pytest.mark.parametrize("landmarks", [True, False])
 def test_candidates(name, landmarks):
-    """A face planted in otherwise empty maps comes out as its anchor, moved as the units of the offsets say."""
+    """A face planted in otherwise empty maps is decoded to its anchor, moved by the offsets in their units."""
     model = build(name, landmarks=landmarks)
     with torch.no_grad():
         maps = model(pictures(2, 3, 128, 128))
@@ -139,7 +139,7 @@ def test_candidates(name, landmarks):
         torch.testing.assert_close(found.landmarks[1, 0], centre.expand(5, 2), rtol=1e-5, atol=1e-4)
 
 
-def test_batches_equal_single_pictures(name):
+def test_batches_equal_single_images(name):
     model = build(name)
     x = pictures(3, 3, 97, 130)
     with torch.inference_mode():

@@ -319,7 +319,7 @@ def assert_terms(actual, expected):
 class TestAgainstLoops:
     @pytest.mark.parametrize("seed", range(3))
     def test_lite(self, name, seed):
-        """Several faces in one image, one of them with landmarks, and an ignored box; the other image has no boxes."""
+        """Images with several faces, none and two; two faces have landmarks, and one box is ignored."""
         model = build(name)
         truth = truth_of(
             [(10.0, 12, 42, 50), (30.0, 30, 52, 60), (70.0, 8, 79, 17), (40.0, 60, 90, 92)],
@@ -334,7 +334,7 @@ class TestAgainstLoops:
         assert_terms(model.loss(maps, truth), expected)
 
     def test_few_samples_of_ssh(self):
-        """More faces' anchors and more background than a module takes: the hard ones are chosen."""
+        """More positive anchors and more background than a module takes: the hardest are chosen."""
         model = build("ssh_lite", module_samples=8)
         faces = [(8.0 * k, 8.0 * k, 8.0 * k + 20, 8.0 * k + 20) for k in range(9)]
         maps, truth = maps_of(model, sizes_for(model, 96), seed=5), truth_of(faces, faces[:1])
@@ -978,7 +978,7 @@ class TestPieces:
         assert losses.diou(boxes, faces).tolist() == pytest.approx(expected)
 
     def test_box_terms_count_faces_alone(self):
-        """Whatever is not matched has no part in them, nor have targets without area."""
+        """They ignore what is not matched, and targets without area."""
         anchors = torch.tensor([[0.0, 0, 16, 16], [16, 0, 32, 16], [0, 16, 16, 32]])
         truth = truth_of([(2.0, 2, 18, 14), (5.0, 5, 5, 9)])
         index = torch.tensor([[0, -1, -2]], dtype=torch.int32)

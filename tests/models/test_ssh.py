@@ -137,7 +137,7 @@ class TestDecoding:
         found = model.candidates(self.maps()[:2], score_threshold=0.0, max_candidates=10_000)
         assert int(found.count) == 2 * (6 * 7 + 3 * 4)
 
-    def test_boxes_end_at_the_picture(self, model):
+    def test_boxes_end_at_the_image(self, model):
         found = model.candidates(
             self.maps(), score_threshold=0.0, max_candidates=10_000, sizes=torch.tensor([[40.0, 50.0]])
         )

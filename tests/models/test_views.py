@@ -55,12 +55,12 @@ def test_s3fd_runs_on_an_image_of_usual_size_at_five_scales():
     ]
 
 
-def test_s3fd_doubles_small_pictures_up_to_its_limit():
+def test_s3fd_doubles_small_images_up_to_its_limit():
     scales = [view.scale for view in s3fd_views(whole(0, 400, 300, 1.0))]
     assert scales == [1.0, 1.0, 0.5, 2.0, 4.0, math.sqrt(S3FD_PIXELS / (400 * 300))]
 
 
-def test_s3fd_reduces_large_pictures():
+def test_s3fd_reduces_large_images():
     limit = math.sqrt(S3FD_PIXELS / (3000 * 4000))
     assert plan("s3fd", 3000, 4000) == [
         (limit, False, 0.0, math.inf, None),
@@ -80,7 +80,7 @@ def test_srn_enlarges_by_one_and_a_half_until_its_limit():
     assert [row[2:4] for row in plan("srn", 400, 300)[2:4]] == [(30.0, math.inf), (0.0, 100.0)]
 
 
-def test_srn_reduces_large_pictures():
+def test_srn_reduces_large_images():
     limit = math.sqrt(1400**2 / (3000 * 4000))
     rows = plan("srn", 3000, 4000)
     assert [row[0] for row in rows] == [limit, limit, limit * 0.75, limit * 0.5]
@@ -95,7 +95,7 @@ def test_ssh_pyramid_leaves_its_last_module_out_at_the_largest_scale():
     assert wide[1].scale * 2400 == pytest.approx(1200)
 
 
-def test_halvings_end_where_the_picture_fits():
+def test_halvings_end_where_the_image_fits():
     assert [view.scale for view in halvings(whole(0, 1000, 4000, 1.0), 1024)] == [1.0, 0.5, 0.25]
 
 
@@ -146,7 +146,7 @@ def test_points_come_back_from_a_scaled_mirrored_region():
 
 
 def keeps(*found):
-    """Of each view's boxes, with scores, whether they remain."""
+    """Whether each box of each view, with its score, remains."""
     views, boxes, scores = zip(*found, strict=True)
     boxes = [torch.tensor(of, dtype=torch.float32).reshape(-1, 4) for of in boxes]
     return [kept.tolist() for kept in whole_faces(views, boxes, [torch.tensor(of) for of in scores])]

@@ -158,7 +158,7 @@ def test_equals_reference_in_the_papers_settings(name, device):
     options = dict(SETTINGS[name])
     if name == "ssh":  # anchors within the image
         options["valid"] = (anchors >= 0).all(1) & (anchors <= 320).all(1)
-    if name.startswith("srn"):  # anchors that a first step moved, each image's its own way
+    if name.startswith("srn"):  # anchors that a first step moved, differently in each image
         generator = torch.Generator().manual_seed(1)
         anchors = anchors + 4 * torch.randn(4, len(anchors), 4, generator=generator)
         options["valid"] = torch.rand(4, len(anchors[0]), generator=generator) < 0.7

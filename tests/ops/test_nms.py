@@ -294,7 +294,7 @@ def test_score_threshold_is_strict(device):
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
 @pytest.mark.parametrize(
     ("n", "threshold"),
-    # Beyond 2,048 boxes a GPU needs memory of its own. Few of them pass, since each takes a step.
+    # Beyond 2,048 boxes, CUDA uses global in place of shared memory. Few of them pass, since each takes a step.
     [(0, 0.05), (1, 0.05), (50, 0.05), (1000, 0.05), (2100, 0.98)],
 )
 def test_soft_nms_equals_reference(n, threshold, method, overlap, device):

@@ -124,7 +124,7 @@ def test_kinds_at_their_limits(crop, kind):
     assert crops.match(np.array([crop], np.float32), picture, SMALLEST).kinds == [kind]
 
 
-def test_pictures_without_annotations_are_background(album, drawn):
+def test_images_without_annotations_are_background(album, drawn):
     assert set(drawn.kinds[drawn.pictures == 5]) == {CropKind.NEGATIVE}
     assert (drawn.pictures == 5).sum() == crops.ANYWHERE
 
@@ -218,7 +218,7 @@ def test_p_nets_targets_decode_to_the_face():
 
 
 @pytest.mark.parametrize("net", crops.NETS)
-def test_mirrored_targets_are_those_of_the_mirrored_picture(net):
+def test_mirrored_targets_are_those_of_the_mirrored_image(net):
     width = 500
     squares, faces, landmarks = some_crops()
     kinds, plain = torch.ones(len(faces)).long(), torch.zeros(len(faces), dtype=torch.bool)
@@ -245,7 +245,7 @@ def test_pixels_are_those_of_detection(album, drawn):
     expected = normalised_crops(album.images, batch.boxes, batch.pictures, (24, 24), config)
     for a, b, is_mirrored in zip(seen, expected, batch.mirrored, strict=True):
         torch.testing.assert_close(a, b.flip(2) if is_mirrored else b, rtol=0, atol=1e-5)
-    # An image that is not kept in memory is cut to the same pixels.
+    # An image that is not kept in memory gives the same crops.
     streamed = crops.CropBatches(Album(album.pictures, keep=False), drawn, "rnet", recipe, 0, 0, 1)[0]
     torch.testing.assert_close(crops.render(streamed, streamed.pixels, "rnet", config), seen, rtol=0, atol=1e-3)
 

@@ -52,7 +52,7 @@ def test_an_epoch_takes_every_image_once(album):
     assert sorted(one[0].pictures.tolist()) == list(range(len(album)))
 
 
-def test_streamed_pictures_give_the_same_pixels(album):
+def test_streamed_images_give_the_same_pixels(album):
     streamed = Album(album.pictures, keep=False)
     a, b = samples(album)[1], samples(streamed)[1]
     assert b.pixels is not None
@@ -162,7 +162,7 @@ def test_cut_outs_cover_parts_of_faces(album):
     assert not (changed & ~inside).any()
 
 
-def test_held_out_pictures(data):
+def test_held_out_images(data):
     learned, held = split([str(data), str(data)], ["1.png"])
     assert [picture.path.name for picture in held] == ["1.png"]
     assert len(learned) == 10
@@ -170,7 +170,7 @@ def test_held_out_pictures(data):
         split([str(data)], ["9.png"])
 
 
-def test_held_out_pictures_of_one_name_are_told_apart(data, tmp_path):
+def test_held_out_images_of_one_name_are_told_apart(data, tmp_path):
     for name in "ab":
         shutil.copytree(data, tmp_path / name)
     folders = [str(tmp_path / "a"), str(tmp_path / "b")]
@@ -183,7 +183,7 @@ def test_held_out_pictures_of_one_name_are_told_apart(data, tmp_path):
     assert len(learned) == 11
 
 
-def test_a_picture_of_a_folder_that_is_named_twice_is_kept_once(data):
+def test_an_image_of_a_folder_that_is_named_twice_is_kept_once(data):
     album = Album(read_folder(data) * 2, keep=True)
     assert len(album) == 12
     assert album[1] is album[7]
@@ -212,7 +212,7 @@ def test_memory_is_shared_out():
     assert 0 < album_module._free_memory("cpu", 4) <= album_module._free_memory("cpu", 1) / 2
 
 
-def test_a_broken_picture_is_named(data, tmp_path):
+def test_a_broken_image_is_named(data, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "bad.jpg").write_bytes(b"no picture")
     pictures = split([str(data), str(tmp_path)], [])[0]
