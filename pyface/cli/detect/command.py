@@ -68,10 +68,10 @@ def detect(request: Request) -> None:
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the requested sources, and exits with the command's status."""
-    from pyface.resources import keep_freed_memory
+    sources, places, crops = plan_sources(request)
+    from pyface.resources import keep_freed_memory  # loads torch, for which mistakes in the command need not wait
 
     keep_freed_memory()
-    sources, places, crops = plan_sources(request)
     detector = request.detector.request().make()
     _check_landmarks(request, detector)
     from pyface.cli.detect.copies import Copies
