@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    """Adds what report.py names."""
+    """Adds the facts about the machine that report.py prints."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = machine_facts(device) | {"threads": 2}
     machine_info["pyface"] = {name: facts[name] for name in ("cpu", "cores", "threads", "gpu", "python")}

@@ -92,7 +92,7 @@ class Task:
 
     @property
     def peers(self) -> dict[str, float]:
-        """How many times longer each peer takes, the fastest peer first."""
+        """How many times as long each peer takes, the fastest peer first."""
         ratios = {library: seconds / self.ours for library, seconds in self.seconds.items() if library != "pyface"}
         return dict(sorted(ratios.items(), key=lambda item: item[1]))
 
@@ -430,7 +430,7 @@ def draw_accuracy(path: Path, results: Path) -> None:
 
 
 def draw(path: Path, results: Path) -> None:
-    """How many times longer the fastest peer takes, a panel for every run."""
+    """How many times as long the fastest peer takes, with one panel per run."""
     from matplotlib.figure import Figure
 
     drawn = [run for run in runs(results, "benchmarks") if any(headlines(run))]

@@ -1,6 +1,6 @@
 """Composes gallery.jpg from astronaut.jpg: one face at several sizes, mirrored, dimmed and tilted.
 
-Run it in this folder: `python compose.py`. It needs OpenCV and NumPy, which pyface brings along.
+Run it in this folder: `python compose.py`. It needs OpenCV and NumPy, which pyface requires too.
 """
 
 from pathlib import Path

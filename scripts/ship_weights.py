@@ -79,7 +79,9 @@ def ship_or_measure(arguments: argparse.Namespace) -> None:
         run = read_config(arguments.run / CONFIG)
         first = run.weights or run.backbone
         if first is not None and arguments.start is None:
-            sys.exit(f"the run began with {first}: give --start, a phrase on where they come from, for the card")
+            sys.exit(
+                f"the run began with {first}; give --start, a phrase for the card on where these weights come from"
+            )
         name, model, sets = run.model, rounded_model(run, arguments.run / "best.safetensors"), held_out(run)
     sets |= {folder.name: read_folder(folder) for folder in arguments.val}
     if not sets:
@@ -143,7 +145,7 @@ def rounded_model(run: Run, path: Path) -> SingleShot:
     """The model with weights rounded to half precision, as it is shipped and therefore measured."""
     model = create_model(run.model, path).half().float()
     if not model.trains_on_images:
-        raise ValueError(f"{run.model} trains on crops, this script ships single-shot detectors only")
+        raise ValueError(f"{run.model} trains on crops; this script ships single-shot detectors only")
     if not all(value.isfinite().all() for value in model.state_dict().values()):
         raise ValueError(f"{path} holds numbers beyond half precision")
     return model

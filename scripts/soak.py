@@ -74,7 +74,7 @@ def write_images(folder: Path, number: int) -> dict[str, bool]:
 
 
 def make_image(rng: random.Random) -> tuple[bytes, bool]:
-    """Encodes a part of the gallery, of 16 to 160 pixels a side, and breaks one in ten."""
+    """Encodes a part of the gallery with sides of 16 to 160 pixels, and breaks one in ten."""
     with Image.open(GALLERY) as gallery:
         width, height = rng.randint(16, 160), rng.randint(16, 160)
         left, top = rng.randint(0, gallery.width - width), rng.randint(0, gallery.height - height)

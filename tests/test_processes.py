@@ -60,7 +60,13 @@ if __name__ == "__main__":
 HAS_FORK = hasattr(os, "fork") and sys.platform != "darwin"
 
 
-@pytest.mark.parametrize("how", ["fork", "fork made there", "spawn", "loader fork", "loader spawn"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("fork", "spawn", "loader fork"),
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ("fork made there", "loader spawn")),
+    ],
+)
 def test_other_processes(tmp_path, astronaut, how):
     if "fork" in how and not HAS_FORK:
         pytest.skip("processes cannot be forked here")

@@ -177,7 +177,7 @@ def _pictures(images: Sequence[AnnotatedImage]) -> list[Picture]:
 
 
 def _read_folders(folders: Sequence[Path]) -> list[AnnotatedImage]:
-    """Reads the data folders, or fails if they hold no faces to measure by."""
+    """Reads the data folders, or fails if they hold no annotated faces."""
     from pyface.data.picture import DatasetError
 
     try:

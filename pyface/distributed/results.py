@@ -47,7 +47,7 @@ def fingerprints(names: Sequence[str]) -> np.ndarray:
 
 
 def is_in(names: Sequence[str], known: np.ndarray) -> np.ndarray:
-    """Returns for each name whether its fingerprint is among sorted ones."""
+    """Returns for each name whether its fingerprint is among the sorted fingerprints `known`."""
     if not len(known):
         return np.zeros(len(names), bool)
     wanted = fingerprints(names)

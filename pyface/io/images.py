@@ -257,7 +257,7 @@ def _name_of(file: Any) -> str:
 
 
 def _read_stream(file: BinaryIO, max_pixels: int) -> bytes:
-    """Reads a file object, from its beginning if it can be wound back."""
+    """Reads a file object, from its beginning if it can be rewound."""
     name = _name_of(file)
     try:
         if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):

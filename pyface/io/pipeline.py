@@ -85,7 +85,7 @@ def ordered_map(
 
 
 def hold_error(items: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:
-    """Yields items up to an error, which is added to a list; work on earlier items can be finished then.
+    """Yields items up to an error, which is added to a list, so that work on earlier items can be finished.
 
     Example:
         >>> errors = []

@@ -274,7 +274,7 @@ class ParquetFile(FinishedFile):
 
 
 def _text(name: str) -> str:
-    """Returns a name with what is not valid text replaced."""
+    """Returns a name in which invalid characters are replaced."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -183,7 +183,7 @@ def open_torch(content: Sequence[bytes]) -> tuple[dict[str, str], Run]:
 
 
 def smallest_size(program: torch.export.ExportedProgram, axis: int) -> int:
-    """The smallest size of an axis of the images that the tracer took into account; others are refused."""
+    """The smallest size that the graph accepts along an axis of the images."""
     images = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == "images")
     size = images.meta["val"].shape[axis]
     return size if isinstance(size, int) else int(program.range_constraints[size.node.expr].lower)

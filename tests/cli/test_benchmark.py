@@ -53,6 +53,7 @@ def test_table_and_json(run, folder, tmp_path, monkeypatch):
     assert content["machine"]["threads"] == torch.get_num_threads()
 
 
+@pytest.mark.slow
 def test_runtimes_side_by_side(run, folder, tmp_path):
     pytest.importorskip("onnxscript", reason='needs pip install "pyface-engine[onnx]"')
     pytest.importorskip("onnxruntime", reason='needs pip install "pyface-engine[onnx]"')

@@ -349,7 +349,7 @@ def test_resume_leaves_foreign_files_alone(run, write_grey, name, content, asser
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("name", ["faces.jsonl", "faces.csv"])
-def test_killed_and_resumed(write_grey, tmp_path, name):
+def test_killed_and_resumed(run, write_grey, tmp_path, name):
     for k in range(12):
         write_grey(f"in/{k:02}.png", 40)
     output = tmp_path / name
@@ -363,7 +363,7 @@ def test_killed_and_resumed(write_grey, tmp_path, name):
     text = output.read_bytes()
     assert text.endswith(b"\n")
     assert 4 <= text.count(b".png") < 12
-    assert start(*arguments, "--resume").wait() == 0
+    run(*arguments, "--resume")
     sources = (
         [line["source"] for line in lines_of(output.read_text())]
         if name.endswith("jsonl")

@@ -62,8 +62,12 @@ def sparse() -> Callable[[int, str], torch.Tensor]:
     return zeros
 
 
+@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what would take minutes on the emulated GPU."""
+    """Leaves out what would take minutes on the emulated GPU, and marks as slow what takes seconds there."""
+    for item in items:
+        if is_emulated(item) and item.get_closest_marker("slow_emulated"):
+            item.add_marker(pytest.mark.slow)
     too_large = [item for item in items if is_emulated(item) and item.get_closest_marker("large")]
     if too_large:
         config.hook.pytest_deselected(items=too_large)

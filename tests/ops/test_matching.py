@@ -3,7 +3,6 @@
 import copy
 import doctest
 import math
-import os
 import subprocess
 import sys
 
@@ -184,31 +183,6 @@ def test_order_of_anchors_does_not_matter(device):
     plain = ops.assign_anchors(moved(anchors, device), *arguments, positive=0.5, negative=0.3)
     shuffled = ops.assign_anchors(moved(anchors[order], device), *arguments, positive=0.5, negative=0.3)
     assert all(torch.equal(a[:, order.to(device)], b) for a, b in zip(plain, shuffled, strict=True))
-
-
-def test_threads_and_instruction_sets_agree():
-    program = (
-        "import torch, pyface; torch.manual_seed(1); torch.set_num_threads({threads})\n"
-        "anchors = torch.rand(3, 9000, 4) * 300; anchors[..., 2:] = anchors[..., :2] + 40\n"
-        "faces = torch.rand(300, 4) * 300; faces[:, 2:] = faces[:, :2] + 30\n"
-        "splits = torch.tensor([0, 100, 100, 300])\n"
-        "index, overlap = pyface.ops.assign_anchors(anchors, faces, splits, positive=0.5, negative=0.3,\n"
-        "    force_best=True, compensate=9, ignore=torch.arange(300) % 7 == 0)\n"
-        "negatives = pyface.ops.balanced_sample(overlap, index, seed=5)\n"
-        "numbers = torch.arange(9000)\n"
-        "print((index * numbers).sum().item(), overlap.double().sum().item(), (negatives * numbers).sum().item())"
-    )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", program.format(threads=threads)],
-            env=os.environ | {"PYFACE_SIMD": level},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for level, threads in (("baseline", 1), ("avx2", 2), ("", 3))
-    }
-    assert len(outputs) == 1
 
 
 # --- the rules -------------------------------------------------------------------------------------------------------

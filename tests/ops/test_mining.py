@@ -43,7 +43,12 @@ def chosen(selected: torch.Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "n", [0, 1, 2, 31, 32, 33, 255, 257, 1023, 1024, 1025, 5000, pytest.param(34125, marks=pytest.mark.large)]
+    "n",
+    [
+        *(0, 1, 2, 33, 1025, 5000),
+        *(pytest.param(n, marks=pytest.mark.slow_emulated) for n in (31, 32, 255, 257, 1023, 1024)),
+        pytest.param(34125, marks=pytest.mark.large),
+    ],
 )
 def test_equal_the_reference(n, device, some):
     for batch in (0, 1, 5):
@@ -121,6 +126,7 @@ def test_losses_that_are_not_finite_are_never_chosen(device):
 # --- balanced_sample -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_emulated
 def test_half_of_the_negatives_are_hard(device):
     # 100 positives, so 50 of the hardest 1 % of 20,000 and 50 of the others.
     n, positives = 20_100, 100

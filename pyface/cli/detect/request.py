@@ -266,6 +266,6 @@ class Request:
         return self.output is not None and self.output_format in ("jsonl", "csv")
 
     def facts(self) -> dict[str, Any]:
-        """What decides the results, by the names of the options."""
+        """What decides the results, by option name."""
         frames = {"every": self.every, "fps": self.fps, "track": self.track}
         return self.detector.request().facts() | frames | self.copies.facts()
