@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   float4* const box = is_small ? small_boxes : large_boxes;
   float* const score = is_small ? small_scores : large_scores;  // NaN: invalid, dropped or chosen
 
-  // A thread visits the same boxes throughout, so only what it reads of others' must wait for a barrier.
+  // A thread visits the same boxes throughout, so only reads of other threads' boxes must wait for a barrier.
   for (int i = threadIdx.x; i < n; i += blockDim.x) {
     const Box b = load_box(boxes, i);
     box[i] = as_vector(b);

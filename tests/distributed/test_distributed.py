@@ -83,7 +83,7 @@ def by_name(found: list[dict]) -> dict:
 
 
 def faces_of(found: dict) -> dict:
-    """The results without the errors, whose words say where an image came from."""
+    """The results without the errors, whose texts depend on where an image came from."""
     return {name: faces for name, faces in found.items() if isinstance(faces, list)}
 
 

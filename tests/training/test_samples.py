@@ -91,7 +91,7 @@ def test_mosaics_are_four_crops(album):
 
 
 def test_a_quarter_turn_is_exact(album):
-    """Pixels as `torch.rot90` has them, boxes and landmarks with them."""
+    """Pixels turn as by `torch.rot90`, boxes and landmarks with them."""
     batch = samples(album, Recipe(size=96, batch_size=6, photometric=0.0))[0]
     turned = render(batch._replace(angles=torch.full((6,), 90.0)), album.images)
     torch.testing.assert_close(turned, render(batch, album.images).rot90(-1, (2, 3)), rtol=0, atol=1e-2)
