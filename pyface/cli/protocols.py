@@ -175,7 +175,7 @@ class FddbRequest(ProtocolRequest):
         typer.Option(help="IoU of the pixels that FDDB's program paints, or of the continuous shapes."),
     ] = "pixels"
     fit_ellipses: Annotated[
-        bool, typer.Option("--fit-ellipses", help="First turn rectangles into ellipses, by S3FD's linear map.")
+        bool, typer.Option("--fit-ellipses", help="Convert rectangles to ellipses first, by S3FD's linear map.")
     ] = False
 
 

@@ -19,7 +19,7 @@ SHARDS = (".parquet", ".tar")
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A dataset with one row per image, and where `pyface.distributed.detect` finds what it needs.
+    """A dataset with one row per image, and the columns that `pyface.distributed.detect` reads.
 
     Attributes:
         dataset: The rows.
@@ -91,7 +91,7 @@ def _image_files(names: Sequence[str]) -> ImageDataset:
 
 
 def _read_parquet(paths: list[str], image: str, source: str) -> ImageDataset:
-    # Its new reader lists files in a task that needs a CPU, and waits for ever if the actors have taken them all.
+    # Ray's new reader lists files in a task that needs a CPU, and waits for ever if the actors have taken them all.
     ray.data.DataContext.get_current().use_datasource_v2 = False
     dataset = ray.data.read_parquet(paths, num_cpus=0)
     names = dataset.schema().names

@@ -160,7 +160,7 @@ class ResultFolder(ray.data.Datasink):
         self.done, self.before = np.sort(np.concatenate(names)), add(counts)
 
     def _files(self) -> list[str]:
-        """The files of earlier runs: results, the facts of the run, and what was not finished."""
+        """The files of earlier runs: results, the record of their options, and unfinished files."""
         listed = self.filesystem.get_file_info(fs.FileSelector(self.folder))
         ours = (".parquet", ".jsonl", ".part")
         return sorted(file.path for file in listed if file.path.endswith(ours) or file.base_name == MAKER)

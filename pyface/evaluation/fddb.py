@@ -226,7 +226,7 @@ def read_annotations(source: Path) -> Truth:
             if key in faces:
                 raise EvaluationError(
                     f"{name}, line {line}: {key} must be annotated once, got it before in "
-                    f"{places[key]}; remove the list that is here twice"
+                    f"{places[key]}; remove one of the two"
                 )
             places[key] = f"{name}, line {line}"
             faces[key] = ellipses([row[:5] for row in rows])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pyface.evaluation.average_precision import box_iou
 
 LOW = 0.1
-"""Below this average precision, or rate of found faces, the format of the boxes is in doubt."""
+"""Below this average precision or true positive rate, the format of the boxes is in doubt."""
 
 _PICTURES = 500  # enough to distinguish formats
 _TELLING = 0.2  # share of faces that another reading of the rows has to match

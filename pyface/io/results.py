@@ -228,7 +228,7 @@ class FinishedFile:
         raise NotImplementedError
 
 
-_ROWS_AT_ONCE = 2**14  # of a Parquet file; a row takes about 300 bytes in memory
+_ROWS_AT_ONCE = 2**14  # of a Parquet file, written at once; a row takes about 300 bytes in memory
 
 
 class ParquetFile(FinishedFile):

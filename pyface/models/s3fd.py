@@ -217,7 +217,7 @@ class S3FDVGG16(S3FD):
         return [*(self.get_submodule(name)(x) for (name, _), x in shallow), fc7, conv6_2, conv7_2]
 
     def forward(self, images: Tensor) -> list[ops.LevelMaps]:
-        """Preprocessed images [B, 3, H, W] -> logits (4 or 2 channels) and boxes (4) of the six maps."""
+        """Computes logits (4 or 2 channels) and boxes (4) of the six maps from preprocessed images [B, 3, H, W]."""
         return [
             ops.LevelMaps(self.get_submodule(f"{name}_mbox_conf")(x), self.get_submodule(f"{name}_mbox_loc")(x))
             for (name, _), x in zip(self.SOURCES, self.features(images), strict=True)

@@ -59,7 +59,7 @@ class SingleShot(FaceModel):
     Attributes:
         backbone: The backbone, whose weights can be loaded alone.
         preprocessing: Normalisation of the input.
-        limits: The limits of boxes for "ap" and for "fast".
+        limits: Limits on the number of boxes, for "ap" and for "fast".
         size: Default size of the image that the network runs on.
         channels_last: Whether the network is faster in that memory format.
         most_enlarged: Largest scale used to find small faces; enlarging more only blurs.
@@ -89,10 +89,10 @@ class SingleShot(FaceModel):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Any:
-        """Preprocessed images [B, 3, H, W] -> the head maps. Contains nothing but the network, so it can be exported
-        and compiled.
+        """Computes the head maps from preprocessed images [B, 3, H, W].
 
-        Anchor detectors return a list of `ops.LevelMaps`, one per level.
+        This is the network alone, so it can be exported and compiled. Anchor detectors return a list of
+        `ops.LevelMaps`, one per level.
         """
 
     @abstractmethod

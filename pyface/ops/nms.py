@@ -284,7 +284,7 @@ def _suppress(
     score_threshold: float,
     overlap: str,
 ) -> tuple[Tensor, Tensor]:
-    """Calls the kernel of nms, batched_nms and nms_padded: boxes [B * N, 4] -> keep [B * M], count [B]."""
+    """Calls the kernel of nms, batched_nms and nms_padded on boxes [B * N, 4]; returns keep [B * M] and count [B]."""
     boxes, scores = contiguous_as(boxes, torch.float32), contiguous_as(scores, torch.float32)
     classes = None if classes is None else contiguous_as(classes, torch.int64)
     counts = None if counts is None else contiguous_as(counts, torch.int32)

@@ -37,7 +37,7 @@ def check_batch(run: Run, model: SingleShot) -> None:
     """Checks that batch normalisation has more than one value per channel, even on the coarsest map.
 
     Raises:
-        TrainingError: It has one: a batch of one sample, and a map of 1 x 1.
+        TrainingError: It has only one: the batch is one sample, and the map is 1 x 1.
     """
     recipe = run.recipe
     if recipe.batch_size > 1:

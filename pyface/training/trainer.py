@@ -132,7 +132,7 @@ def fit(trainer: L.Trainer, training: L.LightningModule, data: L.LightningDataMo
 
 
 class Bar(RichProgressBar):
-    """A progress bar: Lightning's, with the newest average precision.
+    """Lightning's progress bar, with the newest average precision.
 
     Args:
         measuring: Gives the average precision; None: nothing is measured.

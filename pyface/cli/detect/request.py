@@ -180,7 +180,7 @@ class CopyRequest:
         return [folder for folder in (self.save, self.crops) if folder is not None]
 
     def facts(self) -> dict[str, Any]:
-        """What decides the results."""
+        """The options that affect the results, by name."""
         return {"crops": self.crops and str(self.crops), "crop_margin": self.crop_margin}
 
 
@@ -266,6 +266,6 @@ class Request:
         return self.output is not None and self.output_format in ("jsonl", "csv")
 
     def facts(self) -> dict[str, Any]:
-        """What decides the results, by option name."""
+        """The options that affect the results, by name."""
         frames = {"every": self.every, "fps": self.fps, "track": self.track}
         return self.detector.request().facts() | frames | self.copies.facts()
