@@ -37,8 +37,8 @@ def read_images(
     """Reads images from files, folders, Parquet files or WebDataset tars.
 
     Args:
-        sources: Names, patterns or URLs such as s3://bucket/photos: of images and folders of them, of .parquet
-            files, or of .tar files.
+        sources: Images and folders of images, .parquet files, or .tar files, as names, patterns, or URLs such as
+            s3://bucket/photos.
         recursive: Take the images in subfolders too.
         image, source: See `image_dataset`.
 
@@ -49,7 +49,7 @@ def read_images(
 
 
 def image_dataset(names: Sequence[Source], *, image: str = "bytes", source: str = "source") -> ImageDataset:
-    """The dataset of a list of files: of images, of .parquet files or of .tar files.
+    """The dataset of a list of files: images, .parquet files or .tar files.
 
     Args:
         names: Local files, which must have the same paths on all machines, or URLs.

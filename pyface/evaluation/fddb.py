@@ -348,7 +348,7 @@ def rows_and_faces(
 
 
 def bundled_sizes() -> dict[str, Size]:
-    """Width and height of each of FDDB's images, by which regions are clipped if the images are not available.
+    """Width and height of each of FDDB's images, for clipping regions when the images are not available.
 
     Example:
         >>> sizes = bundled_sizes()

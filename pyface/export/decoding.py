@@ -126,7 +126,7 @@ PLAIN: dict[Any, Callable[..., Any]] = {
 
 
 def logit(probability: float) -> float:
-    """The logit of a probability: larger values have a sigmoid above it."""
+    """The logit of a probability, finite even for 0 and 1."""
     if probability in (0, 1):
         return -NONE if probability else NONE
     return math.log(probability / (1 - probability))

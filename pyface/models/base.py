@@ -66,7 +66,7 @@ class FaceModel(nn.Module, ABC):
         smallest_face: Side in pixels of the smallest faces that are found about as reliably as larger ones, at the
             model's default scale; 0: not known.
         has_landmarks: Whether faces have landmarks.
-        trains_on_images: Whether the model trains on batches of whole images, with a method `loss`. MTCNN trains on
+        trains_on_images: Whether the model trains on batches of whole images, through its `loss`. MTCNN trains on
             crops instead.
     """
 

@@ -187,7 +187,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Loads a checkpoint's weights into a model that was built with its settings.
 
     Raises:
-        CheckpointError: Keys are missing or left over, or their tensors have another shape or are not dense and real.
+        CheckpointError: Keys are missing or left over, or their tensors have the wrong shape or are not dense and real.
             The message names the first ten of each.
     """
     expected, state = model.state_dict(), checkpoint.state
@@ -227,7 +227,7 @@ def save_checkpoint(
         path: The file; replaced atomically once the new one is complete.
         model: The model.
         name: Its name in the registry.
-        settings: Fields of its configuration; the version that reads the file fills in its own defaults for others.
+        settings: Fields of its configuration; the version that reads the file fills in its own defaults for the others.
     """
     path = Path(path)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -272,7 +272,7 @@ def tupled(value: Any) -> Any:
 
 
 def is_of_kind(value: Any, kind: Any, default: Any) -> bool:
-    """Whether a value fits a field's annotation; a tuple must also be as long as a tuple that is the default.
+    """Whether a value fits a field's annotation and, if the default is a tuple, has the same length.
 
     Args:
         value: The value from a file.

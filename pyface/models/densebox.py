@@ -363,8 +363,8 @@ def branch(channels: int, width: int, outputs: int, dropout: float) -> nn.Sequen
 class DenseBoxVGG19(DenseBox):
     """The paper's network (docs/detectors.md 1.1).
 
-    Takes images [B, 3, H, W] of any size; the maps have stride 4, and their sizes are rounded up. The pyramid begins at
-    2^1.2 times the image, or the image reduced to 800 pixels, and ends at 2^-3 times: 15 views for faces from 17 to
+    Takes images [B, 3, H, W] of any size; the maps have stride 4, and their sizes are rounded up. The pyramid's scales
+    run from 2^1.2 to 2^-3, relative to the image reduced to 800 pixels (if it is larger): 15 views for faces from 17 to
     500 px.
     """
 

@@ -57,7 +57,7 @@ class BilinearUpsample(nn.Module):
     """Upsampling by 2 as a fixed transposed convolution per channel (SSH's `conv5_128_up`, docs/detectors.md 5.1).
 
     The map is padded with zeros, so the outermost rows and columns get smaller values than with `F.interpolate`.
-    Weights trained with this layer expect that. [B, C, H, W] -> [B, C, 2 H, 2 W]; nothing is trained or saved.
+    Weights trained with this layer expect that. Maps [B, C, H, W] become [B, C, 2 H, 2 W]; nothing is trained or saved.
     """
 
     kernel: Tensor

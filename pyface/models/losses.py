@@ -28,7 +28,7 @@ def check_truth(truth: GroundTruth, images: int) -> None:
 
     Raises:
         TypeError: Its boxes are not floating point.
-        ValueError: It is for another number of images.
+        ValueError: It is for a different number of images.
     """
     if not truth.boxes.is_floating_point():
         raise TypeError(f"the truth's boxes must be float32, got {truth.boxes.dtype}")
@@ -42,7 +42,7 @@ def check_maps(maps: Sequence[ops.LevelMaps], levels: Sequence[ops.AnchorLevel],
     """Checks that the maps of all levels are given, and that the ground truth is for their images.
 
     Raises:
-        TypeError, ValueError: They do not match.
+        TypeError, ValueError: As for `check_truth`, or the number of maps is wrong.
     """
     if len(maps) != len(levels):
         raise ValueError(f"maps must be those of all {len(levels)} levels, got {len(maps)}")

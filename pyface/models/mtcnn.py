@@ -58,8 +58,8 @@ class MTCNNConfig:
             1-based images. Landmarks are not off.
         mirror_landmarks: Average the landmarks of the crop and of its mirror image (the author's first release).
         hard_fraction: Share of the crops in a batch, those with the largest loss, that count in training (3.3).
-        hard_mining: Which losses use that share: "classification", as in its ports, or "all", each with its own hardest
-            crops, which is another reading of the paper (8, row 14). Other losses use all crops.
+        hard_mining: Which losses use that share: "classification", as in MTCNN's ports, or "all", each with its own
+            hardest crops, which is another reading of the paper (8, row 14). Other losses use all crops.
     """
 
     min_face: float = 20.0
@@ -339,7 +339,10 @@ class MTCNN(FaceModel):
         return found if min_face is None else [faces.at_least(min_face) for faces in found]
 
     def propose(self, images: Sequence[Tensor], config: MTCNNConfig) -> Proposals:
-        """Runs P-Net on all pyramids, suppresses within levels and images, calibrates, and rounds to whole squares."""
+        """Finds proposals in all pyramids with P-Net.
+
+        They are suppressed within levels and within images, calibrated, and made squares of whole pixels.
+        """
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         levels = pyramid_levels(sizes, config.min_face, config.factor)
         if not levels:
@@ -377,7 +380,10 @@ class MTCNN(FaceModel):
         return proposals._replace(boxes=whole_squares(calibrate(proposals.boxes, offsets, plus_one=False)))
 
     def refine(self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig) -> Proposals:
-        """Runs R-Net on 24 x 24 crops, suppresses, calibrates, and rounds to whole squares."""
+        """Keeps the proposals that R-Net accepts on crops of 24 x 24.
+
+        They are suppressed, calibrated, and made squares of whole pixels.
+        """
         out = self._run_on_crops(self.rnet, images, proposals, 24, config)
         proposals = proposals._replace(scores=face_probability(out))
         passed = (proposals.scores > config.thresholds[1]).nonzero().squeeze(1)
@@ -388,7 +394,10 @@ class MTCNN(FaceModel):
     def output(
         self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig, threshold: float
     ) -> list[Faces]:
-        """Runs O-Net on 48 x 48 crops, places landmarks, calibrates, and suppresses by "min"; one `Faces` per image."""
+        """Returns the faces of each image: the proposals that O-Net accepts on crops of 48 x 48.
+
+        Landmarks are placed in the square boxes. Then the boxes are calibrated, and suppressed by overlap "min".
+        """
         out = self._run_on_crops(self.onet, images, proposals, 48, config)
         proposals = proposals._replace(scores=face_probability(out))
         passed = (proposals.scores > threshold).nonzero().squeeze(1)
@@ -429,7 +438,7 @@ class MTCNN(FaceModel):
         or 0 if there are none. Everything runs on the device, without host synchronisation.
 
         Args:
-            net: The network; it decides the weights.
+            net: The network; it decides the weights of the terms.
             outputs: The network's output for N crops of its input size, [N, 6 or 16] (P-Net: [N, 6 or 16, 1, 1]).
             truth: The ground truth of the crops.
 
@@ -440,7 +449,7 @@ class MTCNN(FaceModel):
             points known.
 
         Raises:
-            ValueError: The network does not exist, or outputs or truth have another shape or number of crops.
+            ValueError: The network does not exist, or the shapes of outputs and truth are wrong or do not match.
         """
         if net not in self.ALPHA:
             raise ValueError(f"net must be one of {', '.join(self.ALPHA)}, got {net!r}")
@@ -507,7 +516,7 @@ def pyramid_levels(sizes: Sequence[tuple[int, int]], min_face: float, factor: fl
 
 
 def same_size_runs(levels: Sequence[Level], pixels: int) -> list[slice]:
-    """Groups neighbouring levels of equal size into runs of at most `pixels` pixels; a larger one is alone."""
+    """Groups neighbouring levels of equal size into runs of at most `pixels` pixels; a larger level is alone."""
     runs: list[slice] = []
     for k, level in enumerate(levels):
         same = k > 0 and (level.height, level.width) == (levels[k - 1].height, levels[k - 1].width)
@@ -558,7 +567,7 @@ def calibrate(boxes: Tensor, offsets: Tensor, *, plus_one: bool = True) -> Tenso
 
 
 def whole_squares(boxes: Tensor) -> Tensor:
-    """Squares with the same centre and the longer side, rounded towards zero in the author's pixels."""
+    """Makes squares with the same centre and the longer side, rounded towards zero in the author's pixels."""
     sides = boxes[:, 2:] - boxes[:, :2]
     side = sides.amax(1, keepdim=True)
     corner = boxes[:, :2] + sides * 0.5 - side * 0.5

@@ -232,7 +232,7 @@ class S3FDLiteConfig(S3FDConfig):
         nms_threshold: More than the paper's 0.3: best for average precision at IoU 0.4 and F1 on faces/val, measured
             with earlier weights. At IoU 0.5, average precision would rise further (0.863, 0.868, 0.873 with thresholds
             of 0.3, 0.4, 0.5).
-        negative_ratio: More than the paper's 3, which measured better, as did the distance-IoU loss (docs/training.md).
+        negative_ratio: More than the paper's 3; this measured better, as did the distance-IoU loss (docs/training.md).
         norm_scales: Initial scales of the three `L2Norm`s.
         landmarks: Whether every anchor also predicts five landmarks; the paper's network has none.
         prior: Face probability that the untrained network returns everywhere.

@@ -33,8 +33,8 @@ class Limits:
     """The largest numbers of boxes per image.
 
     Attributes:
-        candidates: Before suppression, best first, over all levels.
-        detections: After suppression.
+        candidates: Limit before suppression, over all levels, best first.
+        detections: Limit after suppression.
     """
 
     candidates: int
@@ -46,7 +46,7 @@ class TrainedFaces(NamedTuple):
 
     Attributes:
         height: Height in network pixels.
-        band: Smallest and largest factor of that height.
+        band: Smallest and largest height, as factors of `height`.
     """
 
     height: float
@@ -147,7 +147,7 @@ class SingleShot(FaceModel):
         Args:
             images: Preprocessed images [B, 3, H, W] in the model's dtype.
             sizes: As in `candidates`.
-            score_threshold: None: the model's default.
+            score_threshold: As in `candidates`; None: the model's default.
             limits: "ap" or "fast".
             levels: Number of maps to use, as the end of a slice; None: all.
             suppress: Whether to apply suppression; without it all candidates are returned.

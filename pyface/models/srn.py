@@ -58,7 +58,7 @@ class SRNConfig:
         low_levels: Number of levels, from the finest, that the first step filters; on the others it moves the anchors
             (4.5).
         gate_threshold: Anchors of low levels must have a first-step score > this (4.5).
-        small_map: Number of cells; see `SRNResNet50.candidates` (4.5).
+        small_map: Maps with fewer cells than this have no score threshold; see `SRNResNet50.candidates` (4.5).
         level_candidates: Number of candidates per level, best first; the paper has 2,000 (4.5).
         separate_prediction: Whether the first step has its own prediction layers, as in the paper; otherwise all layers
             are shared, as in the released code (4.1).

@@ -92,7 +92,7 @@ class SSH(AnchorDetector):
     Attributes:
         config: The settings.
         levels: The anchors of each module.
-        nms_plus_one: Whether suppression measures widths as x2 - x1 + 1, as the author's does.
+        nms_plus_one: Whether suppression measures widths as x2 - x1 + 1, as the author's code does.
     """
 
     # The author keeps all that suppression leaves of 3 x 1,000 boxes; "fast" is as for S3FD (docs/detectors.md 5.4,

@@ -1,6 +1,6 @@
 """Views of an image that a network runs on: scales, the mirror image and tiles.
 
-The papers' scales: docs/detectors.md 2.6, 4.5, 5.4.
+The papers' scales are listed in docs/detectors.md 2.6, 4.5, 5.4.
 """
 
 from __future__ import annotations

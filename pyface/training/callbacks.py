@@ -185,7 +185,7 @@ class Measuring(L.Callback):
         save(self.folder / file, self.average.model, self.name, config)
 
     def with_threshold(self, config: Any, threshold: float) -> Any:
-        """A model's configuration with another score threshold."""
+        """A model's configuration with the given score threshold."""
         return dataclasses.replace(config, score_threshold=threshold)
 
     def state_dict(self) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class MeasuringCascade(Measuring):
     """Measures the cascade during training; the chosen score threshold becomes O-Net's."""
 
     def with_threshold(self, config: MTCNNConfig, threshold: float) -> MTCNNConfig:
-        """The configuration with another threshold for O-Net."""
+        """The configuration with the given threshold for O-Net."""
         return replace(config, thresholds=(*config.thresholds[:2], threshold))
 
 
@@ -172,7 +172,7 @@ def check_cascade(run: Run) -> None:
     """Checks that a run sets only options that the cascade supports.
 
     Raises:
-        TrainingError: It sets others.
+        TrainingError: It sets other options.
     """
     if run.settings is not None:
         raise TrainingError(f"{run.model} trains with its default settings only; remove those of the configuration")

@@ -26,7 +26,7 @@ def check_single_shot(run: Run, folder: Path) -> None:
     """Checks a run's number of processes, and its checkpoint if it has one.
 
     Raises:
-        TrainingError: `torchrun` started another number of processes, or the checkpoint is damaged or lost.
+        TrainingError: `torchrun` started the wrong number of processes, or the checkpoint is damaged or lost.
     """
     if started_by_torchrun() not in (None, run.devices):
         raise TrainingError(f"torchrun must start {run.devices} processes for this run, got {started_by_torchrun()}")

@@ -36,7 +36,7 @@ def check_device(run: Run, accelerator: str) -> None:
     """Checks that this machine has the device that a run needs.
 
     Raises:
-        TrainingError: It does not.
+        TrainingError: There is no GPU, or the CPU does not support the precision.
     """
     has_gpu = torch.cuda.is_available()
     if accelerator == "gpu" and not has_gpu:
