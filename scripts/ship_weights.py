@@ -2,11 +2,12 @@
 
     python scripts/ship_weights.py runs/s3fd_lite --val faces/val --widerface ground_truth --images wider_val/images
     python scripts/ship_weights.py --measure mtcnn --val faces/val ...    # measures weights that are bundled already
+    python scripts/ship_weights.py --times --val faces/val                # times all bundled weights, in turns
 
 Writes `pyface/weights/NAME.safetensors` (half precision), `NAME.json` (the run's configuration), `NAME.md` (the card)
-and the model's part of `figures.json`. Cards, `pyface models` and, through benchmarks/report.py, README.md take their
-figures from there. Prints the SHA-256 for the registry in `pyface/models/zoo.py`. The score threshold with the best F1
-on the first set (the run's held-out images, or else the first --val) becomes the model's default.
+and the model's part of `figures.json`. Cards, `pyface models` and, through benchmarks/report.py, README.md and mtcnn's
+card take their figures from there. Prints the SHA-256 for the registry in `pyface/models/zoo.py`. The score threshold
+with the best F1 on the first set (the run's held-out images, or else the first --val) becomes the model's default.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 
 from pyface import FaceDetector
@@ -30,11 +33,11 @@ from pyface.data.folder import read_folder
 from pyface.data.picture import Picture
 from pyface.evaluation import LOWEST_SCORE
 from pyface.evaluation.faces import Report, evaluate
-from pyface.io.images import read_image
+from pyface.io.images import Pixels, read_image
 from pyface.models.base import FaceModel
 from pyface.models.checkpoints import save_checkpoint
 from pyface.models.single_shot import SingleShot
-from pyface.models.zoo import REGISTRY, create_model
+from pyface.models.zoo import REGISTRY, create_model, list_models
 from pyface.training.album import split
 from pyface.training.folder import CONFIG, counted, read_config, write_config
 from pyface.training.recipes import Run
@@ -42,6 +45,7 @@ from pyface.training.recipes import Run
 WEIGHTS = Path(__file__).parents[1] / "pyface" / "weights"
 FIGURES = WEIGHTS / "figures.json"
 SIZES = (640, 1024)
+TIMED = "From a decoded image to faces"  # what a card says before its time
 SETS = {
     "val": "faces/val, photos, many with medical masks",
     "held_out": "held out of the training data",
@@ -62,13 +66,22 @@ LIMITS = (
 
 def main() -> None:
     arguments = parse()
+    if arguments.times:
+        update_times(arguments.val)
+    else:
+        ship_or_measure(arguments)
+
+
+def ship_or_measure(arguments: argparse.Namespace) -> None:
     if arguments.measure:
         name, model, run, sets = arguments.measure, create_model(arguments.measure), None, {}
     else:
         run = read_config(arguments.run / CONFIG)
         first = run.weights or run.backbone
         if first is not None and arguments.start is None:
-            sys.exit(f"the run began with {first}: give --start, a phrase on where they come from, for the card")
+            sys.exit(
+                f"the run began with {first}; give --start, a phrase for the card on where these weights come from"
+            )
         name, model, sets = run.model, rounded_model(run, arguments.run / "best.safetensors"), held_out(run)
     sets |= {folder.name: read_folder(folder) for folder in arguments.val}
     if not sets:
@@ -81,13 +94,13 @@ def main() -> None:
     if run is not None:
         threshold = reports[next(iter(reports))].score_threshold
         ship(run, model, threshold)
-    figures = figures_of(model, reports, latency(model, next(iter(sets.values()))))
+    figures = figures_of(model, reports, latencies({name: model}, next(iter(sets.values())))[name])
     if arguments.widerface:
         figures["widerface"] = {str(size or "own"): widerface(name, size, arguments) for size in sizes_of(model)}
-    everything = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+    everything = read_figures()
     kept = everything.get(name, {}) if run is None else {}  # older figures stay, unless the weights are new
     everything[name] = kept | figures | {"sets": kept.get("sets", {}) | figures["sets"]}
-    FIGURES.write_text(json.dumps(dict(sorted(everything.items())), indent=1) + "\n", encoding="utf-8")
+    write_figures(everything)
     if run is not None:
         file = WEIGHTS / f"{name}.safetensors"
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -100,15 +113,18 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?", help="folder of the run")
     parser.add_argument("--measure", choices=list(REGISTRY), help="measure the package's weights instead")
-    parser.add_argument("--start", help="initial weights and their data, if the run had any: 'the trunk of ...'")
+    parser.add_argument("--times", action="store_true", help="time all of the package's weights instead, in turns")
+    parser.add_argument("--start", help="initial weights, as a phrase for the card: 'the backbone of ...'")
     parser.add_argument("--val", type=Path, action="append", default=[], help="annotated folder; may be repeated")
     parser.add_argument("--widerface", type=Path, help="folder with WIDER FACE's ground truth")
     parser.add_argument("--images", type=Path, help="folder with its validation images")
     arguments = parser.parse_args()
-    if (arguments.run is None) == (arguments.measure is None):
-        parser.error("name the folder of a run, or a model with --measure")
+    if [arguments.run is not None, arguments.measure is not None, arguments.times].count(True) != 1:
+        parser.error("name the folder of a run, or a model with --measure, or give --times")
+    if arguments.times and not arguments.val:
+        parser.error("--times needs images; give --val DIR")
     if (arguments.widerface is None) != (arguments.images is None):
-        parser.error("--widerface and --images belong together")
+        parser.error("--widerface and --images must be given together")
     return arguments
 
 
@@ -129,7 +145,7 @@ def rounded_model(run: Run, path: Path) -> SingleShot:
     """The model with weights rounded to half precision, as it is shipped and therefore measured."""
     model = create_model(run.model, path).half().float()
     if not model.trains_on_images:
-        raise ValueError(f"{run.model} trains on crops, this script ships single-shot detectors only")
+        raise ValueError(f"{run.model} trains on crops; this script ships single-shot detectors only")
     if not all(value.isfinite().all() for value in model.state_dict().values()):
         raise ValueError(f"{path} holds numbers beyond half precision")
     return model
@@ -163,22 +179,59 @@ def widerface(name: str, size: int | None, arguments: argparse.Namespace) -> dic
     return {subset: round(value, 4) for subset, value in precision.items()}
 
 
-def latency(model: FaceModel, pictures: list[Picture], count: int = 40) -> float:
-    """Median milliseconds from a decoded image to faces at 640 px, one image at a time on two threads."""
+def latencies(models: dict[str, FaceModel], pictures: list[Picture], count: int = 40) -> dict[str, float]:
+    """Median milliseconds from a decoded image of 640 px to faces, one image at a time on two threads.
+
+    The models take turns, so that what else the machine does meets all of them. The images are scaled beforehand, for
+    models that do not scale them.
+    """
     torch.set_num_threads(2)
-    detector = FaceDetector(model, device="cpu", size=sizes_of(model)[0])
-    times = []
+    detectors = {
+        name: FaceDetector(model, device="cpu", threads=2, size=sizes_of(model)[0]) for name, model in models.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in models}
     for picture in pictures[:count]:
-        image = read_image(picture.path)
-        detector(image)
-        start = time.perf_counter()
-        detector(image)
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+        image = scaled(read_image(picture.path))
+        for name, detector in detectors.items():
+            detector(image)
+            start = time.perf_counter()
+            detector(image)
+            times[name].append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(of) for name, of in times.items()}
+
+
+def scaled(image: Pixels) -> Pixels:
+    """The image with a longer side of 640 px."""
+    factor = SIZES[0] / max(image.shape[:2])
+    between = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=between)
+
+
+def update_times(folders: list[Path]) -> None:
+    """Times all bundled weights, and changes the times in `figures.json` and in this script's cards."""
+    pictures = [picture for folder in folders for picture in read_folder(folder)]
+    found = latencies({name: create_model(name) for name in list_models(pretrained=True)}, pictures)
+    everything = read_figures()
+    for name, milliseconds in found.items():
+        everything[name]["milliseconds"] = round(milliseconds, 1)
+        file = WEIGHTS / f"{name}.md"
+        text = file.read_text(encoding="utf-8")
+        file.write_text(re.sub(rf"(?<={TIMED}: )\d+ ms", f"{milliseconds:.0f} ms", text), encoding="utf-8")
+        print(f"{name}: {milliseconds:.1f} ms")
+    write_figures(everything)
+
+
+def read_figures() -> dict[str, Any]:
+    """What `figures.json` holds, by model."""
+    return json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+
+
+def write_figures(everything: dict[str, Any]) -> None:
+    FIGURES.write_text(json.dumps(dict(sorted(everything.items())), indent=1) + "\n", encoding="utf-8")
 
 
 def figures_of(model: FaceModel, reports: dict[tuple[str, int | None], Report], milliseconds: float) -> dict[str, Any]:
-    """A model's part of `figures.json`, without WIDER FACE's."""
+    """A model's part of `figures.json`, without the figures of WIDER FACE."""
     sets: dict[str, Any] = {}
     for (name, size), report in reports.items():
         of = sets.setdefault(name, {"pictures": report.pictures, "faces": report.faces})
@@ -200,7 +253,7 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], star
     lines = [
         f"# {name}.safetensors",
         "",
-        f"Weights of `{name}` trained by this project from {start or 'random initial weights'}.",
+        f"Weights of `{name}`, trained by this project from {start or 'random initial weights'}.",
         "",
         "| | |",
         "|---|---|",
@@ -271,7 +324,7 @@ def measured(name: str, model: SingleShot, figures: dict[str, Any]) -> list[str]
         "|" + "---|" * len(by_size),
         "| " + " | ".join(f"{value:.3f}" for value in by_size.values()) + " |",
         "",
-        f"From a decoded image to faces: {figures['milliseconds']:.0f} ms at {SIZES[0]} px on two CPU threads. The "
+        f"{TIMED}: {figures['milliseconds']:.0f} ms at {SIZES[0]} px on two CPU threads. The "
         f"default score threshold, {threshold:.3f}, has the best F1 on the first set.",
     ]
     return lines

@@ -11,7 +11,7 @@ def write_all(file: RawIOBase, data: bytes) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file, and leaves none if it cannot be written to its end. Missing folders are created.
+    """Writes a whole file, or leaves none if that fails. Missing folders are created.
 
     Raises:
         OSError: It cannot be written; `filename` is its name.

@@ -1,4 +1,4 @@
-"""The `pyface` command as people meet it: at a terminal, in a pipe, interrupted, and with every mistake in it."""
+"""The `pyface` command as people meet it: at a terminal, in a pipe, interrupted, and with every kind of mistake."""
 
 import csv
 import itertools
@@ -55,7 +55,7 @@ def test_lines_in_order(run, write_grey):
     assert Detections.from_dict(lines[0]).source == "b.png"
 
 
-def test_more_pictures_than_any_queue_holds(run, write_grey):
+def test_more_images_than_any_queue_holds(run, write_grey):
     for k in range(120):
         write_grey(f"in/{k:03}.png", 40 * (k % 5))
     lines = lines_of(run("detect", "in", "--batch-size", 7, "--save", "out").stdout)
@@ -63,7 +63,7 @@ def test_more_pictures_than_any_queue_holds(run, write_grey):
     assert len(list(Path("out").iterdir())) == 120
 
 
-def test_hostile_pictures_are_reported_and_the_run_goes_on(run, write_grey, tmp_path):
+def test_hostile_images_are_reported_and_the_run_goes_on(run, write_grey, tmp_path):
     good = write_grey("a.png").read_bytes()
     files = {
         "cut.png": good[:-20],
@@ -506,7 +506,7 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
     while True:
         try:
             part = os.read(ours, 4096)
-        except OSError:  # Linux reports the closed end so
+        except OSError:  # this is how Linux reports the closed end
             break
         if not part:
             break

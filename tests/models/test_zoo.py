@@ -1,7 +1,9 @@
 """The registry: names, weights and their hashes."""
 
 import hashlib
+import json
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +47,24 @@ def test_cards_show_the_figures_of_one_file(name):
     rows = [line for line in lines if line.startswith("|") or " ms at " in line]
     assert len(rows) > 10
     assert [row for row in rows if row not in (WEIGHTS / f"{name}.md").read_text().splitlines()] == []
+
+
+def test_new_times_go_into_figures_and_cards(tmp_path, astronaut):
+    pytest.importorskip("lightning", reason="pyface-engine[train] is not installed")
+    for file in (WEIGHTS / "figures.json", *WEIGHTS.glob("*.md")):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    shutil.copy(astronaut, tmp_path / "data" / "images")
+    (tmp_path / "data" / "bbx_gt.txt").write_text("astronaut.jpg\n1\n177 57 94 118 0 0 0 0 0 0\n")
+    update_times = runpy.run_path(str(ROOT / "scripts" / "ship_weights.py"))["update_times"]
+    update_times.__globals__.update(WEIGHTS=tmp_path, FIGURES=tmp_path / "figures.json")
+    update_times([tmp_path / "data"])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert sorted(figures) == sorted(PRETRAINED)
+    for name in PRETRAINED:
+        assert {**figures[name], "milliseconds": None} == {**measurements(name), "milliseconds": None}
+        if name != "mtcnn":
+            assert f"{figures[name]['milliseconds']:.0f} ms at 640 px" in (tmp_path / f"{name}.md").read_text()
 
 
 @pytest.mark.parametrize("name", list_models())

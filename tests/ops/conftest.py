@@ -50,7 +50,7 @@ def some(request: pytest.FixtureRequest) -> Callable[[Iterable], list]:
 
 @pytest.fixture
 def sparse() -> Callable[[int, str], torch.Tensor]:
-    """Makes so many zero bytes on a device. On the CPU only those that are touched take memory."""
+    """Makes this many zero bytes on a device. On the CPU only those that are touched take memory."""
     unreserved = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python 3.13 has the name
 
     def zeros(size: int, device: str) -> torch.Tensor:

@@ -158,7 +158,7 @@ def test_equals_reference_in_the_papers_settings(name, device):
     options = dict(SETTINGS[name])
     if name == "ssh":  # anchors within the image
         options["valid"] = (anchors >= 0).all(1) & (anchors <= 320).all(1)
-    if name.startswith("srn"):  # anchors that a first step moved, each image's its own way
+    if name.startswith("srn"):  # anchors that a first step moved, differently in each image
         generator = torch.Generator().manual_seed(1)
         anchors = anchors + 4 * torch.randn(4, len(anchors), 4, generator=generator)
         options["valid"] = torch.rand(4, len(anchors[0]), generator=generator) < 0.7
@@ -459,7 +459,7 @@ def test_memory_is_that_of_anchors_and_faces():
 @pytest.mark.parametrize("rule", ["ssh", "s3fd", "s3fd, six each"])
 @pytest.mark.parametrize("splits", [[0, -5, 99], [7, 3, 20], [-(2**60), 2**60, 5], [-(2**63), 2**63 - 1]])
 def test_splits_are_clamped_on_a_gpu(splits, rule, gpu_without_checks):
-    # Looking at them would synchronise; whatever they hold, nothing beyond the boxes is read.
+    # Reading them on the host would synchronise; whatever they hold, nothing beyond the boxes is read.
     anchors, faces = square_anchors(64), random_faces(20, 64)
     arguments = (x.to(gpu_without_checks) for x in (anchors, faces, torch.tensor(splits)))
     index, overlap = ops.assign_anchors(*arguments, **SETTINGS[rule])
@@ -484,7 +484,7 @@ def test_splits_that_share_faces_stay_in_bounds(gpu_without_checks, request, mon
 
 
 @pytest.mark.cuda
-def test_never_synchronizes_and_runs_in_a_cuda_graph(cuda):
+def test_never_synchronises_and_runs_in_a_cuda_graph(cuda):
     arguments = [t.to(cuda) for t in (square_anchors(320), random_faces(60, 320), torch.tensor([0, 20, 20, 60]))]
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -164,7 +164,7 @@ def test_the_draw_depends_on_seed_and_image_only(device):
     assert torch.equal(ops.balanced_sample(losses[:2], index[:2], seed=7), first[:2])
     assert not torch.equal(ops.balanced_sample(losses, index, seed=8), first)
     assert not torch.equal(first[0], first[1])  # the same image twice in a batch
-    # Two draws are no more alike than chance has it: 150 of 2,550 random ones, so about 9 in common.
+    # Two draws have no more in common than by chance: 150 of 2,550 each, so about 9.
     rest = torch.ones(3000, dtype=torch.bool, device=device)
     rest[:300] = False
     rest[300:][losses[0, 300:].argsort(descending=True)[:150]] = False
@@ -343,7 +343,7 @@ def test_compile_as_a_full_graph(device):
 
 
 @pytest.mark.cuda
-def test_never_synchronize_and_run_in_a_cuda_graph(cuda):
+def test_never_synchronise_and_run_in_a_cuda_graph(cuda):
     losses, index = random_batch(8, 34_125, 1, cuda)
 
     def masks():

@@ -294,7 +294,7 @@ def test_score_threshold_is_strict(device):
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
 @pytest.mark.parametrize(
     ("n", "threshold"),
-    # Beyond 2,048 boxes a GPU needs memory of its own. Few of them pass, since each takes a step.
+    # Beyond 2,048 boxes, CUDA uses global in place of shared memory. Few of them pass, since each takes a step.
     [(0, 0.05), (1, 0.05), (50, 0.05), (1000, 0.05), (2100, 0.98)],
 )
 def test_soft_nms_equals_reference(n, threshold, method, overlap, device):
@@ -487,7 +487,7 @@ def test_distant_clusters_do_not_slow_the_grid_down(name):
     assert abs(len(kept[0]) - len(kept[1])) < 0.01 * len(kept[0])
 
 
-# Longest and shortest sides, both ways round, nothing and NaN.
+# They give the longest and shortest sides, also inverted ones, sides of 0, and NaN.
 EXTREMES = (-math.inf, -3e38, -1e15, -20.0, 0.0, 1e-38, 9.0, 1e9, 3e38, math.inf, math.nan)
 
 
@@ -579,7 +579,7 @@ def test_kernels_survive_threads_and_fork():
 
 
 @pytest.mark.cuda
-def test_nms_padded_never_synchronizes(cuda):
+def test_nms_padded_never_synchronises(cuda):
     boxes, scores = on(cuda, *random_boxes(4 * 1000))
     boxes, scores = boxes.view(4, 1000, 4), scores.view(4, 1000)
     torch.cuda.set_sync_debug_mode("error")

@@ -72,13 +72,13 @@ def test_a_run_leaves_weights_measurements_and_logs(data, tmp_path, capsys):
     assert lines[-1]["step"] == 4 * (5 // 2)
     assert lines[-1][data.name]["pictures"] == 6
     assert lines[-1]["held_out"]["faces"] == 2
-    assert lines[-1]["held_out"]["pictures_per_second"] is None  # which JSON has a word for, unlike NaN
+    assert lines[-1]["held_out"]["pictures_per_second"] is None  # which JSON can express, unlike NaN
     assert "AP@0.5" in (folder / "logs" / "0" / "metrics.csv").read_text()
     assert list((folder / "logs" / "0").glob("events*"))
     run = read_config(folder / "config.json")
     assert replace(run, settings=None) == small_run(data, val=(str(data),), held_out=("1.png",))
     assert configured(S3FDLiteConfig(landmarks=False), run.settings) == S3FDLiteConfig()
-    # The weights stand for themselves.
+    # The weights need nothing else of the run.
     found = FaceDetector("s3fd_lite", weights=folder / "best.safetensors", device="cpu")(data / "images" / "0.png")
     assert found.width == 200
 
@@ -320,7 +320,7 @@ train(read_config(Path(sys.argv[1], "two.json")), Path(sys.argv[1], "run"), acce
 
 @pytest.mark.slow
 def test_two_processes_share_a_run(data, tmp_path):
-    """Each sees its part of the samples, each sample once an epoch; both measure, one writes."""
+    """Each takes its part of the samples, each sample once per epoch; both measure, one writes."""
     run = small_run(data, val=(str(data),), devices=2, recipe=replace(SMALL, epochs=2))
     run = replace(run, data=run.data * 2)
     write_config(run, tmp_path / "two.json")
