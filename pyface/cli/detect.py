@@ -33,7 +33,8 @@ from pyface.cli.options import (
     takes_options,
 )
 from pyface.cli.report import Report
-from pyface.io.sources import Source, is_archive, source_key, source_name
+from pyface.io.files import own_folder
+from pyface.io.sources import Source, is_archive, is_unclear, is_video, source_key, source_name
 
 if TYPE_CHECKING:
     from pyface.cli.outcomes import Run
@@ -143,7 +144,8 @@ class CopyRequest:
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Save copies of images and videos with the faces drawn, or covered.",
+            help="Save copies of images and videos with the faces drawn, or covered. In a folder that pyface made, a "
+            "new run replaces them; other files are never replaced.",
             rich_help_panel=RESULTS,
         ),
     ] = None
@@ -271,8 +273,11 @@ class Request:
     @property
     def output_format(self) -> str | None:
         """The format of the results, None if neither the option nor the file's suffix gives one."""
-        if self.format is not None:
-            return self.format
+        return self.format or self.output_suffix
+
+    @property
+    def output_suffix(self) -> str | None:
+        """The format that the file's suffix stands for, None if it stands for none."""
         suffix = "" if self.output_file is None else self.output_file.suffix.lower()
         return suffix[1:] if suffix in (".jsonl", ".csv", ".parquet") else None
 
@@ -280,6 +285,12 @@ class Request:
     def is_resumable(self) -> bool:
         """Whether a later run can continue the file of results."""
         return self.output is not None and self.output_format in ("jsonl", "csv")
+
+    @property
+    def continues(self) -> bool:
+        """Whether there are results that this run continues; its copies may then replace those of the former run."""
+        file = self.output_file
+        return self.resume and file is not None and file.is_file() and file.stat().st_size > 0
 
     def facts(self) -> dict[str, Any]:
         """What decides the results, by the names of the options."""
@@ -333,6 +344,7 @@ def detect_sources(request: Request) -> None:
     """Runs a detector on the requested sources, and exits with the command's status."""
     keep_freed_memory()
     sources, places, crops = _find_sources(request)
+    owned = _own_folders(request)
     detector = request.detector.request().make()
     _check_landmarks(request, detector)
     from pyface.cli.copies import Copies
@@ -346,7 +358,7 @@ def detect_sources(request: Request) -> None:
         report = Report(len(sources), len(sources) - len(remaining), show_lines=show_lines)
         wanted = request.copies
         cover = wanted.covers[0] if wanted.covers else None
-        copies = Copies(places, cover, not wanted.strip_gps, crops, wanted.crop_margin)
+        copies = Copies(places, cover, not wanted.strip_gps, crops, wanted.crop_margin, owned)
         run = Run(
             detector,
             copies,
@@ -377,7 +389,7 @@ def _check_request(request: Request) -> None:
     """Fails if options exclude each other or the results have nowhere to go."""
     given = request.sources
     if not given.sources and given.from_file is None and given.camera is None:
-        raise typer.BadParameter("give images, videos or folders, or --camera N for a camera", param_hint="SOURCE")
+        fail("nothing to read is given; name images, videos or folders, or a camera with --camera N")
     if given.from_file is not None and "-" in (given.sources or []):
         fail("--from-file and - are both lists of files; use one of them")
     if request.every > 1 and request.fps is not None:
@@ -387,6 +399,8 @@ def _check_request(request: Request) -> None:
     copies = request.copies
     if len(copies.covers) > 1:
         fail(f"--{' and --'.join(copies.covers)} exclude each other; use one of them")
+    if copies.save is not None and copies.save == copies.crops:
+        fail(f"--save and --crops must be two folders, got {copies.save} for both; give one of them another")
     if copies.covers and copies.save is None:
         fail(f"--{copies.covers[0]} changes the saved copies; add --save DIR")
     if copies.strip_gps and not copies.covers:
@@ -396,6 +410,9 @@ def _check_request(request: Request) -> None:
     if request.output is None and (request.resume or request.overwrite or request.format not in (None, "jsonl")):
         option = "--resume" if request.resume else "--overwrite" if request.overwrite else f"--format {request.format}"
         fail(f"{option} needs a file of results; add --output FILE")
+    suffix = request.output_suffix
+    if request.cluster.ray is None and suffix is not None and request.format not in (None, suffix):
+        fail(f"--format {request.format} contradicts the suffix of {request.output}; leave one of the two out")
     if request.resume and request.cluster.ray is None and request.output_format not in ("jsonl", "csv", None):
         fail(
             f"--resume continues jsonl and csv files, got --format {request.output_format}; "
@@ -448,12 +465,12 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
     """Returns the images and videos to read, and where the copy and the crops of each go if these are asked for."""
     from pyface.io.sources import SourceError, is_in_shard, is_live, parse_shard, plan_copies
 
-    save, folders = request.copies.save, request.copies.folders
-    folder = None
+    save = request.copies.save
     shard = request.sources.shard
     try:
         part = (1, 1) if shard is None else parse_shard(shard)
-        sources = _select_sources(request.sources, folders)
+        sources = _select_sources(request.sources, request.copies.folders)
+        _check_frame_options(request, sources)
         live = next((source for source in sources if is_live(source)), None)
         if request.resume and live is not None:
             fail(f"{source_name(live)} has no frames to go back to; use --overwrite or another --output, not --resume")
@@ -461,14 +478,29 @@ def _find_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | 
         wanted = request.copies.crops
         crops = None if wanted is None else plan_copies(sources, wanted, lambda name, _: name)
         sources = [source for source in sources if is_in_shard(source, part)]  # copies are named as without shards
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
     except SourceError as error:
         fail(error)
-    except OSError as error:
-        reason = "it is a file; give a folder" if folder is not None and folder.is_file() else error.strerror
-        fail(f"{folder}: the images cannot be saved there ({reason})")
     return sources, places, crops
+
+
+def _own_folders(request: Request) -> list[Path]:
+    """Makes the folders for copies and crops, and returns those in which files may be replaced."""
+    owned = []
+    for folder in request.copies.folders:
+        try:
+            owned += [folder] if own_folder(folder) or request.continues else []
+        except OSError as error:
+            reason = "it is a file; give a folder" if folder.is_file() else error.strerror
+            fail(f"{folder}: the images cannot be saved there ({reason})")
+    return owned
+
+
+def _check_frame_options(request: Request, sources: list[Source]) -> None:
+    """Says so if options that choose frames have no effect, which is no mistake: a folder may get videos later."""
+    option = "--fps" if request.fps is not None else "--every"
+    is_given = request.fps is not None or request.every > 1
+    if is_given and not any(is_video(source) or is_unclear(source) for source in sources):
+        print_status(f"pyface: {option} has no effect, since none of the sources is a video")
 
 
 def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:
@@ -557,7 +589,7 @@ def _open_finished(request: Request, output: Path, sources: list[Source]) -> Fin
     """Opens a file or folder of results that is complete when the run ends."""
     from pyface.data.predictions import CocoFile, LabelStudioFile, YoloFolder
     from pyface.io.results import OutputError, ParquetFile
-    from pyface.io.sources import is_video, paths_below
+    from pyface.io.sources import paths_below
 
     match request.output_format:
         case "parquet":
