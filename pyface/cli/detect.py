@@ -215,6 +215,7 @@ class Request:
         float | None,
         typer.Option(
             min=0.001,
+            max=100_000,
             metavar="F",
             help="Process at most F frames per second of each video.",
             show_default="all frames",

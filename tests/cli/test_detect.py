@@ -211,7 +211,7 @@ def test_save(run, write_grey):
     write_grey("in/sub/a.jpg", 40)
     write_grey("in/sub/b.bmp", 40)
     run("detect", "in", "--recursive", "--save", "out/deep")
-    saved = sorted(path.relative_to("out/deep").as_posix() for path in Path("out").rglob("*.*"))
+    saved = sorted(path.relative_to("out/deep").as_posix() for path in Path("out").rglob("?*.*"))
     assert saved == ["a.jpg", "sub/a.jpg", "sub/b.bmp.png"]
     drawn = cv2.imread("out/deep/sub/b.bmp.png")
     assert drawn.shape == (32, 48, 3)
