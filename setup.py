@@ -21,7 +21,7 @@ SOURCES = sorted(p for p in [*ROOT.glob("csrc/**/*.[ch]*"), ROOT / "CMakeLists.t
 
 
 def source_hash() -> str:
-    """Digest of the C++ and CUDA sources, the same rule as in pyface/ops/_extension.py."""
+    """Digest of the C++ and CUDA sources, the same rule as in pyface/ops/extension.py."""
     digest = hashlib.sha256()
     for path in SOURCES:
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
@@ -29,7 +29,7 @@ def source_hash() -> str:
 
 
 def run(*command: str) -> None:
-    """Runs a build command, whose own words tell what went wrong."""
+    """Runs a build command, whose own messages tell what went wrong."""
     if subprocess.run(command, check=False).returncode != 0:
         raise SystemExit(
             "pyface's kernels could not be built: see CMake's message above. They need a C++17 compiler "

@@ -25,7 +25,7 @@ import torch
 from pyface.benchmark import machine_facts
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SECONDS, ROUNDS = "0.2", 3  # a benchmark, unless the command line says otherwise
+SECONDS, ROUNDS = "0.2", 3  # per benchmark, unless the command line says otherwise
 PACKAGES = ("torch", "torchvision", "opencv-python", "lsnms", "facenet-pytorch")
 # What an import of the peer needs as well; installed with --no-deps, these may be missing.
 NEEDS = {"facenet_pytorch": ("torchvision", "requests", "PIL")}
@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    """Adds what report.py names."""
+    """Adds the facts about the machine that report.py prints."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = machine_facts(device) | {"threads": 2}
     machine_info["pyface"] = {name: facts[name] for name in ("cpu", "cores", "threads", "gpu", "python")}
@@ -100,7 +100,7 @@ def timed(benchmark, device: str, request: pytest.FixtureRequest) -> Callable:
         rounds = request.config.getoption("benchmark_min_rounds")
         if rounds * (time.perf_counter() - start) < float(request.config.getoption("benchmark_max_time")):
             benchmark(finished)
-        else:  # no calibration, which long calls need not
+        else:  # long calls need no calibration
             benchmark.pedantic(finished, rounds=rounds)
 
     return run

@@ -92,13 +92,13 @@ class Task:
 
     @property
     def peers(self) -> dict[str, float]:
-        """How many times longer each peer takes, the fastest peer first."""
+        """How many times as long each peer takes, the fastest peer first."""
         ratios = {library: seconds / self.ours for library, seconds in self.seconds.items() if library != "pyface"}
         return dict(sorted(ratios.items(), key=lambda item: item[1]))
 
 
 def keep(raw: dict[str, Any], command: str, note: str | None) -> dict[str, Any]:
-    """What is worth keeping of pytest-benchmark's file: no rounds one by one, no name of the machine on its network."""
+    """What is worth keeping of pytest-benchmark's file: no single rounds, no host name."""
     facts = raw["machine_info"]
     rows = [
         {"group": of["group"], "name": of["name"]}
@@ -120,7 +120,7 @@ def tasks_of(run: dict[str, Any]) -> list[Task]:
     """The tasks of a run that pyface took part in."""
     seconds: dict[tuple[str, ...], dict[str, float]] = {}
     for row in run["benchmarks"]:
-        if "op" in row:  # files of before have names only
+        if "op" in row:  # older files have names only
             task = tuple(row[key] for key in ("op", "task", "precision", "device"))
             seconds.setdefault(task, {})[row["library"]] = row["median"]
     return [Task(*task, seconds=of) for task, of in seconds.items() if "pyface" in of]
@@ -179,7 +179,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def task_table(tasks: list[Task], *, with_precision: bool = False) -> str:
-    """A row a task: our time, and how many times longer each peer takes."""
+    """One row per task: our time, and how many times longer each peer takes."""
     rows = []
     for task in tasks:
         what = f"{task.task}, {task.precision}, {task.device}" if with_precision else task.task
@@ -284,7 +284,7 @@ def models_text(results: Path) -> str:
         rows.append([f"`{name}`", *(", ".join(cell) or "not measured" for cell in cells), speeds.get(name, "")])
     head = ["", "WIDER FACE val: easy, medium, hard", "faces/val: AP@0.5, AP@0.4", "landmark error", "images/s"]
     speed = f"Images per second: {_settings(run)} {about(run)}\n\n" if speeds else ""
-    plot = f"![Average precision against the time of the network]({ACCURACY_PLOT.as_posix()})"
+    plot = f"![Average precision against network time]({ACCURACY_PLOT.as_posix()})"
     return f"{choice_text(results)}\n\n{table(head, rows)}\n\n{speed}{plot}"
 
 
@@ -323,7 +323,7 @@ def _peers(results: Path) -> dict[str, Any]:
 
 
 def _figures(results: Path) -> dict[str, Any]:
-    """Of all models, the best on WIDER FACE first."""
+    """The figures of all models, the best on WIDER FACE first."""
     path = results.parents[1] / FIGURES
     figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return dict(sorted(figures.items(), key=lambda item: -sum(_first(item[1].get("widerface", {}), *SUBSETS))))
@@ -351,7 +351,7 @@ TEXTS = {
 
 
 def filled(text: str, parts: dict[str, str]) -> str:
-    """A page with what stands between `<!-- name: ... -->` and `<!-- /name -->` replaced.
+    """A page in which the text between `<!-- name: ... -->` and `<!-- /name -->` is replaced.
 
     Raises:
         ValueError: A marker is not there.
@@ -373,7 +373,7 @@ def filled(text: str, parts: dict[str, str]) -> str:
 
 
 def digest(results: Path) -> str:
-    """Of what the plot shows; it is written into the file, since images of two matplotlibs differ."""
+    """A digest of what the plot shows; it is in the file, since images differ between versions of matplotlib."""
     found = [list(headlines(run)) for run in runs(results, "benchmarks")]
     shown = [[(task.op, task.task, task.peers) for task in tasks] for tasks in found if tasks]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
@@ -403,7 +403,7 @@ def _is_network(row: dict[str, Any]) -> bool:
 
 
 def accuracy_digest(results: Path) -> str:
-    """Of what the plot of accuracy shows; see `digest`."""
+    """A digest of what the plot of accuracy shows; see `digest`."""
     return hashlib.sha256(json.dumps(points(results)).encode()).hexdigest()
 
 
@@ -417,7 +417,7 @@ def draw_accuracy(path: Path, results: Path) -> None:
         for name, (seconds, precision) in points(results).items():
             colour = "#b5533c" if name in peers else "#3b6ea5"
             axes.plot(1000 * seconds, precision[k], "s" if name in peers else "o", color=colour)
-            below = name not in peers  # peers' names above, ours below, so that they do not meet
+            below = name not in peers  # peers' names above, ours below, so that they do not overlap
             place = {"xytext": (0, -5 if below else 5), "va": "top" if below else "bottom", "ha": "center"}
             axes.annotate(name, (1000 * seconds, precision[k]), textcoords="offset points", fontsize=7, **place)
         axes.set_title(subset, fontsize=9)
@@ -430,7 +430,7 @@ def draw_accuracy(path: Path, results: Path) -> None:
 
 
 def draw(path: Path, results: Path) -> None:
-    """How many times longer the fastest peer takes, a panel for every run."""
+    """How many times as long the fastest peer takes, with one panel per run."""
     from matplotlib.figure import Figure
 
     drawn = [run for run in runs(results, "benchmarks") if any(headlines(run))]

@@ -6,8 +6,8 @@ for all faces of an image at once, the gray zone by a convolution, as training c
 Floor of decode_densebox, 160 x 160 cells (an image of 640 x 640): each score is read once, 102 KB, and a cache line of
 each of 4 offsets for each of the 512 survivors, 131 KB: 16 us per image at the 15 GB/s that a core reads from memory
 here. Floor of densebox_targets: 22 bytes per cell are written (label, offsets, five landmark maps), 563 KB or 38 us per
-image; a face touches a hundred cells or two. On a GPU of 3 TB/s both are below a microsecond, so that the launches are
-the floor. A call costs some 25 us of Python.
+image; a face touches one or two hundred cells. On a GPU of 3 TB/s both are below a microsecond, so that the launches
+are the floor. A call costs some 25 us of Python.
 """
 
 from itertools import pairwise

@@ -1,6 +1,6 @@
 """Detectors: their networks alone, what follows the networks alone, and from the bytes of a JPEG file to faces.
 
-Weights are random where pyface brings none; thresholds then let some 300 candidates per image pass, as an image with
+Weights are random where pyface has none; thresholds then let some 300 candidates per image pass, as an image with
 a dozen faces has. "pyface" is the network as `FaceDetector` runs it: eager, batch normalisation folded, in the memory
 format that suits it.
 

@@ -40,7 +40,7 @@ def test_nms(library, n, device, random_boxes, peer, timed):
     else:
         call = partial(cv2.dnn.NMSBoxes, corner_and_size(boxes).tolist(), scores.tolist(), 0.0, IOU)
     ours, theirs = set(ops.nms(boxes, scores, IOU).tolist()), set(map(int, call()))
-    assert ours == theirs if library != "OpenCV" else len(ours ^ theirs) < 0.01 * n  # its IoU is rounded otherwise
+    assert ours == theirs if library != "OpenCV" else len(ours ^ theirs) < 0.01 * n  # its IoU is rounded differently
     timed(call, "nms", f"{n:,} boxes", library)
 
 

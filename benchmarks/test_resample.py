@@ -17,7 +17,7 @@ MEAN, STD = (104.0, 117.0, 123.0), (1.0, 1.0, 1.0)
 
 
 def pictures(batch: int, device: str) -> list[torch.Tensor]:
-    """Smooth ones, which do not change much by a part of a pixel, by which libraries differ."""
+    """Smooth images, which change little within the fraction of a pixel by which libraries differ."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for i in range(batch):

@@ -3,12 +3,12 @@
 //   def<cpu::nms>(m, "nms(boxes[batch,n,4], scores[batch,n], classes[batch,n]?, ..., batch, n, ...)");
 //
 // The types come from the launcher, so none can be mistaken for another. The text names the parameters in their order
-// and says how many numbers each array holds, in terms of the integers beside it (also those within a struct). From it
-// come the length checks and the error messages; a text that does not fit its launcher fails the module's import.
+// and says how many numbers each array holds, in terms of the integers beside it (also those within a struct). It gives
+// the length checks and the error messages; with a text that does not fit its launcher, the module's import fails.
 //
 //   name            a number, a flag, an enumeration (as an integer), or a struct (as a tuple of its fields)
 //   name[a,b*c+1]   an array: a torch.Tensor of this element type with a * (b * c + 1) elements (contiguous, as
-//                   contiguous_as() in pyface/ops/_extension.py makes it: checking again would cost 50 ns per array); a
+//                   contiguous_as() in pyface/ops/extension.py makes it: checking again would cost 50 ns per array); a
 //                   Map: a tensor of any strides with exactly this shape; an array of structs or of doubles: a list
 //   name[a]?        the same, or None for nullptr
 //   name> name>=    a float that others are compared with: rounded down or up, so that the comparison in float has
@@ -43,7 +43,7 @@ namespace py = pybind11;
 struct Call {
   const std::string& op;
   Values values{};
-  py::handle dtype;  // of all its maps
+  py::handle dtype;  // of all maps of the call
 };
 
 inline std::string text_of(py::handle value) { return py::str(value); }
@@ -83,7 +83,7 @@ struct Dtypes {
   }
 };
 
-// The dtypes that an element type stands for; a flag is a byte.
+// The dtypes that an array of T may have; uint8_t serves for flags too.
 template <class T>
 std::array<py::handle, 2> dtypes_of() {
   const Dtypes& all = Dtypes::get();
@@ -311,7 +311,7 @@ struct Reader<Image> {
   Parameter p;
 };
 
-// A struct, whose fields `Fields` lists: kText as the text of a launcher's parameters, kMembers the pointers to them.
+// A struct. `Fields` lists its fields: kText like the parameters of a launcher, kMembers as pointers to members.
 template <class S>
 struct Fields;
 
@@ -370,7 +370,7 @@ struct Reader<S, std::enable_if_t<(sizeof(Fields<S>) > 0)>> : StructReader<S> {
   using StructReader<S>::StructReader;
 };
 
-// Entries that are read one after the other; only the entry itself uses its integers.
+// Reads entries one after the other. Only lengths within the same entry may refer to its integers.
 template <class E>
 struct EntriesReader {
   EntriesReader(const Parameter& p, Scope&) : p(p) {}
@@ -518,8 +518,8 @@ constexpr size_t arity(R (*)(A...)) {
   return sizeof...(A);
 }
 
-// Adds a launcher to a module. `text` is its name and the parameters that the CPU and the CUDA launcher share. What
-// follows is the same for all: threads on the CPU; on CUDA a workspace, if it needs one, a device and a stream.
+// Adds a launcher to a module. `text` is its name and the parameters that the CPU and the CUDA launcher share. The last
+// parameters are the same for all: threads on the CPU; on CUDA a workspace, if it needs one, a device and a stream.
 template <auto launcher>
 void def(py::module_& m, const std::string& text) {
   Dtypes::get();
@@ -528,7 +528,7 @@ void def(py::module_& m, const std::string& text) {
   std::vector<Parameter> parameters = parse(text.substr(open + 1, close - open - 1));
   const char* const kTails[] = {"threads", "device, stream", "", "workspace, workspace_bytes, device, stream"};
   const size_t tail = arity(launcher) - parameters.size() - 1;
-  if (tail > 3 || tail == 2) throw std::logic_error(op + " has other parameters than its text: " + text);
+  if (tail > 3 || tail == 2) throw std::logic_error(op + " does not have the parameters of its text: " + text);
   for (const Parameter& p : parse(kTails[tail])) parameters.push_back(p);
   Entry<launcher>::function = new Function<launcher>(op, parameters);  // never freed, like the module
   const auto call = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Entry<launcher>::call));

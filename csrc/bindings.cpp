@@ -115,7 +115,7 @@ constexpr char kCropResize[] =
     "crop_resize(images[num_images], num_images, boxes[n,4], image_index[n], n, out_h, out_w, interpolation, "
     "normalization, out[n,3,out_h,out_w])";
 constexpr char kPnet[] =
-    "pnet(pictures[batch,3,height,width], batch, height, width, weights, out[batch,6,(height-1)/2-4,(width-1)/2-4])";
+    "pnet(images[batch,3,height,width], batch, height, width, weights, out[batch,6,(height-1)/2-4,(width-1)/2-4])";
 constexpr char kConvnet[] =
     "convnet(crops[n,channels,size,size], n, channels, size, layers[num_layers], num_layers, "
     "features[n,out,side,side], out, side)";
@@ -194,7 +194,7 @@ void bind_cuda(py::module_ m) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "pyface's kernels; call them through pyface.ops, which checks what they are given.";
+  m.doc() = "pyface's kernels; call them through pyface.ops, which checks their arguments.";
   m.attr("version") = PYFACE_VERSION;
   m.attr("source_hash") = PYFACE_SOURCE_HASH;
   m.attr("compiler") = PYFACE_COMPILER;

@@ -74,7 +74,7 @@ PYFACE_HD float box_overlap(const Box& a, float area_a, const Box& b, float area
   return inter / (area_a < area_b ? area_a : area_b);
 }
 
-// Whether a box covers at least half of another one's area; never when that is 0.
+// Whether a box covers at least half of another box's area; false if that is 0.
 PYFACE_HD bool covers_half(const Box& cover, const Box& b, float area) {
   const float left = cover.x1 > b.x1 ? cover.x1 : b.x1, top = cover.y1 > b.y1 ? cover.y1 : b.y1;
   const float right = cover.x2 < b.x2 ? cover.x2 : b.x2, bottom = cover.y2 < b.y2 ? cover.y2 : b.y2;
@@ -83,8 +83,8 @@ PYFACE_HD bool covers_half(const Box& cover, const Box& b, float area) {
   return (inter > 0.f) & (inter >= 0.5f * area);
 }
 
-// e^x for x <= 0 to 2e-7 of its value (0 below -87, where it would leave the normal floats; exactly 1 at 0).
-// Neither side's libm is used, because theirs differ in the last bit and soft_nms decides by the result.
+// e^x for x <= 0 with a relative error of 2e-7 (0 below -87, where it would leave the normal floats; exactly 1 at 0).
+// The libms of host and device differ in the last bit, and soft_nms compares the results.
 PYFACE_HD float exp_negative(float x) {
   // x = k ln 2 + r with |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
   const float shifted = x * 1.44269504f + 12582912.f;
@@ -115,8 +115,8 @@ PYFACE_HD float soft_nms_weight(float overlap, SoftNms method, float threshold, 
   return overlap > 0.f ? exp_negative(-(overlap * overlap) / sigma) : 1.f;
 }
 
-// e^x to 3e-16 of its value, for what is rounded to float afterwards: beyond +-200, where that is 0 or infinite, it
-// stays as it is there. The two sides' std::exp differ in the last bit, which once in 1e8 survives the rounding.
+// e^x with a relative error of 3e-16, for results that are rounded to float, where x beyond +-200 gives 0 or infinity.
+// The std::exp of host and device differ in the last bit, which survives the rounding once in 1e8.
 PYFACE_HD double exp_to_round(double x) {
   // As in exp_negative(), with 1.5 * 2^52 and the Taylor series up to r^13.
   constexpr double kShift = 6755399441055744.0;
@@ -159,7 +159,7 @@ PYFACE_HD float sigmoid_fast(float x) {
   return x == x ? p : x;
 }
 
-// How far a box's exponential of a delta stretches it, rounded once so that both sides agree.
+// The factor by which a delta stretches an anchor's side, rounded once so that both sides agree.
 PYFACE_HD float stretch(float delta, float size_variance) {
   return static_cast<float>(exp_to_round(static_cast<double>(delta * size_variance)));
 }
@@ -186,7 +186,7 @@ PYFACE_HD Box decode_box(const Box& anchor, float dx, float dy, float dw, float 
   return {x - half_w, y - half_h, x + half_w, y + half_h};
 }
 
-// v kept within [0, limit]; NaN when the limit is.
+// v clamped to [0, limit]; NaN if the limit is.
 PYFACE_HD float clip_coordinate(float v, float limit) {
   const float above = v > 0.f ? v : 0.f;
   return above < limit ? above : limit;
@@ -203,7 +203,7 @@ PYFACE_HD bool has_min_side(const Box& b, float min_side) {
   return w > 0.f && h > 0.f && w >= min_side && h >= min_side;
 }
 
-// The largest of a and b, NaN when one is.
+// The larger of a and b; NaN if one of them is.
 PYFACE_HD float max_or_nan(float a, float b) { return ((b > a) | (b != b)) ? b : a; }
 
 // The largest float <= threshold: `overlap > threshold` in double equals `overlap > float_below(threshold)` in

@@ -164,7 +164,7 @@ void crop_resize(const Image* images, int64_t num_images, const float* boxes, co
 // MTCNN's P-Net in one pass; there is no CUDA version, since cuDNN's convolutions are used there.
 //   images [batch, 3, height, width], height and width >= 11
 //   out [batch, 6, (height - 1) / 2 - 4, (width - 1) / 2 - 4]: logits of background and face, then the box offsets
-void pnet(const float* pictures, int64_t batch, int height, int width, const PNetWeights& weights, float* out,
+void pnet(const float* images, int64_t batch, int height, int width, const PNetWeights& weights, float* out,
           int threads);
 
 // A chain of layers over many small square crops (MTCNN's R-Net and O-Net up to their dense layers); no CUDA version.

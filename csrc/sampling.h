@@ -1,4 +1,4 @@
-// Which entries mining chooses, shared by host and device: how many, and by which key. An op takes the entries of the
+// Which entries mining chooses, shared by host and device: how many, and by which key. An op takes the entries with the
 // smallest keys (descending_key of the loss, or random_key), ties by index.
 #pragma once
 
@@ -23,7 +23,7 @@ PYFACE_HD uint32_t random_key(uint64_t seed, int64_t image, int64_t entry) {
   return static_cast<uint32_t>(mix(stream + static_cast<uint64_t>(entry)) >> 32);
 }
 
-// How many of `available` negatives belong to this many positives.
+// How many of `available` negatives are chosen for this many positives.
 PYFACE_HD int64_t wanted_negatives(double ratio, int64_t minimum, int64_t positives, int64_t available) {
   const double by_ratio = std::floor(ratio * static_cast<double>(positives));
   if (by_ratio >= static_cast<double>(available) || minimum >= available) return available;

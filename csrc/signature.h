@@ -1,4 +1,4 @@
-// The texts that describe a launcher's parameters (bind.h describes their form), read once when the module loads.
+// Parses the texts that describe launchers' parameters (bind.h gives their form), once when the module loads.
 #pragma once
 
 #include <array>
@@ -11,14 +11,14 @@
 namespace pyface::bind {
 
 struct Parameter {
-  std::string name;   // by which lengths refer to it
-  std::string label;  // by which errors do: "grid.height"
+  std::string name;   // used in lengths
+  std::string label;  // used in error messages: "grid.height"
   std::vector<std::string> shape;
   bool is_array = false, is_optional = false;
   std::string comparison;  // "", ">" or ">="
 };
 
-// Cuts "a, b[c,d]" at the commas outside brackets, without blanks.
+// Splits "a, b[c,d]" at commas outside brackets, and drops blanks.
 inline std::vector<std::string> split(const std::string& text) {
   std::vector<std::string> parts(1);
   int depth = 0;
@@ -52,7 +52,7 @@ inline std::vector<Parameter> parse(const std::string& text, const std::string& 
 // The integers of one call, each in its slot.
 using Values = std::array<int64_t, 32>;
 
-// Which slot an integer has, by name; the latest of a name counts.
+// Finds the slot of an integer by its name; if several have that name, the last one's.
 class Scope {
  public:
   int add(const std::string& name) {
@@ -123,8 +123,8 @@ class Length {
       steps_.push_back({'v', scope_->find(name)});
   }
 
-  std::vector<std::pair<char, int64_t>> steps_;  // in the order of a calculator that has a stack
-  const char* rest_;                             // these two serve the constructor only
+  std::vector<std::pair<char, int64_t>> steps_;  // in reverse Polish notation
+  const char* rest_;                             // used by the constructor only, as is scope_
   const Scope* scope_;
 };
 

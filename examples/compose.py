@@ -1,6 +1,6 @@
 """Composes gallery.jpg from astronaut.jpg: one face at several sizes, mirrored, dimmed and tilted.
 
-Run it in this folder: `python compose.py`. It needs OpenCV and NumPy, which pyface brings along.
+Run it in this folder: `python compose.py`. It needs OpenCV and NumPy, which pyface requires too.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ def tilted(picture: np.ndarray, degrees: float) -> np.ndarray:
 def main() -> None:
     """Writes gallery.jpg: 960 x 560, nine faces."""
     head = cv2.imread(str(HERE / "astronaut.jpg"))[HEAD]
-    # A quiet slope from dark to light, so that no background is quite the same.
+    # A gentle gradient from dark to light, so that no background is quite the same.
     slope = np.linspace(70, 170, 960)[None, :, None] + np.linspace(0, 40, 560)[:, None, None]
     canvas = np.repeat(slope, 3, axis=2).astype(np.uint8)
     placed = [

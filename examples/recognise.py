@@ -1,4 +1,4 @@
-"""Compares the faces of two photos by a recognition network: python examples/recognise.py arcface.onnx a.jpg b.jpg
+"""Compares the faces of two photos with a recognition network: python examples/recognise.py arcface.onnx a.jpg b.jpg
 
 pip install onnxruntime
 """

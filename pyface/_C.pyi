@@ -1,4 +1,4 @@
-"""The compiled module (csrc/bindings.cpp); pyface/ops/_extension.py is its only user.
+"""The compiled module (csrc/bindings.cpp); pyface/ops/extension.py is its only user.
 
 Written by scripts/make_stub.py.
 """
@@ -95,7 +95,7 @@ class _Cpu(ModuleType):
     ) -> None: ...
     def pnet(
         self,
-        pictures: Tensor,
+        images: Tensor,
         batch: int,
         height: int,
         width: int,

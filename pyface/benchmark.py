@@ -25,7 +25,7 @@ from pyface import __version__
 from pyface.detector import FaceDetector
 from pyface.io.images import decode_image, open_image, read_image
 from pyface.io.sources import find_sources
-from pyface.ops._extension import observed_launches
+from pyface.ops.extension import observed_launches
 
 STAGES = ("decode", "letterbox", "network", "post-processing")
 MOST_PICTURES = 64  # from a folder; passes must be short enough for several of them
@@ -62,8 +62,8 @@ def measure(detector: FaceDetector, sources: Sequence[bytes], seconds: float = 5
     Args:
         detector: The detector.
         sources: Contents of image files; repeated to fill at least two batches.
-        seconds: How long to measure; there is at least one pass, and at least three if a pass takes no longer than
-            its share of this time.
+        seconds: How long to measure. There is at least one pass, and there are at least three unless the first takes
+            all the time.
 
     Raises:
         ValueError: There are no images, or seconds is not > 0.

@@ -138,7 +138,7 @@ class Detections:
         return [self.boxes, self.scores] + ([] if self.landmarks is None else [self.landmarks])
 
     def cpu(self) -> Detections:
-        """Returns the detections with their tensors on the CPU: themselves if they are there already."""
+        """Returns the detections with their tensors on the CPU, or this object if they are there already."""
         if self.boxes.device.type == "cpu":
             return self
         landmarks = None if self.landmarks is None else self.landmarks.cpu()
@@ -190,7 +190,7 @@ class Detections:
                 line.get("source"),
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"line must be one that pyface detect writes, got another ({error!r})") from None
+            raise ValueError(f"line must be one that pyface detect writes, got something else ({error!r})") from None
 
     def to_torchvision(self) -> dict[str, Tensor]:
         """Returns the format of torchvision's detectors: boxes [N, 4], scores [N], labels int64 [N], all of them 1.

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyface.cores import is_forked, threads_for, torch_threads
 from pyface.detections import Detections
 from pyface.io.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, Truncated, decode_image, open_image
 from pyface.io.pipeline import hold_error, ordered_map, readers
@@ -22,7 +21,8 @@ from pyface.models import zoo
 from pyface.models.base import FaceModel, Faces
 from pyface.models.inference import InferenceOptions
 from pyface.models.views import Size
-from pyface.ops._extension import build_info
+from pyface.ops.extension import build_info
+from pyface.resources import is_forked, threads_for, torch_threads
 
 Source: TypeAlias = Any
 """A path, bytes, an open file, a PIL image, a uint8 array [H, W, 3] or a tensor [3, H, W]; see `read_image`."""
@@ -166,7 +166,8 @@ class FaceDetector:
             }  # fmt: skip
             idle = [option for option in given if given[option] != usual[option]]
             if idle:
-                raise ValueError(f"{name} does not support {' or '.join(idle)}; leave it out")
+                them = "it" if len(idle) == 1 else "them"
+                raise ValueError(f"{name} does not support {' or '.join(idle)}; leave {them} out")
         if score_threshold is not None and score_threshold < built.lowest_score:
             raise ValueError(
                 f"score_threshold must be {built.lowest_score} or more for {name}, got {score_threshold}; "
@@ -353,7 +354,7 @@ class FaceDetector:
             order = faces.scores.argsort(descending=True, stable=True)
             height, width = image.shape[:2]
             landmarks = None if faces.landmarks is None else faces.landmarks[order]
-            # Detections outlive inference mode, so their tensors are made outside of it.
+            # Detections outlive inference mode, so their tensors are made outside it.
             with torch.inference_mode(False):
                 yield Detections(faces.boxes[order], faces.scores[order], landmarks, width, height, item.path)
 

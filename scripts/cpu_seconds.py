@@ -39,7 +39,7 @@ def measure(images: int, turns: int) -> None:
     seconds: dict[int | None, list[float]] = {threads: [] for threads in detectors}
     for _ in range(turns):
         for threads, detector in detectors.items():
-            time.sleep(0.3)  # the default looks at what other processes have used lately
+            time.sleep(0.3)  # the default depends on what other processes have used lately
             before = time.process_time()
             for _ in range(images):
                 detector(GALLERY)

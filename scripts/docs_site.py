@@ -31,7 +31,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Gives the site the paths of the repository, so that a relative link works there as it does on GitHub.
 
     MkDocs alone would serve docs/detecting.md as detecting.md, and a link from it to ../README.md would leave the site.
-    Here every file keeps its path, and files outside of docs/ belong to the site too: Markdown as pages, sources as
+    Here every file keeps its path, and files outside docs/ belong to the site too: Markdown as pages, sources as
     they are.
     """
     for file in [file for file in files if file.src_dir == config.docs_dir]:
@@ -48,7 +48,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 class Examples(griffe.Extension):
-    """Makes the examples of docstrings code: griffe knows the section by its plural."""
+    """Marks the examples in docstrings as code: griffe knows that section only by its plural."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:

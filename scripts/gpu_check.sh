@@ -36,12 +36,12 @@ run() {
   say "== $name (at most $seconds s): $*"
   $dry_run && return
   [ "$seconds" -gt 0 ] || { say "-- no time is left for $name"; failed=1; return; }
-  # An interrupt, not an end: pytest then still writes the figures that it has.
+  # An interrupt instead of a kill: pytest then still writes the figures that it has.
   timeout --signal=INT --kill-after=10 "$seconds" "$@" >"$logs/$name.log" 2>&1
   status=$?
   say "$(tail -n 3 "$logs/$name.log")"
   if [ $status = 124 ] || [ $status = 137 ]; then
-    say "-- $name ran out of time; nothing above means that it found nothing so far"
+    say "-- $name ran out of time; if nothing is above, it had found nothing by then"
   fi
   [ $status = 0 ] || { say "-- $name failed with status $status"; failed=1; }
 }

@@ -1,4 +1,4 @@
-"""Asks ptxas what every CUDA kernel takes, for compute capability 8.0 and 9.0. Needs nvcc, no GPU.
+"""Lists what every CUDA kernel takes according to ptxas, for compute capability 8.0 and 9.0. Needs nvcc, no GPU.
 
 python scripts/kernel_resources.py   # rewrites benchmarks/results/kernel_resources.json
 python benchmarks/report.py          # then the table of docs/cuda.md

@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def cpu_seconds(process: int) -> float:
-    """Returns the CPU seconds that a process has used, by which loads compare even if the machine is not idle."""
+    """Returns the CPU seconds that a process has used; they are comparable even if the machine is not idle."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -101,7 +101,7 @@ def running_service(options: argparse.Namespace) -> Iterator[tuple[str, subproce
 def post_for(
     address: str, files: list[bytes], clients: int, seconds: float, choose: Callable[[int], bytes] | None = None
 ) -> tuple[Counter[int], list[float], float]:
-    """Posts from a number of clients; returns how often each status came, each request's seconds, and the duration."""
+    """Posts from a number of clients; returns the count of each status, each request's seconds, and the duration."""
     statuses: Counter[int] = Counter()
     latencies: list[float] = []
     lock = threading.Lock()

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUB = ROOT / "pyface" / "_C.pyi"
 WIDTH = 120
 
-HEAD = '''"""The compiled module (csrc/bindings.cpp); pyface/ops/_extension.py is its only user.
+HEAD = '''"""The compiled module (csrc/bindings.cpp); pyface/ops/extension.py is its only user.
 
 Written by scripts/make_stub.py.
 """

@@ -3,8 +3,8 @@
 python scripts/ray_rate.py photos/            # needs pip install -e ".[ray]"; run nothing else meanwhile
 taskset -c 0 python scripts/ray_rate.py photos/ --workers 1
 
-The two take turns. What a run over the first 64 images takes is subtracted, since a long run does not notice the start
-of the actors. CPU seconds are those of all processes, so they can also be compared on a machine that is not idle.
+The two take turns. The time of a run over the first 64 images is subtracted, since starting the actors matters little
+in a long run. CPU seconds are those of all processes, so they can also be compared on a machine that is not idle.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import ray
 from pyface import FaceDetector
 from pyface.distributed import ResultFolder, detect, image_dataset
 from pyface.io.sources import find_sources
+from pyface.resources import keep_freed_memory
 
 START = 64  # images that a worker takes at once
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    keep_freed_memory()  # as `pyface detect` and Ray's workers do
     found = find_sources([options.photos], recursive=True)
     names = (found * -(-options.images // len(found)))[: options.images]
     detector = FaceDetector(options.model, device="cpu", threads=options.workers)

@@ -21,7 +21,7 @@ SANITIZERS = {
     # Python and torch keep memory until the process ends. Kernels allocate only scratch, whose leaks would be seen in
     # scripts/soak.py.
     "address,undefined": ("libasan.so", {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}),
-    # torch is not instrumented, so its own synchronization would be invisible.
+    # torch is not instrumented, so its own synchronisation would be invisible.
     "thread": ("libtsan.so", {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1 exitcode=66"}),
 }
 

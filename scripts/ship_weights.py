@@ -79,7 +79,9 @@ def ship_or_measure(arguments: argparse.Namespace) -> None:
         run = read_config(arguments.run / CONFIG)
         first = run.weights or run.backbone
         if first is not None and arguments.start is None:
-            sys.exit(f"the run began with {first}: give --start, a phrase on where they come from, for the card")
+            sys.exit(
+                f"the run began with {first}; give --start, a phrase for the card on where these weights come from"
+            )
         name, model, sets = run.model, rounded_model(run, arguments.run / "best.safetensors"), held_out(run)
     sets |= {folder.name: read_folder(folder) for folder in arguments.val}
     if not sets:
@@ -112,7 +114,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("run", type=Path, nargs="?", help="folder of the run")
     parser.add_argument("--measure", choices=list(REGISTRY), help="measure the package's weights instead")
     parser.add_argument("--times", action="store_true", help="time all of the package's weights instead, in turns")
-    parser.add_argument("--start", help="initial weights and their data, if the run had any: 'the trunk of ...'")
+    parser.add_argument("--start", help="initial weights, as a phrase for the card: 'the backbone of ...'")
     parser.add_argument("--val", type=Path, action="append", default=[], help="annotated folder; may be repeated")
     parser.add_argument("--widerface", type=Path, help="folder with WIDER FACE's ground truth")
     parser.add_argument("--images", type=Path, help="folder with its validation images")
@@ -122,7 +124,7 @@ def parse() -> argparse.Namespace:
     if arguments.times and not arguments.val:
         parser.error("--times needs images; give --val DIR")
     if (arguments.widerface is None) != (arguments.images is None):
-        parser.error("--widerface and --images belong together")
+        parser.error("--widerface and --images must be given together")
     return arguments
 
 
@@ -143,7 +145,7 @@ def rounded_model(run: Run, path: Path) -> SingleShot:
     """The model with weights rounded to half precision, as it is shipped and therefore measured."""
     model = create_model(run.model, path).half().float()
     if not model.trains_on_images:
-        raise ValueError(f"{run.model} trains on crops, this script ships single-shot detectors only")
+        raise ValueError(f"{run.model} trains on crops; this script ships single-shot detectors only")
     if not all(value.isfinite().all() for value in model.state_dict().values()):
         raise ValueError(f"{path} holds numbers beyond half precision")
     return model
@@ -229,7 +231,7 @@ def write_figures(everything: dict[str, Any]) -> None:
 
 
 def figures_of(model: FaceModel, reports: dict[tuple[str, int | None], Report], milliseconds: float) -> dict[str, Any]:
-    """A model's part of `figures.json`, without WIDER FACE's."""
+    """A model's part of `figures.json`, without the figures of WIDER FACE."""
     sets: dict[str, Any] = {}
     for (name, size), report in reports.items():
         of = sets.setdefault(name, {"pictures": report.pictures, "faces": report.faces})
@@ -251,7 +253,7 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], star
     lines = [
         f"# {name}.safetensors",
         "",
-        f"Weights of `{name}` trained by this project from {start or 'random initial weights'}.",
+        f"Weights of `{name}`, trained by this project from {start or 'random initial weights'}.",
         "",
         "| | |",
         "|---|---|",

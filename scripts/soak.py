@@ -67,14 +67,14 @@ def write_images(folder: Path, number: int) -> dict[str, bool]:
         (kinds / str(k)).write_bytes(content)
     broken = {}
     for k in range(number):
-        name = f"{k:07}.jpg"  # pyface reads images by what is in them
+        name = f"{k:07}.jpg"  # pyface reads images by their content
         os.link(kinds / str(k % KINDS), folder / name)
         broken[name] = contents[k % KINDS][1]
     return broken
 
 
 def make_image(rng: random.Random) -> tuple[bytes, bool]:
-    """Encodes a part of the gallery, of 16 to 160 pixels a side, and breaks one in ten."""
+    """Encodes a part of the gallery with sides of 16 to 160 pixels, and breaks one in ten."""
     with Image.open(GALLERY) as gallery:
         width, height = rng.randint(16, 160), rng.randint(16, 160)
         left, top = rng.randint(0, gallery.width - width), rng.randint(0, gallery.height - height)
@@ -119,7 +119,7 @@ def detect_in_threads(folder: Path, results: Path, threads: int) -> None:
 
 @dataclass
 class Watched:
-    """What was seen of a process after its first results had settled."""
+    """What was measured of a process after its first results."""
 
     memory: list[int] = field(default_factory=list)  # bytes
     files: list[int] = field(default_factory=list)
@@ -134,7 +134,7 @@ class Watched:
 def soak(
     name: str, command: list[str], results: Path, options: argparse.Namespace, broken: dict[str, bool]
 ) -> list[str]:
-    """Runs a command and prints what was seen. Returns its faults."""
+    """Runs a command and prints what was measured. Returns its faults."""
     results.unlink(missing_ok=True)
     watched, started = Watched(), time.monotonic()
     messages = results.with_name("messages.txt")  # a pipe that nobody reads would fill up
@@ -182,14 +182,14 @@ _counted: dict[Path, tuple[int, int]] = {}
 
 
 def check_results(results: Path, broken: dict[str, bool]) -> list[str]:
-    """Says which images do not have exactly one line that is right."""
+    """Returns which images do not have exactly one correct line."""
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     counts = Counter(Path(line["source"]).name for line in lines)
     wrong = [name for name in broken if counts[name] != 1]
     wrong += [
         Path(line["source"]).name for line in lines if bool(line.get("error")) != broken.get(Path(line["source"]).name)
     ]
-    return [f"{len(wrong)} images without exactly one right line, such as {wrong[0]}"] if wrong else []
+    return [f"{len(wrong)} images without exactly one correct line, such as {wrong[0]}"] if wrong else []
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent
 
 
 def load_beside(path: str):
-    """Imports tests/<path> under its stem's name, since tests are no package."""
+    """Imports tests/<path> under its stem's name, since tests/ is not a package."""
     name = Path(path).stem
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, TESTS / path)
@@ -37,7 +37,7 @@ def cuda() -> str:
     """The name of the GPU's device, for tests that make sense only there."""
     import torch
 
-    from pyface.ops._extension import build_info
+    from pyface.ops.extension import build_info
 
     if not torch.cuda.is_available():
         pytest.skip("no usable GPU on this machine")

@@ -1,4 +1,4 @@
-"""The result type: its checks, and every way onwards from it."""
+"""The result type: its checks, and every conversion."""
 
 import json
 import pickle
@@ -114,7 +114,7 @@ def test_json_and_back(landmarks):
 def test_from_dict_refuses():
     with pytest.raises(ValueError, match=r"the line of x\.jpg holds an error instead of faces: gone"):
         Detections.from_dict({"source": "x.jpg", "width": None, "height": None, "faces": [], "error": "gone"})
-    with pytest.raises(ValueError, match="one that pyface detect writes, got another"):
+    with pytest.raises(ValueError, match="one that pyface detect writes, got something else"):
         Detections.from_dict({"boxes": []})
 
 

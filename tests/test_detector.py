@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from pyface import detector
-from pyface.cores import own_cores
 from pyface.detections import Detections
 from pyface.detector import FaceDetector, find_device, is_out_of_memory
 from pyface.draw import draw
@@ -20,13 +19,14 @@ from pyface.io.images import ImageError
 from pyface.io.pipeline import ordered_map
 from pyface.models.base import Faces
 from pyface.redact import redact
+from pyface.resources import own_cores
 
 
 def grey(level, width=48, height=32):
     return np.full((height, width, 3), level, np.uint8)
 
 
-def test_one_picture_and_a_list(fake_detector):
+def test_one_image_and_a_list(fake_detector):
     one = fake_detector(grey(80))
     assert isinstance(one, Detections)
     assert (len(one), one.width, one.height, one.source) == (2, 48, 32, None)
@@ -99,7 +99,7 @@ def test_batches(fake_detector):
     assert fake_detector.model.batches == [3, 3, 1]
 
 
-def test_large_pictures_go_in_small_batches(fake_detector, monkeypatch):
+def test_large_images_go_in_small_batches(fake_detector, monkeypatch):
     monkeypatch.setattr("pyface.detector._BATCH_PIXELS", 48 * 32 * 2)
     fake_detector([grey(40)] * 4 + [grey(40, 96, 64)] * 2)
     assert fake_detector.model.batches == [2, 2, 1, 1]
@@ -176,7 +176,7 @@ def test_faces_stay_on_the_gpu(fake_model, cuda):
         assert np.array_equal(redact(image, found[2], "box"), redact(image, expected[2], "box"))
 
 
-def test_stream_goes_on_after_an_unreadable_picture(fake_detector, write_grey, tmp_path):
+def test_stream_goes_on_after_an_unreadable_image(fake_detector, write_grey, tmp_path):
     sources = [write_grey("a.png"), tmp_path / "gone.png", b"words", write_grey("b.png", 80), None]
     outcomes = list(fake_detector.stream(sources))
     assert [outcome.source for outcome in outcomes] == sources
@@ -344,7 +344,7 @@ def test_truncated(fake_model):
         FaceDetector(fake_model, device="cpu", truncated=True)
 
 
-def test_stream_refuses_a_single_picture(fake_detector):
+def test_stream_refuses_a_single_image(fake_detector):
     for source in ("a.jpg", b"abc", grey(3), torch.zeros(3, 4, 4)):
         with pytest.raises(TypeError, match="pass it in a list"):
             list(fake_detector.stream(source))
@@ -378,7 +378,7 @@ def test_memory_runs_out(fake_model, error, fits):
     assert tried == ([4, 2, 2, 2, 2, 1] if fits == 2 else [4, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1])
 
 
-def test_a_picture_that_never_fits(fake_model):
+def test_an_image_that_never_fits(fake_model):
     real = fake_model.detect
 
     def detect(images, **options):

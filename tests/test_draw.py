@@ -42,13 +42,13 @@ def test_no_faces_is_a_copy():
     assert drawn is not image
 
 
-def test_faces_beyond_the_picture():
+def test_faces_beyond_the_image():
     image = np.zeros((50, 60, 3), np.uint8)
     for box in ([-1e9, -1e9, 1e9, 1e9], [-40, -40, -20, -20], [55, 45, 90, 90], [30, 30, 20, 20]):
         draw(image, faces(box, 60, 50, torch.full((1, 5, 2), -1e9)))
 
 
-def test_another_picture_is_refused():
+def test_another_image_is_refused():
     with pytest.raises(ValueError, match="got 60 x 50"):
         draw(np.zeros((50, 60, 3), np.uint8), faces([1, 1, 9, 9], 61, 50))
 

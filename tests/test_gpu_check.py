@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check.sh"
 PROGRAMS = {
     "nvidia-smi": "echo NVIDIA Stand-in",
     "compute-sanitizer": "echo 0 errors",
-    # The step of graphs fails; all steps note what they were called with.
+    # The step of graphs fails; all steps record their arguments.
     "python": 'echo "$@" >> calls.txt; case "$*" in *"-k cuda_graph"*) exit 3;; esac',
 }
 
@@ -32,7 +32,7 @@ STEPS = [
 
 @pytest.fixture
 def gpu_check(tmp_path):
-    """Runs a copy of the script with arguments and environment; returns its result and what it called Python with."""
+    """Runs a copy of the script; returns its result and the arguments of its calls of Python."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPT, tmp_path / "scripts")
     programs = tmp_path / "programs"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyface import cores
+from pyface import resources
 from pyface.detector import FaceDetector
 
 # A program of its own, since what hangs or forks must not be pytest: it prints the number of faces per child.
@@ -60,7 +60,13 @@ if __name__ == "__main__":
 HAS_FORK = hasattr(os, "fork") and sys.platform != "darwin"
 
 
-@pytest.mark.parametrize("how", ["fork", "fork made there", "spawn", "loader fork", "loader spawn"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("fork", "spawn", "loader fork"),
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ("fork made there", "loader spawn")),
+    ],
+)
 def test_other_processes(tmp_path, astronaut, how):
     if "fork" in how and not HAS_FORK:
         pytest.skip("processes cannot be forked here")
@@ -97,7 +103,7 @@ def test_asyncio(astronaut):
 
 
 def test_sixteen_threads(astronaut):
-    """Every thread gets the faces of its own images, and nobody's number of threads changes."""
+    """Every thread gets the faces of its own images, and torch's number of threads stays the same."""
     detector = FaceDetector(device="cpu", batch_size=2)
     picture = cv2.imread(str(astronaut))[..., ::-1].copy()
     blank = np.zeros_like(picture)
@@ -141,18 +147,18 @@ def seen_threads(fake_model, monkeypatch):
 
 
 def test_number_of_threads(seen_threads, monkeypatch):
-    monkeypatch.setattr(cores, "own_cores", lambda: 8)
-    monkeypatch.setattr(cores, "free_cores", lambda: 8)
+    monkeypatch.setattr(resources, "own_cores", lambda: 8)
+    monkeypatch.setattr(resources, "free_cores", lambda: 8)
     assert seen_threads(None) == 4  # what torch is set to
     assert seen_threads(1) == 1
     assert seen_threads(6) == 6
-    monkeypatch.setattr(cores, "free_cores", lambda: 2)
+    monkeypatch.setattr(resources, "free_cores", lambda: 2)
     assert seen_threads(None) == 2
-    monkeypatch.setattr(cores, "own_cores", lambda: 1)
+    monkeypatch.setattr(resources, "own_cores", lambda: 1)
     assert seen_threads(None) == 1
     assert seen_threads(3) == 3
     assert torch.get_num_threads() == 4
-    monkeypatch.setattr(cores, "_is_forked", True)
+    monkeypatch.setattr(resources, "_is_forked", True)
     assert seen_threads(3) == 1
 
 
@@ -199,26 +205,26 @@ def test_a_containers_quota(tmp_path, files, quota):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert cores._quota(tmp_path) == quota
+    assert resources._quota(tmp_path) == quota
 
 
 def test_own_cores(monkeypatch):
-    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     for quota, number in ((float("inf"), 4), (1.5, 2), (0.2, 1), (2.4, 2), (9, 4)):
-        monkeypatch.setattr(cores, "_quota", lambda _, quota=quota: quota)
-        assert cores.own_cores() == number
+        monkeypatch.setattr(resources, "_quota", lambda _, quota=quota: quota)
+        assert resources.own_cores() == number
 
 
 def test_free_cores(monkeypatch):
-    """Others' time is that of all less one's own, over an interval long enough to tell."""
-    monkeypatch.setattr(cores.os, "cpu_count", lambda: 4)
+    """The time of other processes is the total less this process's own, over a long enough interval."""
+    monkeypatch.setattr(resources.os, "cpu_count", lambda: 4)
     used = [(0.0, 0.0)]
-    monkeypatch.setattr(cores.FreeCores, "_used", lambda self: used[0])
-    free = cores.FreeCores()
+    monkeypatch.setattr(resources.FreeCores, "_used", lambda self: used[0])
+    free = resources.FreeCores()
     assert free() == 4
     for now, others, number in ((1, 0.1, 4), (1.1, 9, 4), (2, 1.1, 3), (3, 3.2, 2), (4, 9.2, 1), (9, 9.2, 4)):
         used[0] = (now, others)
         assert free() == number
     used[0] = None
     assert free() == 4
-    assert cores.FreeCores()() == 4  # where the system does not tell
+    assert resources.FreeCores()() == 4  # where the system does not tell

@@ -38,7 +38,7 @@ def test_a_face_is_covered_wholly_and_nothing_else(noise, how):
 @HOW
 @pytest.mark.parametrize("side", [1, 3, 8, 20, 60, 150])
 def test_nothing_fine_is_left(how, side):
-    """Of a face, however small, at most 6 x 6 colors remain, and never more than a sixteenth of its pixels."""
+    """Of a face, however small, at most 6 x 6 colours remain, and never more than a sixteenth of its pixels."""
     image = np.tile(np.array([[0, 255], [255, 0]], np.uint8)[..., None], (100, 150, 3))  # a chequerboard
     inside = redact(image, detections([20, 20, 20 + side, 20 + side]), how, margin=0)[20 : 20 + side, 20 : 20 + side]
     assert inside.min() >= (0 if how == "box" else 100 if side > 3 else 0)

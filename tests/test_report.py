@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def report():
-    """The script as a module; benchmarks are no package."""
+    """The script as a module; benchmarks/ is not a package."""
     spec = importlib.util.spec_from_file_location("benchmark_report", ROOT / "benchmarks" / "report.py")
     module = sys.modules["benchmark_report"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

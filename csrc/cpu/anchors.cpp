@@ -1,5 +1,6 @@
-// Head maps to candidates on the CPU: the threshold is compared with logits, a strip of cells at a time, and only
-// what passes is decoded. Shares of the work keep their survivors in index order, so the result depends on no thread.
+// Head maps to candidates on the CPU: the threshold is compared with logits, a strip of cells at a time, and only what
+// passes is decoded. Each share of the work keeps its survivors in index order, so the result does not depend on the
+// threads.
 #include <algorithm>
 #include <vector>
 
@@ -18,7 +19,7 @@ struct Share {
   int level;
 };
 
-// Four deltas of anchor k from a map of such.
+// The anchor moved by the four deltas that a map holds for it.
 template <class T>
 PYFACE_INLINE Box moved(const Box& anchor, const Map& map, int64_t image, int k, int64_t row, int64_t column,
                         const AnchorDecoding& decoding) {
@@ -43,7 +44,7 @@ PYFACE_INLINE bool decode_landmarks(const Box& anchor, const Map& map, int64_t i
   return finite;
 }
 
-// An anchor that passed the thresholds, to the survivors unless its box or landmarks are none.
+// Adds an anchor that passed the thresholds to the survivors, unless its box or its landmarks are invalid.
 template <class T>
 PYFACE_INLINE void decode(const AnchorLevel& level, const AnchorDecoding& decoding, int64_t image, int64_t cell, int k,
                           float evidence, Survivors& survivors) {
@@ -86,7 +87,7 @@ PYFACE_INLINE void scan_of(const AnchorLevel& level, const AnchorDecoding& decod
       for (int i = 0; i < n; ++i) x[k][i] = (g[i] > level.min_gate) & (g[i] < INFINITY) ? x[k][i] : -INFINITY;
     }
     const int count = passing(x, num_anchors, n, level.min_logit, places);
-    for (int j = 0; j < count; ++j) {  // a survivor's deltas lie in lines that nothing else touched
+    for (int j = 0; j < count; ++j) {  // survivors' deltas are not in the cache yet
       const int64_t at = cell + places[j] / num_anchors;
       const T* p = boxes.at(cells.image, 4 * (places[j] % num_anchors), at / level.width, at % level.width);
       for (int d = 0; d < 4; ++d) __builtin_prefetch(p + d * boxes.channel_stride);
@@ -119,8 +120,8 @@ std::vector<Share> shares_of(const AnchorLevel* levels, int num_levels, int64_t 
   for (int64_t image = 0; image < batch; ++image)
     for (int l = 0; l < num_levels; ++l) {
       const int64_t cells = int64_t(levels[l].height) * levels[l].width;
-      for (int64_t begin = 0; begin < cells; begin += kCellsAShare)
-        shares.push_back({{image, begin, std::min(cells, begin + kCellsAShare)}, l});
+      for (int64_t begin = 0; begin < cells; begin += kCellsPerShare)
+        shares.push_back({{image, begin, std::min(cells, begin + kCellsPerShare)}, l});
     }
   return shares;
 }

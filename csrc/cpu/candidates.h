@@ -1,4 +1,4 @@
-// What ops that decode head maps have in common: which cells pass, what passed, and the best of it.
+// What the ops that decode head maps share: finding the cells that pass, and choosing the best candidates.
 #pragma once
 
 #include <algorithm>
@@ -48,7 +48,7 @@ PYFACE_INLINE int passing(const float (*x)[kStrip], int num_anchors, int n, floa
 }
 
 // The best candidates of an image, evidence descending, ties by index.
-//   score(evidence) is what is written; admits(index) is called for one after the other and drops what is too many
+//   score(evidence) is the score that is written; admits(index) is called in that order and refuses surplus candidates
 template <class Score, class Admits>
 void write_best(const Survivors& survivors, int64_t max_candidates, const CandidateArrays& out, int64_t image,
                 const Score& score, const Admits& admits) {

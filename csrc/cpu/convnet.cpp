@@ -1,6 +1,6 @@
 // Small convolutional networks over many small crops: MTCNN's R-Net and O-Net up to their dense layers.
 //
-// A crop goes from its pixels to its features in one thread, whose cache holds everything between, so that threads
+// A crop goes from its pixels to its features in one thread, whose cache holds everything in between. Threads
 // synchronise only once for all crops; a framework does so at each of a dozen layers. Activations lie channels last,
 // padded to whole vectors of channels; a tile of pixels times a block of channels fills the registers. Sums may be
 // fused, as in pnet.cpp.
@@ -27,7 +27,7 @@ struct Vector {
   typedef float Type __attribute__((vector_size(kLanes * sizeof(float))));
 };
 
-// One layer with its sizes on the way through the network, and its numbers in the order that they are read.
+// One layer: the sizes of its maps, and its weights in the order in which they are read.
 struct Layer {
   int in, out, kernel, pool;
   int in_size, size, pooled_size;  // sides of the square maps: in, after the convolution, after the pooling

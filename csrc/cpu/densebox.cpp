@@ -82,7 +82,7 @@ void for_each_cell(const Window& window, const Visit& visit) {
     for (int64_t column = window.left; column < window.right; ++column) visit(row, column);
 }
 
-// Label maps of one image: what is positive stays so.
+// A label map of one image; positive cells stay positive.
 class Labels {
  public:
   Labels(int8_t* map, const DenseBoxGrid& grid) : map_(map), grid_(grid) {
@@ -119,7 +119,7 @@ class Labels {
     for_each_covered(disc, [&](int64_t row, int64_t column, float) { set_positive(row * grid_.width + column); });
   }
 
-  // Ignores what is within `gray` cells of a positive one in the window.
+  // Ignores the cells within `gray` cells of each positive cell in the window.
   void add_gray_zone(float gray, const Window& window) {
     for_each_cell(window, [&](int64_t row, int64_t column) {
       if (!is_positive(row * grid_.width + column)) return;
@@ -201,13 +201,13 @@ void write_landmark(const Box* boxes, const uint8_t* ignore, int64_t n, const fl
 void decode_densebox(const Map& scores, const Map& offsets, Dtype dtype, int64_t batch, const DenseBoxGrid& grid,
                      double score_threshold, const AnchorDecoding& decoding, const CandidateArrays& out, int threads) {
   const int64_t cells = int64_t(grid.height) * grid.width;
-  const int64_t shares = (cells + kCellsAShare - 1) / kCellsAShare;
+  const int64_t shares = (cells + kCellsPerShare - 1) / kCellsPerShare;
   const float min_score = float_below(score_threshold);
   std::vector<Survivors> survivors(batch * shares);
   parallel_for(batch * shares, threads, [&](int64_t i) {
-    const int64_t begin = i % shares * kCellsAShare;
-    scan(scores, offsets, dtype, grid, min_score, decoding, {i / shares, begin, std::min(cells, begin + kCellsAShare)},
-         survivors[i]);
+    const int64_t begin = i % shares * kCellsPerShare;
+    scan(scores, offsets, dtype, grid, min_score, decoding,
+         {i / shares, begin, std::min(cells, begin + kCellsPerShare)}, survivors[i]);
   });
   parallel_for(batch, threads, [&](int64_t image) {
     Survivors all;

@@ -40,7 +40,7 @@ PYFACE_INLINE float to_float(Half v) {
   return float_of_bits((magnitude < 0x0400u ? bits : normal) | sign);
 }
 
-// Elements as they lie in memory, where they only move.
+// Elements as bits, for code that only moves them.
 PYFACE_INLINE uint16_t bits_of(Half v) { return v.bits; }
 PYFACE_INLINE uint16_t bits_of(BFloat v) { return v.bits; }
 PYFACE_INLINE uint32_t bits_of(float v) {
@@ -53,7 +53,7 @@ PYFACE_INLINE void set_bits(Half& v, uint16_t bits) { v.bits = bits; }
 PYFACE_INLINE void set_bits(BFloat& v, uint16_t bits) { v.bits = bits; }
 PYFACE_INLINE void set_bits(float& v, uint32_t bits) { v = float_of_bits(bits); }
 
-// Integers in the order of the elements, as wide as these, so that a vector holds as many: -0 is 0, NaN above all.
+// Integers that compare as the elements do (-0 equals 0, NaN is above all) and are as wide, so a vector holds as many.
 template <class Order, class Bits>
 PYFACE_INLINE Order order_of_bits(Bits bits, Bits infinity) {
   const Order magnitude = static_cast<Order>(bits & std::numeric_limits<Order>::max());
@@ -106,7 +106,7 @@ struct Elements {
 // Cells are taken in strips, long enough for vectorised loops and short enough for the L1 cache.
 constexpr int kStrip = 256;
 
-// `n` elements as floats. kStride: the stride where it is known when this is compiled, else 0.
+// `n` elements as floats. kStride: the stride if it is known at compile time, else 0.
 template <int kStride, class T>
 PYFACE_INLINE void load_strip_of(const T* p, int64_t any_stride, int n, float* out) {
   const int64_t stride = kStride ? kStride : any_stride;
@@ -169,6 +169,6 @@ struct Cells {
   int64_t image, begin, end;
 };
 
-inline constexpr int64_t kCellsAShare = 8192;
+inline constexpr int64_t kCellsPerShare = 8192;
 
 }  // namespace pyface::cpu

@@ -41,14 +41,14 @@ class Grid {
     const double median = sides[sides.size() / 2];
     // A pitch of a typical longer side puts a box into two to four cells.
     inverse_ = 1 / (median > 1e-30 ? median : 1.0);
-    // More cells than boxes would be empty ones.
+    // More cells than boxes would only add empty ones.
     while (side_ < 256 && int64_t(side_) * side_ < n) side_ *= 2;
   }
 
   int64_t size() const { return int64_t(side_) * side_; }
 
-  // None for a box that is turned round, which intersects nothing: on its other axis it may be so long that a loop over
-  // rows without columns never ends.
+  // No cells for an inverted box, which intersects nothing: on its other axis it may be so long that a loop over rows
+  // without columns never ends.
   CellRange cells(const Box& b) const {
     if (b.x2 < b.x1 || b.y2 < b.y1) return {0, 0, -1, -1};
     return {cell(b.x1), cell(b.y1), cell(b.x2), cell(b.y2)};
@@ -58,7 +58,7 @@ class Grid {
 
  private:
   int64_t cell(double coordinate) const {
-    constexpr double kFar = 1e15;  // beyond it boxes share a cell, which is slow and right
+    constexpr double kFar = 1e15;  // beyond it boxes share a cell, which is slow but correct
     return static_cast<int64_t>(std::floor(std::clamp(coordinate * inverse_, -kFar, kFar)));
   }
 

@@ -1,6 +1,7 @@
 // Matching of anchors and faces on the CPU. Neighbouring anchors are taken in blocks, and a block is compared only with
 // faces that its bounds touch: first a range of blocks culls the image's faces, then each block culls the range's.
-// Memory is that of the anchors and faces, never their product.
+// Memory grows with the anchors plus the faces, never with their product. pyface.ops.assign_anchors describes rules 1
+// to 4.
 #include <algorithm>
 #include <cstdint>
 #include <mutex>
@@ -14,8 +15,8 @@ namespace pyface::cpu {
 namespace {
 
 constexpr int kBlock = 64;                // anchors that are compared with a face together
-constexpr int kBlocks = 16;               // blocks of a range,
-constexpr int kRange = kBlock * kBlocks;  // which is a thread's share
+constexpr int kBlocks = 16;               // blocks of a range
+constexpr int kRange = kBlock * kBlocks;  // anchors of a range, a thread's share
 
 constexpr Box kNowhere{INFINITY, INFINITY, -INFINITY, -INFINITY};  // touches and overlaps nothing
 
@@ -30,7 +31,7 @@ struct Claim {
   bool operator<(const Claim& o) const { return overlap > o.overlap || (overlap == o.overlap && anchor < o.anchor); }
 };
 
-// An image's boxes, those that can have no anchors replaced by kNowhere.
+// An image's boxes; those that cannot have anchors are replaced by kNowhere.
 struct Faces {
   std::vector<Box> boxes, ignored;
   std::vector<Claim> best;  // of every face, where best anchors are forced
@@ -82,7 +83,7 @@ PYFACE_INLINE void put(Block& block, int i, const Box& anchor) {
   block.y2[i] = anchor.y2;
 }
 
-// The box around a block's anchors: sixteen lanes, as a register holds them, then those.
+// The box around a block's anchors: first in each of sixteen lanes, as many as a register holds, then across the lanes.
 PYFACE_INLINE Box bounds_of(const Block& block) {
   constexpr int kLanes = 16;
   float x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes];
@@ -245,7 +246,7 @@ void compensate(const Faces& faces, int64_t num_anchors, int64_t wanted, float a
   if (wanted == 0) wanted = std::max<int64_t>(1, (2 * matched + faces.count) / (2 * faces.count));
   for (int64_t& m : missing) m = std::max<int64_t>(0, m + wanted);
 
-  // The candidates of faces that miss anchors, face by face.
+  // The candidates of faces that lack anchors, face by face.
   const auto face_of = [&](int64_t a) -> int32_t {
     if (index[a] > kBestFace || !(overlap[a] > above)) return -1;
     const int32_t f = kBestFace - index[a];

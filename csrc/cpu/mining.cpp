@@ -21,7 +21,7 @@ struct Keyed {
 
   int64_t size() const { return size_; }
 
-  // Adds an entry if it counts; without a branch, which the processor would often guess wrong.
+  // Adds an entry if it counts; without a branch, which would often be mispredicted.
   void add(int64_t entry, uint32_t key, bool counts = true) {
     entries[size_] = static_cast<int32_t>(entry);
     keys[size_] = key;
@@ -38,7 +38,7 @@ struct Limit {
   int64_t ties;
 };
 
-// Digit by digit from the highest: only keys that share the digits found so far go on.
+// Digit by digit from the highest: only keys that share the digits found so far remain.
 Limit kth_smallest(const uint32_t* keys, int64_t n, int64_t k) {
   constexpr int kBits = 11, kBuckets = 1 << kBits;
   std::vector<uint32_t> left;

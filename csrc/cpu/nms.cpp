@@ -21,7 +21,7 @@ struct alignas(64) Block {
   float x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes], area[kLanes];
 };
 
-// Kept boxes as chains of blocks, one chain a grid cell and one more for boxes that cover too many cells.
+// Kept boxes as chains of blocks, one chain per grid cell and one more for boxes that cover too many cells.
 class KeptBoxes {
  public:
   KeptBoxes(int64_t chains, int64_t expected) : first_(chains, -1), fill_(chains, 0) {
@@ -97,7 +97,7 @@ PYFACE_INLINE void suppress_impl(const Box* boxes, const int32_t* order, int64_t
   for (int64_t rank = 0; rank < n && found < limit; ++rank) {
     const Box b = boxes[order[rank]];
     const float area = box_area(b);
-    // Without an area nothing is suppressed and nothing suppresses (NaN or 0 overlap), but the box itself is kept.
+    // A box without area is kept: its overlaps are NaN or 0, so it neither suppresses nor is suppressed.
     if (!(area > 0.f)) {
       keep(rank), ++found;
       continue;
@@ -159,7 +159,7 @@ std::vector<std::vector<int32_t>> ranks_by_class(const int64_t* classes, const s
   return parts;
 }
 
-// Per class, then merged: the ranks that any class keeps.
+// The ranks that remain when each class is suppressed on its own.
 std::vector<int32_t> keep_per_class(const Box* boxes, const int64_t* classes, const std::vector<int32_t>& order,
                                     float threshold, Overlap overlap, int64_t limit, int threads) {
   const auto parts = ranks_by_class(classes, order);
@@ -201,7 +201,7 @@ class Neighbours {
   void remove(int32_t rank) { removed_[rank] = 1; }
   bool removed(int32_t rank) const { return removed_[rank]; }
 
-  // visit(rank) for each neighbour; with `everywhere`, for each box at all.
+  // Calls visit(rank) for each neighbour; with `everywhere`, for every box.
   template <class Visit>
   void visit(const Box& b, bool everywhere, const Visit& visit) {
     ++query_;
@@ -224,7 +224,7 @@ class Neighbours {
   void visit_list(std::vector<int32_t>& list, const Visit& visit) {
     for (size_t i = 0; i < list.size();) {
       const int32_t rank = list[i];
-      if (removed_[rank]) {  // lists drop removed boxes when they reach them
+      if (removed_[rank]) {  // removed boxes leave a list when it is next visited
         list[i] = list.back();
         list.pop_back();
         continue;
@@ -277,7 +277,7 @@ void soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method
   const float threshold = float_below(iou_threshold), limit = float_below(score_threshold);
   const auto order = order_by_score(all_boxes, scores, n, score_threshold);
 
-  // Scores only fall, so a queue entry may promise too much; it is put back with its present score when it comes up.
+  // Scores only fall, so that of a queue entry may be outdated; such an entry is put back with its current score.
   struct Entry {
     float score;
     int32_t index, rank;

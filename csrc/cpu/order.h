@@ -1,4 +1,4 @@
-// Boxes in the order that suppression visits them: score descending, ties by index, invalid entries left out.
+// Boxes in the order in which suppression visits them: score descending, ties by index, invalid entries left out.
 #pragma once
 
 #include <cstdint>

@@ -26,7 +26,7 @@ struct Job {
   int64_t n;
   std::atomic<int64_t> next{0};
   int helpers_wanted;
-  std::atomic<int> helpers_inside{0};  // falls only under the pool's mutex
+  std::atomic<int> helpers_inside{0};  // decremented only under the pool's mutex
   std::exception_ptr error;            // the first one
   std::mutex error_mutex;
 
@@ -74,7 +74,7 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
     }
-    // A helper inside is in its last piece of work; to sleep and be woken would take longer than that, mostly.
+    // A helper inside is working on its last piece; sleeping and waking up would usually take longer.
     for (int i = 0; i < kPatience && job.helpers_inside > 0; ++i) relax();
     std::unique_lock<std::mutex> lock(mutex_);
     left_.wait(lock, [&] { return job.helpers_inside == 0; });

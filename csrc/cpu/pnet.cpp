@@ -3,7 +3,7 @@
 // Its layers have few channels, so a framework spends its time moving maps through memory. Here a band of output rows
 // is computed row by row; the rows of the layers between live in small rings that stay in the L2 cache, and bands are
 // shared out to threads without a barrier between layers. Sums may be fused (this file alone is compiled with
-// -ffp-contract=fast): they are a network's, nothing compares them bit for bit.
+// -ffp-contract=fast): nothing compares a network's sums bit for bit.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -22,7 +22,7 @@ struct Vector {
   typedef float Type __attribute__((vector_size(kLanes * sizeof(float))));
 };
 
-// Vectors go by reference: to return one needs the instruction set that only the callers have.
+// Vectors are passed by reference: returning one needs an instruction set that only the callers are compiled for.
 template <class Vec>
 PYFACE_INLINE void load(Vec& v, const float* p) {
   std::memcpy(&v, p, sizeof v);
@@ -124,7 +124,7 @@ struct Band {
   }
 
   // Output rows [begin, end) of one image [3, height, width] -> out [6, height_out, width_out].
-  static PYFACE_INLINE void run(const float* picture, const Shape& shape, const PNetWeights& weights, const Packed& w,
+  static PYFACE_INLINE void run(const float* image, const Shape& shape, const PNetWeights& weights, const Packed& w,
                                 int begin, int end, float* out) {
     // A row of each layer, with room for whole steps, the taps beyond, and one pixel that the pooling may read.
     const int64_t wide = rounded(shape.width1) + kStep, narrow = rounded(shape.width2) + kStep;
@@ -142,10 +142,10 @@ struct Band {
       const int last = std::min(2 * y + 4, shape.height);
       for (; loaded < last; ++loaded)
         for (int c = 0; c < kIn; ++c)
-          std::copy_n(picture + (int64_t(c) * shape.height + loaded) * shape.width, shape.width,
+          std::copy_n(image + (int64_t(c) * shape.height + loaded) * shape.width, shape.width,
                       input + ((loaded % 4) * kIn + c) * wide);
 
-      const int pair = std::min(2, shape.height1 - 2 * y);  // the pooling's last row may have one below it only
+      const int pair = std::min(2, shape.height1 - 2 * y);  // the last row of the pooling may have only one
       for (int i = 0; i < pair; ++i) {
         for (int c = 0; c < kIn; ++c)
           for (int k = 0; k < 3; ++k) rows[c * 3 + k] = input + (((2 * y + i + k) % 4) * kIn + c) * wide;
@@ -197,23 +197,23 @@ using Narrow = Band<Vector<4>::Type, 5, 4>;
 using Run = void (*)(const float*, const Shape&, const PNetWeights&, const Packed&, int, int, float*);
 
 #if defined(PYFACE_X86)
-PYFACE_AVX512 void run_avx512(const float* picture, const Shape& shape, const PNetWeights& weights,
-                              const Packed& packed, int begin, int end, float* out) {
-  Wide::run(picture, shape, weights, packed, begin, end, out);
+PYFACE_AVX512 void run_avx512(const float* image, const Shape& shape, const PNetWeights& weights, const Packed& packed,
+                              int begin, int end, float* out) {
+  Wide::run(image, shape, weights, packed, begin, end, out);
 }
-PYFACE_AVX2 void run_avx2(const float* picture, const Shape& shape, const PNetWeights& weights, const Packed& packed,
+PYFACE_AVX2 void run_avx2(const float* image, const Shape& shape, const PNetWeights& weights, const Packed& packed,
                           int begin, int end, float* out) {
-  Narrow::run(picture, shape, weights, packed, begin, end, out);
+  Narrow::run(image, shape, weights, packed, begin, end, out);
 }
 #endif
-void run_baseline(const float* picture, const Shape& shape, const PNetWeights& weights, const Packed& packed, int begin,
+void run_baseline(const float* image, const Shape& shape, const PNetWeights& weights, const Packed& packed, int begin,
                   int end, float* out) {
-  Narrow::run(picture, shape, weights, packed, begin, end, out);
+  Narrow::run(image, shape, weights, packed, begin, end, out);
 }
 
 }  // namespace
 
-void pnet(const float* pictures, int64_t batch, int height, int width, const PNetWeights& weights, float* out,
+void pnet(const float* images, int64_t batch, int height, int width, const PNetWeights& weights, float* out,
           int threads) {
   const Shape shape(height, width);
   Run run = run_baseline;
@@ -223,14 +223,15 @@ void pnet(const float* pictures, int64_t batch, int height, int width, const PNe
   if (simd() == Simd::Avx2) run = run_avx2;
 #endif
   if (packed.conv1.empty()) packed = Narrow::pack(weights);
-  // A band repeats four rows of the layers before it, so it should have many more; threads like some bands each.
+  // A band computes four rows of the earlier layers again, so it should have many more rows; each thread should get
+  // several bands.
   constexpr int kLeastRows = 16;
   const int64_t wanted = std::max<int64_t>(1, 3 * threads / std::max<int64_t>(batch, 1));
   const int bands = static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max(1, shape.height_out / kLeastRows)));
   parallel_for(batch * bands, threads, [&](int64_t i) {
     const int64_t image = i / bands, band = i % bands;
-    run(pictures + image * 3 * height * width, shape, weights, packed,
-        static_cast<int>(band * shape.height_out / bands), static_cast<int>((band + 1) * shape.height_out / bands),
+    run(images + image * 3 * height * width, shape, weights, packed, static_cast<int>(band * shape.height_out / bands),
+        static_cast<int>((band + 1) * shape.height_out / bands),
         out + image * kHeads * shape.height_out * shape.width_out);
   });
 }

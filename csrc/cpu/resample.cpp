@@ -143,8 +143,8 @@ void resample_rows(const Image& image, const Taps& xs, const Taps& ys, int out_w
       count = std::max(count, xs.count(x));
     }
   const int64_t values = std::max(0, right - left) * int64_t(3), stride = int64_t(image.width) * 3;
-  // All outputs have as many taps as the one with the most: the rest weigh nothing. The row has room for their pixels,
-  // and for the fourth float of the last one.
+  // All outputs have as many taps as the one with the most; the extra ones have the weight 0. The row has room for
+  // their pixels, and for the fourth float of the last one.
   std::vector<float> row(values + 3 * count + 1), sums(4 * int64_t(out_w)), weights(int64_t(out_w) * count);
   std::vector<int32_t> places(out_w);
   for (int x = 0; x < out_w; ++x) {

@@ -11,7 +11,7 @@ namespace pyface::cpu {
 namespace {
 
 struct MaxoutJob {
-  Map logits, gradient, out;  // gradient: of the backward only
+  Map logits, gradient, out;  // gradient: for the backward only
   int channels, num_background;
 };
 
@@ -147,17 +147,17 @@ PYFACE_DISPATCH(void, probability,
                 (const Map& logits, Dtype dtype, int num_background, int64_t width, const Cells& cells, float* out),
                 (logits, dtype, num_background, width, cells, out))
 
-// To wake a thread takes as long as this many cells do on one that is awake.
-constexpr int64_t kCellsAThread = 65536;
+// Waking a thread takes as long as computing this many cells.
+constexpr int64_t kCellsPerThread = 65536;
 
 // work(cells) for all cells of all images, in shares.
 template <class Work>
 void for_shares(int64_t batch, int64_t cells, int threads, const Work& work) {
-  const int64_t shares = (cells + kCellsAShare - 1) / kCellsAShare;
-  const int64_t useful = std::max(int64_t(1), batch * cells / kCellsAThread);
+  const int64_t shares = (cells + kCellsPerShare - 1) / kCellsPerShare;
+  const int64_t useful = std::max(int64_t(1), batch * cells / kCellsPerThread);
   parallel_for(batch * shares, static_cast<int>(std::min(int64_t(threads), useful)), [&](int64_t i) {
-    const int64_t begin = i % shares * kCellsAShare;
-    work(Cells{i / shares, begin, std::min(cells, begin + kCellsAShare)});
+    const int64_t begin = i % shares * kCellsPerShare;
+    work(Cells{i / shares, begin, std::min(cells, begin + kCellsPerShare)});
   });
 }
 

@@ -1,6 +1,6 @@
 // Run-time choice of SIMD: a kernel is written once as an always-inlined template function over plain loops, and
-// compiled for each instruction set by wrappers that differ only in their target. Multiply and add
-// are not fused (-ffp-contract=off): results must not depend on the machine.
+// compiled for each instruction set by wrappers that differ only in their target. Multiply and add are not fused
+// (-ffp-contract=off): results must not depend on the machine.
 #pragma once
 
 #define PYFACE_INLINE inline __attribute__((always_inline))

@@ -6,7 +6,7 @@
 //                    always all fit into the first chunk, which is sorted in shared memory; else a histogram finds the
 //                    key up to which they fit.
 //
-// Lists fill in any order. Keys are all different (logit, then anchor), so that sorting makes every run the same.
+// Lists fill in any order. Keys are all different (logit, then anchor), so every run gives the same result.
 #include <algorithm>
 
 #include "survivors.cuh"
@@ -19,7 +19,7 @@ constexpr int kTile = 128;  // cells that a block of find_survivors takes, one o
 // All inputs of the kernels, passed as a kernel parameter, so nothing is copied from the host.
 struct Plan {
   AnchorLevel levels[kMaxLevels];
-  uint32_t first_tile[kMaxLevels + 1];  // in a grid's row
+  uint32_t first_tile[kMaxLevels + 1];  // in a row of the grid
   int32_t num_levels;
   int64_t batch;
   AnchorDecoding decoding;
@@ -38,7 +38,7 @@ struct Anchor {
 
   __device__ Pixel<kDtype> at(const Map& map) const { return {map, image, row, column}; }
 
-  // By the four deltas that a map holds for it.
+  // A box moved by the four deltas that a map holds for this anchor.
   __device__ Box moved(const Box& box, const Map& map, const AnchorDecoding& decoding) const {
     const Pixel<kDtype> deltas = at(map);
     return decode_box(box, deltas[4 * k], deltas[4 * k + 1], deltas[4 * k + 2], deltas[4 * k + 3],
@@ -51,7 +51,7 @@ struct Anchor {
     return level.offsets.data != nullptr ? moved(box, level.offsets, decoding) : box;
   }
 
-  // visit(i, coordinate) for the ten coordinates of the landmarks.
+  // Calls visit(i, coordinate) for the ten coordinates of the landmarks.
   template <typename Visit>
   __device__ void visit_landmarks(const Box& start, float center_variance, const Visit& visit) const {
     const Pixel<kDtype> deltas = at(level.landmarks);
@@ -71,7 +71,7 @@ struct Anchor {
     return gate > level.min_gate && is_finite(gate) ? logit : NAN;
   }
 
-  // The decoded and clipped box; false when the anchor is dropped for what it decodes to.
+  // The decoded and clipped box; false if the anchor is dropped because of it.
   __device__ bool decode(const AnchorDecoding& decoding, Box& box) const {
     const Box from = start(decoding);
     box = moved(from, level.boxes, decoding);
@@ -83,9 +83,9 @@ struct Anchor {
   }
 };
 
-// A grid's row takes an image, a block a tile of one level: anchors whose logits lie side by side in memory. These are
-// the k-th anchors of neighbouring cells, or in channels_last all anchors of a cell, then the next one's. It also
-// clears the output, which here many blocks share.
+// A row of the grid takes an image, a block a tile of one level: anchors whose logits lie side by side in memory. These
+// are the k-th anchors of neighbouring cells, or in channels_last all anchors of a cell, then the next one's. It also
+// clears the output, because here many blocks share that work.
 template <Dtype kDtype>
 __global__ void __launch_bounds__(kTile) find_survivors(const __grid_constant__ Plan plan) {
   const int at = level_of(plan.first_tile, plan.num_levels, blockIdx.x);
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kTile) find_survivors(const __grid_constant__ 
   }
 }
 
-// What a candidate has besides box and score.
+// Writes what a candidate has besides its box and score.
 template <Dtype kDtype>
 __device__ void write_candidate(const Plan& plan, int64_t image, uint32_t entry, int at, int64_t to) {
   const AnchorLevel& level = plan.levels[at];
@@ -140,7 +140,7 @@ bool is_valid(const AnchorLevel& level) {
          level.num_anchors > 0 && level.num_anchors <= kMaxAnchors;
 }
 
-// False when an image has too many anchors, or a level's do not come after the one's before it.
+// False if an image has too many anchors, or a level's anchors do not come after those of the level before.
 bool number_anchors(Plan& plan) {
   int64_t tiles = 0, anchors = 0;
   for (int i = 0; i < plan.num_levels; ++i) {

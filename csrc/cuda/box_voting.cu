@@ -6,7 +6,7 @@
 namespace pyface::cuda {
 namespace {
 
-constexpr int kLong = 32;  // a warp adds up a cluster of more members
+constexpr int kLong = 32;  // clusters with more members are added up by a warp
 
 // The five sums of a cluster, over its members in score order: the same as on the CPU.
 struct Sums {
@@ -24,7 +24,7 @@ struct Sums {
 
 // Members that the lanes of a warp have loaded.
 struct Members {
-  float box[4][33];  // 33: lanes that read rows side by side meet different banks
+  float box[4][33];  // 33: lanes that read the same place of each row use different banks
   float weight[32];
 };
 
@@ -59,8 +59,8 @@ __device__ Sums add_up(Members& members, const float* boxes, const float* scores
       __shfl_sync(kWarp, sum, 4)};
 }
 
-// The entries, sorted by cluster and within it by score, become one box per cluster. One block, so that the clusters
-// which are left out can be counted in order. A thread adds up a short cluster, its warp a long one.
+// The entries, sorted by cluster and within it by score, become one box per cluster. There is only one block, so that
+// clusters that are left out can be counted in order. A thread adds up a short cluster, its warp a long one.
 __global__ void __launch_bounds__(kThreads, 1)
     vote(const float* boxes,       // [n, 4]
          const float* scores,      // [n]
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 1)
          float* voted_scores,   // [n]
          int32_t* voted_count)  // [1]
 {
-  __shared__ uint32_t warp_heads[2][32];  // taken in turns, so that a step needs one barrier
+  __shared__ uint32_t warp_heads[2][32];  // used in turns, so that a step needs one barrier
   __shared__ Members members[32];
   int64_t count = 0;
   int turn = 0;
@@ -139,8 +139,8 @@ int box_voting(const float* boxes, const float* scores, int64_t n, double iou_th
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   if (n == 0) return cudaMemsetAsync(voted_count, 0, sizeof(int32_t), cuda_stream);
 
-  // Clusters are what suppression finds: every box joins the first kept one that it overlaps. For floats, >= is > of
-  // the next lower threshold.
+  // Clusters are what suppression finds: every box joins the first kept one that it overlaps. For floats, >= threshold
+  // means > the next lower float.
   VotingWorkspace voting(workspace, n);
   TilesWorkspace& tiles = voting.tiles;
   const Suppression suppression(std::nextafter(float_above(iou_threshold), -INFINITY), overlap);
@@ -148,7 +148,7 @@ int box_voting(const float* boxes, const float* scores, int64_t n, double iou_th
                                    voting.keep_count, /*with_owner=*/true, tiles, cuda_stream))
     return status;
   std::swap(tiles.keys.current, tiles.keys.other);
-  int bits = 1;  // of kNone, too, so many are more than any cluster's number
+  int bits = 1;  // these bits of kNone, too, exceed any cluster's number
   while (n >> bits > 0) ++bits;
   if (const int status = sort_pairs(tiles.keys, tiles.order, n, bits, tiles.sort, tiles.sort_bytes, cuda_stream))
     return status;

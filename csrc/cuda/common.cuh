@@ -18,7 +18,7 @@ class DeviceGuard {
       status_ = cudaSetDevice(device);
       changed_ = status_ == cudaSuccess;
     }
-    if (status_ != cudaSuccess) cudaGetLastError();  // reported here, so no later call must report it again
+    if (status_ != cudaSuccess) cudaGetLastError();  // reported here, so no later call reports it again
   }
   ~DeviceGuard() {
     if (changed_) cudaSetDevice(previous_);
@@ -69,7 +69,7 @@ class Workspace {
     return array;
   }
 
-  // Bytes that hold it all wherever the workspace begins.
+  // Enough bytes for all arrays, wherever the workspace begins.
   size_t bytes() const { return next_ - start_ + kAlignment; }
 
  private:

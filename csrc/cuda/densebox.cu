@@ -1,7 +1,7 @@
 // DenseBox on the GPU.
 //
 // decode_densebox takes two kernels and a memset, whatever passes: one thread per cell appends what passes to a list,
-// then one block per image takes the list's best (survivors.cuh, which decode_anchors has too).
+// then one block per image takes the list's best (survivors.cuh, which decode_anchors uses too).
 //
 // densebox_targets takes a kernel for labels and offsets, in which a thread is a cell of one map and an image's boxes
 // pass through shared memory, and one for the gray zone. That one needs all positive cells, and it must not read labels
@@ -36,7 +36,7 @@ __device__ bool decode(const Decoding& plan, int64_t image, int row, int column,
   return is_valid && has_min_side(box, plan.how.min_side);
 }
 
-// A grid's row takes an image. It also clears the output, which here many blocks share.
+// A row of the grid takes an image. It also clears the output, because here many blocks share that work.
 template <Dtype kDtype>
 __global__ void __launch_bounds__(kCells) find_survivors(const __grid_constant__ Decoding plan) {
   const uint32_t width = plan.grid.width, cell = blockIdx.x * kCells + threadIdx.x;
@@ -137,7 +137,7 @@ struct Marking {
   Disc disc;
 };
 
-// To map 0, that of faces, or to that of landmark `map` - 1.
+// For map 0, that of the faces, or the map of landmark `map` - 1.
 __device__ Marking marking_of(const Targets& plan, int64_t at, const Box& box, int map) {
   const DenseBoxRole role = densebox_role(box, plan.ignore != nullptr && plan.ignore[at] != 0, plan.how);
   if (role == DenseBoxRole::None) return {Mark::Nothing, {}};
@@ -169,7 +169,7 @@ struct Chunk {
                                  : marking.mark != Mark::Nothing && tile.may_meet(marking.disc);
     const uint32_t lanes = __ballot_sync(kWarp, counts_here);
     if (lane_id() == 0) counts[warp_id()] = __popc(lanes);
-    __syncthreads();  // by now the chunk before is done with, too
+    __syncthreads();  // now the previous chunk is no longer used, either
     int place = __popc(lanes & bits_below(lane_id())), size = 0;
     for (int warp = 0; warp < kTile / 32; ++warp) {
       if (warp < warp_id()) place += counts[warp];
@@ -209,14 +209,14 @@ struct CellTarget {
   }
 };
 
-// A grid's row takes a map.
+// A row of the grid takes a map.
 __global__ void __launch_bounds__(kTile) write_targets(const __grid_constant__ Targets plan) {
   __shared__ Chunk chunk;
   const Tile tile(plan.grid);
   for (int64_t i = blockIdx.y; i < plan.batch * plan.num_maps(); i += gridDim.y) {
     const int64_t image = i / plan.num_maps();
     const int map = static_cast<int>(i % plan.num_maps());
-    // What splits say is taken only as far as there are boxes, since the host has not seen them.
+    // Splits are clamped to the number of boxes, since the host cannot check them.
     const int64_t begin = min(max(plan.splits[image], int64_t{0}), plan.num_boxes);
     const int64_t end = min(max(plan.splits[image + 1], begin), plan.num_boxes);
     CellTarget target;
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kTile) write_targets(const __grid_constant__ T
   }
 }
 
-// Whether a positive cell of a map lies within `gray` cells of the thread's own, `reach` whole ones.
+// Whether a positive cell of a map lies within `gray` cells of the thread's own; `reach` is `gray` rounded down.
 __device__ bool is_gray(const Targets& plan, int64_t map_of_all, const Tile& tile, int reach) {
   const Disc disc{static_cast<float>(tile.column), static_cast<float>(tile.row), plan.how.gray};
   const auto last_of = [&](int at, int size) { return static_cast<int>(min(int64_t{at} + reach, size - int64_t{1})); };
@@ -326,7 +326,7 @@ int densebox_targets(const float* boxes, int64_t num_boxes, const uint8_t* ignor
   write_targets<<<tiles, kTile, 0, cuda_stream>>>(plan);
   if (const int status = launch_status()) return status;
   const float longest = static_cast<float>(std::max(grid.height, grid.width));
-  if (!(targets.gray >= 1.f) || num_boxes == 0) return cudaSuccess;  // no two cells are so near
+  if (!(targets.gray >= 1.f) || num_boxes == 0) return cudaSuccess;  // cells lie at least 1 apart
   add_gray_zone<<<tiles, kTile, 0, cuda_stream>>>(plan, static_cast<int>(std::min(targets.gray, longest)));
   return launch_status();
 }

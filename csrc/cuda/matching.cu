@@ -1,12 +1,12 @@
-// Matching of anchors and faces on the GPU: assign_anchors. What is kept is a word per anchor and some counters per
-// face; their product exists only in registers.
+// Matching of anchors and faces on the GPU: assign_anchors. Memory holds a word per anchor and some counters per face;
+// the overlaps of all anchors with all faces exist only in registers.
 //
-//   match_anchors     A thread takes an anchor, a block a tile of neighbouring ones. The image's boxes pass through
-//                     shared memory in chunks, of which only those that touch the tile are compared. This alone
-//                     writes the result, unless best anchors are forced or faces with few anchors compensated.
-//   settle_faces      One block per image: faces claim their best anchors, then what each may get more of is counted.
-//   spread_candidates One thread per anchor: a candidate goes to its face, or to the face's list when they are too
-//   many. choose_candidates One block per face with too many: histograms find the last key it gets.
+//   match_anchors      A thread takes an anchor, a block a tile of neighbouring ones. The image's boxes pass through
+//                      shared memory in chunks, of which only those that touch the tile are compared. This alone
+//                      writes the result, unless best anchors are forced or faces with few anchors compensated.
+//   settle_faces       One block per image: faces claim their best anchors, then the candidates of each are counted.
+//   spread_candidates  One thread per anchor: a candidate goes to its face, or to a list if the face has too many.
+//   choose_candidates  One block per face with too many: histograms find the last candidate that it gets.
 //
 // Anchors and faces are compared in any order; maxima and counts of integers do not depend on it.
 #include <algorithm>
@@ -23,7 +23,7 @@ constexpr int kTile = 256;                                             // anchor
 constexpr int kImageThreads = 1024;                                    // of a block of settle_faces
 constexpr int kChooseThreads = 128;                                    // of a block of choose_candidates
 constexpr int64_t kChooseBlocks = 256;                                 // at most, per image
-constexpr int64_t kMaxCount = (int64_t{1} << 31) - 2 * kImageThreads;  // loops step by a block beyond it
+constexpr int64_t kMaxCount = (int64_t{1} << 31) - 2 * kImageThreads;  // so that loops may step past it by a block
 
 // An anchor and the face that it goes to by IoU, as a number: the better claim is the larger one. A face's claim to its
 // best anchor is above any other.
@@ -100,7 +100,7 @@ __device__ Box box_at(const float* boxes, int64_t i) {
   return {boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]};
 }
 
-// The boxes of an image. What splits say is taken only as far as there are boxes, since the host has not seen them.
+// The boxes of an image. Splits are clamped to the number of boxes, since the host cannot check them.
 struct Own {
   int64_t begin, end;
 
@@ -127,7 +127,7 @@ struct Chunk {
   Box bounds[kTile / 32];
   int32_t counts[kTile / 32];
 
-  // What all threads' boxes lie within.
+  // The bounds of all threads' boxes.
   __device__ Box bounds_of(Box box) {
     for (int step = 16; step > 0; step /= 2) {
       box.x1 = min(box.x1, __shfl_xor_sync(kWarp, box.x1, step));
@@ -153,7 +153,7 @@ struct Chunk {
     const bool counts_here = is_finite(box) && touch(box, reach) && (ignored || box_area(box) > 0.f);
     const uint32_t lanes = __ballot_sync(kWarp, counts_here);
     if (lane_id() == 0) counts[warp_id()] = __popc(lanes);
-    __syncthreads();  // by now the chunk before is done with, too
+    __syncthreads();  // now the previous chunk is no longer used, either
     int place = __popc(lanes & bits_below(lane_id())), size = 0;
     for (int warp = 0; warp < kTile / 32; ++warp) {
       if (warp < warp_id()) place += counts[warp];
@@ -179,7 +179,8 @@ __device__ void offer(FaceState& face, uint32_t iou_bits, int64_t anchor) {
     atomicMax(&face.best, static_cast<unsigned long long>(best) << 32 | ~static_cast<uint32_t>(anchor));
 }
 
-// A place in the list of each lane that `has_item`: lanes of one list share an atomic, since neighbours often do.
+// Returns a place in its list to each lane with `has_item`. Lanes with the same list share an atomic; neighbours often
+// have the same.
 __device__ uint32_t append_to(uint32_t* size_of_own, int list, bool has_item) {
   const uint32_t peers = __match_any_sync(kWarp, has_item ? static_cast<uint32_t>(list) : ~0u);
   const int leader = __ffs(static_cast<int>(peers)) - 1;
@@ -279,7 +280,7 @@ class Settling {
     __syncthreads();
   }
 
-  // How many candidates each face gets, and where those of which it has more begin in the image's list.
+  // How many candidates each face gets; if it has more, also where they begin in the image's list.
   __device__ void share_candidates() {
     const uint32_t wanted = plan_.wanted > 0 ? plan_.wanted : mean();
     uint32_t listed = 0;
@@ -299,7 +300,7 @@ class Settling {
   __device__ Claim best_claim(int f) const { return Claim(static_cast<uint32_t>(faces_[f].best >> 32), f, true); }
   __device__ int64_t best_anchor(int f) const { return first_anchor_ + ~static_cast<uint32_t>(faces_[f].best); }
 
-  // An anchor goes from what it was to face f. Each change of its claim is made by one thread, so the sums come out
+  // Moves an anchor from its claim before to face f. Each claim is changed by one thread at a time, so the sums are
   // right.
   __device__ void move(const Claim& before, int f) const {
     if (plan_.is_matched(before))
@@ -309,7 +310,7 @@ class Settling {
     atomicAdd(&faces_[f].matched, 1u);
   }
 
-  // Of a face's anchors, rounded half up, and at least 1.
+  // The mean number of anchors per face, rounded half up, and at least 1.
   __device__ uint32_t mean() {
     if (threadIdx.x == 0) shared_.matched = shared_.faces = 0;
     __syncthreads();
@@ -323,7 +324,7 @@ class Settling {
     return static_cast<uint32_t>(max((2 * matched + faces) / (2 * faces), uint64_t{1}));
   }
 
-  // `total` and what earlier threads bring; `total` grows by what all bring.
+  // Returns `total` plus the values of earlier threads; `total` grows by those of all threads.
   __device__ uint32_t sum_before(uint32_t value, uint32_t& total) {
     const uint32_t within = warp_inclusive_sum(value);
     __syncthreads();
@@ -358,7 +359,7 @@ __global__ void __launch_bounds__(kTile) spread_candidates(const __grid_constant
     FaceState& face = plan.state.faces[is_candidate ? Own(plan, image).begin + claim.face() : 0];
     const bool is_wanted = is_candidate && face.wanted > 0, is_listed = is_wanted && face.wanted < face.candidates;
     const uint32_t place = append_to(&face.listed, claim.face(), is_listed);
-    // Faces that two images have by wrong splits do not lead out of the list.
+    // Wrong splits may give two images the same face; even then no place lies beyond the list.
     if (is_listed && face.first + int64_t{place} < plan.num_anchors)
       plan.state.list[first + face.first + place] =
           static_cast<uint64_t>(~claim.iou_bits()) << 32 | static_cast<uint32_t>(anchor);

@@ -52,7 +52,7 @@ struct MiniBatch {
   }
 };
 
-// Calls visit(i, entry) for the entries that are a thread's share, `step` threads sharing them.
+// Calls visit(i, entry) for a thread's share of the entries, which `step` threads share.
 template <typename Array, typename Visit>
 __device__ void for_each(const Array& entries, int64_t thread, int64_t step, const Visit& visit) {
   for (int64_t first = thread; first < entries.n; first += kAhead * step) {
@@ -75,7 +75,7 @@ __device__ uint64_t key_of(uint32_t order, int64_t entry) {
   return static_cast<uint64_t>(order) << 32 | static_cast<uint32_t>(entry);
 }
 
-// The threads' values added to `sum` in shared memory.
+// Adds the threads' values to `sum`, in shared memory.
 __device__ void add_all(uint32_t value, uint32_t& sum) {
   const uint32_t in_warp = warp_inclusive_sum(value);
   if (lane_id() == 31) atomicAdd(&sum, in_warp);
@@ -101,17 +101,17 @@ __device__ void count(const Array& entries, Shared& shared) {
   __syncthreads();
 }
 
-// What keys up to `last` are less than. No key is ~0, since no entry is.
+// The end of the keys up to `last`: all of them are less. No key is ~0, since no entry is.
 __device__ uint64_t beyond(uint64_t last) { return last == ~uint64_t{0} ? last : last + 1; }
 
-// The key that the first `wanted` keys are less than and no others; visit(take) as in KeySearch.
+// The end of the first `wanted` keys: these and no others are less. visit(take) as in KeySearch.
 template <typename Visit>
 __device__ uint64_t end_of(Search& search, int64_t wanted, const Visit& visit) {
   if (wanted <= 0) return 0;
   return beyond(search.last_key(kAllKeys, static_cast<uint32_t>(wanted), static_cast<uint32_t>(wanted), visit));
 }
 
-// That of the background's hardest.
+// The end of the background's hardest entries.
 template <typename Array>
 __device__ uint64_t end_of_hardest(Search& search, const Array& entries, int64_t wanted) {
   return end_of(search, wanted, [&](const auto& take) {
@@ -179,15 +179,15 @@ __global__ void __launch_bounds__(kThreads) choose_online_hard(MiniBatch entries
 
 // Where many blocks search for the last key; all 0 at first.
 struct Range {
-  uint64_t low, high;  // it lies here, from the first pass on
-  uint64_t end;        // found: the key beyond it
+  uint64_t low, high;  // the last key lies in here, from the first pass on
+  uint64_t end;        // if found: the end of the keys up to it
   uint32_t wanted;     // keys from low on, up to it
   uint32_t is_found;
   uint32_t finished;  // blocks of this pass
   uint32_t buckets[Search::kBuckets];
 };
 
-// This block's part of the histogram of [low, high] is added to that of all.
+// Adds this block's part of the histogram of [low, high] to that of all blocks.
 __device__ void count_keys(const MiniBatch& entries, uint64_t low, uint64_t high, int shift, Search& search,
                            Range* range) {
   search.clear();
@@ -202,7 +202,7 @@ __device__ void count_keys(const MiniBatch& entries, uint64_t low, uint64_t high
     if (search.buckets[i] != 0) atomicAdd(&range->buckets[i], search.buckets[i]);
 }
 
-// The whole histogram into shared memory, and the range's cleared. Returns how many keys this thread took over.
+// Moves the whole histogram from the range to shared memory. Returns how many keys this thread's buckets hold.
 __device__ uint32_t take_over(Search& search, Range* range) {
   uint32_t keys = 0;
   for (int i = threadIdx.x; i < Search::kBuckets; i += kThreads) {
@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(kThreads) narrow_range(MiniBatch entries, doub
   count_keys(entries, low, high, shift, search, range);
   __syncthreads();
   if (threadIdx.x == 0) {
-    // Releases what the whole block counted, and acquires what the blocks before it did.
+    // Releases what the whole block counted, and acquires what earlier blocks counted.
     const ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_device> finished(range->finished);
     is_last = finished.fetch_add(1, ::cuda::memory_order_acq_rel) == gridDim.x - 1;
     count = 0;

@@ -2,10 +2,11 @@
 // registers, and takes the best 64 that are left, decides among them, and tests the others against those it kept; so
 // the work grows with what is kept, and no N x N mask is ever stored.
 //
-//   Up to kSmall boxes per segment: one block per segment sorts in shared memory and resolves. One launch for all
-//   segments. More: one radix sort of all segments, then tiles of 1024 sorted boxes. A tile is first compared with the
-//   boxes that earlier tiles of its segment kept, as these are published, and resolves its own when it is its turn.
-//   Blocks draw their tiles from a ticket counter, so whatever a block waits for is held by a block that already runs.
+//   Up to kSmall boxes per segment  One block per segment sorts in shared memory and resolves; one launch for all.
+//   More                            One radix sort of all segments, then tiles of 1024 sorted boxes. A tile is first
+//                                   compared with the boxes that earlier tiles of its segment kept, as these are
+//                                   published, and resolves its own when it is its turn. Blocks draw their tiles from
+//                                   a ticket counter, so whatever a block waits for is held by one that already runs.
 //
 // Within a block the candidates are arranged by place, not by score: the 32 boxes of a warp lie close together, and a
 // kept box that misses their common bounds costs the warp one lane's test.
@@ -44,7 +45,7 @@ struct Kept {
   uint64_t* progress;  // with `boxes`: tiles done << 32 | boxes kept
   uint64_t tile;
 
-  // Other blocks read what this block wrote before once they read this.
+  // A block that reads this value also reads what this block wrote before it.
   __device__ void publish(uint64_t tiles_done, int kept) const {
     Progress(*progress).store(tiles_done << 32 | static_cast<uint64_t>(kept), ::cuda::memory_order_release);
   }
@@ -91,7 +92,7 @@ class Candidates {
   __device__ Candidates(Shared& shared, const Segment& segment, const Suppression& suppression)
       : shared_(shared), segment_(segment), suppression_(suppression) {}
 
-  // Takes the boxes of ranks [0, count). A block barrier must lie between the making of segment.order and this.
+  // Takes the boxes of ranks [0, count). A block barrier must separate the writing of segment.order from this call.
   __device__ void take(int count) {
     arrange(count);
 #pragma unroll
@@ -118,8 +119,8 @@ class Candidates {
     return any;
   }
 
-  // Tests what is left against up to 32 kept boxes: those of `kept`'s bits. The arrays are in shared memory; `slot` is
-  // the first box's slot in the segment's list.
+  // Tests what is left against up to 32 kept boxes, those whose bits `kept` has. The arrays are in shared memory;
+  // `slot` is the first box's slot in the segment's list.
   __device__ void suppress(const float4* boxes, const float* areas, const uint32_t* indices, uint32_t kept, int slot,
                            const Kept& out) {
 #pragma unroll
@@ -139,7 +140,7 @@ class Candidates {
     }
   }
 
-  // Decides all that is left, in order, after `kept` boxes of the segment; returns how many there are then.
+  // Decides all that is left, in order, after `kept` boxes of the segment; returns the number of kept boxes then.
   __device__ int resolve(int kept, const Kept& out) {
     while (kept < out.limit) {
       const int size = next_chunk();
@@ -195,7 +196,7 @@ class Candidates {
       place[e] = atomicAdd(&shared_.cells[cell[e]], 1u);
     }
     __syncthreads();
-    if (warp_id() == 0) {  // counts to starts
+    if (warp_id() == 0) {  // turns counts into first places
       constexpr int kPerLane = kCells / 32;
       uint32_t* const cells = shared_.cells + lane_id() * kPerLane;
       uint32_t sum = 0;
@@ -226,7 +227,7 @@ class Candidates {
 
   __device__ static int cell_of(float centre, float low, float high) {
     constexpr float kLast = (1 << kSide) - 1;
-    // fmaxf and fminf pass over a NaN, which bounds without extent or beyond the floats can make.
+    // fmaxf and fminf ignore a NaN, which bounds without extent, or beyond the range of floats, can give.
     return static_cast<int>(fminf(fmaxf((centre - low) / (high - low) * (kLast + 1), 0.f), kLast));
   }
 
@@ -347,7 +348,7 @@ __global__ void __launch_bounds__(kThreads, 1)
               int32_t* keep_count)  // [batch]
 {
   using Block = Candidates<kItems>;
-  // First the keys, then the order that they gave.
+  // First the keys, then the order that results from them.
   __shared__ uint64_t exchange[Block::kCapacity];
   __shared__ typename Block::Shared shared;
   __shared__ int total;
@@ -470,7 +471,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   int kept = 0;
   for (;;) {
     if (threadIdx.x == 0) {
-      // More boxes, or our turn.
+      // Waits for more boxes, or for our turn.
       uint64_t now;
       while (now = out.published(), static_cast<int>(now & kWarp) == kept && now >> 32 != tile) __nanosleep(40);
       seen = now;

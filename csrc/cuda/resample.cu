@@ -1,8 +1,8 @@
 // Images to normalised planes: letterbox and crop_resize.
 //
-// A thread makes one output pixel in all three planes from the source pixels under its footprint. A block's tile needs
-// a window per column and per row, which are made in double precision and shared. Where footprints are wide a warp
-// shares each, lane by lane along its rows, and makes its 32 pixels one after the other.
+// A thread computes one output pixel in all three planes from the source pixels under its footprint. A block's tile
+// needs a window per column and per row, which are computed in double precision and shared. If footprints are wide, a
+// warp shares each, lane by lane along its rows, and computes its 32 pixels one after the other.
 #include <algorithm>
 #include <cmath>
 
@@ -13,7 +13,7 @@ namespace pyface::cuda {
 namespace {
 
 constexpr unsigned kWarp = 0xffffffffu;
-constexpr int kTileWidth = 32, kTileHeight = 8;  // of the pixels that a block makes at a time
+constexpr int kTileWidth = 32, kTileHeight = 8;  // of the pixels that a block computes at a time
 constexpr int kThreads = kTileWidth * kTileHeight;
 constexpr double kWide = 16;  // columns in a footprint from which a warp shares it
 
@@ -23,7 +23,7 @@ constexpr int kPlacedImages = 64, kImages = 128;
 // One axis of a box, and how its output indices sample it.
 struct Axis {
   double start, end;  // of the box; samples are taken within
-  double scale;       // source pixels an output pixel
+  double scale;       // source pixels per output pixel
   double footprint;   // source pixels that a sample covers
   int size;           // of the image
 };
@@ -101,7 +101,7 @@ __device__ void resample(const Image& image, const Axis& x_axis, const Axis& y_a
     const int64_t across = ceil_div(out_w, kTileWidth);
     const int first_x = static_cast<int>(tile % across) * kTileWidth;
     const int first_y = static_cast<int>(tile / across) * kTileHeight;
-    __syncthreads();  // the windows of the tile before are done with
+    __syncthreads();  // the previous tile's windows are no longer used
     if (threadIdx.x < kTileWidth)
       windows.x[threadIdx.x] = window_of(x_axis, first_x + threadIdx.x);
     else if (threadIdx.x < kTileWidth + kTileHeight)
@@ -132,7 +132,7 @@ __device__ void resample(const Image& image, const Axis& x_axis, const Axis& y_a
 struct Placed {
   Image image;
   int region_h, region_w;
-  double scale;  // source pixels an output pixel, on both axes
+  double scale;  // source pixels per output pixel, on both axes
 };
 
 struct PlacedImages {

@@ -75,7 +75,8 @@ struct KeySearch {
     __syncthreads();
   }
 
-  // `bucket` becomes the one in which the wanted-th key (from 1) lies, with the keys before and inside it.
+  // Finds the bucket of the wanted-th key (counted from 1): sets `bucket`, and the numbers of keys `before` and
+  // `inside` it.
   __device__ void find_bucket(uint32_t wanted) {
     const uint32_t left = buckets[2 * threadIdx.x], right = buckets[2 * threadIdx.x + 1];
     const uint32_t within = warp_inclusive_sum(left + right);
@@ -92,7 +93,7 @@ struct KeySearch {
     __syncthreads();
   }
 
-  // [low, high] becomes the bucket's part of it.
+  // Narrows [low, high] to the bucket.
   __device__ void narrow(uint64_t& low, uint64_t& high, int shift) const {
     const uint64_t start = low + (static_cast<uint64_t>(bucket) << shift);
     const uint64_t width = (uint64_t{1} << shift) - 1;

@@ -21,12 +21,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 {
   __shared__ float4 small_boxes[kSoftShared];
   __shared__ float small_scores[kSoftShared];
-  __shared__ uint64_t warp_best[2][32];  // taken in turns, so that a step needs one barrier
+  __shared__ uint64_t warp_best[2][32];  // used in turns, so that a step needs one barrier
   const bool is_small = n <= kSoftShared;
   float4* const box = is_small ? small_boxes : large_boxes;
   float* const score = is_small ? small_scores : large_scores;  // NaN: invalid, dropped or chosen
 
-  // A thread visits the same boxes throughout, so only what it reads of others' must wait for a barrier.
+  // A thread visits the same boxes throughout, so only reads of other threads' boxes must wait for a barrier.
   for (int i = threadIdx.x; i < n; i += blockDim.x) {
     const Box b = load_box(boxes, i);
     box[i] = as_vector(b);
@@ -97,7 +97,7 @@ size_t soft_nms_workspace(int64_t n) { return n <= kSoftShared ? 0 : SoftWorkspa
 int soft_nms(const float* boxes, const float* scores, int64_t n, SoftNms method, double iou_threshold, double sigma,
              double score_threshold, Overlap overlap, int64_t* keep, float* kept_scores, int32_t* keep_count,
              void* workspace, size_t workspace_bytes, int device, void* stream) {
-  // The loops step by a block beyond n.
+  // Loops may step past n by a block.
   if (n < 0 || n > kMaxEntries - 1 - kThreads || workspace_bytes < soft_nms_workspace(n)) return cudaErrorInvalidValue;
   const DeviceGuard guard(device);
   if (guard.status()) return guard.status();

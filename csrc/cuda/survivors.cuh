@@ -15,19 +15,20 @@ namespace pyface::cuda {
 constexpr int kSelectThreads = 1024;  // of a block that selects
 constexpr int kItems = 4;             // keys that a thread sorts
 constexpr int kChunk = kItems * kSelectThreads;
-constexpr int64_t kMaxEntries = (int64_t{1} << 31) - kChunk;  // in an image; loops step by a block beyond it
+constexpr int64_t kMaxEntries = (int64_t{1} << 31) - kChunk;  // in an image, so that loops may step past it by a block
 
-// Where `value` lies among ascending firsts [0, num_levels].
+// The level of `value`: the last one whose first value is not above it. firsts [num_levels], ascending.
 inline __device__ int level_of(const uint32_t* firsts, int num_levels, uint32_t value) {
   int level = 0;
   while (level + 1 < num_levels && value >= firsts[level + 1]) ++level;
   return level;
 }
 
-// What passed. Entries (anchors, cells) are numbered within the image, level by level, each level with a list.
+// The entries (anchors or cells) that passed. They are numbered within the image, level by level; each level has a
+// list.
 struct Survivors {
   uint32_t first[kMaxLevels + 1];  // first entry of each level; the last one: number of entries
-  int32_t limit[kMaxLevels];       // how many of each level are kept, the best ones
+  int32_t limit[kMaxLevels];       // how many of each level's best are kept
   int32_t num_levels;
 
   uint32_t* count;  // [batch, kMaxLevels]
@@ -67,7 +68,7 @@ inline size_t survivors_workspace(int64_t batch, int64_t num_entries) {
   return batch <= 0 || num_entries < 0 ? 0 : Survivors().place(nullptr, batch, num_entries);
 }
 
-// Slots [begin, end) of an image's candidates, taken by this thread and every `step`-th from it, become empty.
+// Empties every `step`-th slot of [begin, end): this thread's share of an image's candidates.
 inline __device__ void clear_slots(const CandidateArrays& out, int64_t begin, int64_t end, int64_t step) {
   for (int64_t slot = begin; slot < end; slot += step) {
     for (int i = 0; i < 4; ++i) out.boxes[4 * slot + i] = 0.f;
@@ -116,7 +117,7 @@ class Chunks {
   }
 
   // Calls write(key, level, slot) for the chunk's keys that are among the best of their level, slots from `slot` on in
-  // the order of keys. Returns the next slot. All threads stay until the last tile is numbered.
+  // the order of keys. Returns the next slot. All threads take part until the last tile is numbered.
   template <typename Write>
   __device__ int64_t accept(int size, int64_t slot, const Write& write) {
     for (int first = 0; first < size; first += kSelectThreads) {
@@ -234,8 +235,8 @@ class Chunks {
   uint64_t first_ = 0;    // earlier keys are done
 };
 
-// The best of an image's survivors become its candidates. What only the caller has is written by its write(entry,
-// level, slot), with a slot of the whole batch.
+// The best of an image's survivors become its candidates. write(entry, level, slot) writes what only the caller has;
+// `slot` counts over the whole batch.
 template <typename Write>
 __device__ void select_candidates(Chunks::Shared& shared, const Survivors& survivors, int64_t image,
                                   int64_t max_candidates, const CandidateArrays& out, const Write& write) {

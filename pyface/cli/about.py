@@ -222,7 +222,7 @@ def _gpus() -> list[tuple[str, str]]:
 
 def _kernels() -> list[tuple[str, Any]]:
     try:
-        from pyface.ops._extension import build_info
+        from pyface.ops.extension import build_info
 
         built = build_info()
     except ImportError as error:

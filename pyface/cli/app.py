@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pyface.cli import about, benchmark, detect, evaluate, export, serve, train
+from pyface.cli import about, benchmark, evaluate, export, serve, train
 from pyface.cli.console import MISTAKE, describe_mistake, print_status
+from pyface.cli.detect import detect
 
 COMMANDS = (
     "detect",
@@ -53,7 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(detect.detect)
+app.command()(detect)
 app.command()(serve.serve)
 app.command()(about.models)
 app.add_typer(evaluate.app, name="evaluate")
@@ -80,7 +81,7 @@ def main(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Finds faces in images, videos and cameras.
+    """Finds faces in images, videos and camera streams.
 
     Examples:
 

@@ -83,7 +83,7 @@ def time_detectors(request: Request) -> None:
         from pyface.benchmark import find_pictures, machine_facts, measure
         from pyface.io.sources import SourceError
         from pyface.models.zoo import CheckpointError, is_untrained
-    except ImportError as error:  # the kernels were not built; the text says how to
+    except ImportError as error:  # the kernels were not built; the error says how to build them
         fail(error)
     check_outputs(request.json_file)
     if request.runtimes and request.precision != "fp32":

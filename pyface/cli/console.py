@@ -82,7 +82,7 @@ def print_hint(source: Path, rate: float, pictures: Iterable[tuple[Any, Any]], e
 
 
 def table_width(width: int) -> int | None:
-    """Returns the width of a table where there is no terminal to give one, None where there is.
+    """Returns the width of a table if there is no terminal to decide it, None if there is one.
 
     A pipe has no width, and rich would fold the table to 80 columns, which is hard to read and to search.
     """

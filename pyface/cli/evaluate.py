@@ -65,7 +65,7 @@ class FacesRequest:
     ] = None
     form: Annotated[
         Literal["faces", "coco"],
-        typer.Option("--format", help="Figures: average precision by face size, or COCO's twelve."),
+        typer.Option("--format", help="Figures: average precision by face size (faces), or COCO's twelve (coco)."),
     ] = "faces"
     iou: Annotated[list[float], typer.Option(min=0.01, max=1, help="Lowest IoU of a match; may be repeated.")] = field(
         default_factory=lambda: [0.5, 0.4]
@@ -160,7 +160,7 @@ def _read_predictions(request: FacesRequest, images: Sequence[AnnotatedImage]) -
     except (DatasetError, EvaluationError) as error:
         fail(error)
     if len(predictions.missing) == len(images):
-        named = f", it names {predictions.unknown[0]}" if predictions.unknown else ""
+        named = f", but it names {predictions.unknown[0]}" if predictions.unknown else ""
         fail(f"{file} must hold detections in images of {', '.join(map(str, request.data))}, got none{named}")
     print_names(predictions.missing, "without predictions, counted as empty")
     print_names(predictions.unknown, "not in the data, left out")
@@ -177,7 +177,7 @@ def _pictures(images: Sequence[AnnotatedImage]) -> list[Picture]:
 
 
 def _read_folders(folders: Sequence[Path]) -> list[AnnotatedImage]:
-    """Reads the data folders, or fails if they hold no faces to measure by."""
+    """Reads the data folders, or fails if they hold no annotated faces."""
     from pyface.data.picture import DatasetError
 
     try:

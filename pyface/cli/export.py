@@ -86,7 +86,7 @@ def export_detector(request: Request) -> None:
         from pyface.export import ExportRequest
         from pyface.export import export as export_model
         from pyface.models.zoo import CheckpointError
-    except ImportError as error:  # the kernels were not built; the text says how to
+    except ImportError as error:  # the kernels were not built; the error says how to build them
         fail(error)
     options: dict[str, Any] = {name: getattr(request, name) for name in SHARED}
     options |= {

@@ -34,8 +34,8 @@ Size = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Image size for the network: native, the longer side (640), or the shorter side and a limit for the "
-        "longer one (1200x1600). Not for mtcnn.",
+        help="Image size for the network: native (unscaled), the longer side (640), or the shorter side and a limit "
+        "for the longer one (1200x1600). Not for mtcnn.",
         show_default="the model's own",
     ),
 ]
@@ -154,7 +154,7 @@ class DetectorRequest:
     options: dict[str, Any]
 
     def facts(self) -> dict[str, Any]:
-        """What decides the results, by the names of the options: the model, its weights as a hash, and options."""
+        """What decides the results, by option name: the model, a hash of its weights, and other options."""
         from pyface.models.exported import is_exported
         from pyface.models.zoo import model_info, weights_hash
 
@@ -174,7 +174,7 @@ class DetectorRequest:
         try:
             from pyface.detector import FaceDetector
             from pyface.models.zoo import CheckpointError, is_untrained, model_info
-        except ImportError as error:  # the kernels were not built; the text says how to
+        except ImportError as error:  # the kernels were not built; the error says how to build them
             fail(error)
         try:
             if self.weights == "default" and is_untrained(self.model):

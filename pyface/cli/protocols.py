@@ -166,7 +166,9 @@ class FddbRequest(ProtocolRequest):
     ] = None
     images: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The images, year/month/day/big/img_N.jpg; regions are cut at their borders."),
+        typer.Option(
+            metavar="DIR", help="The images, year/month/day/big/img_N.jpg; regions are cut at the image borders."
+        ),
     ] = None
     overlap: Annotated[
         Literal["pixels", "exact"],

@@ -111,6 +111,9 @@ def serve(request: Request) -> None:
 
 def run_service(request: Request) -> None:
     """Runs the service until SIGTERM or Ctrl-C."""
+    from pyface.resources import keep_freed_memory
+
+    keep_freed_memory()
     # OpenCV checks sizes as well, which protects against files whose real size differs from the one in the header that
     # pyface reads. It takes its limit when it is loaded.
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(request.detector.max_pixels)

@@ -45,7 +45,7 @@ class Settings:
         list[Path],
         typer.Option(
             metavar="DIR",
-            help="Folder to measure on; the first one decides which weights are best.",
+            help="Folder to measure on; may be repeated. The first one decides which weights are best.",
             show_default=False,
         ),
     ] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Settings:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Text file with names of images in --data, one per line: measure on these, do not train on them.",
+            help="Text file with the names of images in --data, one per line, to measure on instead of training on.",
         ),
     ] = None
     weights: Annotated[
@@ -63,8 +63,8 @@ class Settings:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Weights for the trunk alone: torchvision's vgg16 for s3fd_vgg16 and ssh_vgg16, vgg19 for "
-            "densebox_vgg19, resnet50 for srn_resnet50; or those of a detector with the same trunk.",
+            help="Weights for the backbone alone: torchvision's vgg16 for s3fd_vgg16 and ssh_vgg16, vgg19 for "
+            "densebox_vgg19, resnet50 for srn_resnet50; or those of a detector with the same backbone.",
             show_default="random ones",
         ),
     ] = None

@@ -60,7 +60,7 @@ def read_coco(file: Path, images: Path) -> list[AnnotatedImage]:
     for entry in content["annotations"]:
         image = _id(file, entry, "image_id", "annotations")
         if image not in boxes:
-            raise DatasetError(f"{file}: annotation {entry.get('id')} is of image {image!r}, which is not in `images`")
+            raise DatasetError(f"{file}: annotation {entry.get('id')} is for image {image!r}, which is not in `images`")
         if category is None or entry.get("category_id") == category:
             boxes[image].append(_box(file, entry, order))
     names = [str(_field(file, entry, "file_name", "images")) for entry in content["images"]]
@@ -79,7 +79,7 @@ def _find_images(file: Path, images: Path, names: Sequence[str]) -> Iterator[Pat
     paths: list[Path] = []
     for name in names:
         path = Path(os.path.normpath(images / name))
-        if os.path.isfile(path):  # unlike `Path.is_file`, False for names that no system takes
+        if os.path.isfile(path):  # unlike `Path.is_file`, False for names that no file system accepts
             yield path
             continue
         if below is None:

@@ -57,7 +57,7 @@ def annotations_in(folder: str | Path) -> list[str]:
 
 
 def unlisted(folder: str | Path) -> list[str]:
-    """The images in a data folder that its annotations do not name; none where an unnamed image has no faces."""
+    """The images in a data folder that its annotations do not name; none in formats where such images have no faces."""
     images = _layout(Path(folder)).images
     known = {image.path for image in read_annotated(folder)}
     return [path.relative_to(images).as_posix() for path in _images(images) if path not in known]

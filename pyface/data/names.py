@@ -12,9 +12,9 @@ from pyface.data.picture import DatasetError
 class ImageNames:
     """The images below a folder, found by names with more, fewer or other folders in front, or without a suffix.
 
-    A name fits an image if its folders end with those of the image, counted from the common folder, or the other way
-    round: `/upload/7/a.jpg` and `a.jpg` fit `a.jpg`, and `a.jpg`, `train/a.jpg` and `data/train/a.jpg` fit
-    `train/a.jpg`, but `val/a.jpg` does not. Numbers fit names with leading zeros.
+    A name matches an image if its folders end with those of the image, counted from the common folder, or the other way
+    round: `/upload/7/a.jpg` and `a.jpg` match `a.jpg`, and `a.jpg`, `train/a.jpg` and `data/train/a.jpg`
+    match `train/a.jpg`, but `val/a.jpg` does not. Numbers match names with leading zeros.
 
     Args:
         paths: The images.
@@ -35,10 +35,10 @@ class ImageNames:
                 self._by_last[key].append(index)
 
     def find(self, name: str) -> int | None:
-        """Returns the index of the image with a name; of several that fit, the one with the most folders in common.
+        """Returns the index of the image with a name; of several that match, the one with the most folders in common.
 
         Raises:
-            DatasetError: Several fit equally well.
+            DatasetError: Several match equally well.
         """
         *folders, last = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")] or [""]
         fitting = [k for k in self._by_last.get(last, []) if _fits(folders, self._folders[k])]

@@ -32,7 +32,7 @@ class Picture(NamedTuple):
 
 
 def is_coordinate(value: float) -> bool:
-    """Whether a number from a file can be a coordinate: neither NaN nor so large that float32 loses it."""
+    """Whether a number from a file can be a coordinate: neither NaN nor beyond any real image."""
     return abs(value) <= 1e9
 
 

@@ -31,14 +31,14 @@ def read_wider(folder: Path) -> list[AnnotatedImage]:
     found = []
     for name, rows in read_boxes(annotations):
         path = images / name
-        if not os.path.isfile(path):  # unlike `Path.is_file`, False for names that no system takes
+        if not os.path.isfile(path):  # unlike `Path.is_file`, False for names that no file system accepts
             raise DatasetError(f"{annotations} names {name}, which is not in {images}")
         of = points.get(name, {})
         boxes = [Box((row[0], row[1], row[2], row[3]), row[7] != 0, of.get(row[:4])) for row in rows]
         found.append(AnnotatedImage(path, name, boxes))
     marked = any(np.isfinite(of).all() for boxes in points.values() for of in boxes.values())
     if marked and not any(_has_landmarks(box) for image in found for box in image.boxes):
-        raise DatasetError(f"{folder / 'landmarks.txt'}: no row's name and x y w h are those of a face in bbx_gt.txt")
+        raise DatasetError(f"{folder / 'landmarks.txt'}: no row has the name and x y w h of a face in bbx_gt.txt")
     return found
 
 

@@ -13,6 +13,7 @@ import ray
 from pyface.detector import FaceDetector, Outcome
 from pyface.distributed.results import COLUMNS, fingerprints, is_in
 from pyface.io.results import failed
+from pyface.resources import keep_freed_memory
 
 IMAGES_PER_CALL = 64
 """Images that an actor takes at once: eight batches, so that decoding and detection overlap."""
@@ -38,7 +39,7 @@ def detect(
     Args:
         dataset: One row per image.
         model: The name of a detector, or a detector, which is copied to the actors with its weights.
-        image: The column with the images: contents of image files (binary), or paths and addresses (string).
+        image: The column with the images: contents of image files (binary), or paths and URLs (string).
         source: The column with their names (string), which must be unique.
         done: Sorted fingerprints of images to leave out, such as `ResultFolder.done`.
         workers: Number of actors; None: as many as the cluster's CPUs or GPUs allow.
@@ -98,6 +99,7 @@ class Worker:
     """
 
     def __init__(self, detector: ray.ObjectRef, done: ray.ObjectRef | None, image: str, source: str) -> None:
+        keep_freed_memory()
         self.detector: FaceDetector = ray.get(detector)
         self.done = fingerprints([]) if done is None else ray.get(done)
         self.image, self.source = image, source

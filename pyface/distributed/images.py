@@ -37,7 +37,7 @@ def read_images(
     """Reads images from files, folders, Parquet files or WebDataset tars.
 
     Args:
-        sources: Names, patterns or addresses such as s3://bucket/photos: of images and folders of them, of .parquet
+        sources: Names, patterns or URLs such as s3://bucket/photos: of images and folders of them, of .parquet
             files, or of .tar files.
         recursive: Take the images in subfolders too.
         image, source: See `image_dataset`.
@@ -52,7 +52,7 @@ def image_dataset(names: Sequence[Source], *, image: str = "bytes", source: str 
     """The dataset of a list of files: of images, of .parquet files or of .tar files.
 
     Args:
-        names: Local files, which must have the same paths on all machines, or addresses.
+        names: Local files, which must have the same paths on all machines, or URLs.
         image: The column of Parquet files with the contents of image files.
         source: The column of Parquet files with their names.
 

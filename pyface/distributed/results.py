@@ -47,7 +47,7 @@ def fingerprints(names: Sequence[str]) -> np.ndarray:
 
 
 def is_in(names: Sequence[str], known: np.ndarray) -> np.ndarray:
-    """Returns for each name whether its fingerprint is among sorted ones."""
+    """Returns for each name whether its fingerprint is among the sorted fingerprints `known`."""
     if not len(known):
         return np.zeros(len(names), bool)
     wanted = fingerprints(names)
@@ -68,7 +68,7 @@ class ResultFolder(ray.data.Datasink):
     A file appears when it is complete. A task that is repeated writes the same file again, so no image has two rows.
 
     Args:
-        path: The folder, local (shared by all machines) or an address such as s3://bucket/results.
+        path: The folder, local (shared by all machines) or a URL such as s3://bucket/results.
         form: "parquet" or "jsonl"; JSON Lines are those of `pyface detect`.
         resume: Continue the folder; `done` lists the images in it.
         overwrite: Remove the results in the folder.

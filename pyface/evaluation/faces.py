@@ -31,7 +31,7 @@ class Report:
     """The results of a detector on a set of images.
 
     Attributes:
-        images, faces: Number of images and of faces.
+        pictures, faces: Number of images and of faces.
         average_precision: By IoU threshold.
         by_size: By bucket of `SIZES`: number of faces, and average precision by IoU threshold.
         best_threshold, best_f1: The score threshold with the best F1 at the first IoU threshold, and that F1.

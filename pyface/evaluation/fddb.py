@@ -156,7 +156,7 @@ def gains(overlap: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[
         scores: [D].
 
     Example:
-        >>> gains(np.array([[0.8, 0.6]]), np.array([0.5, 0.9])).round(6).tolist()  # the second find is the better one
+        >>> gains(np.array([[0.8, 0.6]]), np.array([0.5, 0.9])).round(6).tolist()  # the second is better
         [[0.9, 0.5], [1.0, 0.0], [0.6, 0.2], [0.0, 1.0]]
     """
     assign = load_solver()

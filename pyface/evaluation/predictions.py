@@ -222,7 +222,7 @@ def _line_rows(file: Path) -> Iterator[_Row]:
 
 
 def _csv_rows(file: Path) -> Iterator[_Row]:
-    """A row per face, as `pyface detect` writes it, with columns in any order; an empty box is that of no face."""
+    """One row per face, as `pyface detect` writes it, with columns in any order; images without faces have no box."""
     rows = csv.DictReader(_text(file).splitlines())
     absent = [name for name in ("source", *_COLUMNS) if name not in (rows.fieldnames or [])]
     if absent:

@@ -1,8 +1,8 @@
 """The decoding ops in plain torch, as operations that every exporter supports.
 
-The kernels compact their results, so their output sizes depend on the image size. Here all sizes are fixed but those of
-maps: candidates that do not pass get the score `NONE`, and `best` pads what is too short. So one graph serves all image
-sizes. Arithmetic is float32 throughout, since many runtimes lack float64.
+The kernels compact their results, so their output sizes depend on the image size. Here all sizes except those of maps
+are fixed: candidates that do not pass get the score `NONE`, and `best` pads what is too short. So one graph serves all
+image sizes. Arithmetic is float32 throughout, since many runtimes lack float64.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def decode_densebox(
 
 
 def upsample_bilinear(x: Tensor, size: Sequence[int], align_corners: bool, *scales: float | None) -> Tensor:
-    """`torch.ops.aten.upsample_bilinear2d` with both a size and factors, of which the exporter ignores the factors."""
+    """`torch.ops.aten.upsample_bilinear2d` with both a size and factors; the exporter ignores the factors."""
     factors = [factor for factor in scales if factor is not None]
     if not factors:
         return torch.ops.aten.upsample_bilinear2d.default(x, size, align_corners, *scales)

@@ -43,7 +43,7 @@ class ExportRequest:
         size: Height and width of the images; None: any.
         precision: Numeric precision of the network, "fp32", "fp16" or "int8"; decoding is always in float32.
         calibrate: Folder of images on which int8 is calibrated: a few hundred, like those that the model will run on.
-        limits: Limits of the numbers of boxes, "ap" or "fast"; see `InferenceOptions`.
+        limits: Limits on the number of boxes, "ap" or "fast"; see `InferenceOptions`.
         score_threshold: Faces have a score > this; None: the model's default.
     """
 
@@ -102,7 +102,8 @@ def calibration(request: ExportRequest, model: SingleShot, description: Descript
     if request.calibrate is None:
         return None
     if request.heads or path.suffix == ".pt2":
-        raise ValueError(f"--int8 must be for faces in .onnx or .xml files, got {'--heads' if request.heads else path}")
+        given = "--heads" if request.heads else path
+        raise ValueError(f"--int8 must be used for faces in .onnx or .xml files, got {given}")
     inputs = calibration_inputs(model, description, request.calibrate)
     require(["nncf"], "--int8", "int8")
     return inputs
@@ -164,7 +165,7 @@ def folded_model(request: ExportRequest, model: SingleShot) -> SingleShot:
     if model.nms_overlap != "union" and not request.heads:
         raise ValueError(
             f"MODEL must measure overlaps by the union, as ONNX does, but {request.model} has nms_overlap='min'; "
-            "export its --heads"
+            "use --heads"
         )
     # No channels_last: runtimes choose their own memory formats.
     folded = cast(SingleShot, model.for_inference(PRECISIONS[request.precision], channels_last=False))
@@ -283,7 +284,7 @@ def forget_sources(model: Any) -> None:
 
 
 def name_axes(model: Any, axes: tuple[str, ...]) -> None:
-    """Gives the free axes of inputs and outputs names that people can read.
+    """Gives the free axes of inputs and outputs readable names.
 
     Args:
         model: The `onnx.ModelProto`.

@@ -71,8 +71,8 @@ def archive(
     an `ImageError`.
 
     Args:
-        source: The path of the archive, or its address (extra `remote`). A tar archive is read once, from
-            beginning to end; a zip archive is read in parts.
+        source: The path of the archive, or its URL (extra `remote`). A tar archive is read once, from beginning
+            to end; a zip archive is read in parts.
         wanted: Called with each image's path in the archive; images for which it returns False are skipped.
         max_pixels: As for `read_image`; files larger than an image of that many pixels can be are not unpacked.
         skipped: Counts the images of kinds that pyface does not read, by suffix; see `find_sources`.

@@ -31,7 +31,7 @@ def own_folder(folder: Path) -> bool:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file, and leaves none if it cannot be written to its end. Missing folders are created.
+    """Writes a whole file, or leaves none if that fails. Missing folders are created.
 
     Raises:
         OSError: It cannot be written; `filename` is its name.

@@ -1,8 +1,8 @@
 """Headers of image files, read before decoding: kind, size, orientation, and whether the file is complete.
 
 OpenCV decodes the pixels, but reports nothing beforehand. Reading the header first lets pyface refuse a decompression
-bomb before it takes memory, notice a file that was cut short (which some OpenCV versions fill with grey and call a
-success), turn an image upright while keeping its transparency, and say in words what is wrong.
+bomb before it takes memory, notice a file that was cut short (which some OpenCV versions fill with grey without an
+error), turn an image upright while keeping its transparency, and say in words what is wrong.
 """
 
 import re
@@ -23,11 +23,11 @@ class Header(NamedTuple):
         kind: The file format, for example ``"JPEG"``; detected from the content, never from the file's name.
         width: Columns as stored, before the orientation is applied.
         height: Rows as stored.
-        orientation: What the decoded pixels still need to be upright, as an EXIF orientation from 1 (nothing) to 8.
+        orientation: What turns the decoded pixels upright, as an EXIF orientation from 1 (nothing to do) to 8.
         cmyk: True for pixels that are four inks rather than colour with transparency, where the header says so.
         peak: The value that stands for white, where the decoder leaves the values as they are; None: the largest that
             the decoded dtype holds.
-        lacks: The file's end marker, where nothing else is missing.
+        lacks: The end marker, if that is all the file lacks; empty for a complete file.
     """
 
     kind: str
@@ -129,7 +129,7 @@ def _png(data: bytes) -> Header:
         length, name = struct.unpack_from(">I4s", data, at)
         start, end = at + 8, at + 8 + length
         (checksum,) = struct.unpack_from(">I", data, end)
-        # A lower-case first letter marks a chunk that readers may do without, damaged or not.
+        # A lower-case first letter marks a chunk that readers may skip, damaged or not.
         if not name[0] & 0x20 and zlib.crc32(view[at + 4 : end]) != checksum:
             raise HeaderError(f"the PNG file is damaged: the checksum of its chunk at byte {at} does not match")
         if name == b"eXIf":

@@ -38,12 +38,12 @@ def read_image(
 
     Files are read by content, not by name: JPEG, PNG, WebP, GIF (first frame), BMP, TIFF (first page), AVIF,
     JPEG 2000, PNM, and HEIC if pillow-heif is installed. An image is turned upright by its EXIF orientation; broken
-    EXIF counts as none. Grey and CMYK become RGB, and transparent images are laid on white. 16-bit pixels are scaled by
-    their full range, or the one that a PNM file declares. Where none of them reaches a sixteenth of the full range they
-    are taken for 10-bit or 12-bit pixels in a 16-bit file, which would otherwise be black.
+    EXIF counts as none. Grey and CMYK become RGB, and transparent images are composited onto white. 16-bit pixels are
+    scaled by their full range, or the one that a PNM file declares. If none of them reaches a sixteenth of the full
+    range, they are treated as 10-bit or 12-bit pixels in a 16-bit file, which would otherwise look black.
 
     Args:
-        source: One of: a path; an address such as https://... or s3://... (extra `remote`); the bytes of an image file;
+        source: One of: a path; a URL such as https://... or s3://... (extra `remote`); the bytes of an image file;
             a file opened for reading bytes, which is read from its beginning; a PIL image; a uint8 numpy array [H, W],
             [H, W, 1], [H, W, 3] or [H, W, 4]; a tensor [H, W], [1, H, W], [3, H, W] or [4, H, W] on any device, uint8
             or floating point with values from 0 to 1.
@@ -68,7 +68,7 @@ def read_image(
 
 
 class KindError(ImageError):
-    """The content at an address is not an image; it may be a video."""
+    """The content of a URL is not an image; it may be a video."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class EncodedImage:
 def open_image(
     source: Any, *, bgr: bool = False, max_pixels: int = MAX_PIXELS, truncated: Truncated = "refuse"
 ) -> EncodedImage | Pixels | Tensor:
-    """Does what `read_image` does up to the decoding, so that the size is known before the memory is taken.
+    """Does what `read_image` does up to the decoding, so that the size is known before memory is allocated.
 
     Tensors come back as tensors [H, W, 3] on their device. Arguments and errors are those of `read_image`.
     """
@@ -107,7 +107,7 @@ def open_image(
     raise ImageError(
         f"an image must be a path, bytes, an open file, a PIL image, a uint8 numpy array [H, W, 3], a tensor "
         f"[3, H, W] or a list of these, got {type(source).__name__}"
-        + (" (which is what cv2.imread returns for a file that it cannot read)" if source is None else "")
+        + (" (cv2.imread returns None for a file that it cannot read)" if source is None else "")
     )
 
 
@@ -156,7 +156,7 @@ def _decode_by_opencv(opened: EncodedImage, data: bytes) -> NDArray[Any]:
     if image is None:
         raise ImageError(
             f"{opened.name}: OpenCV {cv2.__version__} cannot decode this {header.kind} image: it is damaged, cut "
-            f"short or of an uncommon form"
+            f"short or in an uncommon format"
         )
     return image
 
@@ -199,7 +199,7 @@ def _open_encoded(name: str, data: bytes, max_pixels: int, truncated: Truncated)
 
 
 def read_encoded(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIXELS) -> bytes:
-    """Reads a whole image file without decoding it, given its path, its address, or the file opened for reading.
+    """Reads a whole image file without decoding it, given its path, its URL, or the file opened for reading.
 
     Raises:
         ImageError: It cannot be read, or is larger than an image of that many pixels can be.
@@ -257,7 +257,7 @@ def _name_of(file: Any) -> str:
 
 
 def _read_stream(file: BinaryIO, max_pixels: int) -> bytes:
-    """Reads a file object, from its beginning if it can be wound back."""
+    """Reads a file object, from its beginning if it can be rewound."""
     name = _name_of(file)
     try:
         if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
@@ -422,7 +422,7 @@ def _to_8_bits(image: NDArray[Any], peak: int | None = None) -> NDArray[Any]:
 
 
 def _to_rgb(image: NDArray[Any], bgr: bool, premultiplied: bool = False) -> NDArray[Any]:
-    """Makes [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] RGB; transparent pixels are laid on white."""
+    """Makes [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] RGB; transparent pixels are composited onto white."""
     channels = 1 if image.ndim == 2 else image.shape[2]
     if channels == 1:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
@@ -436,7 +436,7 @@ def _to_rgb(image: NDArray[Any], bgr: bool, premultiplied: bool = False) -> NDAr
 
 
 def turn_upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undoes an EXIF orientation, of which 5 to 8 swap rows and columns and the rest mirror or turn half round."""
+    """Undoes an EXIF orientation: 5 to 8 swap rows and columns, the others mirror or turn by 180 degrees."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

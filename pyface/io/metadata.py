@@ -22,7 +22,7 @@ _MOST_EXIF = 2**16 - 8  # what a JPEG segment holds
 
 
 class Metadata(NamedTuple):
-    """What a photo says besides its pixels.
+    """What the file of a photo holds besides the pixels.
 
     Attributes:
         orientation: How the pixels are turned in the file, as an EXIF orientation from 1 to 8.
@@ -46,7 +46,7 @@ def save_photo(path: Path, image: Pixels, original: str | PathLike[str] | Binary
     Args:
         path: The file, ending in .jpg, .jpeg or .png. Missing folders are created.
         image: uint8 RGB [H, W, 3], upright, as `read_image` returns it.
-        original: The file that the image was read from: its path, its address, or the open file.
+        original: The file that the image was read from: its path, its URL, or the open file.
         gps: Whether to keep the place where the photo was taken.
 
     Raises:
@@ -66,7 +66,7 @@ def save_photo(path: Path, image: Pixels, original: str | PathLike[str] | Binary
 
 
 def read_metadata(data: bytes, *, gps: bool = True) -> Metadata:
-    """Reads what a photo says besides its pixels; what is broken counts as missing."""
+    """Reads what the file of a photo holds besides the pixels; what is broken counts as missing."""
     orientation = read_header(data).orientation
     try:
         image = _open(data)

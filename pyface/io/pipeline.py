@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from pyface.cores import own_cores
+from pyface.resources import own_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -85,7 +85,7 @@ def ordered_map(
 
 
 def hold_error(items: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:
-    """Yields items up to an error, which is added to a list; work on earlier items can be finished then.
+    """Yields items up to an error, which is added to a list, so that work on earlier items can be finished.
 
     Example:
         >>> errors = []

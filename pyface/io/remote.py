@@ -1,4 +1,4 @@
-"""Files at addresses: https://, s3://, gs:// and the others that fsspec reads (the extra `remote`)."""
+"""Files at URLs: https://, s3://, gs:// and the others that fsspec reads (the extra `remote`)."""
 
 import io
 import re
@@ -22,11 +22,11 @@ _PACKAGES = {
 
 
 class RemoteError(OSError):
-    """A file at an address cannot be read; the text is the reason without the address."""
+    """A file at a URL cannot be read; the text is the reason without the URL."""
 
 
 def scheme_of(name: str) -> str:
-    """Returns the scheme of an address, "" for file names.
+    """Returns the scheme of a URL, "" for file names.
 
     Example:
         >>> scheme_of("S3://bucket/a.jpg"), scheme_of("C:/a.jpg")
@@ -37,20 +37,20 @@ def scheme_of(name: str) -> str:
 
 
 def is_web(name: str) -> bool:
-    """Tells whether a name is a web address. Web servers list only what fits a pattern."""
+    """Tells whether a name is an http or https URL. Web servers list files only for a pattern."""
     return scheme_of(name) in _WEB_SCHEMES
 
 
 def open_remote(address: str, *, seekable: bool = False) -> BinaryIO:
-    """Opens the file at an address for reading; any failure, then or later, is a `RemoteError`.
+    """Opens the file at a URL for reading; any failure, then or later, is a `RemoteError`.
 
     Args:
-        address: The address.
+        address: The URL.
         seekable: Whether the file must be seekable; a web server must then be able to send parts of it. False: it is
             streamed.
 
     Raises:
-        RemoteError: There is no such file, no answer, or no package for this kind of address.
+        RemoteError: There is no such file, no answer, or no package for this kind of URL.
     """
     # Given any size, fsspec does not ask the server for it, which saves a request or a time-out.
     options = {"block_size": 0, "size": 1} if is_web(address) and not seekable else {}
@@ -105,10 +105,10 @@ class _RemoteFile(io.RawIOBase):
 
 
 def list_remote(address: str, *, recursive: bool) -> list[str]:
-    """Returns the sorted addresses of the files in a folder, or of those that match a pattern; for a file, its own.
+    """Returns the sorted URLs of the files in a folder, or of those that match a pattern; for a file, its own.
 
     Raises:
-        RemoteError: The server does not list its files, does not answer, or there is no package for its addresses.
+        RemoteError: The server does not list its files, does not answer, or there is no package for its URLs.
     """
     try:
         filesystem, path = _filesystem(address)
@@ -125,7 +125,7 @@ def list_remote(address: str, *, recursive: bool) -> list[str]:
 
 
 def remote_reason(error: Exception) -> str:
-    """Returns in words why an address cannot be read."""
+    """Returns in words why a URL cannot be read."""
     if isinstance(error, RemoteError):
         return str(error)
     if isinstance(error, FileNotFoundError):  # fsspec reports a server that does not answer as a missing file too
@@ -143,7 +143,7 @@ def remote_reason(error: Exception) -> str:
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
-    """The file system of an address, and the path in it."""
+    """The file system of a URL, and the path in it."""
     scheme = scheme_of(address)
     try:
         import fsspec
@@ -152,9 +152,9 @@ def _filesystem(address: str) -> tuple[Any, str]:
     except ImportError as error:
         package = '"pyface-engine[remote]"' if scheme in _WEB_SCHEMES else _PACKAGES.get(scheme)
         install = str(error) if package is None else f"pip install {package}"
-        raise RemoteError(f"{scheme}:// addresses need another package: {install}") from error
+        raise RemoteError(f"{scheme}:// URLs need another package: {install}") from error
     except ValueError as error:
-        raise RemoteError(f"fsspec does not support {scheme}:// addresses ({error})") from error
+        raise RemoteError(f"fsspec does not support {scheme}:// URLs ({error})") from error
 
 
 def _time_limits(scheme: str) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class ResultFile:
         begun: A video that may be unfinished, since its last frame ends the file, and the number of that frame.
 
     Raises:
-        OutputError: The suffix is unknown, the file exists (is not empty) and neither `resume` nor `overwrite` is
+        OutputError: The suffix is unknown, the file exists, is not empty, and neither `resume` nor `overwrite` is
             given, it is not a result file, other options made it, or it cannot be written.
 
     Example:
@@ -274,7 +274,7 @@ class ParquetFile(FinishedFile):
 
 
 def _text(name: str) -> str:
-    """Returns a name with what is not valid text replaced."""
+    """Returns a name in which invalid characters are replaced."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -315,7 +315,7 @@ def check_maker(content: bytes, made_by: Mapping[str, Any], path: str, file: str
     except (ValueError, KeyError, TypeError, RecursionError):
         name = file.rpartition("/")[2]
         raise OutputError(
-            f"{file} is damaged or was not written by pyface; --overwrite makes {path} and {name} anew"
+            f"{file} is damaged or was not written by pyface; --overwrite replaces {path} and {name}"
         ) from None
     if changed:
         then, now = (", ".join(f"{name} {_shown(of[name])}" for name in changed) for of in (before, made_by))

@@ -35,7 +35,7 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", "
 """Which files count as archives of images, if they are named directly."""
 
 Source: TypeAlias = str | int
-"""A file or an address; a number is that of a camera."""
+"""A file or a URL; a number is that of a camera."""
 
 _READERS = {
     'pip install "pyface-engine[heic]"': HEIC_SUFFIXES,
@@ -66,19 +66,19 @@ def find_sources(
     skip: Sequence[Path] = (),
     skipped: Counter[str] | None = None,
 ) -> list[str]:
-    """Finds the images and videos that files, folders, patterns and addresses stand for.
+    """Finds the images and videos that files, folders, patterns and URLs stand for.
 
     A folder stands for the images and videos in it, except hidden ones, in the order of their names. A pattern stands
-    for what a shell would expand it to, so it works in quotes too, or where shells do not expand it. Addresses may be
-    patterns with `*`, and folders where their servers list files (web servers list only for patterns). A file that is
+    for what a shell would expand it to, so it works in quotes too, or where shells do not expand it. URLs may be
+    patterns with `*`, and folders if their servers list files (web servers do so only for patterns). A file that is
     not there is returned if others are named as well: its reader reports it and continues. An archive is one source.
 
     Args:
-        arguments: Files, folders, addresses, and patterns with `*`, `?`, `[...]` or `**`.
+        arguments: Files, folders, URLs, and patterns with `*`, `?`, `[...]` or `**`.
         names: More files and folders, such as those of a list; none of them is a pattern.
         recursive: Look into the subfolders of folders too.
         videos: Take the videos in folders too, if PyAV is installed.
-        skip: Folders whose content is left out where they lie within another, such as the one for drawn copies.
+        skip: Folders whose content is left out if they lie within another, such as the one for drawn copies.
         skipped: Counts, by suffix, the files in folders that are images or videos by their names, but of a kind that
             pyface does not read; `describe_skipped` puts them into words.
 
@@ -131,9 +131,9 @@ def read_list(file: str) -> list[str]:
 
 
 def select_sources(sources: Iterable[Source], globs: Sequence[str] = (), excludes: Sequence[str] = ()) -> list[Source]:
-    """Keeps the sources that fit one of `globs`, if there are any, and none of `excludes`; see `is_selected`.
+    """Keeps the sources that match one of `globs`, if there are any, and none of `excludes`; see `is_selected`.
 
-    Archives need not fit `globs`, which are for what they hold.
+    Archives need not match `globs`, which apply to their content.
 
     Raises:
         SourceError: Nothing is left.
@@ -153,9 +153,9 @@ def select_sources(sources: Iterable[Source], globs: Sequence[str] = (), exclude
 
 
 def is_selected(name: str, globs: Sequence[str], excludes: Sequence[str]) -> bool:
-    """Tells whether a name fits one of `globs`, if there are any, and none of `excludes`.
+    """Tells whether a name matches one of `globs`, if there are any, and none of `excludes`.
 
-    A pattern without a slash must fit the name, one with slashes the end of the path.
+    A pattern without a slash must match the name, one with slashes the end of the path.
     """
 
     def fits(patterns: Sequence[str]) -> bool:
@@ -183,7 +183,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 def is_in_shard(source: Source, shard: tuple[int, int]) -> bool:
     """Tells whether a source belongs to a shard.
 
-    Its name alone decides, so that it stays in its shard when others are added or done before.
+    Its name alone decides, so it stays in its shard when others are added or already done.
     """
     return zlib.crc32(os.fsencode(source_key(source))) % shard[1] == shard[0] - 1
 
@@ -199,7 +199,7 @@ def _reads_heic() -> bool:
 
 
 def is_video(source: Source) -> bool:
-    """Tells whether a source is read as a video: cameras and live addresses, others by their suffix.
+    """Tells whether a source is read as a video: cameras and live URLs are, others by their suffix.
 
     Example:
         >>> [is_video(source) for source in ("a.MP4", "a.jpg", 0, "rtsp://camera/live", "https://x.org/a.mp4?b=c.jpg")]
@@ -221,7 +221,7 @@ def is_archive(source: Source) -> bool:
 
 
 def is_unclear(source: Source) -> bool:
-    """Tells whether only its content shows what a source is: a web address without a known suffix.
+    """Tells whether only its content shows what a source is: an http or https URL without a known suffix.
 
     Example:
         >>> [is_unclear(source) for source in ("a", "https://x.org/photo?id=3", "https://x.org/a.jpg")]
@@ -245,7 +245,7 @@ def _suffix(name: str) -> str:
 
 
 def path_of(source: Source) -> str:
-    """Returns a file's name as it is, and the path of an address, without its query; "" for a camera."""
+    """Returns a file's name as it is, and the path of a URL, without its query; "" for a camera."""
     name = "" if isinstance(source, int) else source
     return urlsplit(name).path if is_web(name) else name
 
@@ -295,12 +295,12 @@ def describe_skipped(skipped: Counter[str]) -> list[str]:
 
 
 def is_address(name: str) -> bool:
-    """Tells whether a name is a network address."""
+    """Tells whether a name is a URL."""
     return scheme_of(name) != ""
 
 
 def _is_pattern(argument: str) -> bool:
-    # "photo [1].jpg" may be a file, and addresses have question marks.
+    # "photo [1].jpg" may be a file, and URLs have question marks.
     return glob.has_magic(argument) and not os.path.exists(argument) and not is_address(argument)
 
 
@@ -397,7 +397,7 @@ def plan_copies(
 
 
 def paths_below(sources: Iterable[Source]) -> dict[Source, str]:
-    """Returns the path of each source below the folder that all files share; cameras and addresses get file names.
+    """Returns the path of each source below the folder that all files share; cameras and URLs get file names.
 
     Example:
         >>> [path.replace(os.sep, "/") for path in paths_below(["in/a/1.jpg", "in/b/1.jpg", "s3://c/2.jpg"]).values()]
@@ -433,7 +433,7 @@ def plan_member(folder: Path, name: str, taken: set[str], rename: Callable[[str,
 
 
 def _address_name(source: Source) -> str:
-    """A file name for a camera or an address, without the password that it may hold."""
+    """A file name for a camera or a URL, without the password that a URL may hold."""
     if isinstance(source, int):
         return source_name(source)
     parts = urlsplit(source)
@@ -441,9 +441,9 @@ def _address_name(source: Source) -> str:
 
 
 def _free(path: Path, taken: set[str], *, keep: bool = False) -> Path:
-    """Numbers a name until no other image has it, by the rules of file systems that ignore case.
+    """Adds a number to a name that another image has already; names that differ only in case count as the same.
 
-    With `keep` no file has it either: what a camera recorded cannot be recorded again.
+    With `keep`, a name that a file has is taken too: what a camera recorded cannot be recorded again.
     """
     choice, number = path, 2
     while str(choice).lower() in taken or (keep and os.path.lexists(choice)):

@@ -1,4 +1,4 @@
-"""TIFF directories: the tags of a TIFF file, or of EXIF, which has the same form."""
+"""TIFF directories: the tags of a TIFF file, or of EXIF, which has the same format."""
 
 import struct
 from collections.abc import Iterator

@@ -31,7 +31,7 @@ class Frame(NamedTuple):
     """The place of a frame in its source.
 
     Attributes:
-        source: The video or address as given, or "camera 0".
+        source: The video or URL as given, or "camera 0".
         frame: Number of frames before it in the source; dropped frames of live sources count too.
         time: Seconds since the first frame, by the video's own clock.
         dropped: Number of frames of a live source skipped since the previous frame, because the caller was busy.
@@ -46,14 +46,14 @@ class Frame(NamedTuple):
 def video(
     source: str | Path | int, *, every: int = 1, fps: float | None = None, live: bool | None = None
 ) -> Iterator[tuple[Frame, NDArray[np.uint8]]]:
-    """Reads the frames of a video, a camera or an address, upright and in order.
+    """Reads the frames of a video, a camera or a stream, upright and in order.
 
     Args:
-        source: A file, an address such as rtsp://..., or the number of a camera.
+        source: A file, a URL such as rtsp://..., or the number of a camera.
         every: Keep one frame in this many.
         fps: Keep at most this many frames per second of the video, instead.
         live: Whether to drop frames while the caller is busy, and continue with the newest. None: only for cameras
-            and rtsp.
+            and rtsp, rtmp, udp and srt streams.
 
     Yields:
         The `Frame` and its pixels, uint8 RGB [H, W, 3]. `FaceDetector.stream` takes such pairs.
@@ -132,7 +132,7 @@ def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
 
 
 def _openable(name: str) -> Any:
-    """What PyAV opens: files, and the addresses that FFmpeg reads itself, by their names."""
+    """What PyAV opens: files, and the URLs that FFmpeg reads itself, by their names."""
     is_own = scheme_of(name) in ("", "http", "https", "ftp", *LIVE_SCHEMES)
     return name if is_own else open_remote(name, seekable=True)
 
@@ -207,7 +207,7 @@ class VideoWriter:
         path: The file, ending in .mp4, .mov or .mkv.
 
     Attributes:
-        codec: The codec in use: "mpeg4", which browsers do not play, only if PyAV has no H.264 encoder.
+        codec: The codec in use: "libx264" or, if PyAV has no H.264 encoder, "mpeg4", which browsers cannot play.
 
     Raises:
         VideoError: The path's folder does not exist, or its suffix is not that of a video.

@@ -1,4 +1,4 @@
-"""The detectors' trunks. Each maps images [B, 3, H, W] to feature maps of increasing stride."""
+"""The detectors' backbones. Each maps images [B, 3, H, W] to feature maps of increasing stride."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyface.models.layers import xavier
 
 
 class Backbone(nn.Module):
-    """A trunk.
+    """A backbone.
 
     Attributes:
         FIRST: Key of the first convolution's weight, if torchvision has this network; else None.
@@ -151,11 +151,11 @@ def stage(channels: int, width: int, depth: int, stride: int) -> nn.Sequential:
 
 
 class SlimResNet(Backbone):
-    """The trunk of the lite detectors: plain residual blocks of 3 x 3 convolutions, narrow where maps are large.
+    """The backbone of the lite detectors: plain residual blocks of 3 x 3 convolutions, narrow where maps are large.
 
     Maps of strides 2 and 4 have only 16 and 32 channels, since they cost the most per channel; stride 4 matters for
     the smallest faces, stride 8 for those of 16 ... 64 px. Plain convolutions compute more per millisecond than
-    depthwise or split ones, on CPUs and on GPUs. docs/training.md compares it with other trunks.
+    depthwise or split ones, on CPUs and on GPUs. docs/training.md compares it with other backbones.
 
     Returns:
         c2 (32 channels, stride 4), c3 (48, 8), c4 (64, 16), c5 (96, 32). Odd maps are rounded up.
@@ -234,7 +234,7 @@ def residual_blocks(channels: int, depth: int) -> nn.Sequential:
 
 
 def extra_level(channels: int, width: int) -> nn.Sequential:
-    """The next coarser level after a trunk: 1 x 1 down to half of `width`, 3 x 3 at stride 2 up to `width`."""
+    """The next coarser level after a backbone: 1 x 1 down to half of `width`, 3 x 3 at stride 2 up to `width`."""
     return nn.Sequential(convolution(channels, width // 2, 1), convolution(width // 2, width, stride=2))
 
 

@@ -338,7 +338,7 @@ def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
         raise CheckpointError(
             f"{path} is not a weights file, or contains code, which pyface refuses to load"
         ) from error
-    except (LookupError, EOFError) as error:  # the unpickler's, whose texts say nothing
+    except (LookupError, EOFError, MemoryError) as error:  # their texts say nothing about the file
         raise CheckpointError(f"{path} is not a weights file, or is damaged") from error
     except Exception as error:  # damaged files raise all kinds of errors, OSError included
         raise CheckpointError(f"{path} cannot be read as weights: {first_line(error)}") from error
@@ -510,13 +510,13 @@ def s3fd_from_yxlijun(state: State) -> State:
 
 
 def s3fd_from_caffe(state: State) -> State:
-    """Adds the prefix of the trunk to Caffe's names, and flattens its scales, which may be [1, C, 1, 1]."""
+    """Adds the prefix of the backbone to Caffe's names, and flattens its scales, which may be [1, C, 1, 1]."""
     state = renamed(state, VGG_NAMES)
     return {key: value.flatten() if key.endswith("_norm.weight") else value for key, value in state.items()}
 
 
 def srn_from_author(state: State) -> State:
-    """Adds the prefix of the trunk to the author's names."""
+    """Adds the prefix of the backbone to the author's names."""
     trunk = re.compile(r"(conv1|bn1|layer[1-4])\.")
     return {f"backbone.{key}" if trunk.match(key) else key: value for key, value in state.items()}
 

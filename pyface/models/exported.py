@@ -1,7 +1,7 @@
 """Detectors in exported files, run by onnxruntime, OpenVINO or torch; `pyface export` writes such files.
 
 The file holds the network with decoding and suppression. Everything around it (resizing, pyramids, tiles, mapping back)
-is that of the model that was exported. MTCNN is three files with one network each, and its cascade is pyface's.
+is that of the model that was exported. MTCNN is three files with one network each; pyface runs the cascade.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Description:
         input: "normalised" for float32 [B, 3, H, W], (pixel - mean) / std in RGB order; "uint8" for [B, H, W, 3].
         size: Height and width that images must have; None: any.
         precision: Of the network, "fp32", "fp16" or "int8".
-        limits: Limits of the numbers of boxes, "ap" or "fast".
+        limits: Limits on the number of boxes, "ap" or "fast".
         max_detections: Largest number of faces per image, which is the padded size of the outputs.
         score_threshold: Faces have a score > this.
         nms_threshold: Faces are dropped if their IoU with a better one is > this.
@@ -183,7 +183,7 @@ def open_torch(content: Sequence[bytes]) -> tuple[dict[str, str], Run]:
 
 
 def smallest_size(program: torch.export.ExportedProgram, axis: int) -> int:
-    """The smallest size of an axis of the images that the tracer took into account; others are refused."""
+    """The smallest size that the graph accepts along an axis of the images."""
     images = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == "images")
     size = images.meta["val"].shape[axis]
     return size if isinstance(size, int) else int(program.range_constraints[size.node.expr].lower)

@@ -46,9 +46,9 @@ class MTCNNConfig:
         rnet_nms: IoU threshold of R-Net suppression (union).
         onet_nms: Threshold of O-Net suppression (intersection over the smaller area).
         interpolation: How levels and crops are resized. The default is "area", since the author's resampling (Dollar's
-            imResample), though its argument says "bilinear", averages the footprint of an output pixel when it reduces
-            and interpolates only when it enlarges. Skipping source pixels ("bilinear") also costs accuracy.
-        clip_crops: Clip crop boxes to the image, which changes their aspect (facenet-pytorch); otherwise the part
+            imResample), though its argument says "bilinear", averages the footprint of an output pixel for downscaling
+            and interpolates only for upscaling. Skipping source pixels ("bilinear") also costs accuracy.
+        clip_crops: Clip crop boxes to the image, which changes their aspect ratio (facenet-pytorch); otherwise the part
             outside is black.
         plus_one: Union suppression measures widths as x2 - x1 + 1 in the author's numbers; False: as x2 - x1
             (facenet-pytorch).

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.extension import (
     check_dtype,
     check_one_device,
     check_shape,

@@ -51,7 +51,8 @@ class S3FDConfig:
         nms_threshold: Faces are dropped if their IoU with a better one is > this (2.6).
         match_iou: An anchor is assigned to a face if their IoU is >= this; otherwise it is background (2.3).
         compensate: A face with fewer anchors than this gets its next best ones with an IoU above 0.1, up to this many:
-            a number (6 in the author's code), or "mean", the mean of the image's faces (2.3). None: no compensation.
+            a number (6 in the author's code), or "mean", the mean number of anchors per face in the image (2.3). None:
+            no compensation.
         negative_ratio: Number of background anchors, the hardest of an image, per face anchor in training (2.4).
         min_negatives: Smallest number of background anchors per image, so that images without faces count too.
         box_loss: "smooth_l1" as in the paper (2.4), or "diou", the distance-IoU loss.
@@ -253,8 +254,8 @@ class S3FDLite(S3FD):
     """S3FD on `backbones.SlimResNet`: the same six levels and anchors, `L2Norm` and max-out.
 
     The paper's shallow maps have 256 and 512 channels, these 32 and 48. A feature pyramid, which the paper does not
-    have, gives them context from deeper maps. That costs less than widening them. Before the heads of strides 16 to 128
-    is a `Context` block, based on SSH's context modules.
+    have, gives them context from deeper maps. That costs less than widening them. Each head at strides 16 to 128 has
+    a `Context` block before it, based on SSH's context modules.
 
     Takes images [B, 3, H, W] of any size; the sizes of maps are rounded up. At 640 x 640 there are 34,125 anchors.
     """

@@ -57,7 +57,7 @@ class SingleShot(FaceModel):
     """A fully convolutional detector.
 
     Attributes:
-        backbone: The trunk, whose weights can be loaded alone.
+        backbone: The backbone, whose weights can be loaded alone.
         preprocessing: Normalisation of the input.
         limits: The limits of boxes for "ap" and for "fast".
         size: Default size of the image that the network runs on.

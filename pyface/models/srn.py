@@ -1,9 +1,9 @@
 """SRN: detection in two steps (Chi et al., "Selective Refinement Network for High Performance Face Detection", 2018,
 arXiv 1809.02693; docs/detectors.md 4).
 
-The first step runs on the trunk's maps, the second on a feature pyramid. On the three low levels, which have nearly all
-anchors, the first step filters out obvious background. On the three high levels, it moves the anchors, and the second
-step moves them again.
+The first step runs on the backbone's maps, the second on a feature pyramid. On the three low levels, which have nearly
+all anchors, the first step filters out obvious background. On the three high levels, it moves the anchors, and the
+second step moves them again.
 
 Where to find the paper's mechanisms:
 
@@ -67,7 +67,7 @@ class SRNConfig:
         bgr: Whether the network takes blue first (4.5).
         score_threshold: Faces have a second-step score > this (4.5).
         nms_threshold: Faces are dropped if their IoU with a better one is > this; the paper has 0.5 (4.5).
-        first_iou, second_iou: IoU limits of each step in training: an anchor is a face's if the IoU is >= the first
+        first_iou, second_iou: IoU thresholds of each step in training: an anchor is a face's if the IoU is >= the first
             number, background if it is < the second, and ignored in between (4.3).
         force_first: In the first step, assign a face's best anchor to it, whatever their IoU. Few faces have an anchor
             with an IoU of 0.7, and anchors that the first step never accepts are lost to the second. The quoted
@@ -247,7 +247,7 @@ def assign(
     force_best: bool = False,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Assigns faces to anchors by two IoU limits: int32 [B, A], see `ops.assign_anchors`."""
+    """Assigns faces to anchors by two IoU thresholds: int32 [B, A]; see `ops.assign_anchors`."""
     positive, negative = iou
     index, _ = ops.assign_anchors(
         anchors,
@@ -451,7 +451,7 @@ class SRNLite(SRN):
     smallest_face = 24.0  # measured: when scaled to 10 px, an eighth to a third of all 40 px faces were missed
 
     FINE, WIDTH = 16, 32  # input channels of the heads at stride 4, and elsewhere
-    EXTRA = 96  # channels of the trunk at strides 64 and 128
+    EXTRA = 96  # channels of the backbone at strides 64 and 128
 
     def __init__(self, config: SRNLiteConfig | None = None) -> None:
         config = config or SRNLiteConfig()

@@ -1,4 +1,4 @@
-"""SSH: three detection modules on one trunk (Najibi et al., "SSH: Single Stage Headless Face Detector", 2017, arXiv
+"""SSH: three detection modules on one backbone (Najibi et al., "SSH: Single Stage Headless Face Detector", 2017, arXiv
 1708.03979; docs/detectors.md 5).
 
 Each module detects its own range of face sizes on a map of its own stride. A context module widens its receptive field:
@@ -16,7 +16,7 @@ Where to find the paper's mechanisms:
 **Coordinates.** The author's boxes include both end pixels: the base anchor [0, 0, 15, 15] has its centre at 7.5 and is
 16 wide, since widths are x2 - x1 + 1. In continuous pixels (pixel k covers [k, k + 1)) it is [0, 0, 16, 16] with centre
 8. His decoding starts from x1 + width / 2, which is the continuous centre, and ends with centre -+ width / 2 without
-subtracting the 1 again. So his results already are in continuous pixels, and the usual decoding of these anchors,
+subtracting the 1 again. So his results are already in continuous pixels, and the usual decoding of these anchors,
 without any 1, gives the same numbers. The centre is 8 in all modules, though the middle of M3's cells is 16: released
 weights expect that.
 """
@@ -283,7 +283,8 @@ class SSHLite(SSH):
     """SSH on `backbones.SlimResNet`: three modules with context, on strides 8, 16 and 32.
 
     M1 runs on stride 8 fused with stride 16, as in the paper. M2 runs on stride 16 fused with 32, and M3 on stride 32,
-    which here is a stage of the trunk and not a pooled map. All modules have the same width, since most faces are M1's.
+    which here is a stage of the backbone and not a pooled map. All modules have the same width, since M1 finds most
+    faces.
 
     Takes images [B, 3, H, W] of any size; the sizes of maps are rounded up. At 640 x 640 there are 16,800 anchors.
     """

@@ -97,7 +97,7 @@ REGISTRY = {
             "densebox_lite",
             DenseBoxLite,
             DenseBoxLiteConfig(),
-            "DenseBox on a compact trunk, with five landmarks",
+            "DenseBox on a compact backbone, with five landmarks",
             "you study anchor-free detection; it is the slowest",
             Weights(
                 file="densebox_lite.safetensors",
@@ -117,7 +117,7 @@ REGISTRY = {
             "s3fd_lite",
             S3FDLite,
             S3FDLiteConfig(),
-            "S3FD on a compact trunk, with five landmarks",
+            "S3FD on a compact backbone, with five landmarks",
             "you want one detector for faces of all sizes: the default",
             Weights(
                 file="s3fd_lite.safetensors",
@@ -137,7 +137,7 @@ REGISTRY = {
             "srn_lite",
             SRNLite,
             SRNLiteConfig(),
-            "SRN on a compact trunk, with five landmarks",
+            "SRN on a compact backbone, with five landmarks",
             "you compare two-step detectors",
             Weights(
                 file="srn_lite.safetensors",
@@ -157,7 +157,7 @@ REGISTRY = {
             "ssh_lite",
             SSHLite,
             SSHLiteConfig(),
-            "SSH on a compact trunk, with five landmarks",
+            "SSH on a compact backbone, with five landmarks",
             "faces are mostly larger than 16 px",
             Weights(
                 file="ssh_lite.safetensors",
@@ -240,7 +240,7 @@ def usual_tensors() -> Iterator[None]:
 
 
 def default_on_cpu() -> contextlib.AbstractContextManager[Any]:
-    """Makes the CPU the default device of new tensors; costs nothing where it already is."""
+    """Makes the CPU the default device of new tensors; costs nothing if it already is."""
     return contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.extension import (
     FLOATS,
     MAP_DTYPES,
     check_dtype,
@@ -178,7 +178,7 @@ def decode_anchors(
         max_candidates: Number of candidates to keep over all levels, best first, after each level's own limit.
         variances: (center_variance, size_variance), finite and > 0.
         gate_threshold: In [0, 1]; where there is a gate, its sigmoid must be > this too.
-        min_side: Pixels, >= 0; candidates whose shorter side, after clipping, is not >= this or not > 0 are dropped.
+        min_side: Pixels, >= 0; candidates whose shorter side, after clipping, is < this or is 0 are dropped.
         sizes: Any float dtype [B, 2], (height, width) to which each image's boxes are clipped; None: no clipping.
             Landmarks are never clipped.
 

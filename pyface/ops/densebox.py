@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.anchors import Candidates, Decoding, arrays_of, empty_candidates
+from pyface.ops.extension import (
     FLOATS,
     MAP_DTYPES,
     check_dtype,
@@ -27,7 +28,6 @@ from pyface.ops._extension import (
     launch,
     register,
 )
-from pyface.ops.anchors import Candidates, Decoding, arrays_of, empty_candidates
 
 _MOST = 2**31 - 1  # of sides and strides
 
@@ -73,7 +73,7 @@ def decode_densebox(
         stride: Pixels between neighbouring cells.
         unit: Number of cells that an offset of 1 stands for; 12.5 for faces of 50 px at stride 4.
         sizes: Any float dtype [B, 2], (height, width) to which each image's boxes are clipped; None: no clipping.
-        min_side: Pixels, >= 0; candidates whose shorter side, after clipping, is not >= this or not > 0 are dropped.
+        min_side: Pixels, >= 0; candidates whose shorter side, after clipping, is < this or is 0 are dropped.
 
     Returns:
         Candidates with M = min(max_candidates, H * W), scores clamped to [0, 1], no landmarks, and index = row * W +

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.extension import (
     FLOATS,
     check_dtype,
     check_fraction,
@@ -43,13 +43,13 @@ def assign_anchors(
     for moved anchors. S3FD's is 0.35 and 0.35 with ``force_best`` and ``compensate`` (docs/detectors.md 5.2, 4.3, 2.3).
     The rules, in order:
 
-    1. An anchor gets the face of its highest IoU, ties to the lower face, if that IoU is >= positive. It is background
-       if the IoU is < negative, otherwise ignored.
-    2. ``force_best``: every face also gets the anchor of its highest IoU (> 0), ties to the lower anchor, even if that
-       anchor had another face. If two faces claim one anchor, the higher IoU wins, then the lower face; the other face
+    1. An anchor gets the face with the highest IoU, ties to the lower index, if that IoU is >= positive. It is
+       background if the IoU is < negative, otherwise ignored.
+    2. ``force_best``: every face also gets the anchor with the highest IoU (> 0), ties to the lower index, even if that
+       anchor had another face. If two faces claim one anchor, the higher IoU wins, then the lower index; the other face
        gets none.
-    3. ``compensate``: a face with fewer than N anchors gets more, up to N. They are the unmatched anchors whose best
-       face it is and whose IoU is > 0.1, by descending IoU, ties to the lower anchor.
+    3. ``compensate``: a face with fewer than N anchors gets more, up to N: unmatched anchors for which it is the best
+       face, with an IoU > 0.1, by descending IoU, ties to the lower index.
     4. An anchor without a face is ignored if an ignore box covers at least half of its area.
 
     Faces that are not finite or have no area match nothing. The index counts all boxes of the image.

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.extension import (
     FLOATS,
     check_dtype,
     check_fraction,
@@ -30,7 +30,7 @@ def hard_negatives(losses: Tensor, index: Tensor, *, ratio: float = 3.0, minimum
     """Chooses the background anchors with the largest losses of each image (S3FD, SSD).
 
     Each image gets ``max(minimum, floor(ratio * positives))`` of them, or all if it has fewer. Ties go to the lower
-    anchor.
+    index.
 
     Args:
         losses: [B, A], any float dtype; the values of positive and ignored anchors have no effect.
@@ -69,9 +69,9 @@ def balanced_sample(
 ) -> Tensor:
     """Chooses all positives and as many negatives, half of them hard (DenseBox 3.3, docs/detectors.md 1.3).
 
-    The hard set of an image is the ``hard_fraction`` of its background (rounded up) with the largest losses, or more if
-    half of the negatives needs more. Half of the negatives (rounded up) are drawn from it, the others from the rest. If
-    the rest has too few, more come from the hard set.
+    The hard set of an image is the ``hard_fraction`` of its background (rounded up) with the largest losses; it is
+    larger if half of the negatives would not fit into it. Half of the negatives (rounded up) are drawn from it, the
+    others from the rest. If the rest has too few, more come from the hard set.
 
     Args:
         losses: [B, A], any float dtype; the values of positive and ignored entries have no effect.

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.extension import (
     FLOATS,
     INTEGERS,
     OVERLAPS,
@@ -175,7 +175,7 @@ def soft_nms(
 def box_voting(
     boxes: Tensor, scores: Tensor, iou_threshold: float, *, drop_singletons: bool = False, overlap: str = "union"
 ) -> tuple[Tensor, Tensor]:
-    """Box voting as for S3FD and SRN (docs/detectors.md 2.6d): replaces clusters of boxes by weighted means.
+    """Box voting as in S3FD and SRN (docs/detectors.md 2.6d): replaces clusters of boxes by weighted means.
 
     The best remaining box and all boxes whose overlap with it is >= iou_threshold form a cluster. It becomes one box:
     the mean weighted by ``max(score, 0)`` (the best box itself if all weights are 0), with the best score.

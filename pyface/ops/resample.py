@@ -2,7 +2,7 @@
 
 Pixel k of an image covers [k, k + 1), so the box (0, 0, width, height) is the whole image. ``"bilinear"`` weights the
 two nearest pixels of each axis whatever the scale. ``"area"`` averages over the output pixel's footprint, which is
-better for reducing, and equals bilinear for enlarging.
+better for downscaling, and equals bilinear for upscaling.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.extension import (
     FLOATS,
     INTEGERS,
     check_choice,
@@ -38,7 +38,7 @@ def letterbox(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
-    """Resizes images of any sizes into the top left of canvases of one size, as a normalised batch.
+    """Resizes images of any sizes into the top left corner of canvases of one size, as a normalised batch.
 
     An image keeps its aspect ratio: both axes are resized by one scale. The rest of its canvas is 0 in the
     result, the mean colour. To convert a box from the canvas to the image, divide it by the scale.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyface.ops._extension import (
+from pyface.ops.extension import (
     FLOATS,
     check_dtype,
     check_int,
@@ -62,7 +62,7 @@ def face_probability(logits: Tensor, num_background: int) -> Tensor:
         num_background: 0 or more; these channels come first.
 
     Returns:
-        float32 [B, ...], to within 1e-6. NaN where a logit is NaN or both are the same infinity.
+        float32 [B, ...], accurate to 1e-6. NaN where a logit is NaN or both are the same infinity.
 
     Raises:
         TypeError: logits is not a tensor of a float dtype, or num_background is not an int.

@@ -108,7 +108,7 @@ def make_app(detector: FaceDetector, name: str, limits: Limits | None = None) ->
     async def detect(
         request: Request,
         score_threshold: Annotated[
-            float | None, Query(ge=0, le=1, description="Faces have a score above this; default: the service's own.")
+            float | None, Query(ge=0, le=1, description="Return faces with a score above this.")
         ] = None,
     ) -> Response:
         """Finds the faces in an image (the body), or in each file of a multipart form.
@@ -126,7 +126,7 @@ def make_app(detector: FaceDetector, name: str, limits: Limits | None = None) ->
     def health() -> Response:
         """Reports whether the detector works; the status is 503 if it has failed on several images in a row."""
         content = Health(
-            status="ok" if batcher.works else "the detector fails, see the service's log",
+            status="ok" if batcher.works else "the detector fails; see the service's log",
             version=__version__,
             model=name,
             device=str(detector.device),
@@ -159,7 +159,7 @@ async def _detect(batcher: Batcher, request: Request, score_threshold: float | N
         return _json({"error": str(error)}, error.status)
     except Overloaded:
         seconds = batcher.retry_after()
-        response = _json({"error": f"the service is busy, try again in {seconds} s"}, 503)
+        response = _json({"error": f"the service is busy; try again in {seconds} s"}, 503)
         response.headers["Retry-After"] = str(seconds)
         return response
     lines = [one.line for one in found]
@@ -184,7 +184,7 @@ async def _say_which_parameter(_: Request, error: Exception) -> Response:
 
 async def _say_what_is_wrong(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = _json({"error": f"{error.detail}, see /docs for what the service offers"}, error.status_code)
+    response = _json({"error": f"{error.detail}; see /docs for what the service offers"}, error.status_code)
     response.headers.update(error.headers or {})
     return response
 

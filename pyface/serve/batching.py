@@ -1,4 +1,4 @@
-"""Images of many clients in common batches: read in threads, detected in one thread, coordinated by the event loop."""
+"""Images of many clients in shared batches: read in threads, detected in one thread, coordinated by the event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the images of a request into memory. No disk, path or address is involved."""
+"""Reads the images of a request into memory. No disk, path or URL is involved."""
 
 import asyncio
 import sys
@@ -44,7 +44,7 @@ async def read_uploads(request: Request, limits: Limits, deadline: float) -> lis
 
     Args:
         request: The request whose body is read.
-        limits: How large the body and how many files may be.
+        limits: How large the body may be, and how many files there may be.
         deadline: When the body must be complete, in the event loop's time.
 
     Raises:

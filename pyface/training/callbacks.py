@@ -65,12 +65,12 @@ class Average(L.Callback):
             get_ema_multi_avg_fn(decay)(list(ours), list(theirs), None)
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """Returns the state for a checkpoint."""
         assert self.model is not None
         return {"updates": self.updates, "model": self.model.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restores the state from a checkpoint."""
         assert self.model is not None
         self.updates = state_dict["updates"]
         self.model.load_state_dict(state_dict["model"])
@@ -189,11 +189,11 @@ class Measuring(L.Callback):
         return dataclasses.replace(config, score_threshold=threshold)
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """Returns the state for a checkpoint."""
         return {"done": self.done, "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restores the state from a checkpoint."""
         self.done, self.best = state_dict["done"], state_dict["best"]
 
 

@@ -277,7 +277,7 @@ def joined(parts: Sequence[Crops]) -> Crops:
 
 
 class Mined(NamedTuple):
-    """Crops mined with the networks before, and counts.
+    """Crops mined with the preceding networks, and counts.
 
     Attributes:
         crops: Proposals that can be used.

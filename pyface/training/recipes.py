@@ -40,7 +40,7 @@ class Recipe:
         clip: Largest norm of all gradients together.
         average: Largest decay of the moving average of the weights, which is measured and saved. After n steps the
             decay is at most (1 + n) / (10 + n), so that short runs average over their last tenth.
-        frozen: Layers of the trunk that stay fixed if the run starts from ImageNet weights.
+        frozen: Layers of the backbone that stay fixed if the run starts from ImageNet weights.
     """
 
     size: int = 640
@@ -151,7 +151,8 @@ class Run:
         val: Data folders to measure on; average precision on the first decides which weights are best.
         held_out: Names of images in `data` that are measured on, as one more set, instead of trained on.
         weights: File of initial weights; None: random initialisation.
-        backbone: File of initial weights for the trunk alone: torchvision's, or another detector's with the same trunk.
+        backbone: File of initial weights for the backbone alone: torchvision's, or those of a detector with the same
+            backbone.
         seed: Random seed; the same seed gives the same sequence of samples.
         max_hours: Length of the run in hours, instead of the recipe's epochs.
         validations: Number of measurements, evenly spread over the run.

@@ -42,7 +42,7 @@ def check_batch(run: Run, model: SingleShot) -> None:
     recipe = run.recipe
     if recipe.batch_size > 1:
         return
-    try:  # on torch's device for shapes alone, so that nothing is computed and no statistics change
+    try:  # on the meta device, so that nothing is computed and no statistics change
         copy.deepcopy(model).to("meta")(torch.zeros(1, 3, recipe.size, recipe.size, device="meta"))
     except ValueError as error:
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""Initial weights for the trunks, and freezing of layers."""
+"""Initial weights for backbones, and freezing of layers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pyface.models.single_shot import SingleShot
 
 
 def load_backbone(model: SingleShot, path: str) -> None:
-    """Loads a trunk's weights into a detector; other layers stay as they are.
+    """Loads a backbone's weights into a detector; other layers stay as they are.
 
     Args:
         model: The detector.
-        path: Weights of any of pyface's detectors with the same trunk, or torchvision's VGG16, VGG19 or ResNet-50.
+        path: Weights of any of pyface's detectors with the same backbone, or torchvision's VGG16, VGG19 or ResNet-50.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        CheckpointError: The file's trunk is another one.
+        CheckpointError: The file holds another backbone.
     """
     backbone = model.backbone
     state = without_prefix(flatten(read_any(Path(path))[0]), "module.")
@@ -40,12 +40,12 @@ def load_backbone(model: SingleShot, path: str) -> None:
 
 
 def _from_torchvision(state: dict[str, Tensor], backbone: Backbone, preprocessing: Preprocessing) -> dict[str, Tensor]:
-    """Converts torchvision's weights to our keys, and to the way in which our trunk's input is normalised."""
+    """Converts torchvision's weights to our keys, and to our normalisation of the backbone's input."""
     first = backbone.FIRST
     if first is None:
         raise CheckpointError(
             f"{type(backbone).__name__} is not one of torchvision's networks; give the weights of a lite detector, "
-            "which has this trunk"
+            "which has this backbone"
         )
     state = renamed(state, backbone.torchvision_names(state))
     if first in state:
@@ -57,6 +57,6 @@ def _from_torchvision(state: dict[str, Tensor], backbone: Backbone, preprocessin
 
 
 def freeze(model: SingleShot, layers: Sequence[str]) -> None:
-    """Freezes layers of the trunk: their weights stay fixed, and normalisation uses the loaded statistics."""
+    """Freezes layers of the backbone: their weights stay fixed, and normalisation uses the loaded statistics."""
     for name in layers:
         model.get_submodule(f"backbone.{name}").eval().requires_grad_(False)

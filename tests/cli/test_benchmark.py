@@ -1,4 +1,4 @@
-"""`pyface benchmark`, and that its stages are told apart rightly."""
+"""`pyface benchmark`, and that its stages are told apart correctly."""
 
 import json
 import time
@@ -12,7 +12,7 @@ import torch
 from pyface import FaceDetector
 from pyface.benchmark import MOST_PICTURES, STAGES, StageClock, find_pictures, measure, stand_in_threshold
 from pyface.models import zoo
-from pyface.ops import _extension
+from pyface.ops import extension
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +53,7 @@ def test_table_and_json(run, folder, tmp_path, monkeypatch):
     assert content["machine"]["threads"] == torch.get_num_threads()
 
 
+@pytest.mark.slow
 def test_runtimes_side_by_side(run, folder, tmp_path):
     pytest.importorskip("onnxscript", reason='needs pip install "pyface-engine[onnx]"')
     pytest.importorskip("onnxruntime", reason='needs pip install "pyface-engine[onnx]"')
@@ -93,13 +94,13 @@ def test_mistakes_are_one_sentence(run, folder, tmp_path, arguments, words):
 
 
 def test_a_file_that_cannot_be_written(run, folder):
-    """It is known before anything is timed."""
+    """The command fails before anything is timed."""
     result = run("--model", "mtcnn", "--images", folder, "--device", "cpu", "--json", "no/such/folder.json", status=2)
     assert "folder.json cannot be written: there is no no/such" in result.stderr
     assert result.stdout == ""
 
 
-def test_default_pictures(monkeypatch, tmp_path):
+def test_default_images(monkeypatch, tmp_path):
     import pyface.benchmark as module
 
     examples = sorted((ROOT / "examples").glob("*.jpg"))
@@ -118,7 +119,7 @@ def test_large_folders_are_thinned(write_grey, tmp_path):
 
 
 class Slow(torch.nn.Module):
-    """Waits before it answers."""
+    """Waits before it returns."""
 
     def __init__(self, net: torch.nn.Module, seconds: float) -> None:
         super().__init__()
@@ -132,14 +133,14 @@ class Slow(torch.nn.Module):
 def test_stages_are_told_apart(astronaut, monkeypatch):
     detector = FaceDetector("mtcnn", device="cpu")
     detector.model.onet = Slow(detector.model.onet, 0.2)
-    kernel = _extension._CPU["crop_resize"]
+    kernel = extension._CPU["crop_resize"]
 
     def slow_crops(*arguments):
         if arguments[5] == 48:  # the height of the third network's crops
             time.sleep(0.4)
         kernel(*arguments)
 
-    monkeypatch.setitem(_extension._CPU, "crop_resize", slow_crops)
+    monkeypatch.setitem(extension._CPU, "crop_resize", slow_crops)
     start = time.perf_counter()
     with StageClock(detector) as clock:
         clock.enter("letterbox")
@@ -148,7 +149,7 @@ def test_stages_are_told_apart(astronaut, monkeypatch):
     assert 0.2 < clock.seconds["network"] < total - 0.4
     assert 0.4 < clock.seconds["letterbox"] < total - 0.2
     assert sum(clock.seconds.values()) <= total
-    assert not _extension._observers
+    assert not extension._observers
     assert not detector.model.pnet._forward_hooks
 
 

@@ -1,4 +1,4 @@
-"""The `pyface` command as people meet it: at a terminal, in a pipe, interrupted, and with every mistake in it."""
+"""The `pyface` command as people meet it: at a terminal, in a pipe, interrupted, and with every kind of mistake."""
 
 import csv
 import itertools
@@ -55,7 +55,7 @@ def test_lines_in_order(run, write_grey):
     assert Detections.from_dict(lines[0]).source == "b.png"
 
 
-def test_more_pictures_than_any_queue_holds(run, write_grey):
+def test_more_images_than_any_queue_holds(run, write_grey):
     for k in range(120):
         write_grey(f"in/{k:03}.png", 40 * (k % 5))
     lines = lines_of(run("detect", "in", "--batch-size", 7, "--save", "out").stdout)
@@ -63,7 +63,7 @@ def test_more_pictures_than_any_queue_holds(run, write_grey):
     assert len(list(Path("out").glob("*.png"))) == 120
 
 
-def test_hostile_pictures_are_reported_and_the_run_goes_on(run, write_grey, tmp_path):
+def test_hostile_images_are_reported_and_the_run_goes_on(run, write_grey, tmp_path):
     good = write_grey("a.png").read_bytes()
     files = {
         "cut.png": good[:-20],
@@ -349,7 +349,7 @@ def test_resume_leaves_foreign_files_alone(run, write_grey, name, content, asser
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("name", ["faces.jsonl", "faces.csv"])
-def test_killed_and_resumed(write_grey, tmp_path, name):
+def test_killed_and_resumed(run, write_grey, tmp_path, name):
     for k in range(12):
         write_grey(f"in/{k:02}.png", 40)
     output = tmp_path / name
@@ -363,7 +363,7 @@ def test_killed_and_resumed(write_grey, tmp_path, name):
     text = output.read_bytes()
     assert text.endswith(b"\n")
     assert 4 <= text.count(b".png") < 12
-    assert start(*arguments, "--resume").wait() == 0
+    run(*arguments, "--resume")
     sources = (
         [line["source"] for line in lines_of(output.read_text())]
         if name.endswith("jsonl")
@@ -506,7 +506,7 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
     while True:
         try:
             part = os.read(ours, 4096)
-        except OSError:  # Linux reports the closed end so
+        except OSError:  # this is how Linux reports the closed end
             break
         if not part:
             break

@@ -32,7 +32,7 @@ def write_zip(path, members):
 
 @pytest.fixture
 def members(write_grey):
-    """WebDataset's layout: samples with an image and what belongs to it."""
+    """WebDataset's layout: samples of an image and the files about it."""
     levels = {"000.jpg": 40, "000.json": None, "sub/001.png": 80, "sub/001.cls": None, "./sub/002.png": 0}
     return {
         name: b"{}" if level is None else write_grey(f"members/{name}", level).read_bytes()

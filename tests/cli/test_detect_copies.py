@@ -48,7 +48,7 @@ def write_video(tmp_path):
 
 
 def spread_within(image, size=20):
-    """How much pixels differ from their neighbors where the fake faces are."""
+    """How much pixels differ from their neighbours where the fake faces are."""
     return float(np.abs(np.diff(image[10 : 10 + size, 10 : 10 + size].astype(float), axis=0)).mean())
 
 

@@ -1,4 +1,4 @@
-"""`pyface detect --format`: every format is read back by what it is for."""
+"""`pyface detect --format`: every format is read back by a program that takes it."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""`pyface detect` on lists of files, and on parts of what folders hold."""
+"""`pyface detect` on lists of files, and on some of the files of folders."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_patterns(run, photos):
 
 
 def test_shards(run, write_grey):
-    """Every source is in exactly one shard, whatever else is there, and its copy is called as without shards."""
+    """Every source is in one shard only, whatever else is there, and its copy has the same name as without shards."""
     for k in range(40):
         write_grey(f"in/{k}.png")
         write_grey(f"in/sub{k % 2}/x.bmp")

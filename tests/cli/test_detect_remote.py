@@ -1,4 +1,4 @@
-"""`pyface detect` on addresses: images, videos, archives, folders and patterns, and what is wrong with them."""
+"""`pyface detect` on URLs: images, videos, archives, folders and patterns, and what is wrong with them."""
 
 import http.server
 import io
@@ -168,9 +168,9 @@ def test_missing_packages_are_named(run, write_grey, monkeypatch):
     addresses = ["s3://bucket/a.jpg", "gs://bucket/a.jpg", "nowhere://bucket/a.jpg"]
     lines = lines_of(run("detect", *addresses, "a.png", status=1).stdout)
     assert [line["error"] for line in lines] == [
-        "s3://bucket/a.jpg: s3:// addresses need another package: pip install s3fs",
-        "gs://bucket/a.jpg: gs:// addresses need another package: pip install gcsfs",
-        "nowhere://bucket/a.jpg: fsspec does not support nowhere:// addresses (Protocol not known: nowhere)",
+        "s3://bucket/a.jpg: s3:// URLs need another package: pip install s3fs",
+        "gs://bucket/a.jpg: gs:// URLs need another package: pip install gcsfs",
+        "nowhere://bucket/a.jpg: fsspec does not support nowhere:// URLs (Protocol not known: nowhere)",
         None,
     ]
 

@@ -20,7 +20,7 @@ WIDTH, HEIGHT, FRAMES = 320, 160, 30
 
 @pytest.fixture
 def write_video(tmp_path, fake_model, monkeypatch):
-    """Writes a video: its grey says which frame it is; two faces cross each other's height, a third is weak."""
+    """Writes a video whose grey levels number the frames: two faces pass each other, and a third one is weak."""
 
     def faces(image, score_threshold):
         k = round(image.float().mean().item() / 8) - 1

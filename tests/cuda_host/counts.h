@@ -13,8 +13,8 @@ struct Warp;
 
 constexpr size_t kSectorBytes = 32;  // the least that a GPU moves
 
-// In the order of COUNTS in host.py. The last three are of the thread, block or address with the most in a launch,
-// summed over the launches, which follow one another; contention is of the worst launch.
+// In the order of COUNTS in host.py. The last three are those of the address, block or thread with the most in a
+// launch: contention in the worst launch, barriers and steps summed over the launches, which follow one another.
 struct Counts {
   uint64_t launches, blocks, sectors_read, sectors_written, atomics, contention, barriers, steps;
 };

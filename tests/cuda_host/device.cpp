@@ -74,7 +74,7 @@ struct Grid {
   const void* call;
   std::deque<Thread*> ready;
   std::vector<std::unique_ptr<Block>> blocks;  // alive
-  int64_t idle_turns = 0;                      // since a thread last got anywhere
+  int64_t idle_turns = 0;                      // since a thread last made progress
 };
 Grid* grid = nullptr;
 
@@ -154,7 +154,7 @@ void release(std::unique_ptr<Block>& block) {
   grid->blocks.pop_back();
 }
 
-// Nobody can go on: says who waits for what.
+// No thread can continue: reports what each waits for.
 void report_deadlock() {
   std::string text = "no thread can go on:";
   int named = 0;

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyface.ops import _extension
+from pyface.ops import extension
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +55,7 @@ class EmulationError(AssertionError):
 
 
 def rewrite(source: Path, target: Path) -> None:
-    """Makes C++ of a folder of CUDA sources."""
+    """Rewrites a folder of CUDA sources as C++."""
     subprocess.run([sys.executable, str(Path(__file__).with_name("rewrite.py")), str(source), str(target)], check=True)
 
 
@@ -86,7 +86,7 @@ def build(source: Path, folder: Path) -> Path:
 
 
 def build_with(folder: Path, kernels: Path, unit: str, module: Path) -> None:
-    """Links a module from what ``folder`` was built to, but with one file compiled from other rewritten kernels."""
+    """Links a module from what was built in ``folder``, but compiles one file from other rewritten kernels."""
     compiled = {
         path.name: entry
         for entry in json.loads((folder / "compile_commands.json").read_text())
@@ -130,7 +130,7 @@ class Device:
         self.counts: dict[str, int] | None = None  # of the calls since `count` began, else None
 
     def launch(self, op: str, device: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
-        """As pyface.ops._extension.launch for tensors on a GPU."""
+        """Does what pyface.ops.extension.launch does for tensors on a GPU."""
         function = getattr(self.module.cuda, op)
         names = re.findall(r"(\w+)(?:\[[^\]]*\])*\??(?:, |\)$)", function.__doc__.partition("(")[2])
         assert len(names) == len(arguments), (op, names)
@@ -198,7 +198,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 def use(device: Device, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Sends the ops' launches to the emulated device until the end of a test; ``name`` seeds its order of threads."""
     device.seed = zlib.crc32(name.encode()) << 20
-    on_cpu = _extension.launch
+    on_cpu = extension.launch
 
     def launch(op: str, where: torch.device, *arguments: Any, workspace: tuple[int, ...] | None = None) -> None:
         if op in OUTPUTS:

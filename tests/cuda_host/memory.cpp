@@ -21,11 +21,11 @@
 namespace cuda_host {
 namespace {
 
-constexpr uint32_t kHostBlock = 1;          // what memsets and sorts write is known to every later kernel
+constexpr uint32_t kHostBlock = 1;          // memsets and sorts happen before every later kernel
 constexpr size_t kStaticShared = 48 << 10;  // bytes that a block may have
 constexpr unsigned char kPoison = 0xa5;
 
-std::vector<Region> regions;  // ascending, apart
+std::vector<Region> regions;  // ascending, disjoint
 size_t last_found = 0;
 bool checks_values = true;  // races and reads of what nobody has written
 uintptr_t workspace_begin = 0, workspace_end = 0;
@@ -36,7 +36,7 @@ std::unordered_map<uintptr_t, std::shared_ptr<const Clock>> released;  // by the
 std::unordered_map<const Stamp*, std::vector<Stamp>> readers;          // of cells that several blocks read
 const void* caller = nullptr;                                          // the instruction of the present access
 
-// --- who knows what --------------------------------------------------------------------------------------------------
+// --- what happened before what ---------------------------------------------------------------------------------------
 
 uint64_t key_of_block(uint32_t block) { return uint64_t{block} << 16; }
 uint64_t key_of_warp(uint32_t block, unsigned thread) { return key_of_block(block) | 0x8000 | thread / 32; }
@@ -257,7 +257,7 @@ void* SharedMemory::add(int id, const char* name, size_t bytes, size_t alignment
     if (variable.id == id) return variable.start;
   bytes_ += bytes;
   if (bytes_ > kStaticShared && id >= 0) fail("a block has %zu bytes of shared memory, more than 48 KiB", bytes_);
-  // Aligned as asked and no better, at the same place within a sector in every run.
+  // Aligned as requested and no further, at the same place within a sector in every run.
   constexpr size_t kLine = 128;
   auto memory = std::make_unique<char[]>(bytes + alignment + kLine);
   const uintptr_t start = (reinterpret_cast<uintptr_t>(memory.get()) + kLine - 1) / kLine * kLine + alignment % kLine;
@@ -354,7 +354,7 @@ void after_atomic(void* at, Order order, bool reads, bool writes) {
   }
   if (!writes) return;
   const std::shared_ptr<const Clock> given = bits & static_cast<int>(Order::Release) ? snapshot() : self->fenced;
-  if (!reads) released.erase(address);  // a store begins anew; a change carries on what was released before
+  if (!reads) released.erase(address);  // a store begins anew; a read-modify-write continues what was released before
   if (given) released[address] = joined(released[address], given);
 }
 

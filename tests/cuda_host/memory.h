@@ -54,8 +54,8 @@ class SharedMemory {
   size_t bytes_ = 0;
 };
 
-// Which accesses happened before a thread's next access: of a block, a warp or a thread, all those before a time of its
-// block's clock.
+// What happened before a thread's next access: by block, warp or thread, all its accesses before a time of its block's
+// clock.
 using Clock = std::map<uint64_t, uint32_t>;
 
 uint32_t new_block_id();

@@ -13,7 +13,7 @@ SHARED = re.compile(r"__shared__ ([^;=]+?) (\w+)((?:\[[^\]]*\])*);")
 
 
 def rewrite(text: str, path: Path) -> str:
-    """The same source with kernel<<<how>>>(what) as a call and shared variables as references into their block's."""
+    """The same source with kernel<<<how>>>(what) as a call and shared variables as references to the block's memory."""
     numbers = iter(range(1_000_000))
 
     def shared(match: re.Match) -> str:

@@ -91,7 +91,7 @@ void test_exchanges() {
   }
 }
 
-// Sums over a block by shared memory, then over blocks in their order of coming: each waits for the one before.
+// Sums over a block by shared memory, then over blocks in their order of arrival: each waits for the one before.
 struct Chain {
   int next, done, sum;
 };

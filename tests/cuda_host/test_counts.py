@@ -1,4 +1,4 @@
-"""What kernels cost (benchmarks/test_counts.py): no count grows unnoticed, and the counter counts right."""
+"""What kernels cost (benchmarks/test_counts.py): no count grows unnoticed, and the counter counts correctly."""
 
 import importlib.util
 import json
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.cuda_host
 ROOT = Path(__file__).parents[2]
 ROWS = json.loads((ROOT / "benchmarks/results/cuda_host.json").read_text())["counts"]
 TOLERANCE = 1.05  # compilers arrange accesses a little differently
-OTHER_COMPILERS = 1.1  # than GCC, which counted what is kept: Clang makes several instructions of one
+OTHER_COMPILERS = 1.1  # than GCC, which gave the kept counts: Clang splits some instructions
 
 
 @pytest.fixture(scope="module")
 def counts():
-    """benchmarks/test_counts.py; benchmarks are no package."""
+    """benchmarks/test_counts.py; benchmarks/ is not a package."""
     spec = importlib.util.spec_from_file_location("counts", ROOT / "benchmarks/test_counts.py")
     module = sys.modules["counts"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -45,7 +45,7 @@ def test_every_case_is_kept(cases):
 def test_no_count_is_worse(row, cases, counts, emulated_gpu, cuda_host):
     now = counts.count(emulated_gpu, cases[row["op"], row["task"]])
     found = worse(row, now, TOLERANCE if emulated_gpu.module.compiler.startswith("GNU") else OTHER_COMPILERS)
-    assert not found, f"if this is meant, run pytest benchmarks -m cuda_host: {found}"
+    assert not found, f"if this is intended, run pytest benchmarks -m cuda_host: {found}"
 
 
 def test_more_than_five_percent_is_worse():

@@ -99,7 +99,7 @@ def face_probability_of_five_images():
 
 @dataclass(frozen=True)
 class Fault:
-    """A text of a source that is replaced, a call that runs into it, and words of the report (a regular expression)."""
+    """A mistake in place of a source's text, a call that executes it, and the report's words (regular expression)."""
 
     name: str
     file: str

@@ -47,7 +47,7 @@ struct Warp {
   uint32_t lanes = 0, done = 0;  // bit masks: existing ones; those that have returned
   uint32_t time = 0;             // of its last __syncwarp
   Exchange exchanges[32];
-  Instructions instructions;  // since it last met, for counting
+  Instructions instructions;  // since its lanes last met, for counting
 };
 
 struct Block {

@@ -107,7 +107,7 @@ def test_a_name_never_stands_for_an_image_of_another_folder(tmp_path):
 
 
 def test_masks_and_ids_of_other_types(tmp_path):
-    """Crowds with run-length masks, ids that are texts or, after pandas, floating point; areas of masks."""
+    """Crowds with run-length masks, ids that are strings or, after pandas, floats; areas of masks."""
     for name in "ab":
         write_image(tmp_path / "images" / f"{name}.jpg")
     mask = {"segmentation": {"counts": "PPYo0", "size": [40, 60]}, "iscrowd": 1, "area": 7.5}

@@ -73,7 +73,7 @@ def test_one_category_is_faces_whatever_its_name(folder):
         ([annotation(bbox=[1, 2, 1e39, 4])], "must be four numbers"),  # infinite in float32
         ([annotation(image_id=[0])], "`image_id` in `annotations` must be a number or text, got \\[0\\]"),
         ([annotation(category_id=[1]), annotation()], 'must be called "face"'),
-        ([annotation(image_id=9)], "annotation 1 is of image 9, which is not in `images`"),
+        ([annotation(image_id=9)], "annotation 1 is for image 9, which is not in `images`"),
         ([{"id": 1, "bbox": [1, 2, 3, 4]}], "every entry of `annotations` must have `image_id`"),
         ([3], "`annotations` must be a list of objects"),
         ([annotation(category_id=1), annotation(category_id=2)], 'must be called "face", got person'),

@@ -43,7 +43,7 @@ def test_boxes_and_landmarks(folder):
 
 
 @pytest.mark.parametrize("again", ["a.jpg", "./a.jpg"])
-def test_a_picture_listed_twice_is_refused(folder, again):
+def test_an_image_listed_twice_is_refused(folder, again):
     """Merged lists: each block's faces would count as background of the other."""
     row = "10 10 5 5 0 0 0 0 0 0\n"
     write(folder, f"a.jpg\n1\n{row}c.jpg\n1\n{row}{again}\n1\n{row}")
@@ -98,7 +98,7 @@ def test_negatives(folder):
         (
             "a.jpg\n1\n10 20 30 40 0 0 0 0 0 0\n",
             "# a.jpg\n10.5 20 30 40 1 2 0 3 4 0 5 6 0 7 8 0 9 10 0 0\n",
-            "landmarks.txt: no row's name and x y w h are those of a face in bbx_gt.txt",
+            "landmarks.txt: no row has the name and x y w h of a face in bbx_gt.txt",
         ),
     ],
 )

@@ -83,12 +83,12 @@ def by_name(found: list[dict]) -> dict:
 
 
 def faces_of(found: dict) -> dict:
-    """The results without the errors, whose words say where an image came from."""
+    """The results without the errors, whose texts depend on where an image came from."""
     return {name: faces for name, faces in found.items() if isinstance(faces, list)}
 
 
 def stat(process: int) -> list[str]:
-    """The fields of a process behind its name: state, parent, ..."""
+    """The fields of a process after its name: state, parent, ..."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 

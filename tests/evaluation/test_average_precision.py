@@ -53,7 +53,7 @@ def test_iou_threshold_is_inclusive():
     assert ap([picture(FACES[:1])], rows, iou_threshold=0.51) == 0.0
 
 
-def test_pictures_are_ranked_together():
+def test_images_are_ranked_together():
     pictures = [picture(FACES[:1]), picture([]), picture(FACES[:1])]
     rows = [[[0, 0, 20, 20, 0.5]], [[0, 0, 9, 9, 0.7]], [[0, 0, 20, 20, 0.9]]]
     assert ap(pictures, *rows) == pytest.approx(0.5 + 0.5 * 2 / 3)

@@ -27,7 +27,7 @@ def run(monkeypatch, invoke, fake_model):
 
 @pytest.fixture
 def data(tmp_path):
-    """Two images of 100 x 80: in one the fake model's only face, in the other a face that it does not see."""
+    """Two images of 100 x 80: in one the fake model's only face, in the other a face that it does not find."""
     images = tmp_path / "data" / "images"
     images.mkdir(parents=True)
     for name, level in (("a.png", 40), ("b.png", 0)):
@@ -54,7 +54,7 @@ def test_faces(run, data, tmp_path):
     assert cv2.imread(str(tmp_path / "curves.png")) is not None
 
 
-def test_mistakes_of_a_picture(data):
+def test_mistakes_of_an_image(data):
     a, _ = read_folder(data)
     found = Detections([[0, 0, 50, 40], [1, 0, 50, 40], [60, 60, 70, 70]], [0.9, 0.8, 0.7], None, 100, 80)
     for threshold, missed, false in (
@@ -71,7 +71,7 @@ def test_mistakes_of_a_picture(data):
 
 @pytest.fixture
 def places(data, tmp_path):
-    """What a stranger may point at: an empty folder, files that are something else, detections without their truth."""
+    """Paths given by mistake: an empty folder, files of another kind, detections without ground truth."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare" / "images").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / "bare" / "images" / "a.png"), np.zeros((80, 100, 3), np.uint8))
@@ -167,7 +167,7 @@ def test_iou_thresholds_and_plots(run, data, tmp_path):
     assert (tmp_path / "x.svg").read_text().startswith("<?xml")
 
 
-def test_the_worst_pictures(run, data, tmp_path):
+def test_the_worst_images(run, data, tmp_path):
     for name in ("c.png", "d.png"):
         cv2.imwrite(str(data / "images" / name), np.full((80, 100, 3), 80, np.uint8))
     with (data / "bbx_gt.txt").open("a") as file:
@@ -187,13 +187,13 @@ def test_the_worst_pictures(run, data, tmp_path):
     assert is_red.sum() > 100  # and the false ones in red
 
 
-def test_no_worst_pictures(run, data, tmp_path):
+def test_no_worst_images(run, data, tmp_path):
     (tmp_path / "faces.csv").write_text("source,x1,y1,x2,y2,score\na.png,0,0,50,40,0.9\nb.png,10,10,30,30,0.8\n")
     result = run(*FACES[:1], "--data", data, "--predictions", "faces.csv", "--worst", "worst")
     assert "no image has mistakes, so none is in worst" in result.stdout
 
 
-def test_a_broken_picture_is_named(run, data):
+def test_a_broken_image_is_named(run, data):
     (data / "images" / "b.png").write_bytes(b"no picture")
     result = run("faces", "--model", "mtcnn", "--data", data, "--device", "cpu", status=2)
     assert "all images must be readable to be evaluated" in result.stderr
@@ -224,7 +224,7 @@ def wider_truth(*names, event="0--Parade"):
     return {(event, name): widerface.Image(np.array([[0.0, 0, 50, 40]]), counted) for name in names}
 
 
-def test_widerface_pictures_that_do_not_fit(run, data, tmp_path, monkeypatch):
+def test_widerface_images_that_do_not_fit(run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(widerface, "read_ground_truth", lambda folder: wider_truth("a", "b"))
     arguments = ("widerface", "--ground-truth", "x", "--predictions", "out", "--model", "mtcnn", "--device", "cpu")
     images = data / "images"
@@ -238,7 +238,7 @@ def test_widerface_pictures_that_do_not_fit(run, data, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_widerface_goes_on_after_a_broken_picture(run, data, tmp_path, monkeypatch):
+def test_widerface_goes_on_after_a_broken_image(run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(widerface, "read_ground_truth", lambda folder: wider_truth("a", "b"))
     (tmp_path / "val").mkdir()
     (data / "images").rename(tmp_path / "val" / "0--Parade")
@@ -279,7 +279,7 @@ def test_widerface_files(run, tmp_path, monkeypatch):
 
 @pytest.fixture
 def fddb(data, tmp_path):
-    """Two folds of one image each, 100 x 80; the fake model sees a face of 50 x 40 in the first."""
+    """Two folds of one image each, 100 x 80; the fake model finds a face of 50 x 40 in the first."""
     folder = tmp_path / "pictures" / "2002" / "07" / "19" / "big"
     folder.mkdir(parents=True)
     for k, name in enumerate(("a.png", "b.png"), 1):
@@ -316,7 +316,7 @@ def test_fddb_with_a_model(run, fddb):
 
 
 def test_fddb_cuts_regions_by_the_bundled_sizes(run, tmp_path):
-    """A face and its detection that reach beyond the image's border to different lengths are the same within it."""
+    """A face and its detection that reach beyond the image's border by different lengths are equal within it."""
     key = "2002/08/11/big/img_591"  # 450 x 431 pixels
     (tmp_path / "FDDB-fold-01-ellipseList.txt").write_text(f"{key}\n1\n60 40 1.5707963 440 200  1\n")
     (tmp_path / "out.txt").write_text(f"{key}\n1\n400 140 120 120 0.9\n")
@@ -353,7 +353,7 @@ def test_rows_in_another_form_are_recognised(run, tmp_path, columns, hint):
         assert f"the rows of out.txt {hint}" in stderr
 
 
-def test_fddb_with_pictures_that_are_missing_or_broken(run, fddb):
+def test_fddb_with_images_that_are_missing_or_broken(run, fddb):
     folder = fddb / "pictures" / "2002" / "07" / "19" / "big"
     (folder / "img_2.png").unlink()
     arguments = ("fddb", "--ground-truth", ".", "--model", "mtcnn", "--images", "pictures", "--device", "cpu")

@@ -87,7 +87,7 @@ def test_a_match_needs_more_than_half():
         assert evaluate(found, truth, overlap=exact_overlap).roc.discrete.tolist() == [rate]
 
 
-def test_regions_end_at_the_picture():
+def test_regions_end_at_the_image():
     truth = Truth({"a": ellipses([[40, 40, 0, 0, 100]])}, [["a"]])  # half of it lies left of the image
     found = {"a": Detected(rectangles([[0, 60, 40, 80]]), np.array([1.0]))}
     for overlap in (exact_overlap, pixel_overlap):
@@ -135,7 +135,7 @@ def test_matching_against_all_permutations():
             assert hits[k] == (best > 0.5).sum()
 
 
-def test_equal_scores_and_order_of_pictures():
+def test_equal_scores_and_order_of_images():
     random = np.random.default_rng(1)
     faces = {
         str(k): ellipses(np.c_[random.uniform(20, 40, (3, 2)), [0, 1, 2], [50, 150, 250], [60, 60, 60]])
@@ -197,7 +197,7 @@ def test_folders_and_archives(tmp_path, folds):
     rows = {"2002/07/19/big/img_1": [(60, 60, 80.004, 80, 0.123456789)], "2002/07/19/big/img_2": []}
     write_detections(folds / "fold-01-out.txt", rows)  # beside the lists, which are no detections
     write_detections(folds / "deeper" / "fold-02-out.txt", {"2002/07/19/big/img_3": []})
-    (folds / "._fold-01-out.txt").write_bytes(b"\x00\xff")  # of a Mac
+    (folds / "._fold-01-out.txt").write_bytes(b"\x00\xff")  # as macOS adds
     expected = ["60.00 60.00 80.00 80.00 0.123457"]
     assert (folds / "fold-01-out.txt").read_text().splitlines()[2:3] == expected
     with tarfile.open(tmp_path / "out.tar.gz", "w:gz") as archive:
@@ -273,7 +273,7 @@ def test_nothing_to_score(folds):
         evaluate({}, Truth({"a": ellipses([])}, [["a"]]))
 
 
-def test_unknown_pictures_count_for_nothing(folds, detections):
+def test_unknown_images_count_for_nothing(folds, detections):
     found = read_detections(detections)
     plain = evaluate(found, read_annotations(folds))
     more = evaluate(found | {"b": Detected(rectangles([[0, 0, 9, 9]]), np.array([1.0]))}, read_annotations(folds))
@@ -281,7 +281,7 @@ def test_unknown_pictures_count_for_nothing(folds, detections):
     assert more.roc.false_positives.tolist() == plain.roc.false_positives.tolist()
 
 
-def test_pictures(tmp_path):
+def test_images(tmp_path):
     (tmp_path / "2002").mkdir()
     (tmp_path / "2002" / "img_1.png").touch()
     assert find_pictures(tmp_path, ["2002/img_1", "2002/img_2"]) == {"2002/img_1": tmp_path / "2002" / "img_1.png"}

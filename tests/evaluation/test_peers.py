@@ -116,7 +116,7 @@ def test_faster_coco_eval_by_size(seed, size):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_torchmetrics(seed):
-    # torchvision has no build for every torch, and torchmetrics' boxes need it.
+    # Not every version of torch has a torchvision, which torchmetrics needs for boxes.
     pytest.importorskip("torchvision", reason="torchvision is not installed: torchmetrics is not compared")
     detection = pytest.importorskip("torchmetrics.detection", reason="torchmetrics is not installed: not compared")
     truth, boxes, scores = make_case(seed)

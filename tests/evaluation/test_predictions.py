@@ -77,7 +77,7 @@ def write_lines(path, lines):
 def make_set(seed: int, hostile: bool) -> tuple[dict, list[dict]]:
     """A random COCO set and results for it, the same on every machine.
 
-    Hostile ones have crowds, ties, empty boxes, areas that are not the boxes', and more detections than count.
+    Hostile ones have crowds, ties, empty boxes, areas that are not the boxes', and more detections than are counted.
     """
     rng = random.Random(seed)
     truth, found, count = [], [], rng.randint(2, 8)
@@ -213,7 +213,7 @@ def test_hint_for_sizes_in_lines(run, data, tmp_path):
         ("f.json", json.dumps([detection(10, [1, 2, 3, 4], float("nan"))]), "entry 0: the box must be four finite"),
         ("f.json", json.dumps([detection(10, "x")]), "entry 0: the box must be four finite numbers"),
         ("f.json", json.dumps([detection(10, []), detection(10, [], category_id=2)]), "one category, faces, got"),
-        ("f.json", json.dumps([detection(99, [1, 2, 3, 4])]), "detections in images of data, got none, it names 99"),
+        ("f.json", json.dumps([detection(99, [1, 2, 3, 4])]), "in images of data, got none, but it names 99"),
         ("f.json", "[]", "must hold detections in images of data, got none"),
         ("f.jsonl", "{}\n", "line 1 must have source and faces"),
         ("f.jsonl", "\n{\n", "line 2 must be JSON"),

@@ -49,7 +49,7 @@ FACES = [[0, 0, 20, 20], [100, 0, 20, 20]]
         (rows([0, 0, 20, 20, 0.9], [300, 0, 20, 20, 0.1]), None, 0.5),
         (rows([0, 0, 20, 20, 0.9], [0, 0, 20, 20, 0.8], [100, 0, 20, 20, 0.1]), None, 0.5 + 0.5 * 2 / 3),  # found twice
         (rows([300, 0, 20, 20, 0.9], [0, 0, 20, 20, 0.1]), None, 0.25),
-        (rows([0, 0, 20, 20, 0.9], [100, 0, 20, 20, 0.1]), [True, False], 1.0),  # the other one is out of the count
+        (rows([0, 0, 20, 20, 0.9], [100, 0, 20, 20, 0.1]), [True, False], 1.0),  # the other one is not counted
         (rows([100, 0, 20, 20, 0.9], [0, 0, 20, 20, 0.1]), [True, False], 1.0),
         (rows([0, 9, 20, 20, 0.9], [100, 0, 20, 20, 0.1]), None, 0.25),  # IoU below 0.5: a miss
     ],
@@ -86,7 +86,7 @@ def test_images_without_predictions_or_boxes():
 
 
 def test_random_cases_against_the_plain_loop():
-    """The protocol once more, step by step as docs/detectors.md 6.1 tells it."""
+    """The protocol once more, step by step as docs/detectors.md 6.1 describes it."""
     random = np.random.default_rng(0)
     truth, predictions = {}, {}
     for k in range(8):
@@ -208,9 +208,9 @@ def test_what_is_no_source_of_predictions(tmp_path):
 def test_files_of_other_programs(tmp_path):
     folder = tmp_path / "0--Parade"
     write_predictions(tmp_path, KEY, [[0, 0, 20, 20]], [0.5])
-    (folder / "._one.txt").write_bytes(b"\x00\x05\xff")  # of a Mac
+    (folder / "._one.txt").write_bytes(b"\x00\x05\xff")  # as macOS adds
     (folder / "notes.md").write_text("no predictions")
-    (folder / "one.txt").write_bytes(b"\xef\xbb\xbf" + (folder / "one.txt").read_bytes())  # of an editor on Windows
+    (folder / "one.txt").write_bytes(b"\xef\xbb\xbf" + (folder / "one.txt").read_bytes())  # a byte order mark
     with tarfile.open(tmp_path / "all.tar", "w") as archive:
         archive.add(folder, "0--Parade")
     assert list(read_predictions(tmp_path)) == list(read_predictions(tmp_path / "all.tar")) == [KEY]
@@ -272,7 +272,7 @@ def test_a_small_set_from_end_to_end(tmp_path):
     )
     write_predictions(tmp_path / "found", ("0--Parade", names[1]), [[0, 0, 20, 20]], [0.3])
     figures = evaluate(read_predictions(tmp_path / "found"), truth).average_precision()
-    assert figures["easy"] == pytest.approx(1)  # 0.6 is a face out of the count, 0.3 in the other image too
+    assert figures["easy"] == pytest.approx(1)  # the face of 0.6 is not counted, nor that of 0.3 in the other image
     assert figures["medium"] == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
     assert figures["hard"] == pytest.approx(1 / 3 + 2 / 3 * 3 / 4)
 

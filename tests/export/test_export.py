@@ -1,6 +1,6 @@
 """Exported detectors against the detectors that they were exported from, in onnxruntime, OpenVINO and torch.
 
-The graph as torch traces it is tested without either; so the tests of a runtime need only cover what runtimes add.
+The graph that torch traces is tested without a runtime, so the tests of the runtimes cover only what they add.
 """
 
 import json
@@ -20,7 +20,7 @@ from pyface.detector import FaceDetector
 from pyface.export.decoding import PlainOps, best
 from pyface.export.export import ExportRequest, export
 from pyface.export.graph import Faces, Heads
-from pyface.export.quantisation import behind_network
+from pyface.export.quantisation import kept_in_float
 from pyface.models.checkpoints import CheckpointError
 from pyface.models.exported import Description
 from pyface.models.zoo import create_model, is_untrained
@@ -207,8 +207,8 @@ def test_int8(suffix, exported, images, tmp_path):
         torch.testing.assert_close(one.boxes, other.boxes[order], atol=4, rtol=0)
 
 
-def test_operators_behind_the_network():
-    """Decoding is not quantised, even where it branches off within the network."""
+def test_what_int8_keeps_in_float():
+    """The last convolutions and decoding are not quantised, even where these branch off within the network."""
     nodes = {
         "conv": ("Conv", []),
         "relu": ("Relu", ["conv"]),
@@ -217,7 +217,7 @@ def test_operators_behind_the_network():
         "shape": ("Shape", ["relu"]),
         "nms": ("NonMaxSuppression", ["exp", "shape"]),
     }
-    assert behind_network(nodes) == ["exp", "shape", "nms"]
+    assert kept_in_float(nodes) == ["heads", "exp", "shape", "nms"]
 
 
 def test_options(exported, images):
@@ -355,7 +355,10 @@ def test_export_heads_in_half_precision(tmp_path):
         (["mtcnn", "OUT.onnx", "--heads"], "all options but --weights must be left out for mtcnn"),
         (["mtcnn", "OUT.pt2"], "OUT must end with .onnx or .xml for mtcnn, got OUT.pt2"),
         (["s3fd_lite", "OUT.onnx", "--int8"], "--int8 and --calibrate DIR must be given together"),
-        (["s3fd_lite", "OUT.pt2", "--int8", "--calibrate", "."], "--int8 must be for faces in .onnx or .xml files"),
+        (
+            ["s3fd_lite", "OUT.pt2", "--int8", "--calibrate", "."],
+            "--int8 must be used for faces",
+        ),
         (["s3fd_lite", "OUT.onnx", "--int8", "--calibrate", "none"], "there is no such file or folder"),
         (["s3fd_vgg16", "OUT.onnx"], "no default weights"),
         (["s3fd_lite", "OUT.tflite"], "OUT must end with .onnx, .xml, .pt2"),

@@ -10,6 +10,8 @@ import warnings
 from argparse import Namespace
 from pathlib import Path
 
+import joblib
+import lz4.frame
 import numpy as np
 import torch
 from safetensors.torch import save
@@ -39,6 +41,9 @@ def seeds() -> list[tuple[str, bytes]]:
     file = io.BytesIO()
     np.savez(file, **{key: value.numpy() for key, value in state.items()})
     files.append((".npz", file.getvalue()))
+    file = io.BytesIO()
+    joblib.dump([value.numpy() for value in state.values()], file)
+    files.append((".lz4", lz4.frame.compress(file.getvalue())))
     return files
 
 
@@ -51,7 +56,8 @@ def _saved(content, **options) -> bytes:
 def run(rng: np.random.Generator) -> str:
     """Reads one damaged file; returns "read" or "refused"."""
     suffix, data = pick(rng, seeds())
-    data = _spoiled_header(rng, data) if suffix == ".safetensors" and rng.random() < 0.5 else bytes_of(rng, data)
+    spoil = INSIDE.get(suffix, bytes_of) if rng.random() < 0.5 else bytes_of
+    data = spoil(rng, data)
     with tempfile.NamedTemporaryFile(suffix=suffix, dir="/dev/shm") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Path(file.name).write_bytes(data)
@@ -79,3 +85,12 @@ def _spoiled_header(rng: np.random.Generator, data: bytes) -> bytes:
         content["__metadata__"]["settings"] = json.dumps(spoiled_json(rng, settings))
         header = json.dumps(content).encode()
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
+
+
+def _spoiled_content(rng: np.random.Generator, data: bytes) -> bytes:
+    """The content of an lz4 file changed, in a frame that is whole."""
+    return lz4.frame.compress(bytes_of(rng, lz4.frame.decompress(data)))
+
+
+# Damage that the container does not notice.
+INSIDE = {".safetensors": _spoiled_header, ".lz4": _spoiled_content}

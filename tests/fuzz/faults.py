@@ -2,7 +2,7 @@
 
 
 class Fault(AssertionError):
-    """A silent error: a result came, and it is not right."""
+    """A silent error: a wrong result instead of an exception."""
 
 
 def expect(holds: bool, message: str) -> None:

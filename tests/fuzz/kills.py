@@ -4,7 +4,7 @@ python -m tests.fuzz.kills detect --runs 100
 python -m tests.fuzz.kills train --runs 20
 
 Each run is killed once, and everything that it leaves must then equal what an unbroken run leaves. Runs are forked from
-this process, which has loaded all modules, so that few kills fall into the start of Python.
+this process, which has loaded all modules, so that few kills come before a run has begun.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from pyface.io.images import read_image
 
 FORK = multiprocessing.get_context("fork")
 MODULES = {
-    "detect": ["pyface.detector", "pyface.cli.outcomes", "pyface.cli.copies", "pyface.io.results"],
+    "detect": ["pyface.detector", "pyface.cli.detect.run", "pyface.cli.detect.copies", "pyface.io.results"],
     "train": ["pyface.training.run", "tensorboard.compat", "torch.utils.tensorboard"],
 }
 PHOTO = Path(__file__).parents[2] / "docs" / "photos"
@@ -161,7 +161,7 @@ def killed_runs(case: Case, runs: int, rng: np.random.Generator) -> Iterator[boo
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # Not in this process: OpenCV's threads would be lost in the forked ones.
+        # In a process of its own: those forked from this one would lack OpenCV's threads.
         writer = FORK.Process(target=write_images, args=(folder, case.images))
         writer.start()
         writer.join()

@@ -44,7 +44,7 @@ def run(rng: np.random.Generator) -> str:
     except (TypeError, ValueError) as error:
         expect(len(str(error)) < 2000, f"{name}: an error of {len(str(error))} characters")
         return "refused"
-    except RuntimeError as error:  # torch's dispatcher refuses what is of no type in the op's schema
+    except RuntimeError as error:  # torch's dispatcher refuses types that the op's schema does not have
         if "but it is actually of type" in str(error) or "Expected a value of type" in str(error):
             return "refused"
         raise

@@ -14,7 +14,7 @@ import numpy as np
 
 TARGETS = ("images", "files", "checkpoints", "ops")
 SECONDS = 60.0  # for one input, on a machine that may be busy
-MEMORY = 2**30  # beyond what the worker takes before the first input, bytes
+MEMORY = 2**30  # bytes, beyond what the worker uses before its first input
 
 
 class Finding(NamedTuple):
@@ -30,7 +30,7 @@ def work(target: str, first: int, count: int, pipe: Connection) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     os.dup2(sys.stderr.fileno(), 2)  # OpenCV, libtiff and libpng write there
     run = importlib.import_module(f"tests.fuzz.{target}").run
-    run(np.random.default_rng([TARGETS.index(target), 0]))  # loads what is loaded late
+    run(np.random.default_rng([TARGETS.index(target), 0]))  # imports what is imported late
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))

@@ -48,7 +48,7 @@ def assert_form(image) -> None:
 def test_kinds(kind, tmp_path):
     data = encode(SMOOTH, kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    path = tmp_path / "ein Bild, 写真.dat"  # told by content, wherever it lies
+    path = tmp_path / "ein Bild, 写真.dat"  # the kind is told by the content, not by the name
     path.write_bytes(data)
     for source in (data, bytearray(data), memoryview(data), path, str(path)):
         image = read_image(source)
@@ -69,7 +69,7 @@ def test_cut_short(kind):
 
 @pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "PNG"])
 def test_a_missing_end_marker(kind):
-    """Some encoders leave the end marker out; all pixels are there, as an option tells."""
+    """Some encoders leave the end marker out though all pixels are there; an option accepts such files."""
     data = encode(SMOOTH, kind.split()[-1], **({"progressive": True} if " " in kind else {}))
     whole = read_image(data)
     for missing in range(1, 12 if kind == "PNG" else 3):
@@ -97,7 +97,7 @@ def test_png_damage():
     with pytest.raises(ImageError, match="checksum"):
         read_image(bytes(bad))
     bad = bytearray(encode(SMOOTH, "PNG", dpi=(72, 72)))
-    bad[bad.index(b"pHYs") + 5] ^= 0xFF  # a chunk that a reader may do without
+    bad[bad.index(b"pHYs") + 5] ^= 0xFF  # an ancillary chunk
     assert difference(read_image(bytes(bad)), SMOOTH) == 0
 
 
@@ -431,7 +431,7 @@ def test_huge_files_are_refused_unread(tmp_path):
         read_image(path, max_pixels=2**40)
 
 
-def test_files_that_are_no_pictures(tmp_path):
+def test_files_that_are_no_images(tmp_path):
     cases = {
         "empty.jpg": (b"", "the file is empty"),
         "text.jpg": (b"just a few words\n" * 9, "not an image of a kind that pyface reads"),
@@ -556,7 +556,7 @@ def test_floating_point_tensors(dtype):
 
 
 class Unloadable:
-    """A PIL image whose decoder fails in a way of its own."""
+    """A PIL image whose decoder fails in an unusual way."""
 
     size, mode, info = (4, 4), "RGB", {}
 

@@ -1,4 +1,4 @@
-"""Photos that are saved again keep their metadata, and only what shows nothing of their former pixels."""
+"""Photos that are saved again keep their metadata, except those that show their former pixels."""
 
 import io
 
@@ -60,7 +60,7 @@ def test_thumbnails_are_left_out(tmp_path):
     thumbnail = io.BytesIO()
     Image.fromarray(corners()).save(thumbnail, "JPEG")
     block = exif().tobytes()[6:]
-    # A second directory behind the first one: JPEG data at an offset, and its length.
+    # A second directory after the first one: JPEG data at an offset, and its length.
     first = int.from_bytes(block[4:8], "little" if block[:2] == b"II" else "big")
     order = "little" if block[:2] == b"II" else "big"
     entries = int.from_bytes(block[first : first + 2], order)

@@ -1,4 +1,4 @@
-"""Files of results, with names that tempt any format."""
+"""Files of results, with names that are hard to write in any format."""
 
 import pytest
 

@@ -103,7 +103,7 @@ def test_videos_and_addresses(write_grey, tmp_path, monkeypatch):
     assert is_video("in/script.ts")
     assert not is_video("http://x/a.jpg?b=c.mp4")
     assert [is_live(source) for source in (0, "RTSP://x", "http://x/a.mp4", "a.mp4")] == [True, True, False, False]
-    assert find_sources(["http://x/a.jpg", "s3://b/a.jpg"]) == ["http://x/a.jpg", "s3://b/a.jpg"]  # listed by nobody
+    assert find_sources(["http://x/a.jpg", "s3://b/a.jpg"]) == ["http://x/a.jpg", "s3://b/a.jpg"]  # kept as they are
     assert [is_unclear(source) for source in ("http://x/live", "rtsp://x", "s3://b/a", "a")] == [True, *[False] * 3]
 
 

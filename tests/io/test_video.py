@@ -15,7 +15,7 @@ av = pytest.importorskip("av", reason="PyAV is not installed")
 from pyface.io import video as module  # noqa: E402
 from pyface.io.video import Frame, VideoError, VideoWriter, video  # noqa: E402
 
-GREYS = tuple(range(20, 240, 20))  # of the frames, eleven
+GREYS = tuple(range(20, 240, 20))  # of the eleven frames
 
 
 def write(path, times=None, size=(48, 64), greys=GREYS):

@@ -1,4 +1,4 @@
-"""Foreign weights: every layout, made up of random numbers, must compute what its own names say.
+"""Foreign weights: every layout, filled with random numbers, must compute what its names say.
 
 The networks are written out here once more, plainly and under the foreign names.
 """
@@ -34,7 +34,7 @@ IMAGE = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(7)) * 
 
 
 class Numbers:
-    """A state of random layers that keep magnitudes, under whatever names."""
+    """A state of random layers that keep magnitudes, under any names."""
 
     def __init__(self) -> None:
         self.state: State = {}
@@ -147,7 +147,7 @@ def s3fd_caffe_maps(state: State) -> list[list[Tensor | None]]:
 
 
 class YxlijunS3FD(nn.Module):
-    """The port's own structure: a Sequential that is numbered through, layers between the places that are tapped."""
+    """The port's own structure: one numbered Sequential, and layers on the outputs that become maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class YxlijunS3FD(nn.Module):
         sources = []
         for k, layer in enumerate(self.vgg):
             x = layer(x)
-            if k in (15, 22, 29):  # behind the ReLU of conv3_3, conv4_3, conv5_3
+            if k in (15, 22, 29):  # after the ReLU of conv3_3, conv4_3, conv5_3
                 block = {15: 3, 22: 4, 29: 5}[k]
                 sources.append(normalised(x, self.get_submodule(f"L2Norm{block}_3").weight))
         sources.append(x)
@@ -613,7 +613,7 @@ class TestHostileFiles:
         torch.save({"state_dict": state} | beside, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
         allowed = torch.serialization.get_safe_globals()
         read = read_checkpoint(tmp_path / "a.pth").state
-        assert set(torch.serialization.get_safe_globals()) == set(allowed)  # of the whole process, so nothing stays
+        assert set(torch.serialization.get_safe_globals()) == set(allowed)  # the whole process shares them
         assert read.keys() == state.keys()
         assert all(torch.equal(read[key], value) for key, value in state.items())
 
@@ -714,7 +714,7 @@ class TestMessages:
 
 class TestOwnFiles:
     def test_settings_travel(self, tmp_path):
-        """A configuration that no layout brings: saved, read, built again."""
+        """A configuration that no foreign layout has is saved, read and built again."""
         settings = {"fc6_padding": 2, "fc6_dilation": 2, "bgr": False, "mean": [1, 2.5, 3], "score_threshold": 0.1}
         config = configured(S3FDVGG16Config(), settings)
         save_checkpoint(tmp_path / "own.safetensors", S3FDVGG16(config), "s3fd_vgg16", settings)

@@ -1,9 +1,5 @@
 """Small networks over many crops: the kernel against the same layers in torch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -36,17 +32,6 @@ def test_convnet_equals_its_layers(n, name, device):
     crops = torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1)).to(device)
     expected = convnet_in_torch(crops, weights, pools)
     torch.testing.assert_close(convnet(crops, weights, pools), expected, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("level", ["baseline", "avx2"])
-def test_every_instruction_set_equals_the_layers(level):
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_convnet_equals_its_layers and cpu"]
-    environment = os.environ | {"PYFACE_SIMD": level}
-    done = subprocess.run(
-        [*command, os.path.abspath(__file__)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
-    assert "16 passed" in done.stdout
 
 
 def test_pooled_size_is_torchs():

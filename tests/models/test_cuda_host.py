@@ -13,7 +13,7 @@ from pyface.models.zoo import model_info
 pytestmark = pytest.mark.cuda_host
 
 SINGLE_SHOT = ["densebox_lite", "s3fd_lite", "srn_lite", "ssh_lite"]
-SIDE = 96  # the emulated device takes a thread at a time
+SIDE = 96  # the emulated device runs one thread at a time
 
 
 def on_cuda_host(request, call):

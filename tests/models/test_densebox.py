@@ -26,7 +26,7 @@ def pictures(*shape, seed=1):
 
 
 def lite(**settings):
-    """A lite network with random weights and lived-in normalisation, in evaluation mode."""
+    """A lite network with random weights and random statistics of normalisation, in evaluation mode."""
     torch.manual_seed(0)
     model = DenseBoxLite(DenseBoxLiteConfig(**settings)).eval()
     for layer in model.modules():
@@ -124,7 +124,7 @@ def test_branches_have_the_authors_layers():
     assert layers[2].p == 0.5
 
 
-def test_training_starts_calm():
+def test_training_starts_with_low_scores_and_small_boxes():
     torch.manual_seed(0)
     with torch.no_grad():
         maps = DenseBoxLite().train()(pictures(2, 3, 160, 160))
@@ -284,7 +284,7 @@ def empty_maps(images):
 
 
 class Planted(DenseBoxLite):
-    """Answers as a perfect network would: it reads the faces, which are white on black, from the image."""
+    """Returns what a perfect network would: it reads the faces, which are white on black, from the image."""
 
     POINTS = ((0.3, 0.35), (0.7, 0.35), (0.5, 0.55), (0.35, 0.8), (0.65, 0.8))
 
@@ -295,7 +295,7 @@ class Planted(DenseBoxLite):
     def forward(self, images):
         maps = empty_maps(images)
         for b in range(len(images)):
-            # A white image of unknown scale: how wide it is tells the scale.
+            # A white image of unknown scale: its width gives the scale.
             lit = images[b].amax(0) > 0
             scale = int(lit.any(0).sum()) / 640
             boxes = self.boxes * scale
@@ -376,7 +376,7 @@ def test_create_model(name):
 
 
 def test_suppression_by_union_or_by_the_smaller_area():
-    # Of 3 boxes the second lies within the first: IoU 0.25, of the smaller area 1.
+    # Of 3 boxes the second lies within the first: the overlap is 0.25 of the union and all of the smaller area.
     maps = empty_maps(torch.zeros(1, 3, 64, 64))
     for row, column, side, score in ((8, 8, 32, 0.9), (8, 9, 16, 0.8), (2, 2, 12, 0.85)):
         maps.refined[0, 0, row, column] = score
@@ -437,7 +437,7 @@ def truth(splits=(0, 1, 3), boxes=FACES, ignore=None, landmarks=POINTS):
 
 
 def slow_loss(maps, faces, config, seed):
-    """The terms cell by cell, from what the reference says about targets and samples."""
+    """The terms cell by cell, from the reference's targets and samples."""
     unit = config.face / config.stride
     targets = reference.densebox_targets(
         faces.boxes,
@@ -557,7 +557,7 @@ def test_loss_by_hand():
     assert terms["box"].item() == pytest.approx(3 * 4 * 0.5**2)
 
 
-def test_ignored_cells_teach_nothing():
+def test_ignored_cells_do_not_count():
     maps = random_output(1)
     faces = truth((0, 3), ignore=torch.tensor([False, False, True]))
     sum(Bare(DenseBoxConfig()).loss(maps, faces).values()).backward()
@@ -569,7 +569,7 @@ def test_ignored_cells_teach_nothing():
     assert not maps.offsets.grad.movedim(1, -1)[label != 1].any()
 
 
-def test_the_seed_decides_which_cells_teach():
+def test_the_seed_decides_which_cells_count():
     model, maps = Bare(DenseBoxConfig()), random_output()
     values = [model.loss(maps, truth(), seed=seed)["classification"].item() for seed in (0, 0, 1)]
     assert values[0] == values[1] != values[2]
@@ -596,8 +596,8 @@ def test_a_wrong_number_of_landmarks_is_named():
         Bare(DenseBoxConfig()).loss(random_output(), truth(landmarks=POINTS[:, :2]))
 
 
-def test_the_loss_teaches():
-    """A few steps on one image with two bright faces."""
+def test_training_lowers_the_loss():
+    """Within a few steps on one image with two bright faces."""
     torch.manual_seed(0)
     model = DenseBoxLite().train()
     image = torch.full((1, 3, 64, 64), -1.0)

@@ -1,4 +1,4 @@
-"""Facts for choosing a model, beside where each of them comes from."""
+"""Facts for choosing a model, compared with their sources."""
 
 import re
 from pathlib import Path

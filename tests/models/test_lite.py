@@ -24,7 +24,7 @@ SIZES = [(160, 224), (161, 203), (33, 257), (1, 1)]
 
 
 def build(name: str, **settings):
-    """A model with random weights and lived-in normalisation, in evaluation mode."""
+    """A model with random weights and random statistics of normalisation, in evaluation mode."""
     torch.manual_seed(0)
     network, config, _ = LITE[name]
     model = network(config(**settings)).eval()
@@ -111,7 +111,7 @@ def test_anchor_sides():
 
 @pytest.mark.parametrize("landmarks", [True, False])
 def test_candidates(name, landmarks):
-    """A face planted in otherwise empty maps comes out as its anchor, moved as the units of the offsets say."""
+    """A face planted in otherwise empty maps is decoded to its anchor, moved by the offsets in their units."""
     model = build(name, landmarks=landmarks)
     with torch.no_grad():
         maps = model(pictures(2, 3, 128, 128))
@@ -139,7 +139,7 @@ def test_candidates(name, landmarks):
         torch.testing.assert_close(found.landmarks[1, 0], centre.expand(5, 2), rtol=1e-5, atol=1e-4)
 
 
-def test_batches_equal_single_pictures(name):
+def test_batches_equal_single_images(name):
     model = build(name)
     x = pictures(3, 3, 97, 130)
     with torch.inference_mode():
@@ -183,8 +183,8 @@ def test_gradients_with_shared_prediction():
     assert "heads.cls_first_pred.weight" not in dict(model.named_parameters())
 
 
-def test_training_starts_calm(name):
-    """A fresh network calls about one anchor in a hundred a face, and its boxes are the anchors."""
+def test_training_starts_with_low_scores_and_unmoved_anchors(name):
+    """The face probabilities of a new network are about 0.01, and its boxes are near the anchors."""
     torch.manual_seed(0)
     model = LITE[name][0]().train()
     with torch.no_grad():
@@ -285,7 +285,7 @@ def test_oblong_kernels_are_rfe_s():
         part = x[:, 2 * k : 2 * k + 2]
         parts.append(F.conv2d(part, weight, bias, padding=(height // 2, width // 2), groups=2))
     torch.testing.assert_close(layer(x), torch.cat(parts, 1))
-    nn.init.ones_(layer.weight)  # what is masked stays without effect
+    nn.init.ones_(layer.weight)  # what is masked has no effect
     torch.testing.assert_close(layer(x), layer.folded()(x))
     assert int(layer.mask.sum()) == 2 * (5 + 5 + 3 + 3)
     assert LiteRFE(8)(x).shape == x.shape

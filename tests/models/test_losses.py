@@ -45,7 +45,7 @@ def truth_of(*images, ignore=None, landmarks=None):
 
 
 def maps_of(model, sizes, *, batch=2, seed=0, scale=1.0):
-    """Random maps for a model's levels; leaves that want a gradient."""
+    """Random maps for a model's levels; leaves that require a gradient."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(channels, size):
@@ -319,7 +319,7 @@ def assert_terms(actual, expected):
 class TestAgainstLoops:
     @pytest.mark.parametrize("seed", range(3))
     def test_lite(self, name, seed):
-        """Several faces in one image, an ignored box, one face with landmarks and one without; the other image bare."""
+        """Images with several faces, none and two; two faces have landmarks, and one box is ignored."""
         model = build(name)
         truth = truth_of(
             [(10.0, 12, 42, 50), (30.0, 30, 52, 60), (70.0, 8, 79, 17), (40.0, 60, 90, 92)],
@@ -334,7 +334,7 @@ class TestAgainstLoops:
         assert_terms(model.loss(maps, truth), expected)
 
     def test_few_samples_of_ssh(self):
-        """More faces' anchors and more background than a module takes: the hard ones teach."""
+        """More positive anchors and more background than a module takes: the hardest are chosen."""
         model = build("ssh_lite", module_samples=8)
         faces = [(8.0 * k, 8.0 * k, 8.0 * k + 20, 8.0 * k + 20) for k in range(9)]
         maps, truth = maps_of(model, sizes_for(model, 96), seed=5), truth_of(faces, faces[:1])
@@ -360,7 +360,7 @@ class TestAgainstLoops:
         truth = truth_of([(10.0, 12, 42, 50), (30.0, 30, 52, 60)], [(2.0, 3, 70, 91)])
         inclusive = truth._replace(boxes=truth.boxes - torch.tensor([0.0, 0, 1, 1]))
         assert_terms(model.loss(maps, truth), slow_srn(model, maps, inclusive))
-        # What is learned comes out of `candidates` where the face is.
+        # The targets decode, through `candidates`, to where the face is.
         anchor = torch.tensor(model.levels[2].anchors[0])
         boxes = torch.zeros(1, 8, 1, 1)
         boxes[0, :4, 0, 0] = losses.encode_boxes(anchor, inclusive.boxes[0], (1.0, 1.0))
@@ -375,7 +375,7 @@ class TestAgainstLoops:
 
 
 class TestByHand:
-    """One face, one anchor of its size and place, constant maps: numbers that fit on a napkin."""
+    """One face, one anchor of its size and place, constant maps: numbers that can be checked by hand."""
 
     def test_s3fd(self):
         model = build("s3fd_lite", negative_ratio=3.0, min_negatives=0, compensate=None)
@@ -397,7 +397,7 @@ class TestByHand:
             type(m)(*(x if x is None else torch.zeros_like(x) for x in m))
             for m in maps_of(model, [(2, 2), (1, 1), (1, 1)], batch=1)
         ]
-        # An image of 16 x 16. M1's anchors about (4, 4), (12, 4) ... leave it, M3's may.
+        # An image of 16 x 16. M1's anchors about (4, 4), (12, 4) ... extend beyond it and do not count; M3's do.
         terms = model.loss(maps, truth_of([(0.0, 0, 16, 16)]))
         assert terms["classification"].item() == pytest.approx(math.log(2))  # M3's two alone; no M1 anchor lies inside
         assert terms["box"].item() == 0
@@ -408,7 +408,7 @@ class TestByHand:
             anchors = ops.anchor_boxes([level], [(320 // level.stride, 320 // level.stride)])
             assert inside(anchors, (320, 320), border).all()
 
-    def test_ssh_lite_learns_from_a_face_between_two_anchors(self):
+    def test_ssh_lite_matches_a_face_between_two_anchors(self):
         model = build("ssh_lite")
         maps = maps_of(model, sizes_for(model, 96), batch=1)
         face = (29.0, 29, 51, 51)  # between four cells: IoUs of 0.44 with anchors of 16 px, 0.47 with those of 32
@@ -485,7 +485,7 @@ class TestDegenerate:
             assert x.grad is not None
             assert x.grad.isfinite().all()
 
-    def test_pictures_without_faces_teach_background(self, name):
+    def test_images_without_faces_are_background(self, name):
         model = build(name)
         maps = maps_of(model, sizes_for(model, 96))
         terms = model.loss(maps, EMPTY)
@@ -495,14 +495,14 @@ class TestDegenerate:
         assert (maps[0].logits.grad[:, -n:] >= 0).all()
         assert (maps[0].logits.grad[:, -n:] > 0).any(0).any()
 
-    def test_where_all_is_ignored_nothing_teaches(self, name):
+    def test_where_all_is_ignored_there_is_no_loss(self, name):
         model = build(name)
         maps = maps_of(model, sizes_for(model, 96), scale=0.1)  # SRN's moved anchors stay inside
         everywhere = truth_of([(-5e3, -5e3, 5e3, 5e3)], [(-5e3, -5e3, 5e3, 5e3)], ignore=[True, True])
         assert all(value == 0 for value in model.loss(maps, everywhere).values())
 
     def test_anchors_that_run_away(self):
-        """SRN's first step may answer anything."""
+        """SRN's first step may return anything."""
         model = build("srn_lite")
         maps = maps_of(model, sizes_for(model, 96))
         with torch.no_grad():
@@ -556,7 +556,7 @@ class TestProperties:
         terms = model.loss(maps, self.TRUTH)
         assert_terms(model.loss(other, self.TRUTH), {key: value.item() for key, value in terms.items()})
 
-    def test_better_answers_cost_less(self, name):
+    def test_better_maps_have_a_lower_loss(self, name):
         """Maps that a step of gradient descent improved."""
         model = build(name)
         maps = maps_of(model, sizes_for(model, 96))
@@ -659,7 +659,7 @@ def trained(request):
     return request.param
 
 
-def answers_of(name):
+def outputs_of(name):
     """A fresh network, and its outputs for one image, without a gradient."""
     model = build(name).eval()
     with torch.no_grad():
@@ -682,26 +682,26 @@ class TestTruth:
             model.loss(maps_of(model, sizes_for(model, 96)), truth)
 
     def test_another_number_of_images_is_named(self, trained):
-        model, maps = answers_of(trained)
+        model, maps = outputs_of(trained)
         for splits in ([0, 0, 0], [0]):
             truth = GroundTruth(torch.zeros(0, 4), torch.tensor(splits))
             with pytest.raises(ValueError, match=r"splits must be \[2\], as the maps are of 1 images, got"):
                 model.loss(maps, truth)
 
     def test_integers_are_no_boxes(self, trained):
-        model, maps = answers_of(trained)
+        model, maps = outputs_of(trained)
         with pytest.raises(TypeError, match=r"the truth's boxes must be float32, got torch\.int64"):
             model.loss(maps, GroundTruth(torch.tensor([[3, 3, 30, 30]]), torch.tensor([0, 1])))
 
-    def test_all_maps_are_wanted(self, name):
-        model, maps = answers_of(name)
+    def test_all_maps_are_needed(self, name):
+        model, maps = outputs_of(name)
         with pytest.raises(ValueError, match=rf"maps must be those of all {len(maps)} levels, got {len(maps) - 1}"):
             model.loss(maps[1:], truth_of([]))
 
     @pytest.mark.parametrize("value", [NAN, INFINITY])
     @pytest.mark.parametrize("faces", [[], [(10.0, 10, 42, 50)]])
     def test_a_network_that_diverged_does_not_look_perfect(self, trained, faces, value):
-        model, maps = answers_of(trained)
+        model, maps = outputs_of(trained)
         tensors = maps if trained == "densebox_lite" else (x for level in maps for x in level)
         for x in tensors:
             if x is not None:
@@ -720,8 +720,8 @@ class TestTruth:
 
 
 class TestSRNSteps:
-    def test_who_teaches_whom(self):
-        """The first step learns nothing from the second's terms, nor the second from the first's."""
+    def test_each_step_has_gradients_from_its_own_terms(self):
+        """The second step's terms give the first step no gradient, nor the first step's terms the second."""
         model = build("srn_lite")
         truth = TestProperties.TRUTH
         for terms, taught in (
@@ -742,7 +742,7 @@ class TestSRNSteps:
             }
             assert with_gradient == taught
 
-    def test_what_the_first_step_closes_teaches_nothing(self):
+    def test_anchors_below_the_gate_do_not_count(self):
         model = build("srn_lite")
         maps = maps_of(model, sizes_for(model, 96))
         with torch.no_grad():
@@ -771,7 +771,7 @@ class TestSRNSteps:
         assert maps[3].boxes.grad[1, :4, 0, 0].any()
         assert not maps[3].boxes.grad[0, :4, 0, 0].any()
 
-    def test_without_forcing_a_face_may_teach_the_first_step_nothing(self):
+    def test_without_forcing_a_face_may_have_no_anchor_in_the_first_step(self):
         truth = truth_of([(10.0, 12, 42, 50)])
         for force, found in ((True, True), (False, False)):
             model = build("srn_lite", force_first=force)
@@ -824,7 +824,7 @@ class TestMTCNN:
             answers, truth = crops(n, landmarks=landmarks)
             assert_terms(model.loss(net, answers, truth), slow_mtcnn(net, answers, truth, mining))
 
-    def test_crops_teach_what_their_kind_says(self):
+    def test_crops_have_the_terms_of_their_kind(self):
         answers, truth = crops(40)
         torch.stack(list(MTCNN().loss("onet", answers, truth).values())).sum().backward()
         taught = {kind: answers.grad[truth.kind == kind].ne(0).any(0).tolist() for kind in CropKind}
@@ -879,7 +879,7 @@ class TestMTCNN:
             key.removeprefix("net.") for key in wrapped.state_dict() if "points" not in key
         }
 
-    def test_refuses_other_answers(self):
+    def test_refuses_other_outputs(self):
         _, truth = crops(4)
         for shape in ((4, 7), (3, 6), (4, 6, 2, 2)):
             with pytest.raises(ValueError, match=r"outputs must be \[4, 6 or 16\], one for each crop, got"):
@@ -893,7 +893,7 @@ class TestMTCNN:
         with pytest.raises(ValueError, match="net must be one of pnet, rnet, onet, got 'net'"):
             MTCNN().loss("net", answers, truth)
 
-    def test_unknown_landmarks_teach_nothing(self):
+    def test_unknown_landmarks_do_not_count(self):
         answers, truth = crops(8)
         truth = truth._replace(kind=torch.full((8,), CropKind.LANDMARK))
         expected = MTCNN().loss("onet", answers[:7], CropTruth(*(x[:7] for x in truth)))["landmarks"]
@@ -978,7 +978,7 @@ class TestPieces:
         assert losses.diou(boxes, faces).tolist() == pytest.approx(expected)
 
     def test_box_terms_count_faces_alone(self):
-        """Whatever is not matched has no part in them, nor have targets without area."""
+        """They ignore what is not matched, and targets without area."""
         anchors = torch.tensor([[0.0, 0, 16, 16], [16, 0, 32, 16], [0, 16, 16, 32]])
         truth = truth_of([(2.0, 2, 18, 14), (5.0, 5, 5, 9)])
         index = torch.tensor([[0, -1, -2]], dtype=torch.int32)

@@ -194,7 +194,7 @@ class TestDetect:
     def test_no_images(self, model):
         assert model.detect([]) == []
 
-    def test_min_face_beyond_the_picture(self, model, photo):
+    def test_min_face_beyond_the_image(self, model, photo):
         assert shapes(model.detect([photo], min_face=513)[0]) == EMPTY
 
     def test_min_face(self, model, photo):
@@ -230,7 +230,7 @@ class TestDetect:
         torch.testing.assert_close(best.boxes[:1], reference.boxes[:1], rtol=0, atol=8)
         torch.testing.assert_close(best.landmarks[:1], reference.landmarks[:1], rtol=0, atol=5)
 
-    def test_a_strided_picture(self, model, photo):
+    def test_a_strided_image(self, model, photo):
         assert_same(model.detect([photo[:, ::2]])[0], model.detect([photo[:, ::2].contiguous()])[0])
 
     @pytest.mark.parametrize(

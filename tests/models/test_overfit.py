@@ -1,4 +1,4 @@
-"""Every lite detector learns four composed photos by heart: loss, gradients, matching and decoding agree."""
+"""Every lite detector can be overfitted to four composed photos: loss, gradients, matching and decoding agree."""
 
 import importlib.util
 from pathlib import Path
@@ -51,7 +51,8 @@ def composed(photo):
 def untrained(name: str) -> SingleShot:
     if name != "densebox_lite":
         return create_model(name, weights=None)
-    # Eleven faces are too few to learn an octave of sizes in one view: with its own bands, it finds eight of them.
+    # Eleven faces are too few to train an octave of sizes in one view: with its own bands, DenseBox finds eight of
+    # them.
     bands = {"positive_band": (0.8, 1.25), "ignore_band": (0.6, 1.67), "pyramid_step": 2**0.5}  # the paper's
     return DenseBoxLite(DenseBoxLiteConfig(face=25.0, **bands))
 

@@ -99,7 +99,7 @@ def assert_found(faces: Faces, *squares, at=0.6):
 SMALL, LARGE = (40, 24, 16), (96, 48, 32)
 
 
-def test_native_size_of_several_pictures_together():
+def test_native_size_of_several_images_together():
     model = SquareFinder()
     one, two = picture(100, 160, SMALL, LARGE), picture(90, 130, (64, 32, 32))
     found = model.detect([one, two, picture(50, 50)])
@@ -113,7 +113,7 @@ def test_native_size_of_several_pictures_together():
     assert sorted(model.calls) == [(1, 3, 96, 160), (2, 3, 128, 160)]  # equal canvases share a call
 
 
-def test_landmarks_are_in_the_pictures_pixels():
+def test_landmarks_are_in_the_images_pixels():
     found = SquareFinder().detect([picture(100, 160, LARGE)])[0]
     centre = torch.tensor([96.0 + 16, 48 + 16])
     torch.testing.assert_close(found.landmarks[0], centre + 32 * torch.tensor(SquareFinder.POINTS))
@@ -184,7 +184,7 @@ def test_multiscale_finds_what_one_scale_does_not(paper, landmarks):
 
 def test_the_mirror_image_alone_gives_the_same_faces(monkeypatch):
     monkeypatch.setitem(single_shot.MULTISCALE, "ssh", lambda view: [replace(view, mirror=True)])
-    image = picture(100, 160, SMALL, LARGE)  # 160 is a multiple of the stride, so that cells meet cells
+    image = picture(100, 160, SMALL, LARGE)  # 160 is a multiple of the stride, so that mirrored cells are cells
     plain = SquareFinder().detect([image])[0]
     mirrored = SquareFinder().detect([image], options=InferenceOptions(multiscale="ssh"))[0]
     assert_found(mirrored, SMALL, LARGE, at=0.99)
@@ -230,7 +230,7 @@ def assert_tiles_find_the_same(picture, model, tile):
     assert box_iou(whole.boxes.numpy(), faces.boxes.numpy()).max(1).min() > 0.8
 
 
-def test_tiles_find_what_the_whole_picture_shows():
+def test_tiles_find_what_the_whole_image_shows():
     # One in a corner, one across the border of two tiles, one larger than what tiles share.
     squares = [(8, 8, 16), (240, 120, 32), (400, 300, 128), (120, 400, 16)]
     image = picture(480, 640, *squares)

@@ -164,7 +164,7 @@ class TestDecoding:
             assert own.scores[image, : int(own.count[image])].min() < 0.05
             assert asked.scores[image, : int(asked.count[image])].min() > threshold
 
-    def test_boxes_end_at_the_picture(self, model):
+    def test_boxes_end_at_the_image(self, model):
         sizes = torch.tensor([[40.0, 50.0], [30.0, 20.0]])
         found = model.candidates(random_maps(), score_threshold=0.05, max_candidates=10_000, sizes=sizes)
         for image in range(2):

@@ -45,7 +45,7 @@ class TestNetwork:
         assert float(trunk.std()) == pytest.approx((2 / (2 * 512 * 9)) ** 0.5, rel=0.02)
 
     def test_fusion_crops_what_rounding_added(self, model):
-        """A map of 9 rows comes back as 10: the last one goes, the first ones stay where they are."""
+        """A map of 9 rows comes back with 10: the last one is dropped, the others stay where they are."""
         conv4, conv5 = torch.rand(1, 512, 10, 6), torch.rand(1, 512, 5, 3)
         with torch.no_grad():
             odd, even = model.fuse(conv4[:, :, :9], conv5), model.fuse(conv4, conv5)
@@ -110,7 +110,7 @@ class TestDecoding:
         for level, stride, scales in zip(maps, STRIDES, SCALES, strict=True):
             deltas = level.boxes[0].permute(1, 2, 0).unflatten(2, (2, 4)).double().numpy()
             boxes.append(author_boxes(stride, scales, deltas).reshape(-1, 4))
-            # bg0, bg1, fg0, fg1: the first half is background, one channel an anchor.
+            # bg0, bg1, fg0, fg1: the first half is background, one channel per anchor.
             probability = level.logits[0].unflatten(0, (2, 2)).softmax(0)[1]
             scores.append(probability.permute(1, 2, 0).flatten())
         found = model.candidates(maps, score_threshold=0.0, max_candidates=10_000)
@@ -133,11 +133,11 @@ class TestDecoding:
         assert [level.max_candidates for level in SSHVGG16().levels] == [1000] * 3
 
     def test_first_modules_alone(self, model):
-        """What the pyramid's largest scale asks for (docs/detectors.md 5.4)."""
+        """What the pyramid's largest scale needs (docs/detectors.md 5.4)."""
         found = model.candidates(self.maps()[:2], score_threshold=0.0, max_candidates=10_000)
         assert int(found.count) == 2 * (6 * 7 + 3 * 4)
 
-    def test_boxes_end_at_the_picture(self, model):
+    def test_boxes_end_at_the_image(self, model):
         found = model.candidates(
             self.maps(), score_threshold=0.0, max_candidates=10_000, sizes=torch.tensor([[40.0, 50.0]])
         )

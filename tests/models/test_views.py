@@ -1,4 +1,4 @@
-"""What a network is shown: scales of the papers' multi-scale tests, tiles, and the way back to the image."""
+"""The views that a network runs on: scales of the papers' multi-scale tests, tiles, and mapping back to the image."""
 
 import math
 from dataclasses import replace
@@ -43,7 +43,7 @@ def test_scale_for(size, height, width, scale):
     assert scale_for(size, height, width) == scale
 
 
-def test_s3fd_looks_at_a_picture_of_usual_size_at_five_scales():
+def test_s3fd_runs_on_an_image_of_usual_size_at_five_scales():
     limit = math.sqrt(S3FD_PIXELS / (768 * 1024))
     assert 2 < limit < 4
     assert plan("s3fd", 768, 1024) == [
@@ -55,12 +55,12 @@ def test_s3fd_looks_at_a_picture_of_usual_size_at_five_scales():
     ]
 
 
-def test_s3fd_doubles_small_pictures_up_to_its_limit():
+def test_s3fd_doubles_small_images_up_to_its_limit():
     scales = [view.scale for view in s3fd_views(whole(0, 400, 300, 1.0))]
     assert scales == [1.0, 1.0, 0.5, 2.0, 4.0, math.sqrt(S3FD_PIXELS / (400 * 300))]
 
 
-def test_s3fd_reduces_large_pictures():
+def test_s3fd_reduces_large_images():
     limit = math.sqrt(S3FD_PIXELS / (3000 * 4000))
     assert plan("s3fd", 3000, 4000) == [
         (limit, False, 0.0, math.inf, None),
@@ -80,7 +80,7 @@ def test_srn_enlarges_by_one_and_a_half_until_its_limit():
     assert [row[2:4] for row in plan("srn", 400, 300)[2:4]] == [(30.0, math.inf), (0.0, 100.0)]
 
 
-def test_srn_reduces_large_pictures():
+def test_srn_reduces_large_images():
     limit = math.sqrt(1400**2 / (3000 * 4000))
     rows = plan("srn", 3000, 4000)
     assert [row[0] for row in rows] == [limit, limit, limit * 0.75, limit * 0.5]
@@ -95,7 +95,7 @@ def test_ssh_pyramid_leaves_its_last_module_out_at_the_largest_scale():
     assert wide[1].scale * 2400 == pytest.approx(1200)
 
 
-def test_halvings_end_where_the_picture_fits():
+def test_halvings_end_where_the_image_fits():
     assert [view.scale for view in halvings(whole(0, 1000, 4000, 1.0), 1024)] == [1.0, 0.5, 0.25]
 
 
@@ -129,7 +129,7 @@ def test_tiles_cover_the_view_and_share_a_quarter(height, width, scale, side):
         assert part.cut == (left > 0, top > 0, right < width, bottom < height)
         seen[top:bottom, left:right] += 1
     assert seen.min() > 0
-    for part in parts:  # whoever lies in the shared quarter is whole in one of two neighbours
+    for part in parts:  # a face in the shared quarter is whole in one of two neighbours
         right = part.region[2]
         if right < width:
             after = min(p.region[0] for p in parts if p.region[0] > part.region[0] and p.region[1] == part.region[1])
@@ -146,7 +146,7 @@ def test_points_come_back_from_a_scaled_mirrored_region():
 
 
 def keeps(*found):
-    """Of each view's boxes, with scores, whether they remain."""
+    """Whether each box of each view, with its score, remains."""
     views, boxes, scores = zip(*found, strict=True)
     boxes = [torch.tensor(of, dtype=torch.float32).reshape(-1, 4) for of in boxes]
     return [kept.tolist() for kept in whole_faces(views, boxes, [torch.tensor(of) for of in scores])]
@@ -155,13 +155,13 @@ def keeps(*found):
 LEFT = View(0, (0, 0, 100, 100), 1.0, cut=(False, False, True, False))
 RIGHT = View(0, (75, 0, 175, 100), 1.0, cut=(True, False, False, False))
 COARSE = View(0, (0, 0, 175, 100), 0.5, stand_in=True)
-PYRAMID = View(0, (0, 0, 175, 100), 0.5)  # a view that the whole image has too
+PYRAMID = View(0, (0, 0, 175, 100), 0.5)  # a view of the whole image, as without tiles
 
 
 def test_a_part_of_a_face_gives_way_to_the_whole():
     part, whole_face = [70.0, 10, 98, 50], [70.0, 10, 110, 50]
     assert keeps((LEFT, [part], [0.99]), (COARSE, [whole_face], [0.3])) == [[False], [True]]
-    assert keeps((LEFT, [part], [0.99]), (RIGHT, [[120.0, 10, 160, 50]], [0.9])) == [[True], [True]]  # another's
+    assert keeps((LEFT, [part], [0.99]), (RIGHT, [[120.0, 10, 160, 50]], [0.9])) == [[True], [True]]  # another face
     assert keeps((LEFT, [part], [0.9]), (RIGHT, [[77.0, 10, 110, 50]], [0.9])) == [[True], [True]]  # whole nowhere
     assert keeps((LEFT, [[20.0, 10, 60, 50], [25.0, 20, 45, 40]], [0.9, 0.8])) == [[True, True]]  # far from the edge
 

@@ -50,7 +50,7 @@ def some(request: pytest.FixtureRequest) -> Callable[[Iterable], list]:
 
 @pytest.fixture
 def sparse() -> Callable[[int, str], torch.Tensor]:
-    """Makes so many zero bytes on a device. On the CPU only those that are touched take memory."""
+    """Makes this many zero bytes on a device. On the CPU only those that are touched take memory."""
     unreserved = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python 3.13 has the name
 
     def zeros(size: int, device: str) -> torch.Tensor:
@@ -62,8 +62,12 @@ def sparse() -> Callable[[int, str], torch.Tensor]:
     return zeros
 
 
+@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what would take minutes on the emulated GPU."""
+    """Leaves out what would take minutes on the emulated GPU, and marks as slow what takes seconds there."""
+    for item in items:
+        if is_emulated(item) and item.get_closest_marker("slow_emulated"):
+            item.add_marker(pytest.mark.slow)
     too_large = [item for item in items if is_emulated(item) and item.get_closest_marker("large")]
     if too_large:
         config.hook.pytest_deselected(items=too_large)

@@ -199,7 +199,7 @@ def test_any_map_size(size, device):
 
 @pytest.mark.large
 def test_large_levels_are_shared_out_in_order(device):
-    # More than one share of work a level, and equal scores everywhere: the order is the index.
+    # More than one share of work per level, and equal scores everywhere: the order is the index.
     level = AnchorLevel(4, square(4, 8, 16), 1)
     maps = [LevelMaps(torch.zeros(3, 4, 150, 151, device=device), torch.zeros(3, 8, 150, 151, device=device))]
     found = ops.decode_anchors(maps, [level], score_threshold=0.4, max_candidates=10**9)
@@ -694,7 +694,7 @@ def test_cuda_equals_cpu(name, dtype, hostile, cuda):
 
 
 @pytest.mark.cuda
-def test_chain_never_synchronizes(cuda):
+def test_chain_never_synchronises(cuda):
     make_levels, extras, options = DETECTORS["srn with landmarks"]
     levels = make_levels()
     maps = each(random_maps(levels, extras=extras), lambda t: t.to(cuda))

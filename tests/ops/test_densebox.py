@@ -94,7 +94,7 @@ def test_any_map_size(size, device):
 
 def test_decode_formula(device):
     scores, offsets = torch.zeros(1, 1, 5, 7, device=device), torch.zeros(1, 4, 5, 7, device=device)
-    scores[0, 0, 3, 2] = 7.0  # a regression may answer more than 1
+    scores[0, 0, 3, 2] = 7.0  # a regression may give more than 1
     offsets[0, :, 3, 2] = torch.tensor([0.1, 0.2, -0.3, -0.4])
     found = check(scores, offsets, score_threshold=0.5, max_candidates=3)
     expected = [10 - 0.1 * 50, 14 - 0.2 * 50, 10 + 0.3 * 50, 14 + 0.4 * 50]
@@ -223,7 +223,7 @@ def test_targets_equal_reference(seed, device):
     )
 
 
-def test_a_centered_face_has_the_papers_disc(device):
+def test_a_centred_face_has_the_papers_disc(device):
     """240 x 240 with a face of 50 px in the middle: 60 x 60 cells, radius 3.75 (docs/detectors.md 1.2)."""
     maps = one((95, 95, 145, 145), device=device)
     y, x = torch.meshgrid(torch.arange(60.0), torch.arange(60.0), indexing="ij")
@@ -266,7 +266,7 @@ def test_cells_belong_to_the_nearest_face_in_units_of_its_radius(device):
     assert torch.equal(first.offsets, one(left, device=device).offsets)
 
 
-def test_the_cell_of_the_center_is_always_positive(device):
+def test_the_cell_of_the_centre_is_always_positive(device):
     small = {"face": 4.0, "radius": 0.01, "gray": 0.0}
     assert (one((11, 19, 14, 23), device=device, **small).label[0] == 1).nonzero().tolist() == [[5, 3]]
     # The cell (0, 0) reaches from pixel 0 to 4; a centre beside the map has no cell.
@@ -543,7 +543,7 @@ def test_cuda_equals_cpu(hostile, cuda):
 
 
 @pytest.mark.cuda
-def test_never_synchronizes_and_runs_in_a_cuda_graph(cuda):
+def test_never_synchronises_and_runs_in_a_cuda_graph(cuda):
     boxes, splits = random_faces(30, sides=(40.0, 60.0))[0].to(cuda), torch.tensor([0, 10, 30], device=cuda)
     other = random_faces(30, sides=(40.0, 60.0), seed=1)[0].to(cuda)
     there_and_back(boxes, splits)

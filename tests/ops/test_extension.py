@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pyface.ops import _extension
-from pyface.ops._extension import launch
+from pyface.ops import extension
+from pyface.ops.extension import launch
 
 CPU = torch.device("cpu")
 NMS = {
@@ -75,7 +75,7 @@ def test_a_launch_on_another_gpu_switches_to_it_with_torch(current, switches, mo
     """CUDA's own switch back would set up a context on a GPU that has none."""
     launched, switched = [], []
     kernels = SimpleNamespace(nms=lambda *arguments: launched.append(arguments[-2:]) or 0)
-    monkeypatch.setattr(_extension, "_C", SimpleNamespace(has_cuda=True, cuda=kernels))
+    monkeypatch.setattr(extension, "_C", SimpleNamespace(has_cuda=True, cuda=kernels))
     monkeypatch.setattr("torch.cuda.current_device", lambda: current)
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: SimpleNamespace(cuda_stream=7))
     monkeypatch.setattr("torch.cuda.device", lambda device: switched.append(str(device)) or nullcontext())
@@ -154,7 +154,7 @@ def test_the_stub_is_up_to_date():
 
 
 def test_every_launcher_has_a_signature():
-    functions = {name: vars(_extension._C.cpu)[name] for name in dir(_extension._C.cpu) if name[0] != "_"}
+    functions = {name: vars(extension._C.cpu)[name] for name in dir(extension._C.cpu) if name[0] != "_"}
     assert len(functions) >= 17
     for name, function in functions.items():
         assert f"{name}(" in function.__doc__.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""A small driver for headless Chromium, by the DevTools protocol over two pipes."""
+"""A small driver for headless Chromium: the DevTools protocol over two pipes."""
 
 import base64
 import json

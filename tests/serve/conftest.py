@@ -12,7 +12,7 @@ import pytest
 
 @dataclass
 class Service:
-    """A running service: `client` speaks to it, and the detector works while `gate` is set."""
+    """A running service: `client` is connected to it, and the detector works while `gate` is set."""
 
     address: str
     client: object

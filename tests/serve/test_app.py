@@ -123,7 +123,7 @@ def test_clients_share_batches(serve, png):
         service.working.acquire()
         rest = [pool.submit(service.client.post, "/detect", content=png(80)) for _ in range(6)]
         wait_for(lambda: service.held() == 7)
-        time.sleep(0.2)  # in which most of them are decoded
+        time.sleep(0.2)  # most of them are decoded meanwhile
         service.gate.set()
         assert [len(future.result().json()["faces"]) for future in [first, *rest]] == [1] + 6 * [2]
         assert sum(service.model.batches) == 7

@@ -13,7 +13,7 @@ pytest.importorskip("fastapi_offline", reason='needs pip install -e ".[serve]"')
 
 
 def load_browser():
-    """Imports browser.py, since tests are no package."""
+    """Imports browser.py, since tests/ is not a package."""
     spec = importlib.util.spec_from_file_location("pyface_test_browser", Path(__file__).with_name("browser.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -62,7 +62,7 @@ def iou(a, b):
 
 
 def slow_kind(crop, picture):
-    """What `match` says of one crop, read off its description."""
+    """The kind that `match` gives one crop, straight from its description."""
     is_large = [max(x2 - x1, y2 - y1) >= SMALLEST for x1, y1, x2, y2 in picture.faces]
     faces = [iou(crop, face) if large else 0 for face, large in zip(picture.faces, is_large, strict=True)]
     ignore = [face for face, large in zip(picture.faces, is_large, strict=True) if not large] + list(picture.ignore)
@@ -116,7 +116,7 @@ def test_kinds_are_those_of_a_plain_computation():
         ((210, 10, 222, 22), -1),  # within it
         ((200, 0, 300, 100), -1),  # its IoU is 0.36
         ((200, 0, 400, 200), CropKind.NEGATIVE),  # 0.09
-        ((0, 200, 15, 215), -1),  # a face that is too small to be one
+        ((0, 200, 15, 215), -1),  # a face that is too small to count
     ],
 )
 def test_kinds_at_their_limits(crop, kind):
@@ -124,7 +124,7 @@ def test_kinds_at_their_limits(crop, kind):
     assert crops.match(np.array([crop], np.float32), picture, SMALLEST).kinds == [kind]
 
 
-def test_pictures_without_annotations_are_background(album, drawn):
+def test_images_without_annotations_are_background(album, drawn):
     assert set(drawn.kinds[drawn.pictures == 5]) == {CropKind.NEGATIVE}
     assert (drawn.pictures == 5).sum() == crops.ANYWHERE
 
@@ -203,7 +203,7 @@ def test_targets_decode_to_the_face(net):
 
 
 def test_p_nets_targets_decode_to_the_face():
-    """Through the boxes that detection takes its windows for, rounding apart."""
+    """Through the boxes that detection makes of its windows, apart from rounding."""
     rng = np.random.default_rng(3)
     rows, columns = torch.from_numpy(rng.integers(0, 100, (2, 200)))
     scales = torch.from_numpy(rng.uniform(0.05, 0.6, 200))
@@ -218,7 +218,7 @@ def test_p_nets_targets_decode_to_the_face():
 
 
 @pytest.mark.parametrize("net", crops.NETS)
-def test_mirrored_targets_are_those_of_the_mirrored_picture(net):
+def test_mirrored_targets_are_those_of_the_mirrored_image(net):
     width = 500
     squares, faces, landmarks = some_crops()
     kinds, plain = torch.ones(len(faces)).long(), torch.zeros(len(faces), dtype=torch.bool)
@@ -234,7 +234,7 @@ def test_mirrored_targets_are_those_of_the_mirrored_picture(net):
     torch.testing.assert_close(truth.landmarks, expected.landmarks, rtol=0, atol=1e-4)
 
 
-def test_pixels_are_those_that_detection_sees(album, drawn):
+def test_pixels_are_those_of_detection(album, drawn):
     recipe = replace(SMALL, photometric=0.0)
     batch = crops.CropBatches(album, drawn, "rnet", recipe, 0, 0, 1)[0]
     config = MTCNNConfig()
@@ -245,7 +245,7 @@ def test_pixels_are_those_that_detection_sees(album, drawn):
     expected = normalised_crops(album.images, batch.boxes, batch.pictures, (24, 24), config)
     for a, b, is_mirrored in zip(seen, expected, batch.mirrored, strict=True):
         torch.testing.assert_close(a, b.flip(2) if is_mirrored else b, rtol=0, atol=1e-5)
-    # An image that is not kept in memory is cut to the same pixels.
+    # An image that is not kept in memory gives the same crops.
     streamed = crops.CropBatches(Album(album.pictures, keep=False), drawn, "rnet", recipe, 0, 0, 1)[0]
     torch.testing.assert_close(crops.render(streamed, streamed.pixels, "rnet", config), seen, rtol=0, atol=1e-3)
 
@@ -297,7 +297,7 @@ def test_a_batch_depends_on_its_number_alone(album, drawn):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """A run that is killed in P-Net and in R-Net and continues: its folder, and what each network saw."""
+    """A run that is killed in P-Net and in R-Net and continues: its folder, and the batches of each network."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     seen = defaultdict(list)
     step = cascade.NetTraining.training_step
@@ -396,14 +396,14 @@ def test_a_run_without_landmarks_says_so(data, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "run" / "best.safetensors").exists()
 
 
-def test_the_layer_for_landmarks_learns():
+def test_the_layer_for_landmarks_is_trained():
     training = cascade.NetTraining(MTCNN(), "rnet", True, SMALL, 1)
     learned = {id(p) for group in training.configure_optimizers().param_groups for p in group["params"]}
     assert learned == {id(p) for p in training.net.parameters()}
     assert {id(p) for p in training.cascade.rnet.parameters()} < learned
 
 
-def test_networks_answer_the_same_in_the_memory_format_of_training():
+def test_networks_return_the_same_in_the_memory_format_of_training():
     """On the kernels too, with which the next network's crops are mined."""
     torch.manual_seed(0)
     model = MTCNN()

@@ -25,7 +25,7 @@ def draw(rule, of=PEOPLE, count=300):
 
 @pytest.mark.parametrize("rule", [*RULES.values(), densebox(50.0, (0.8, 1.25))])
 @pytest.mark.parametrize("of", [PEOPLE, picture()])
-def test_every_crop_shows_some_of_the_picture(rule, of):
+def test_every_crop_shows_some_of_the_image(rule, of):
     left, top, side = draw(rule, of).T
     assert (side > 0).all()
     assert np.isfinite(left + top).all()

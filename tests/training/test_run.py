@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -33,9 +35,28 @@ def small_run(data, **changes):
     return Run(**({"model": "s3fd_lite", "data": (str(data),), "validations": 2, "recipe": SMALL} | changes))
 
 
-def test_a_run_leaves_weights_measurements_and_logs(data, tmp_path):
+@pytest.fixture(scope="module")
+def complete_run(data, tmp_path_factory):
+    """The folder of a run to its end, and what the run printed."""
+    folder, printed = tmp_path_factory.mktemp("complete"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        train(small_run(data), folder, accelerator="cpu")
+    return folder, printed.getvalue()
+
+
+@pytest.fixture
+def run_to_change(complete_run, tmp_path):
+    """A copy of a complete run's folder."""
+    return shutil.copytree(complete_run[0], tmp_path / "run")
+
+
+def test_a_run_leaves_weights_measurements_and_logs(data, tmp_path, capsys):
     folder = tmp_path / "run"
     train(small_run(data, val=(str(data),), held_out=("1.png",)), folder, accelerator="cpu")
+    assert (
+        f"{data.name}: 5 of 6 images are also in the training data, so the scores are too optimistic"
+        in capsys.readouterr().out
+    )
     assert {path.name for path in folder.iterdir()} == {
         "best.safetensors",
         "config.json",
@@ -51,13 +72,13 @@ def test_a_run_leaves_weights_measurements_and_logs(data, tmp_path):
     assert lines[-1]["step"] == 4 * (5 // 2)
     assert lines[-1][data.name]["pictures"] == 6
     assert lines[-1]["held_out"]["faces"] == 2
-    assert lines[-1]["held_out"]["pictures_per_second"] is None  # which JSON has a word for, unlike NaN
+    assert lines[-1]["held_out"]["pictures_per_second"] is None  # which JSON can express, unlike NaN
     assert "AP@0.5" in (folder / "logs" / "0" / "metrics.csv").read_text()
     assert list((folder / "logs" / "0").glob("events*"))
     run = read_config(folder / "config.json")
     assert replace(run, settings=None) == small_run(data, val=(str(data),), held_out=("1.png",))
     assert configured(S3FDLiteConfig(landmarks=False), run.settings) == S3FDLiteConfig()
-    # The weights stand for themselves.
+    # The weights need nothing else of the run.
     found = FaceDetector("s3fd_lite", weights=folder / "best.safetensors", device="cpu")(data / "images" / "0.png")
     assert found.width == 200
 
@@ -104,19 +125,19 @@ def test_time_ends_a_run(data, tmp_path):
     assert lines[-1]["progress"] == 1
 
 
-def test_a_complete_run_says_so(data, tmp_path, capsys):
-    train(small_run(data), tmp_path, accelerator="cpu")
-    lines = capsys.readouterr().out.splitlines()
+def test_a_complete_run_says_so(data, complete_run, capsys):
+    folder, printed = complete_run
+    lines = printed.splitlines()
     assert lines[:2] == [
         "s3fd_lite: 6 images with 9 faces, 6 of them with landmarks, 4 epochs",
         "no images to measure on, so best.safetensors will be the newest weights; add some with --val DIR",
     ]
     assert [line.split(": ")[0] for line in lines[2:4]] == ["step 6, 50% of the run", "step 12, 100% of the run"]
     assert "loss" in lines[2]
-    assert lines[4] == f"the run in {tmp_path} is complete; to use its weights:"
-    assert lines[5] == f"  pyface detect IMAGES --model s3fd_lite --weights {tmp_path / 'best.safetensors'}"
-    train(small_run(data), tmp_path, accelerator="cpu", resume=True)
-    assert f"the run in {tmp_path} was already complete" in capsys.readouterr().out
+    assert lines[4] == f"the run in {folder} is complete; to use its weights:"
+    assert lines[5] == f"  pyface detect IMAGES --model s3fd_lite --weights {folder / 'best.safetensors'}"
+    train(small_run(data), folder, accelerator="cpu", resume=True)
+    assert f"the run in {folder} was already complete" in capsys.readouterr().out
 
 
 def test_without_landmarks_the_detector_has_none(data, tmp_path, capsys):
@@ -134,37 +155,27 @@ def test_without_landmarks_the_detector_has_none(data, tmp_path, capsys):
         assert not create_model(name, str(tmp_path / f"{name}_again" / "best.safetensors")).config.landmarks
 
 
-def test_measuring_on_training_data_is_said(data, tmp_path, capsys):
-    train(small_run(data, val=(str(data),), held_out=("1.png",)), tmp_path, accelerator="cpu")
-    assert (
-        f"{data.name}: 5 of 6 images are also in the training data, so the scores are too optimistic"
-        in capsys.readouterr().out
-    )
-
-
 @pytest.mark.parametrize("content", [b"", b"half a checkpoint"])
-def test_a_damaged_checkpoint_is_named(data, tmp_path, content):
-    train(small_run(data), tmp_path, accelerator="cpu")
-    (tmp_path / "last.ckpt").write_bytes(content)
+def test_a_damaged_checkpoint_is_named(data, run_to_change, content):
+    (run_to_change / "last.ckpt").write_bytes(content)
     with pytest.raises(
         TrainingError, match=r"last\.ckpt is damaged, .* start another one with --weights .*last\.safetensors"
     ):
-        train(small_run(data), tmp_path, accelerator="cpu", resume=True)
+        train(small_run(data), run_to_change, accelerator="cpu", resume=True)
 
 
-def test_a_run_without_its_checkpoint_does_not_begin_anew(data, tmp_path):
-    train(small_run(data), tmp_path, accelerator="cpu")
+def test_a_run_without_its_checkpoint_does_not_begin_anew(data, run_to_change):
     with pytest.raises(
         CheckpointError, match=r"must be a weights file, got the state of a training run; give best\.safetensors beside"
     ):
-        create_model("s3fd_lite", str(tmp_path / "last.ckpt"))
+        create_model("s3fd_lite", str(run_to_change / "last.ckpt"))
     with pytest.raises(CheckpointError, match=r"folder of a training run; give .*best\.safetensors"):
-        create_model("s3fd_lite", str(tmp_path))
-    (tmp_path / "last.ckpt").unlink()
+        create_model("s3fd_lite", str(run_to_change))
+    (run_to_change / "last.ckpt").unlink()
     with pytest.raises(
         TrainingError, match=r"last\.ckpt is missing, .* start another one with --weights .*last\.safetensors"
     ):
-        train(small_run(data), tmp_path, accelerator="cpu", resume=True)
+        train(small_run(data), run_to_change, accelerator="cpu", resume=True)
 
 
 def test_too_large_a_step_is_one_sentence(data, tmp_path, monkeypatch):
@@ -240,15 +251,13 @@ def test_measurements_after_the_checkpoint_are_not_kept_twice(tmp_path):
     assert measured.read_text() == '{"step": 4}\n{"step": 8}\n'
 
 
-def test_a_run_does_not_go_on_with_other_data(data, tmp_path):
+def test_a_run_does_not_go_on_with_other_data(data, run_to_change, tmp_path):
     shutil.copytree(data, tmp_path / "data")
-    run = small_run(tmp_path / "data")
-    train(run, tmp_path / "run", accelerator="cpu")
     annotations = tmp_path / "data" / "bbx_gt.txt"
     annotations.write_text(annotations.read_text().replace("5.png\n0\n", "5.png\n1\n").replace(
         "5.png\n1\n0 0 0 0", "5.png\n1\n9 9 30 30"))  # fmt: skip
     with pytest.raises(TrainingError, match=r"with other data .6 images with 9 faces, not 6 images with 10 faces"):
-        train(run, tmp_path / "run", accelerator="cpu", resume=True)
+        train(small_run(tmp_path / "data"), run_to_change, accelerator="cpu", resume=True)
 
 
 def test_a_model_that_finds_nothing_keeps_its_threshold(data, tmp_path):
@@ -309,8 +318,9 @@ train(read_config(Path(sys.argv[1], "two.json")), Path(sys.argv[1], "run"), acce
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run(data, tmp_path):
-    """Each sees its part of the samples, each sample once an epoch; both measure, one writes."""
+    """Each takes its part of the samples, each sample once per epoch; both measure, one writes."""
     run = small_run(data, val=(str(data),), devices=2, recipe=replace(SMALL, epochs=2))
     run = replace(run, data=run.data * 2)
     write_config(run, tmp_path / "two.json")
@@ -337,7 +347,15 @@ def test_torchruns_processes_are_the_runs(data, tmp_path, monkeypatch):
         train(small_run(data), tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "mtcnn"])
+@pytest.mark.parametrize(
+    "name",
+    # The networks of the papers are large.
+    [
+        pytest.param(name, marks=[] if name.endswith("_lite") else pytest.mark.slow)
+        for name in RECIPES
+        if name != "mtcnn"
+    ],
+)
 def test_every_model_trains(name, data, tmp_path):
     recipe = replace(RECIPES[name], size=64, batch_size=3, epochs=1)
     run = Run(model=name, data=(str(data),), validations=1, recipe=recipe)

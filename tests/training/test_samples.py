@@ -38,7 +38,7 @@ def test_a_sample_depends_on_its_number_alone(album):
         late[2]
 
 
-def test_ranks_share_what_one_would_see(album):
+def test_ranks_share_what_one_would_take(album):
     def faces(batch):
         return sorted(map(tuple, batch.truth.boxes.tolist()))
 
@@ -47,12 +47,12 @@ def test_ranks_share_what_one_would_see(album):
     assert sorted(faces(parts[0]) + faces(parts[1])) == faces(samples(album)[1])
 
 
-def test_an_epoch_shows_every_picture_once(album):
+def test_an_epoch_takes_every_image_once(album):
     one = Samples(album, Recipe(size=96, batch_size=len(album)), octaves, 0, first=2, count=1)
     assert sorted(one[0].pictures.tolist()) == list(range(len(album)))
 
 
-def test_streamed_pictures_give_the_same_pixels(album):
+def test_streamed_images_give_the_same_pixels(album):
     streamed = Album(album.pictures, keep=False)
     a, b = samples(album)[1], samples(streamed)[1]
     assert b.pixels is not None
@@ -62,7 +62,7 @@ def test_streamed_pictures_give_the_same_pixels(album):
 
 
 def test_faces_lie_where_the_discs_are(album):
-    """The images' faces are bright discs: boxes and pixels went the same ways, mirrored, rotated, in mosaics too."""
+    """The images' faces are bright discs: boxes and pixels move alike, also when mirrored, rotated or in mosaics."""
     plain = Recipe(size=96, batch_size=16, mosaic=0.3, rotation=0.7, photometric=0.0, smallest_face=12)
     seen = 0
     for batch in (samples(album, plain)[k] for k in range(5)):
@@ -91,7 +91,7 @@ def test_mosaics_are_four_crops(album):
 
 
 def test_a_quarter_turn_is_exact(album):
-    """Pixels as `torch.rot90` has them, boxes and landmarks with them."""
+    """Pixels turn as by `torch.rot90`, boxes and landmarks with them."""
     batch = samples(album, Recipe(size=96, batch_size=6, photometric=0.0))[0]
     turned = render(batch._replace(angles=torch.full((6,), 90.0)), album.images)
     torch.testing.assert_close(turned, render(batch, album.images).rot90(-1, (2, 3)), rtol=0, atol=1e-2)
@@ -102,7 +102,7 @@ def test_a_quarter_turn_is_exact(album):
 
 
 def test_rotated_faces_at_the_edges():
-    """A box holds the ellipse in the one before; who leaves the sample is clipped, ignored or left out."""
+    """A box bounds the rotated ellipse of the box before; boxes across the edge are clipped, ignored or left out."""
     boxes = np.array([[40, 40, 60, 60], [80, 40, 100, 60], [90, 0, 100, 10], [44, 50, 56, 51]], np.float32)
     faces = Faces(boxes, np.zeros(4, bool), np.full((4, 5, 2), np.nan, np.float32))
     found = rotated(faces, 45, 100, smallest=6)
@@ -162,7 +162,7 @@ def test_cut_outs_cover_parts_of_faces(album):
     assert not (changed & ~inside).any()
 
 
-def test_held_out_pictures(data):
+def test_held_out_images(data):
     learned, held = split([str(data), str(data)], ["1.png"])
     assert [picture.path.name for picture in held] == ["1.png"]
     assert len(learned) == 10
@@ -170,7 +170,7 @@ def test_held_out_pictures(data):
         split([str(data)], ["9.png"])
 
 
-def test_held_out_pictures_of_one_name_are_told_apart(data, tmp_path):
+def test_held_out_images_of_one_name_are_told_apart(data, tmp_path):
     for name in "ab":
         shutil.copytree(data, tmp_path / name)
     folders = [str(tmp_path / "a"), str(tmp_path / "b")]
@@ -183,7 +183,7 @@ def test_held_out_pictures_of_one_name_are_told_apart(data, tmp_path):
     assert len(learned) == 11
 
 
-def test_a_picture_of_a_folder_that_is_named_twice_is_kept_once(data):
+def test_an_image_of_a_folder_that_is_named_twice_is_kept_once(data):
     album = Album(read_folder(data) * 2, keep=True)
     assert len(album) == 12
     assert album[1] is album[7]
@@ -200,7 +200,7 @@ def test_boxes_that_show_nothing_are_left_out(data):
     assert kept.landmarks.tolist() == landmarks[[0, 2]].tolist()
 
 
-def test_streamed_pictures_are_decoded_once_a_batch(album, monkeypatch):
+def test_streamed_images_are_decoded_once_per_batch(album, monkeypatch):
     decoded = []
     monkeypatch.setattr(album_module, "read", lambda path: decoded.append(path) or read(path))
     batch = samples(Album(album.pictures, keep=False), Recipe(size=96, batch_size=6, mosaic=1.0))[0]
@@ -212,7 +212,7 @@ def test_memory_is_shared_out():
     assert 0 < album_module._free_memory("cpu", 4) <= album_module._free_memory("cpu", 1) / 2
 
 
-def test_a_broken_picture_is_named(data, tmp_path):
+def test_a_broken_image_is_named(data, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "bad.jpg").write_bytes(b"no picture")
     pictures = split([str(data), str(tmp_path)], [])[0]

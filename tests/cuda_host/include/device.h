@@ -52,7 +52,7 @@ void* dynamic_shared_memory();
 constexpr size_t kWorkspaceGap = 256;
 void declare_array(void* array, size_t bytes);
 
-// An array in the raw storage of characters, which kernels do not touch, is declared by whoever divides that storage.
+// A typed array. Raw storage (char) is not declared: kernels touch only the arrays into which its user divides it.
 template <typename T>
 void declare_array(T* array, size_t count) {
   if constexpr (!std::is_same_v<T, char>) declare_array(static_cast<void*>(array), count * sizeof(T));

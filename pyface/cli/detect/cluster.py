@@ -50,7 +50,7 @@ class ClusterOptions:
         typer.Option(
             min=0,
             metavar="F",
-            help="GPUs per detector; 0.25: four share one.",
+            help="GPUs per detector; with 0.25, four detectors share one.",
             show_default="1 if the cluster has GPUs",
             rich_help_panel=PANEL,
         ),
@@ -96,9 +96,9 @@ def detect_on_cluster(
     except (SourceError, OutputError, ConnectionError, ValueError) as error:
         fail(error)
     except ray.exceptions.RayError as error:
-        fail(f"{str(error).strip().splitlines()[-1]}; the same command with --resume continues", FAILED)
+        fail(f"{str(error).strip().splitlines()[-1]}; repeat the command with --resume to continue", FAILED)
     except KeyboardInterrupt:
-        fail("interrupted; the same command with --resume continues", INTERRUPTED)
+        fail("interrupted; repeat the command with --resume to continue", INTERRUPTED)
     finally:
         ray.shutdown()
     _summarise(folder)

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import cv2
 
 from pyface.cli.console import print_status
-from pyface.cli.copies import Copies, CopyError, VideoCopy
-from pyface.cli.report import Report
+from pyface.cli.detect.copies import Copies, CopyError, VideoCopy
+from pyface.cli.detect.report import Report
 from pyface.detections import Tracks
 from pyface.detector import FaceDetector, Outcome
 from pyface.io.archives import ArchiveError, archive, member_source
@@ -126,7 +126,7 @@ class Run:
             print_status(f"pyface: {name}: {text}")
 
     def _unclear_results(self, pool: Executor, sources: Iterable[Source], first: Source) -> Iterator[dict[str, Any]]:
-        """Yields the results of addresses that may be images or videos."""
+        """Yields the results of URLs that may be images or videos."""
         for outcome in self.detector.stream(sources):
             if isinstance(outcome.error, KindError):
                 yield from self._video_results(pool, outcome.source, self.after if outcome.source == first else -1)

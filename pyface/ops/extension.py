@@ -34,7 +34,7 @@ library = torch.library.Library("pyface", "DEF")
 def register(schema: str, implementation: Callable, fake: Callable) -> None:
     """Defines torch.ops.pyface.<name> for CPU and CUDA, with a fake implementation for tracing.
 
-    It uses ``Library`` instead of ``custom_op``, with which a call takes four times as long.
+    It uses ``Library`` instead of ``custom_op``, whose calls take four times as long.
     """
     name = schema.partition("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))

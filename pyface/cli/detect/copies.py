@@ -158,7 +158,7 @@ class VideoCopy:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
             self._writer, self._size = VideoWriter(self._path), (image.shape[1], image.shape[0])
             if self._writer.codec != CODECS[0]:
-                print_status(f"pyface: PyAV has no H.264 encoder here, so browsers do not play {self._path}")
+                print_status(f"pyface: PyAV has no H.264 encoder here, so browsers cannot play {self._path}")
         if (image.shape[1], image.shape[0]) != self._size:  # a broadcast may change its size, a file's stream may not
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         self._writer.write(image, time)

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from pyface.cli import memory
+from pyface import resources
 
 ROUNDS = """
 import resource, sys
 sys.path.insert(0, {path!r})
 import numpy as np
-from pyface.cli.memory import keep_freed_memory
+from pyface.resources import keep_freed_memory
 keep_freed_memory()
 counts = []
 for _ in range(3):
@@ -24,7 +24,7 @@ print(*counts)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc has mallopt")
 def test_the_second_batch_has_no_page_faults():
-    path = str(memory.__file__).removesuffix("/pyface/cli/memory.py")
+    path = str(resources.__file__).removesuffix("/pyface/resources.py")
     result = subprocess.run(
         [sys.executable, "-c", ROUNDS.format(path=path)], capture_output=True, text=True, check=True
     )
@@ -33,5 +33,5 @@ def test_the_second_batch_has_no_page_faults():
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    memory.keep_freed_memory()
+    monkeypatch.setattr(resources.ctypes, "CDLL", lambda name: object())
+    resources.keep_freed_memory()
