@@ -12,8 +12,8 @@ import typer
 
 from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, fail
 from pyface.cli.detect.cluster import FolderRequest, detect_on_cluster
-from pyface.cli.detect.outputs import Write, open_results
-from pyface.cli.detect.plan import own_folders, plan_sources
+from pyface.cli.detect.outputs import Write, open_output
+from pyface.cli.detect.plan import make_plan, own_folders
 from pyface.cli.detect.report import Report
 from pyface.cli.detect.request import Request
 from pyface.cli.options import takes_options
@@ -62,13 +62,13 @@ def detect(request: Request) -> None:
         detect_sources(request)
     else:
         folder = _cluster_folder(request)
-        sources, _, _ = plan_sources(request)
-        detect_on_cluster(request.cluster, request.detector.request(), sources, folder)
+        plan = make_plan(request)
+        detect_on_cluster(request.cluster, request.detector.request(), plan.sources, folder)
 
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the requested sources, and exits with the command's status."""
-    sources, places, crops = plan_sources(request)
+    sources, places, crops = make_plan(request)
     owned = own_folders(request)
     from pyface.resources import keep_freed_memory  # loads torch, for which mistakes in the command need not wait
 
@@ -78,7 +78,7 @@ def detect_sources(request: Request) -> None:
     from pyface.cli.detect.copies import Copies
     from pyface.cli.detect.run import Run  # after the detector, which reports missing kernels
 
-    with open_results(request, sources) as (write, done, begun):
+    with open_output(request, sources) as (write, done, begun):
         remaining = [source for source in sources if source_key(source) not in done]
         if begun is not None:  # first, so that the lines of a video stay together
             remaining.sort(key=lambda source: source_key(source) != begun[0])

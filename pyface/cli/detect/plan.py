@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from pyface.cli.console import fail, print_status
 from pyface.cli.detect.request import Request, SourceRequest
@@ -25,8 +26,22 @@ from pyface.io.sources import (
 )
 
 
-def plan_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | None, dict[Source, Path] | None]:
-    """Returns the images and videos to read, and where the copy and the crops of each go if these are asked for."""
+class Plan(NamedTuple):
+    """What a run reads, and where its files go.
+
+    Attributes:
+        sources: The images and videos to read.
+        copies: Where the copy of each goes; None: no copies.
+        crops: Where the crops of each go, without their numbers and the suffix; None: no crops.
+    """
+
+    sources: list[Source]
+    copies: dict[Source, Path] | None
+    crops: dict[Source, Path] | None
+
+
+def make_plan(request: Request) -> Plan:
+    """Finds the sources, and fails if something is wrong with them."""
     save = request.copies.save
     shard = request.sources.shard
     try:
@@ -36,13 +51,13 @@ def plan_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | N
         live = next((source for source in sources if is_live(source)), None)
         if request.resume and live is not None:
             fail(f"{source_name(live)} has no frames to go back to; use --overwrite or another --output, not --resume")
-        places = None if save is None else plan_copies(sources, save)
+        copies = None if save is None else plan_copies(sources, save)
         wanted = request.copies.crops
         crops = None if wanted is None else plan_copies(sources, wanted, lambda name, _: name)
         sources = [source for source in sources if is_in_shard(source, part)]  # copies are named as without shards
     except SourceError as error:
         fail(error)
-    return sources, places, crops
+    return Plan(sources, copies, crops)
 
 
 def own_folders(request: Request) -> list[Path]:
