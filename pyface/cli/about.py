@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -165,12 +165,15 @@ def convert_data(
         print_status(f"{ignored:,} {are} lost: YOLO has none")
 
 
-def info() -> None:
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False) -> None:
     """Shows versions, devices and how the kernels were built, for bug reports."""
     facts = [*_versions(), *_runtimes(), *_gpus(), *_kernels()]
+    if as_json:
+        typer.echo(json.dumps(dict(facts), indent=1))
+        return
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        typer.echo(f"{name:<{width}}  {value}")
+        typer.echo(f"{name:<{width}}  {_words(value)}")
 
 
 def _versions() -> list[tuple[str, str]]:
@@ -217,14 +220,14 @@ def _gpus() -> list[tuple[str, str]]:
     return facts
 
 
-def _kernels() -> list[tuple[str, str]]:
+def _kernels() -> list[tuple[str, Any]]:
     try:
         from pyface.ops.extension import build_info
 
         built = build_info()
     except ImportError as error:
         built = {"kernels": str(error)}
-    return [(f"kernels: {name.replace('_', ' ')}", _words(value)) for name, value in built.items()]
+    return [(f"kernels: {name.replace('_', ' ')}", value) for name, value in built.items()]
 
 
 def _words(value: object) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from pyface.cli import about, benchmark, evaluate, export, serve, train
+from pyface.cli.console import MISTAKE, describe_mistake, print_status
 from pyface.cli.detect import detect
 
 COMMANDS = (
@@ -25,15 +27,27 @@ COMMANDS = (
 )
 
 
-class OrderedCommands(TyperGroup):
-    """Commands in the order of `COMMANDS`; typer would list groups such as `evaluate` last."""
+class Commands(TyperGroup):
+    """The commands in the order of `COMMANDS`; a mistake in one is reported in one sentence, like all others."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            status = super().main(*args, **extra | {"standalone_mode": False})
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # what typer's exceptions for mistakes have in common
+                raise
+            text = describe_mistake(error)
+            if text:  # else the help has been printed, since no command was given
+                print_status(f"pyface: {text}")
+            status = MISTAKE
+        sys.exit(status)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(self.commands, key=COMMANDS.index)
 
 
 app = typer.Typer(
-    cls=OrderedCommands,
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",

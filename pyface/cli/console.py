@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,34 @@ def fail(message: object, status: int = MISTAKE) -> NoReturn:
     """Ends the command with one sentence on standard error."""
     print_status(f"pyface: {message}")
     raise typer.Exit(status)
+
+
+def describe_mistake(error: Any) -> str:
+    """Returns in one sentence what typer found wrong with a command line; "" if it has printed the help instead.
+
+    Args:
+        error: An exception of typer, such as that for an option's value.
+    """
+    name = getattr(error, "param", None) and error.param.get_error_hint().strip("'")
+    if name and hasattr(error.__cause__, "errors"):  # pydantic's
+        return f"{name} must be {_accepted(error.param, error.message)}, got {error.__cause__.errors()[0]['input']}"
+    text = error.format_message().rstrip(".")
+    command = "pyface" if error.ctx is None else error.ctx.command_path
+    return text and f"{text[0].lower()}{text[1:]}; {command} --help shows what it takes"
+
+
+def _accepted(option: Any, message: str) -> str:
+    """Returns which values an option accepts, when pydantic has refused one with this message."""
+    choices = re.search(r"is not one of (.+?)\.?$", message)
+    if choices is not None:
+        return f"one of {choices[1].replace(chr(39), '')}"
+    low, high = getattr(option, "min", None), getattr(option, "max", None)
+    if low is None or high is None:
+        limits = f"{low:g} or more" if low is not None else f"{high:g} or less" if high is not None else ""
+    else:
+        limits = f"from {low:g} to {high:g}"
+    kind = "an integer" if "valid integer" in message else "a number" if "valid number" in message else ""
+    return ", ".join(filter(None, [kind, limits])) or message.removeprefix("Input should be ")
 
 
 def print_status(text: str) -> None:

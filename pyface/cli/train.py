@@ -138,8 +138,8 @@ def start_training(request: Request, given: frozenset[str]) -> None:
         request: The options.
         given: Names of the options on the command line; the others have their defaults.
     """
-    _check_extras()
     _check_options(request, given)
+    _check_extras()
     from pyface.data.picture import DatasetError
     from pyface.models.zoo import CheckpointError
     from pyface.training.recipes import TrainingError
@@ -165,7 +165,7 @@ def _check_extras() -> None:
 
 
 def _check_options(request: Request, given: frozenset[str]) -> None:
-    """Fails for unknown values, and for options that would have no effect."""
+    """Fails for unknown, missing and ineffective options, before imports that take seconds."""
     precision, device = request.settings.precision, request.device
     if precision not in PRECISIONS:
         fail(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -179,6 +179,12 @@ def _check_options(request: Request, given: frozenset[str]) -> None:
         fail(f"--resume continues a run as it was configured; leave out {names}")
     if {"config", "model"} <= given:
         fail("--config names the model; leave it out")
+    if request.resume is not None:
+        return
+    if request.config is None and (request.model is None or not request.data):
+        fail("a run needs a model and --data DIR; give both, or --config FILE, or --resume DIR")
+    if request.out is None:
+        fail("a run needs a folder; add --out DIR")
 
 
 def _plan_run(request: Request, given: frozenset[str]) -> tuple[Run, Path]:
@@ -193,9 +199,8 @@ def _plan_run(request: Request, given: frozenset[str]) -> tuple[Run, Path]:
         if not (request.resume / CONFIG).is_file():
             fail(f"there is no run in {request.resume}: a run's folder holds {CONFIG}")
         return read_config(request.resume / CONFIG), request.resume
+    assert request.out is not None  # as _check_options has checked
     run = _new_run(request) if request.config is None else read_config(request.config)
-    if request.out is None:
-        fail("a run needs a folder; add --out DIR")
     return _with_options(run, request, given), request.out
 
 
@@ -203,8 +208,7 @@ def _new_run(request: Request) -> Run:
     from pyface.models.zoo import model_info
     from pyface.training.recipes import RECIPES, Run
 
-    if request.model is None or not request.data:
-        fail("a run needs a model and --data DIR; give both, or --config FILE, or --resume DIR")
+    assert request.model is not None  # as above
     model_info(request.model)  # lists the names if there is no such model
     return Run(model=request.model, data=tuple(map(str, request.data)), recipe=RECIPES[request.model])
 

@@ -387,7 +387,7 @@ def plan_copies(
     taken: set[str] = set()
     for source, below in paths.items():
         name = below if is_archive(source) else rename(below, is_video(source))
-        copy = _free(folder / name, taken)
+        copy = _free(folder / name, taken, keep=is_live(source))
         if os.path.lexists(copy):
             originals = originals or {os.path.realpath(path) for path in _local_paths(paths)}
             if os.path.realpath(copy) in originals:
@@ -440,10 +440,13 @@ def _address_name(source: Source) -> str:
     return re.sub(r"[^\w.-]+", "-", f"{parts.hostname or ''}{parts.path}").strip("-") or "video"
 
 
-def _free(path: Path, taken: set[str]) -> Path:
-    """Adds a number to a name that another image has already; names that differ only in case count as the same."""
+def _free(path: Path, taken: set[str], *, keep: bool = False) -> Path:
+    """Adds a number to a name that another image has already; names that differ only in case count as the same.
+
+    With `keep`, the name of an existing file is taken too: what a camera recorded cannot be recorded again.
+    """
     choice, number = path, 2
-    while str(choice).lower() in taken:
+    while str(choice).lower() in taken or (keep and os.path.lexists(choice)):
         choice, number = path.with_stem(f"{path.stem} ({number})"), number + 1
     taken.add(str(choice).lower())
     return choice

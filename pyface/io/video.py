@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -138,8 +139,14 @@ def _openable(name: str) -> Any:
 
 def _duration(container: Any, stream: Any) -> float:
     """The seconds of video that a file states; 0 if it states none."""
+    if container.format.name == "avi" and stream.frames and stream.average_rate:
+        return float(stream.frames / stream.average_rate)  # FFmpeg guesses its duration from the size of the file
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
+    tags = (value for name, value in stream.metadata.items() if name.startswith("DURATION"))  # Matroska: 00:01:30.04
+    parts = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", next(tags, ""))
+    if parts is not None:
+        return 3600 * float(parts[1]) + 60 * float(parts[2]) + float(parts[3])
     # A container's duration is that of its longest stream.
     return container.duration / 1e6 if container.duration is not None and len(container.streams) == 1 else 0.0
 

@@ -149,6 +149,9 @@ async def _detect(batcher: Batcher, request: Request, score_threshold: float | N
     """Handles a request to `/detect`."""
     deadline = asyncio.get_running_loop().time() + batcher.limits.deadline
     try:
+        for parameter in request.query_params:
+            if parameter != "score_threshold":
+                raise BadUpload(422, f"the query must only have score_threshold, got {parameter[:100]}; leave that out")
         with batcher.room.hold(1, body_size(request, batcher.limits)):
             uploads = await read_uploads(request, batcher.limits, deadline)
         found = await batcher.detect(uploads, score_threshold, deadline)

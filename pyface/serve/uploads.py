@@ -16,7 +16,7 @@ _MAX_FIELDS = 64  # form fields that are not files, which are ignored
 
 
 class BadUpload(Exception):
-    """A request's body cannot be accepted; the text says why, `status` is that of the response."""
+    """A request cannot be accepted; the text says why, `status` is that of the response."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

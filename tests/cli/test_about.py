@@ -3,6 +3,8 @@
 import json
 import re
 
+import pytest
+
 from pyface.models import list_models
 from pyface.models.facts import facts
 
@@ -41,6 +43,41 @@ def test_help_begins_with_three_examples(run):
         "pyface detect photos/ --output faces.jsonl",
         "pyface models",
     ]
+
+
+def test_info_as_json(run):
+    content = json.loads(run("info", "--json").stdout)
+    assert content["kernels: cuda"] is False or content["kernels: cuda"] is True
+    assert {"pyface", "torch", "opencv"} <= set(content)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["detect"], "nothing to read is given; name images, videos or folders"),
+        (["detect", "a.png", "--every", "0"], "--every must be 1 or more, got 0"),
+        (["detect", "a.png", "--score-threshold", "2"], "--score-threshold must be from 0 to 1, got 2"),
+        (["detect", "a.png", "--batch-size", "1.5"], "--batch-size must be an integer, 1 or more, got 1.5"),
+        (["detect", "a.png", "--fps", "x"], "--fps must be a number, from 0.001 to 100000, got x"),
+        (["detect", "a.png", "--truncated", "x"], "--truncated must be one of refuse, accept, got x"),
+        (["train", "--seed", "-1"], "--seed must be 0 or more, got -1"),
+        (["detect", "a.png", "--fps", "inf"], "--fps must be from 0.001 to 100000, got inf"),
+        (["serve", "--port", "70000"], "--port must be from 0 to 65535, got 70000"),
+        (["detect", "a.png", "--model"], "option '--model' requires an argument; pyface --help"),
+        (["detect", "a.png", "--nope"], "no such option: --nope"),
+        (["convert", "a.pth"], "missing argument 'OUT.safetensors'; "),
+        (["nope"], "no such command 'nope'; "),
+    ],
+)
+def test_mistakes_are_one_sentence(run, assert_one_sentence, arguments, sentence):
+    assert_one_sentence(run(*arguments, status=2), f"pyface: {sentence}")
+
+
+@pytest.mark.parametrize("arguments", [[], ["evaluate"]])
+def test_without_a_command_the_help_is_shown(run, arguments):
+    result = run(*arguments, status=2)
+    assert "Examples:" in result.stdout
+    assert result.stderr == ""
 
 
 def test_convert_data_names_the_formats(run, assert_one_sentence):

@@ -94,10 +94,10 @@ def test_names_of_copies_that_clash(run, write_grey, write_video):
     lines = lines_of(run("detect", "in", "-r", "--save", "out", status=1).stdout)
     failures = {line["source"]: line["error"] for line in lines if line["error"] is not None}
     assert sorted(failures) == ["in/a.png", "in/b/c.png", "in/e.mp4", "in/f/g.mp4"]
-    for source, place in (("in/a.png", "out/a.png"), ("in/b/c.png", "out/b"), ("in/f/g.mp4", "out/f")):
+    places = {"in/a.png": "out/a.png", "in/b/c.png": "out/b", "in/e.mp4": "out/e.mp4", "in/f/g.mp4": "out/f"}
+    for source, place in places.items():
         assert failures[source].startswith(f"{place} cannot be written (")
         assert failures[source].endswith("; move what is there, or choose another folder")
-    assert failures["in/e.mp4"] == "out/e.mp4 cannot be written as a video (it is a folder)"
     assert Path("out/d.png").is_file()
 
 

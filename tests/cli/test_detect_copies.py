@@ -84,7 +84,7 @@ def test_a_photo_that_cannot_be_read_has_no_copy(run, write_noise, tmp_path):
     write_noise("in/a.png")
     (tmp_path / "in/b.png").write_bytes(b"words words words words words words")
     run("detect", "in", "--save", "out", "--blur", "--crops", "crops", status=1)
-    assert [path.name for path in Path("out").iterdir()] == ["a.png"]
+    assert sorted(path.name for path in Path("out").iterdir()) == [".pyface", "a.png"]
 
 
 def test_covered_videos(run, write_video):
@@ -155,6 +155,7 @@ def test_detectors_without_landmarks(run, write_noise, fake_model, assert_one_se
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--save", "out", "--crops", "out/"], ["--save and --crops must be two folders, got out for both"]),
         (["--blur"], ["--blur changes the saved copies; add --save DIR"]),
         (["--blur", "--box", "--save", "out"], ["--blur and --box cannot be combined"]),
         (["--strip-gps", "--save", "out"], ["--strip-gps needs --blur", "--blur"]),
@@ -165,6 +166,60 @@ def test_detectors_without_landmarks(run, write_noise, fake_model, assert_one_se
 def test_mistakes_are_one_sentence(run, write_noise, arguments, words, assert_one_sentence):
     write_noise("a.png")
     assert_one_sentence(run("detect", "a.png", *arguments, status=2), *words)
+
+
+@pytest.mark.parametrize("options", [["--save"], ["--save", "out", "--blur", "--save"], ["--crops"]])
+def test_only_files_in_folders_that_pyface_made_are_replaced(run, write_noise, tmp_path, options):
+    for name in ("in/a.png", "in/b.png"):
+        write_noise(name)
+    run("detect", "in", *options, "own")
+    written = {path: path.read_bytes() for path in Path("own").glob("*.png")}
+    Path("mine").mkdir()
+    kept = sorted(written)[0].name
+    for folder in ("own", "mine"):
+        Path(folder, kept).write_bytes(b"somebody's photo")
+    run("detect", "in", *options, "own")
+    assert {path: path.read_bytes() for path in Path("own").glob("*.png")} == written
+    lines = lines_of(run("detect", "in", *options, "mine", status=1).stdout)
+    assert [line["error"] for line in lines] == [
+        f"mine/{kept} cannot be written (File exists); move what is there, or choose another folder", None
+    ]  # fmt: skip
+    assert Path("mine", kept).read_bytes() == b"somebody's photo"
+    assert {path.name for path in Path("mine").glob("b*")} == {path.name for path in written if path.name[0] == "b"}
+
+
+def test_a_run_that_continues_replaces_its_own_copies(run, write_noise):
+    Path("mine").mkdir()
+    Path("mine/words.txt").write_text("not pyface's")
+    write_noise("in/a.png")
+    write_noise("in/b.png")
+    arguments = ("detect", "in", "--save", "mine", "--output", "faces.jsonl")
+    run(*arguments)
+    results = Path("faces.jsonl").read_text()
+    Path("faces.jsonl").write_text(results.splitlines(keepends=True)[0])  # killed after the second copy
+    run(*arguments, "--resume")
+    assert Path("faces.jsonl").read_text() == results
+    run(*arguments, "--overwrite", status=1)
+
+
+@pytest.mark.parametrize("link", ["hardlink_to", "symlink_to"])
+def test_files_that_are_linked_to_a_source(run, write_noise, link):
+    write_noise("in/a.png")
+    before = Path("in/a.png").read_bytes()
+    Path("mine").mkdir()
+    getattr(Path("mine/a.png"), link)(Path("in/a.png").absolute())
+    run("detect", "in", "--save", "mine", status=1 if link == "hardlink_to" else 2)
+    assert Path("in/a.png").read_bytes() == before
+
+
+def test_crops_that_would_replace_another_source(run, write_noise):
+    for name in ("in/a.png", "in/b/a.png-0.png"):
+        write_noise(name)
+    before = Path("in/b/a.png-0.png").read_bytes()
+    sources = ("in/a.png", "in/b/a.png-0.png")
+    errors = [line["error"] for line in lines_of(run("detect", *sources, "--crops", "in/b", status=1).stdout)]
+    assert errors[0].startswith("in/b/a.png-0.png cannot be written (File exists)")
+    assert Path("in/b/a.png-0.png").read_bytes() == before
 
 
 def test_resume_with_other_crops_is_refused(run, write_noise, assert_one_sentence):

@@ -250,3 +250,10 @@ def test_without_pyarrow(run, photos, monkeypatch, assert_one_sentence):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     result = run("detect", "in/a.png", "--output", "x.parquet", status=2)
     assert_one_sentence(result, 'Parquet files need pyarrow: pip install "pyface-engine[parquet]"')
+
+
+@pytest.mark.parametrize(("name", "form"), [("a.jsonl", "csv"), ("a.csv", "coco"), ("a.PARQUET", "jsonl")])
+def test_a_format_that_contradicts_the_suffix(run, write_grey, assert_one_sentence, name, form):
+    write_grey("a.png")
+    result = run("detect", "a.png", "--output", name, "--format", form, status=2)
+    assert_one_sentence(result, f"--format {form} contradicts the suffix of {name}; leave one of the two out")

@@ -77,7 +77,7 @@ def test_images_and_what_is_wrong_with_addresses(run, web, write_grey, monkeypat
     assert lines[5]["error"].startswith(f"{web}/words.jpg: ")
     assert lines[6]["error"].startswith("http://127.0.0.1:9/a.jpg: Cannot connect to host 127.0.0.1:9")
     names = ["127.0.0.1-a (2).png", "127.0.0.1-a.png", "127.0.0.1-photo.png"]
-    assert sorted(path.name for path in Path("out").iterdir()) == names
+    assert sorted(path.name for path in Path("out").iterdir()) == [".pyface", *names]
 
 
 def test_covered_copies(run, web, write_grey):

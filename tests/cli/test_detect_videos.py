@@ -82,7 +82,7 @@ def test_videos_among_photos(run, write_video, write_grey):
     assert [Path(line["source"]).name for line in lines] == ["a.png", "b.mkv", "b.mkv", "c.mp4", "d.png"]
     assert faces_of(lines) == [2, 1, 1, 3, 1]
     assert ["frame" in line for line in lines] == [False, True, True, True, False]
-    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.mkv.mp4", "c.mp4", "d.png"]
+    assert sorted(path.name for path in Path("out").iterdir()) == [".pyface", "a.png", "b.mkv.mp4", "c.mp4", "d.png"]
 
 
 def test_the_saved_video(run, write_video):
@@ -268,3 +268,11 @@ def test_a_camera_cannot_be_resumed(run, camera, assert_one_sentence):
 
 def test_no_source_at_all(run):
     assert "--camera N" in run("detect", status=2).stderr
+
+
+@pytest.mark.parametrize("option", ["--fps", "--every"])
+def test_options_for_frames_without_a_video_are_noted(run, write_grey, option):
+    write_grey("in/a.png")
+    result = run("detect", "in", option, 2)
+    assert result.stderr == f"pyface: {option} has no effect, since none of the sources is a video\n"
+    assert len(result.stdout.splitlines()) == 1

@@ -64,7 +64,8 @@ def build(source: Path, folder: Path) -> Path:
     settings = {
         "PYFACE_CUDA": "HOST",
         "PYFACE_PYTHON": "ON",
-        "CMAKE_BUILD_TYPE": "Debug",  # of what is not emulated: it must only compile quickly
+        "CMAKE_BUILD_TYPE": "Debug",  # of what is not emulated: it must only compile quickly, so without -g
+        "CMAKE_CXX_FLAGS_DEBUG": "",
         "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.get_cmake_dir(),

@@ -20,7 +20,7 @@ from pyface.detector import FaceDetector
 from pyface.export.decoding import PlainOps, best
 from pyface.export.export import ExportRequest, export
 from pyface.export.graph import Faces, Heads
-from pyface.export.quantisation import behind_network
+from pyface.export.quantisation import kept_in_float
 from pyface.models.checkpoints import CheckpointError
 from pyface.models.exported import Description
 from pyface.models.zoo import create_model, is_untrained
@@ -207,8 +207,8 @@ def test_int8(suffix, exported, images, tmp_path):
         torch.testing.assert_close(one.boxes, other.boxes[order], atol=4, rtol=0)
 
 
-def test_operators_behind_the_network():
-    """Decoding is not quantised, even where it branches off within the network."""
+def test_what_int8_keeps_in_float():
+    """The last convolutions and decoding are not quantised, even where these branch off within the network."""
     nodes = {
         "conv": ("Conv", []),
         "relu": ("Relu", ["conv"]),
@@ -217,7 +217,7 @@ def test_operators_behind_the_network():
         "shape": ("Shape", ["relu"]),
         "nms": ("NonMaxSuppression", ["exp", "shape"]),
     }
-    assert behind_network(nodes) == ["exp", "shape", "nms"]
+    assert kept_in_float(nodes) == ["heads", "exp", "shape", "nms"]
 
 
 def test_options(exported, images):

@@ -112,3 +112,10 @@ def test_copies_of_videos():
     plan = [path.as_posix() for path in plan_copies(sources, Path("out")).values()]
     assert plan == ["out/a.mp4", "out/a.MOV.mp4", "out/camera-live-1.mp4", "out/x-video.mp4", "out/camera 3.mp4"]
     assert plan_copies([0], Path("out")) == {0: Path("out/camera 0.mp4")}
+
+
+def test_recordings_of_cameras_are_kept(tmp_path):
+    for name in ("camera 0.mp4", "camera 0 (2).mp4", "a.mp4"):
+        (tmp_path / name).touch()
+    plan = plan_copies([0, "elsewhere/a.mp4"], tmp_path)
+    assert [path.name for path in plan.values()] == ["camera 0 (3).mp4", "a.mp4"]

@@ -4,6 +4,7 @@ import socket
 import struct
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,29 @@ def test_a_video_that_breaks_off(tmp_path):
     (tmp_path / "cut.mp4").write_bytes(write(tmp_path / "video.mp4").read_bytes()[:500])
     with pytest.raises(VideoError, match=r"cut\.mp4 (cannot be|breaks off|has no)"):
         list(video(tmp_path / "cut.mp4"))
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "avi"])
+def test_a_video_with_sound_that_breaks_off(tmp_path, suffix):
+    """The container's length is that of its longest stream, and FFmpeg guesses an AVI's from the size of the file."""
+    rng = np.random.default_rng(0)
+    with av.open(str(tmp_path / f"whole.{suffix}"), "w") as container:
+        picture, sound = container.add_stream("mpeg4", rate=25), container.add_stream("aac", rate=8000)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+        for k in range(80):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8), format="rgb24")
+            frame.pts, frame.time_base = k, Fraction(1, 25)
+            container.mux(picture.encode(frame))
+            noise = av.AudioFrame.from_ndarray(rng.random((1, 320), np.float32), format="fltp", layout="mono")
+            noise.pts, noise.sample_rate = 320 * k, 8000
+            container.mux(sound.encode(noise))
+        container.mux(picture.encode())
+        container.mux(sound.encode())
+    assert len(list(video(tmp_path / f"whole.{suffix}"))) == 80
+    content = (tmp_path / f"whole.{suffix}").read_bytes()
+    (tmp_path / f"cut.{suffix}").write_bytes(content[: len(content) // 2])
+    with pytest.raises(VideoError, match=rf"cut\.{suffix} breaks off after 1\.\d of 3\.\d seconds"):
+        list(video(tmp_path / f"cut.{suffix}"))
 
 
 def test_what_is_no_video(tmp_path):

@@ -640,6 +640,7 @@ class TestNetworks:
             assert "landmarks" not in model.loss(model(pictures), self.TRUTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("large", ["s3fd_vgg16", "ssh_vgg16", "srn_resnet50", "densebox_vgg19"])
 def test_gradients_reach_every_parameter_of_the_papers_networks(large):
     """Faces of all their anchors' sizes; DenseBox's has one."""

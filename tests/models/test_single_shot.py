@@ -202,7 +202,10 @@ def test_ssh_pyramid_leaves_out_the_last_level_at_its_largest_scale(monkeypatch)
     assert_found(SquareFinder().detect([image], options=InferenceOptions(multiscale="ssh"))[0])
 
 
-@pytest.mark.parametrize("model", ["s3fd_lite", "ssh_lite", "srn_lite", "densebox_lite"])
+MORE_MODELS = [pytest.param(name, marks=pytest.mark.slow) for name in ("ssh_lite", "srn_lite", "densebox_lite")]
+
+
+@pytest.mark.parametrize("model", ["s3fd_lite", *MORE_MODELS])
 def test_real_faces_at_the_borders_of_tiles_come_back_once_and_whole(gallery, model):
     """Nine faces of 30 to 160 pixels, and tiles that begin and end anywhere on them."""
     picture = read_image(gallery)
@@ -211,7 +214,7 @@ def test_real_faces_at_the_borders_of_tiles_come_back_once_and_whole(gallery, mo
             assert_tiles_find_the_same(picture[top:, left:], model, tile)
 
 
-@pytest.mark.parametrize("model", ["s3fd_lite", "ssh_lite", "srn_lite", "densebox_lite"])
+@pytest.mark.parametrize("model", ["s3fd_lite", *MORE_MODELS])
 @pytest.mark.parametrize("tile", [256, 512])
 def test_real_faces_of_half_a_tile_come_back_once_and_whole(gallery, model, tile):
     """The gallery's largest face is 160 pixels high."""

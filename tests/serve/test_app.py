@@ -411,6 +411,8 @@ def test_wrong_parameters_are_named(serve, png):
         for value in ("7", "-1", "x", "nan", "", "1e999"):
             response = service.client.post(f"/detect?score_threshold={value}", content=png())
             assert_refused(response, 422, "score_threshold")
+        response = service.client.post("/detect?score_treshold=0.9", content=png())
+        assert_refused(response, 422, "only have score_threshold, got score_treshold;")
 
 
 def test_unknown_paths_and_methods(serve):

@@ -12,8 +12,8 @@ import typer
 
 from pyface.cli.console import FAILED, INTERRUPTED, PIPE_CLOSED, fail
 from pyface.cli.detect.cluster import FolderRequest, detect_on_cluster
-from pyface.cli.detect.outputs import Write, open_results
-from pyface.cli.detect.plan import plan_sources
+from pyface.cli.detect.outputs import Write, open_output
+from pyface.cli.detect.plan import make_plan, own_folders
 from pyface.cli.detect.report import Report
 from pyface.cli.detect.request import Request
 from pyface.cli.options import takes_options
@@ -62,13 +62,14 @@ def detect(request: Request) -> None:
         detect_sources(request)
     else:
         folder = _cluster_folder(request)
-        sources, _, _ = plan_sources(request)
-        detect_on_cluster(request.cluster, request.detector.request(), sources, folder)
+        plan = make_plan(request)
+        detect_on_cluster(request.cluster, request.detector.request(), plan.sources, folder)
 
 
 def detect_sources(request: Request) -> None:
     """Runs a detector on the requested sources, and exits with the command's status."""
-    sources, places, crops = plan_sources(request)
+    sources, places, crops = make_plan(request)
+    owned = own_folders(request)
     from pyface.resources import keep_freed_memory  # loads torch, for which mistakes in the command need not wait
 
     keep_freed_memory()
@@ -77,7 +78,7 @@ def detect_sources(request: Request) -> None:
     from pyface.cli.detect.copies import Copies
     from pyface.cli.detect.run import Run  # after the detector, which reports missing kernels
 
-    with open_results(request, sources) as (write, done, begun):
+    with open_output(request, sources) as (write, done, begun):
         remaining = [source for source in sources if source_key(source) not in done]
         if begun is not None:  # first, so that the lines of a video stay together
             remaining.sort(key=lambda source: source_key(source) != begun[0])
@@ -85,7 +86,7 @@ def detect_sources(request: Request) -> None:
         report = Report(len(sources), len(sources) - len(remaining), show_lines=show_lines)
         wanted = request.copies
         cover = wanted.covers[0] if wanted.covers else None
-        copies = Copies(places, cover, not wanted.strip_gps, crops, wanted.crop_margin)
+        copies = Copies(places, cover, not wanted.strip_gps, crops, wanted.crop_margin, owned)
         run = Run(
             detector,
             copies,
@@ -116,7 +117,7 @@ def _check_request(request: Request) -> None:
     """Fails if options cannot be combined, or the results have nowhere to go."""
     given = request.sources
     if not given.sources and given.from_file is None and given.camera is None:
-        raise typer.BadParameter("give images, videos or folders, or --camera N for a camera", param_hint="SOURCE")
+        fail("nothing to read is given; name images, videos or folders, or a camera with --camera N")
     if given.from_file is not None and "-" in (given.sources or []):
         fail("--from-file and - are both lists of files; use one of them")
     if request.every > 1 and request.fps is not None:
@@ -126,6 +127,8 @@ def _check_request(request: Request) -> None:
     copies = request.copies
     if len(copies.covers) > 1:
         fail(f"--{' and --'.join(copies.covers)} cannot be combined; use one of them")
+    if copies.save is not None and copies.save == copies.crops:
+        fail(f"--save and --crops must be two folders, got {copies.save} for both; choose different ones")
     if copies.covers and copies.save is None:
         fail(f"--{copies.covers[0]} changes the saved copies; add --save DIR")
     if copies.strip_gps and not copies.covers:
@@ -135,6 +138,9 @@ def _check_request(request: Request) -> None:
     if request.output is None and (request.resume or request.overwrite or request.format not in (None, "jsonl")):
         option = "--resume" if request.resume else "--overwrite" if request.overwrite else f"--format {request.format}"
         fail(f"{option} needs a file of results; add --output FILE")
+    suffix = request.output_suffix
+    if request.cluster.ray is None and suffix is not None and request.format not in (None, suffix):
+        fail(f"--format {request.format} contradicts the suffix of {request.output}; leave one of the two out")
     if request.resume and request.cluster.ray is None and request.output_format not in ("jsonl", "csv", None):
         fail(
             f"--resume continues jsonl and csv files, got --format {request.output_format}; "

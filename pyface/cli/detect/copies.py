@@ -39,6 +39,7 @@ class Copies:
         gps: Whether covered photos keep their GPS position.
         crops: Where the crops of each source are written, without their numbers and the suffix; None: no crops.
         crop_margin: Margin around the box, as a fraction of its size; None: crops are aligned.
+        owned: The folders in which files may be replaced; see `own_folder`.
         taken: The names that copies and crops of images in archives already have.
     """
 
@@ -47,6 +48,7 @@ class Copies:
     gps: bool
     crops: dict[Source, Path] | None
     crop_margin: float | None
+    owned: Sequence[Path]
     taken: set[str] = field(default_factory=set)
 
     def add_member(self, archive: str, name: str) -> None:
@@ -58,11 +60,18 @@ class Copies:
             self.crops[source] = plan_member(self.crops[archive], name, self.taken, lambda name, _: name)
 
     def video_place(self, source: Source) -> Path | None:
-        """Returns where the copy of a video goes; one that was taken for an image gets the suffix of a video."""
+        """Returns where the copy of a video goes; one that was taken for an image gets the suffix of a video.
+
+        Raises:
+            CopyError: Something else has the name of the copy.
+        """
         if self.places is None:
             return None
         path = self.places[source]
-        return path if path.suffix.lower() == ".mp4" else path.with_name(f"{path.name}.mp4")
+        path = path if path.suffix.lower() == ".mp4" else path.with_name(f"{path.name}.mp4")
+        with names_that_are_free():
+            self._check(path)
+        return path
 
     def picture(self, image: Any, faces: Detections, ids: Sequence[int | None] | None = None) -> Pixels:
         """Returns the image with its faces covered, or drawn with their track numbers."""
@@ -79,9 +88,10 @@ class Copies:
             return
         path, picture = self.places[os.fspath(source)], self.picture(image, faces)
         if self.cover is None:
-            _write_image(path, picture)
+            self._write(path, picture)
             return
         with names_that_are_free():
+            self._check(path)
             save_photo(path, picture, source.file if isinstance(source, Member) else source, gps=self.gps)
 
     def save_crops(self, source: Source, frame: int | None, image: Any, faces: Detections) -> list[str | None]:
@@ -100,8 +110,22 @@ class Copies:
             [crop] = face.align(image) if self.crop_margin is None else face.crop(image, self.crop_margin)
         except ValueError:  # the landmarks coincide
             return None
-        _write_image(path, crop)
+        self._write(path, crop)
         return str(path)
+
+    def _write(self, path: Path, image: Pixels) -> None:
+        try:
+            encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+        except cv2.error as error:
+            raise OSError(0, f"the image cannot be encoded ({error.err})", str(path)) from None
+        with names_that_are_free():
+            self._check(path)
+            write_whole(path, encoded.tobytes())
+
+    def _check(self, path: Path) -> None:
+        """Raises an OSError if a file has this name, unless it may be replaced."""
+        if os.path.lexists(path) and not any(path.is_relative_to(folder) for folder in self.owned):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
 @contextlib.contextmanager
@@ -115,15 +139,6 @@ def names_that_are_free() -> Iterator[None]:
         raise CopyError(
             f"{error.filename} cannot be written ({error.strerror}); move what is there, or choose another folder"
         ) from error
-
-
-def _write_image(path: Path, image: Pixels) -> None:
-    try:
-        encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-    except cv2.error as error:
-        raise OSError(0, f"the image cannot be encoded ({error.err})", str(path)) from None
-    with names_that_are_free():
-        write_whole(path, encoded.tobytes())
 
 
 class VideoCopy:

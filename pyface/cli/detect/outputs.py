@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pyface.cli.console import fail, print_status
 from pyface.cli.detect.request import Request
@@ -19,14 +19,23 @@ if TYPE_CHECKING:
 Write: TypeAlias = Callable[[dict[str, Any]], None]
 
 
-@contextlib.contextmanager
-def open_results(
-    request: Request, sources: list[Source]
-) -> Iterator[tuple[Write, dict[str, bool], tuple[str, int] | None]]:
-    """Returns the function that writes a result, the sources that are done, and the video within which the results end.
+class Output(NamedTuple):
+    """An open output, and what an earlier run has written to it.
 
-    Each source that is done comes with whether it failed, and the video with the number of its last frame.
+    Attributes:
+        write: Writes a result.
+        done: The keys of the sources that are done, and whether each failed.
+        begun: The key of the video within which the results end, and the number of its last frame; None: there is none.
     """
+
+    write: Write
+    done: dict[str, bool]
+    begun: tuple[str, int] | None
+
+
+@contextlib.contextmanager
+def open_output(request: Request, sources: list[Source]) -> Iterator[Output]:
+    """Opens what the request names, or standard output."""
     output = request.output_file
     if output is None:
         is_terminal = sys.stdout.isatty()
@@ -36,24 +45,22 @@ def open_results(
                 sys.stdout.buffer.write(json_line(result))
                 sys.stdout.buffer.flush()
 
-        yield print_line, {}, None
+        yield Output(print_line, {}, None)
         return
     try:
         if request.is_resumable:
-            with _open_growing(request, output, sources) as (write, done, begun):
-                yield write, done, begun
+            with _open_growing(request, output, sources) as growing:
+                yield growing
         else:
             with _open_finished(request, output, sources) as file:
                 has_errors = request.output_format == "parquet"
-                yield file.write if has_errors else _reporting_failures(file.write), {}, None
+                yield Output(file.write if has_errors else _reporting_failures(file.write), {}, None)
     except OutputError as error:
         fail(error)
 
 
 @contextlib.contextmanager
-def _open_growing(
-    request: Request, output: Path, sources: list[Source]
-) -> Iterator[tuple[Write, dict[str, bool], tuple[str, int] | None]]:
+def _open_growing(request: Request, output: Path, sources: list[Source]) -> Iterator[Output]:
     """Opens a JSON Lines or CSV file, which may be continued."""
     file = ResultFile(
         output,
@@ -73,7 +80,7 @@ def _open_growing(
     with file:
         if begun is not None and begun[0] not in map(source_key, sources):
             fail(f"{output} ends within {begun[0]}; name that video too, so that it can be finished first")
-        yield file.write, {source_key(source): failed for source, failed in file.done.items()}, begun
+        yield Output(file.write, {source_key(source): failed for source, failed in file.done.items()}, begun)
 
 
 def _open_finished(request: Request, output: Path, sources: list[Source]) -> FinishedFile | YoloFolder:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from pyface.cli.console import fail, print_status
 from pyface.cli.detect.request import Request, SourceRequest
+from pyface.io.files import own_folder
 from pyface.io.sources import (
     Source,
     SourceError,
@@ -14,6 +16,8 @@ from pyface.io.sources import (
     find_sources,
     is_in_shard,
     is_live,
+    is_unclear,
+    is_video,
     parse_shard,
     plan_copies,
     read_list,
@@ -22,29 +26,58 @@ from pyface.io.sources import (
 )
 
 
-def plan_sources(request: Request) -> tuple[list[Source], dict[Source, Path] | None, dict[Source, Path] | None]:
-    """Returns the images and videos to read, and where the copy and the crops of each go if these are asked for."""
-    save, folders = request.copies.save, request.copies.folders
-    folder = None
+class Plan(NamedTuple):
+    """What a run reads, and where its files go.
+
+    Attributes:
+        sources: The images and videos to read.
+        copies: Where the copy of each goes; None: no copies.
+        crops: Where the crops of each go, without their numbers and the suffix; None: no crops.
+    """
+
+    sources: list[Source]
+    copies: dict[Source, Path] | None
+    crops: dict[Source, Path] | None
+
+
+def make_plan(request: Request) -> Plan:
+    """Finds the sources, and fails if something is wrong with them."""
+    save = request.copies.save
     shard = request.sources.shard
     try:
         part = (1, 1) if shard is None else parse_shard(shard)
-        sources = _select_sources(request.sources, folders)
+        sources = _select_sources(request.sources, request.copies.folders)
+        _check_frame_options(request, sources)
         live = next((source for source in sources if is_live(source)), None)
         if request.resume and live is not None:
             fail(f"{source_name(live)} has no frames to go back to; use --overwrite or another --output, not --resume")
-        places = None if save is None else plan_copies(sources, save)
+        copies = None if save is None else plan_copies(sources, save)
         wanted = request.copies.crops
         crops = None if wanted is None else plan_copies(sources, wanted, lambda name, _: name)
         sources = [source for source in sources if is_in_shard(source, part)]  # copies are named as without shards
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
     except SourceError as error:
         fail(error)
-    except OSError as error:
-        reason = "it is a file; give a folder" if folder is not None and folder.is_file() else error.strerror
-        fail(f"{folder}: the images cannot be saved there ({reason})")
-    return sources, places, crops
+    return Plan(sources, copies, crops)
+
+
+def own_folders(request: Request) -> list[Path]:
+    """Makes the folders for copies and crops, and returns those in which files may be replaced."""
+    owned = []
+    for folder in request.copies.folders:
+        try:
+            owned += [folder] if own_folder(folder) or request.continues else []
+        except OSError as error:
+            reason = "it is a file; give a folder" if folder.is_file() else error.strerror
+            fail(f"{folder}: the images cannot be saved there ({reason})")
+    return owned
+
+
+def _check_frame_options(request: Request, sources: list[Source]) -> None:
+    """Prints a note if options that choose frames have no effect. This is no error: a folder may get videos later."""
+    option = "--fps" if request.fps is not None else "--every"
+    is_given = request.fps is not None or request.every > 1
+    if is_given and not any(is_video(source) or is_unclear(source) for source in sources):
+        print_status(f"pyface: {option} has no effect, since none of the sources is a video")
 
 
 def _select_sources(request: SourceRequest, skip: list[Path]) -> list[Source]:

@@ -127,7 +127,8 @@ class CopyRequest:
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Save copies of images and videos with the faces drawn, or covered.",
+            help="Save copies of images and videos with the faces drawn, or covered. In a folder that pyface made, a "
+            "new run replaces them; other files are never replaced.",
             rich_help_panel=RESULTS,
         ),
     ] = None
@@ -197,6 +198,7 @@ class Request:
         float | None,
         typer.Option(
             min=0.001,
+            max=100_000,
             metavar="F",
             help="Process at most F frames per second of each video.",
             show_default="all frames",
@@ -255,8 +257,11 @@ class Request:
     @property
     def output_format(self) -> str | None:
         """The format of the results, None if neither the option nor the file's suffix gives one."""
-        if self.format is not None:
-            return self.format
+        return self.format or self.output_suffix
+
+    @property
+    def output_suffix(self) -> str | None:
+        """The format that the file's suffix stands for, None if it stands for none."""
         suffix = "" if self.output_file is None else self.output_file.suffix.lower()
         return suffix[1:] if suffix in (".jsonl", ".csv", ".parquet") else None
 
@@ -264,6 +269,12 @@ class Request:
     def is_resumable(self) -> bool:
         """Whether a later run can continue the file of results."""
         return self.output is not None and self.output_format in ("jsonl", "csv")
+
+    @property
+    def continues(self) -> bool:
+        """Whether there are results that this run continues; its copies may then replace those of the earlier run."""
+        file = self.output_file
+        return self.resume and file is not None and file.is_file() and file.stat().st_size > 0
 
     def facts(self) -> dict[str, Any]:
         """The options that affect the results, by name."""
