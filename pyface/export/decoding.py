@@ -133,7 +133,7 @@ def logit(probability: float) -> float:
 
 
 def face_evidence(logits: Tensor, num_background: int, k: int) -> Tensor:
-    """Face minus largest background logit, [B, H * W * K], of logits [B, (num_background + 1) * K, H, W]."""
+    """The face logits minus the largest background logits, [B, H * W * K]."""
     classes = logits.float().unflatten(1, (num_background + 1, k)).flatten(3)
     face = classes[:, num_background]
     evidence = face - classes[:, :num_background].amax(1) if num_background else face

@@ -561,7 +561,10 @@ def suppress(proposals: Proposals, segments: Tensor, threshold: float, config: M
 
 
 def calibrate(boxes: Tensor, offsets: Tensor, *, plus_one: bool = True) -> Tensor:
-    """Moves each edge by offset times side. `plus_one=False`: sides are taken one pixel short, as after P-Net."""
+    """Moves each edge of the boxes by its offset times the side.
+
+    With `plus_one=False`, sides count one pixel less, as after P-Net.
+    """
     sides = boxes[:, 2:] - boxes[:, :2] - (0.0 if plus_one else 1.0)
     return boxes + offsets * sides.repeat(1, 2)
 

@@ -214,7 +214,7 @@ def face_probability(logits: Tensor, num_background: int) -> Tensor:
 
 
 def face_evidence(logits: Tensor, num_background: int) -> Tensor:
-    """Face minus largest background logit [B, ...] of logits [B, num_background + 1, ...]; the score is its sigmoid."""
+    """The face logit minus the largest background logit, [B, ...]; its sigmoid is the score."""
     face = logits[:, num_background]
     return face - logits[:, :num_background].amax(1) if num_background else face
 
@@ -545,7 +545,7 @@ def densebox_targets(
     pixel_x, pixel_y = x * stride + stride * 0.5, y * stride + stride * 0.5
 
     def disc(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        """Which cells a disc around a pixel covers, radius in cells, and their squared distances in units of it."""
+        """Which cells a disc around a pixel covers (radius in cells), and squared distances over the squared radius."""
         center = (center - stride * 0.5) / of(stride)
         squared = (x - center[0]) * (x - center[0]) + (y - center[1]) * (y - center[1])
         holds_center = (x == (center[0] + 0.5).floor()) & (y == (center[1] + 0.5).floor())
