@@ -100,7 +100,7 @@ class FreeCores:
         return self._free
 
     def _used(self) -> tuple[float, float] | None:
-        """The time, and the CPU seconds that other processes have used since the system started."""
+        """The time, and the CPU seconds used by other processes since the system started; None: not reported."""
         fields = _read(Path("/proc/stat")).split("\n", 1)[0].split()
         if len(fields) < 9 or fields[0] != "cpu":
             return None

@@ -186,7 +186,7 @@ def _mebibytes(size: int | None) -> str:
 
 
 def _content(timings: dict[str, Timing], facts: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What the JSON file holds."""
+    """The content of the JSON file."""
     from dataclasses import asdict
     from datetime import UTC, datetime
 

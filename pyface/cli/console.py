@@ -73,7 +73,7 @@ def print_names(names: Sequence[str], what: str) -> None:
 
 
 def print_hint(source: Path, rate: float, pictures: Iterable[tuple[Any, Any]], expected: str = "x y w h score") -> None:
-    """Says what the rows of predictions look like if that explains a rate near 0; see `explain_low`."""
+    """Prints what the rows of predictions look like if that explains a rate near 0; see `explain_low`."""
     from pyface.evaluation.hints import LOW, explain_low
 
     hint = explain_low(pictures, expected) if rate < LOW else None

@@ -45,7 +45,7 @@ class Request:
     int8: Annotated[bool, typer.Option("--int8", help="Quantise the network to int8; needs --calibrate DIR.")] = False
     calibrate: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of images to calibrate int8 on, such as a few hundred of yours."),
+        typer.Option(metavar="DIR", help="Folder of images to calibrate int8 on: a few hundred of your own."),
     ] = None
     limits: Annotated[
         str,
@@ -113,7 +113,7 @@ def _check(request: Request) -> None:
         if value not in choices:
             fail(f"--{name} must be {' or '.join(choices)}, got {value}")
     if request.int8 and request.precision != "fp32":
-        fail("--int8 and --precision exclude each other; use one of them")
+        fail("--int8 and --precision cannot be combined; use one of them")
     if target.exists() and not request.overwrite:
         fail(f"{target} already exists; add --overwrite to replace it")
     check_writable(target)

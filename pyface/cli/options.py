@@ -154,7 +154,7 @@ class DetectorRequest:
     options: dict[str, Any]
 
     def facts(self) -> dict[str, Any]:
-        """What decides the results, by option name: the model, a hash of its weights, and other options."""
+        """The options that affect the results, by name: the model, a hash of its weights, and others."""
         from pyface.models.exported import is_exported
         from pyface.models.zoo import model_info, weights_hash
 

@@ -36,7 +36,7 @@ class ProtocolRequest:
     Attributes:
         ground_truth: Where the annotations are.
         predictions: Files to score; with a model, the folder to write them to.
-        model: None: the predictions are there already.
+        model: The detector that makes the predictions; None: they exist already.
         images: Folder of the images.
     """
 
@@ -61,7 +61,7 @@ class Failures:
         self.reasons: set[str] = set()
 
     def report(self, error: object) -> None:
-        """Takes the reason for one image."""
+        """Prints the reason for one image, unless it has been printed before."""
         if str(error) not in self.reasons:
             self.reasons.add(str(error))
             print_status(f"pyface: {error}")
@@ -175,7 +175,7 @@ class FddbRequest(ProtocolRequest):
         typer.Option(help="IoU of the pixels that FDDB's program paints, or of the continuous shapes."),
     ] = "pixels"
     fit_ellipses: Annotated[
-        bool, typer.Option("--fit-ellipses", help="First turn rectangles into ellipses, by S3FD's linear map.")
+        bool, typer.Option("--fit-ellipses", help="Convert rectangles to ellipses first, by S3FD's linear map.")
     ] = False
 
 

@@ -21,7 +21,7 @@ PRECISIONS: dict[str, Precision] = {"fp32": "32-true", "fp16": "16-mixed", "bf16
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Options that replace values of the recipe; the fields have its names."""
+    """Options that replace values of the recipe; the fields have the same names."""
 
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.", show_default="the recipe's")] = None
     batch_size: Annotated[
@@ -165,7 +165,7 @@ def _check_extras() -> None:
 
 
 def _check_options(request: Request, given: frozenset[str]) -> None:
-    """Fails for unknown, missing and ineffective options, before what takes seconds to import is needed."""
+    """Fails for unknown, missing and ineffective options, before imports that take seconds."""
     precision, device = request.settings.precision, request.device
     if precision not in PRECISIONS:
         fail(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -214,7 +214,7 @@ def _new_run(request: Request) -> Run:
 
 
 def _with_options(run: Run, request: Request, options: frozenset[str]) -> Run:
-    """Returns the run with the values on the command line, without those that a replaced value makes void."""
+    """Returns the run with the values from the command line; values of the run that these make void are dropped."""
     from pyface.training.trainer import started_by_torchrun
 
     values = {"data": tuple(map(str, request.data))} | _run_fields(request.settings)
@@ -259,7 +259,7 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
 
 def parse_hours(text: str) -> float:
-    """Reads 90m, 2h, 1h30m and 45s.
+    """Converts a time such as 90m, 2h, 1h30m or 45s to hours.
 
     Example:
         >>> parse_hours("1h30m")

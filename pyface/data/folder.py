@@ -106,7 +106,7 @@ class _Layout(NamedTuple):
 
     Attributes:
         images: The folder that names of images are relative to.
-        readers: What reads each of the annotations, by their names.
+        readers: The function that reads each of the annotations, by the name of their file or folder.
     """
 
     images: Path

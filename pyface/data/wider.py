@@ -1,5 +1,5 @@
 """WIDER FACE's annotation format (docs/detectors.md 6.3): `bbx_gt.txt` and, if landmarks are known, `landmarks.txt` in
-RetinaFace's format, whose rows belong to the boxes of the same file with the same numbers."""
+RetinaFace's format, where a row belongs to the box with the same image, x, y, w and h."""
 
 from __future__ import annotations
 
@@ -90,7 +90,10 @@ def read_landmarks(path: Path) -> dict[str, dict[Row, NDArray[np.float32]]]:
 
 
 def _refuse_second_block(path: Path, listed: dict[str, int], name: str, line: int) -> None:
-    """Each block's faces would count as background of the other; `listed` keeps the line of each image."""
+    """Raises DatasetError if an image is listed twice, since faces of one block would be background in the other.
+
+    `listed` keeps the line of each image.
+    """
     first = listed.setdefault(posixpath.normpath(name), line)
     if first != line:
         raise DatasetError(

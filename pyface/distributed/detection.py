@@ -125,7 +125,7 @@ class NamedBytes(io.BytesIO):
 
 
 def result(outcome: Outcome) -> dict[str, Any]:
-    """The row of an image, or of the reason why it has no faces."""
+    """The row of an image, with its faces or the reason why there are none."""
     if outcome.detections is None:
         return failed(outcome.source, str(outcome.error))
     return outcome.detections.to_dict()

@@ -19,7 +19,7 @@ SHARDS = (".parquet", ".tar")
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A dataset with one row per image, and where `pyface.distributed.detect` finds what it needs.
+    """A dataset with one row per image, and the columns that `pyface.distributed.detect` reads.
 
     Attributes:
         dataset: The rows.
@@ -37,8 +37,8 @@ def read_images(
     """Reads images from files, folders, Parquet files or WebDataset tars.
 
     Args:
-        sources: Names, patterns or URLs such as s3://bucket/photos: of images and folders of them, of .parquet
-            files, or of .tar files.
+        sources: Images and folders of images, .parquet files, or .tar files, as names, patterns, or URLs such as
+            s3://bucket/photos.
         recursive: Take the images in subfolders too.
         image, source: See `image_dataset`.
 
@@ -49,7 +49,7 @@ def read_images(
 
 
 def image_dataset(names: Sequence[Source], *, image: str = "bytes", source: str = "source") -> ImageDataset:
-    """The dataset of a list of files: of images, of .parquet files or of .tar files.
+    """The dataset of a list of files: images, .parquet files or .tar files.
 
     Args:
         names: Local files, which must have the same paths on all machines, or URLs.
@@ -91,7 +91,7 @@ def _image_files(names: Sequence[str]) -> ImageDataset:
 
 
 def _read_parquet(paths: list[str], image: str, source: str) -> ImageDataset:
-    # Its new reader lists files in a task that needs a CPU, and waits for ever if the actors have taken them all.
+    # Ray's new reader lists files in a task that needs a CPU, and waits for ever if the actors have taken them all.
     ray.data.DataContext.get_current().use_datasource_v2 = False
     dataset = ray.data.read_parquet(paths, num_cpus=0)
     names = dataset.schema().names

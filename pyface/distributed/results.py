@@ -42,7 +42,7 @@ COLUMNS = pa.schema(
 
 
 def fingerprints(names: Sequence[str]) -> np.ndarray:
-    """Returns 16 bytes for each name, which differ if the names do."""
+    """Returns a fingerprint of 16 bytes for each name; different names have different ones."""
     return np.array([hashlib.blake2b(name.encode(), digest_size=16).digest() for name in names], dtype="S16")
 
 
@@ -72,7 +72,7 @@ class ResultFolder(ray.data.Datasink):
         form: "parquet" or "jsonl"; JSON Lines are those of `pyface detect`.
         resume: Continue the folder; `done` lists the images in it.
         overwrite: Remove the results in the folder.
-        made_by: What makes the results, such as model and options: JSON values by name. A run with other values
+        made_by: What determines the results, such as model and options: JSON values by name. A run with other values
             cannot continue them. None: nothing is recorded or checked.
         rows_per_file: Smallest number of rows per file, except the last one.
 
@@ -83,7 +83,7 @@ class ResultFolder(ray.data.Datasink):
 
     Raises:
         OutputError: The folder has results and neither `resume` nor `overwrite` is given, other options made them, or
-            it cannot be written.
+            the folder cannot be written.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class ResultFolder(ray.data.Datasink):
         return self.written
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> Counts:
-        """Writes the results of one of Ray's tasks; the name of the file is the task's, however often it runs."""
+        """Writes the results of one of Ray's tasks; a task that runs again replaces its own file."""
         tables = [ray.data.block.BlockAccessor.for_block(block).to_arrow() for block in blocks]
         rows = pa.concat_tables(
             [table.select(COLUMNS.names).cast(COLUMNS) for table in tables if len(table)] or [EMPTY]
@@ -160,7 +160,7 @@ class ResultFolder(ray.data.Datasink):
         self.done, self.before = np.sort(np.concatenate(names)), add(counts)
 
     def _files(self) -> list[str]:
-        """The files of earlier runs: results, the facts of the run, and what was not finished."""
+        """The files of earlier runs: results, the record of their options, and unfinished files."""
         listed = self.filesystem.get_file_info(fs.FileSelector(self.folder))
         ours = (".parquet", ".jsonl", ".part")
         return sorted(file.path for file in listed if file.path.endswith(ours) or file.base_name == MAKER)

@@ -32,8 +32,8 @@ class Report:
 
     Attributes:
         pictures, faces: Number of images and of faces.
-        average_precision: By IoU threshold.
-        by_size: By bucket of `SIZES`: number of faces, and average precision by IoU threshold.
+        average_precision: Average precision by IoU threshold.
+        by_size: For each bucket of `SIZES`, the number of faces, and average precision by IoU threshold.
         best_threshold, best_f1: The score threshold with the best F1 at the first IoU threshold, and that F1.
         pictures_per_second: Images per second, including decoding; None if not measured.
         landmark_error: Mean distance of the five points from the truth, as a share of the square root of the face's

@@ -226,7 +226,7 @@ def read_annotations(source: Path) -> Truth:
             if key in faces:
                 raise EvaluationError(
                     f"{name}, line {line}: {key} must be annotated once, got it before in "
-                    f"{places[key]}; remove the list that is here twice"
+                    f"{places[key]}; remove one of the two"
                 )
             places[key] = f"{name}, line {line}"
             faces[key] = ellipses([row[:5] for row in rows])
@@ -348,7 +348,7 @@ def rows_and_faces(
 
 
 def bundled_sizes() -> dict[str, Size]:
-    """Width and height of each of FDDB's images, by which regions are clipped if the images are not available.
+    """Width and height of each of FDDB's images, for clipping regions when the images are not available.
 
     Example:
         >>> sizes = bundled_sizes()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pyface.evaluation.average_precision import box_iou
 
 LOW = 0.1
-"""Below this average precision, or rate of found faces, the format of the boxes is in doubt."""
+"""Below this average precision or true positive rate, the format of the boxes is in doubt."""
 
 _PICTURES = 500  # enough to distinguish formats
 _TELLING = 0.2  # share of faces that another reading of the rows has to match
@@ -40,7 +40,7 @@ _READINGS: dict[str, Callable[[Boxes], Boxes]] = {
 
 
 def explain_low(pictures: Iterable[tuple[Boxes, Boxes]], expected: str = "x y w h score") -> str | None:
-    """Says what the rows look like if a reading other than the expected one fits far better.
+    """Describes what the rows look like if a reading other than the expected one fits far better.
 
     Args:
         pictures: For each image the rows, float64 [N, 5], and the faces that they should match, [F, 4], as (x1, y1,
@@ -69,6 +69,6 @@ def explain_low(pictures: Iterable[tuple[Boxes, Boxes]], expected: str = "x y w 
 
 
 def _matched(pictures: list[tuple[Boxes, Boxes]], reading: Callable[[Boxes], Boxes]) -> float:
-    """The share of faces with which a box has an IoU of 0.5 or more, by one reading of the rows."""
+    """The share of faces that have a box with an IoU of 0.5 or more, for one reading of the rows."""
     found = sum(int((box_iou(reading(rows), faces).max(0) >= 0.5).sum()) for rows, faces in pictures)
     return found / sum(len(faces) for _, faces in pictures)

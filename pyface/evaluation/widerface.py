@@ -97,7 +97,7 @@ def evaluate(
 def best_boxes(
     rows: NDArray[np.float64], boxes: NDArray[np.float64], iou_threshold: float
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """For each prediction [N, 4]: the box of highest IoU (ties: the first), and whether that is >= the threshold."""
+    """Finds each prediction's box of highest IoU (ties: the first), and whether that IoU is >= the threshold."""
     sides = np.minimum(rows[:, None, :2] + rows[:, None, 2:], boxes[None, :, :2] + boxes[None, :, 2:])
     sides = sides - np.maximum(rows[:, None, :2], boxes[None, :, :2]) + 1
     inter = np.where((sides > 0).all(2), sides.prod(2), 0.0)

@@ -111,7 +111,7 @@ def upsample_bilinear(x: Tensor, size: Sequence[int], align_corners: bool, *scal
 
 
 def take_along_dim(rows: Tensor, index: Tensor, dim: int) -> Tensor:
-    """`Tensor.take_along_dim` for indices of length 1 behind `dim`; tracing the original would fix the batch size."""
+    """`Tensor.take_along_dim` for indices of length 1 after `dim`; tracing the original would fix the batch size."""
     return rows.gather(dim, index.expand(*index.shape[: dim + 1], *rows.shape[dim + 1 :]))
 
 
@@ -126,14 +126,14 @@ PLAIN: dict[Any, Callable[..., Any]] = {
 
 
 def logit(probability: float) -> float:
-    """The logit of a probability: larger values have a sigmoid above it."""
+    """The logit of a probability, finite even for 0 and 1."""
     if probability in (0, 1):
         return -NONE if probability else NONE
     return math.log(probability / (1 - probability))
 
 
 def face_evidence(logits: Tensor, num_background: int, k: int) -> Tensor:
-    """Logits [B, (num_background + 1) * K, H, W] -> [B, H * W * K]: the face's minus the largest background's."""
+    """Face minus largest background logit, [B, H * W * K], of logits [B, (num_background + 1) * K, H, W]."""
     classes = logits.float().unflatten(1, (num_background + 1, k)).flatten(3)
     face = classes[:, num_background]
     evidence = face - classes[:, :num_background].amax(1) if num_background else face
@@ -141,7 +141,7 @@ def face_evidence(logits: Tensor, num_background: int, k: int) -> Tensor:
 
 
 def by_anchor(tensor: Tensor, k: int) -> Tensor:
-    """[B, K * n, H, W] -> [B, H * W * K, n]."""
+    """Rearranges a map [B, K * n, H, W] to [B, H * W * K, n]."""
     return tensor.float().unflatten(1, (k, -1)).flatten(3).permute(0, 3, 1, 2).flatten(1, 2)
 
 
@@ -154,7 +154,7 @@ def decode_boxes(anchors: Tensor, deltas: Tensor, variances: tuple[float, float]
 
 
 def place_points(anchors: Tensor, deltas: Tensor, variance: float) -> Tensor:
-    """Anchors [B, M, 4] and deltas [B, M, 10] -> points [B, M, 5, 2]."""
+    """Places points [B, M, 5, 2] by deltas [B, M, 10] from anchors [B, M, 4]."""
     start, sides = anchors[..., None, :2], (anchors[..., 2:] - anchors[..., :2])[..., None, :]
     return start + sides * 0.5 + deltas.unflatten(2, (5, 2)) * variance * sides
 

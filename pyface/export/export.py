@@ -33,7 +33,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float3
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export.
+    """What to export, and how.
 
     Attributes:
         model: A name from `list_models()`. MTCNN becomes three files, and only its weights can be chosen.

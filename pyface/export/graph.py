@@ -15,7 +15,7 @@ Input = Literal["normalised", "uint8"]
 
 
 class Preprocess(nn.Module):
-    """The input of the exported graph -> the input of the network.
+    """Converts the input of the exported graph to that of the network.
 
     Normalised images [B, 3, H, W] are RGB, float32; uint8 images are [B, H, W, 3] and normalised here. What lies
     beyond an image's own size in its canvas becomes the mean colour, as `FaceDetector` pads images.
@@ -41,14 +41,14 @@ class Preprocess(nn.Module):
 
 
 def inside(sizes: Tensor, height: int, width: int) -> Tensor:
-    """Sizes (height, width) [B, 2] -> which pixels of the canvas belong to the image: float32 [B, 1, H, W]."""
+    """Which pixels of the canvas belong to the image, float32 [B, 1, H, W], by its size (height, width) [B, 2]."""
     rows = torch.arange(height, device=sizes.device) < sizes[:, :1]
     columns = torch.arange(width, device=sizes.device) < sizes[:, 1:]
     return (rows[:, :, None] & columns[:, None, :])[:, None].float()
 
 
 class Faces(nn.Module):
-    """Images and their sizes -> boxes, scores, landmarks and counts, padded with zeros to a fixed number of faces."""
+    """Finds boxes, scores, landmarks and counts in images, padded with zeros to a fixed number of faces."""
 
     def __init__(self, model: SingleShot, kind: Input, limits: str) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Faces(nn.Module):
 
 
 class Heads(nn.Module):
-    """Images -> the network's maps by name, float32: "logits_0", "boxes_0", ... level by level."""
+    """Computes the network's maps of images by name, float32: "logits_0", "boxes_0", ... level by level."""
 
     def __init__(self, model: SingleShot, kind: Input) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Heads(nn.Module):
 
 
 class Network(nn.Module):
-    """One of MTCNN's networks: images -> "outputs"."""
+    """One of MTCNN's networks; its output is named "outputs"."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

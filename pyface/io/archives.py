@@ -74,7 +74,7 @@ def archive(
         source: The path of the archive, or its URL (extra `remote`). A tar archive is read once, from beginning
             to end; a zip archive is read in parts.
         wanted: Called with each image's path in the archive; images for which it returns False are skipped.
-        max_pixels: As for `read_image`; files larger than an image of that many pixels can be are not unpacked.
+        max_pixels: As for `read_image`; files that are too large for an image of that many pixels are not unpacked.
         skipped: Counts the images of kinds that pyface does not read, by suffix; see `find_sources`.
 
     Yields:
@@ -161,7 +161,7 @@ class _Content(io.BytesIO):
 
 def _tar_members(archive: str) -> Iterator[_Opened]:
     class Header(_Header):
-        """A class of its own, since it keeps whether the end was found."""
+        """One class per archive, since it records whether the end was found."""
 
     file = open_remote(archive) if is_address(archive) else open(archive, "rb")  # noqa: SIM115
     with file, tarfile.open(fileobj=file, mode="r|*", tarinfo=Header) as tar:

@@ -1,4 +1,4 @@
-"""Writing files: whole ones, or an error that names the file, and only into folders that may be changed."""
+"""Writing whole files, with errors that name the file, and folders in which files may be replaced."""
 
 from io import RawIOBase
 from pathlib import Path
@@ -15,7 +15,7 @@ OWNED = ".pyface"
 
 
 def own_folder(folder: Path) -> bool:
-    """Makes a folder for files that later runs may replace, and returns whether it is one.
+    """Makes a folder for files that later runs may replace, and returns whether they may.
 
     A new or empty folder becomes one, with a hidden file that says so. In any other folder a file may be the only one
     of its kind.

@@ -23,7 +23,7 @@ class Header(NamedTuple):
         kind: The file format, for example ``"JPEG"``; detected from the content, never from the file's name.
         width: Columns as stored, before the orientation is applied.
         height: Rows as stored.
-        orientation: What turns the decoded pixels upright, as an EXIF orientation from 1 (nothing to do) to 8.
+        orientation: How to turn the decoded pixels upright, as an EXIF orientation from 1 (nothing to do) to 8.
         cmyk: True for pixels that are four inks rather than colour with transparency, where the header says so.
         peak: The value that stands for white, where the decoder leaves the values as they are; None: the largest that
             the decoded dtype holds.

@@ -56,8 +56,8 @@ def read_image(
         uint8 [H, W, 3], contiguous and writeable. An array that already has this form is returned itself, not a copy.
 
     Raises:
-        ImageError: The source is of another kind, missing, unreadable, empty, not an image, damaged, cut short, or
-            too large.
+        ImageError: The source is of an unsupported kind, missing, unreadable, empty, not an image, damaged, cut short,
+            or too large.
 
     Example:
         >>> read_image(b"P5 2 1 255\\n\\x00\\xff").tolist()
@@ -202,7 +202,7 @@ def read_encoded(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MA
     """Reads a whole image file without decoding it, given its path, its URL, or the file opened for reading.
 
     Raises:
-        ImageError: It cannot be read, or is larger than an image of that many pixels can be.
+        ImageError: It cannot be read, or is too large for an image of that many pixels.
     """
     if not isinstance(source, str | os.PathLike):
         return _read_stream(source, max_pixels)
@@ -282,7 +282,7 @@ def _most_bytes(max_pixels: int) -> int:
 
 
 def check_length(length: int, max_pixels: int) -> None:
-    """Raises HeaderError if a file is larger than an image of that many pixels can be."""
+    """Raises HeaderError if a file is too large for an image of that many pixels."""
     if length > _MAX_BYTES:
         raise HeaderError("the file must have less than 2 GiB; save the image in a compressed format")
     if length > _most_bytes(max_pixels):

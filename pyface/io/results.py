@@ -89,8 +89,8 @@ class ResultFile:
         as_csv: Write CSV instead of JSON Lines. None: as the suffix says, .jsonl or .csv.
         resume: Continue the file: cut off a half-written result at its end, and list in `done` what it contains.
         overwrite: Replace the file.
-        whole_videos: Cut off a video whose last frame ends the file, so that it is done again from its beginning.
-        made_by: What makes the results, such as model and options: JSON values by name. FILE.run.json beside the
+        whole_videos: Cut off a video whose last frame ends the file, so that it is processed again from its beginning.
+        made_by: What determines the results, such as model and options: JSON values by name. FILE.run.json beside the
             results records it, and a run with other values cannot continue them. None: nothing is recorded or checked.
 
     Attributes:
@@ -99,8 +99,8 @@ class ResultFile:
         begun: A video that may be unfinished, since its last frame ends the file, and the number of that frame.
 
     Raises:
-        OutputError: The suffix is unknown, the file exists, is not empty, and neither `resume` nor `overwrite` is
-            given, it is not a result file, other options made it, or it cannot be written.
+        OutputError: The suffix is unknown, or the file cannot be written. It has content, and neither `resume` nor
+            `overwrite` is given. It is to be continued, but is not a result file or was made with other options.
 
     Example:
         >>> import tempfile
@@ -228,7 +228,7 @@ class FinishedFile:
         raise NotImplementedError
 
 
-_ROWS_AT_ONCE = 2**14  # of a Parquet file; a row takes about 300 bytes in memory
+_ROWS_AT_ONCE = 2**14  # of a Parquet file, written at once; a row takes about 300 bytes in memory
 
 
 class ParquetFile(FinishedFile):
@@ -301,7 +301,7 @@ def check_maker(content: bytes, made_by: Mapping[str, Any], path: str, file: str
 
     Args:
         content: The content of the file that records what made them.
-        made_by: What makes the results in the run that is to continue them.
+        made_by: What determines the results in the run that is to continue them.
         path: The results.
         file: The name of the file.
 

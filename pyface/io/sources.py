@@ -76,7 +76,7 @@ def find_sources(
     Args:
         arguments: Files, folders, URLs, and patterns with `*`, `?`, `[...]` or `**`.
         names: More files and folders, such as those of a list; none of them is a pattern.
-        recursive: Look into the subfolders of folders too.
+        recursive: Include the subfolders of folders.
         videos: Take the videos in folders too, if PyAV is installed.
         skip: Folders whose content is left out if they lie within another, such as the one for drawn copies.
         skipped: Counts, by suffix, the files in folders that are images or videos by their names, but of a kind that
@@ -168,7 +168,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """Reads "I/N", the I-th of N shards, counted from 1.
 
     Raises:
-        SourceError: The text is something else.
+        SourceError: The text is not a shard.
 
     Example:
         >>> parse_shard("2/8")
@@ -284,7 +284,7 @@ def count_unreadable(names: Iterable[str]) -> Counter[str]:
 
 
 def describe_skipped(skipped: Counter[str]) -> list[str]:
-    """Returns a sentence about the files that were skipped and what would read them, [] if there are none.
+    """Returns a list with a sentence about the files that were skipped and what would read them, or an empty one.
 
     Example:
         >>> describe_skipped(Counter({".heic": 2}))
@@ -443,7 +443,7 @@ def _address_name(source: Source) -> str:
 def _free(path: Path, taken: set[str], *, keep: bool = False) -> Path:
     """Adds a number to a name that another image has already; names that differ only in case count as the same.
 
-    With `keep`, a name that a file has is taken too: what a camera recorded cannot be recorded again.
+    With `keep`, the name of an existing file is taken too: what a camera recorded cannot be recorded again.
     """
     choice, number = path, 2
     while str(choice).lower() in taken or (keep and os.path.lexists(choice)):

@@ -47,7 +47,7 @@ class GreyAlpha(NamedTuple):
 
 
 def read_tags(data: bytes) -> dict[int, int]:
-    """Returns the tags of the first directory with their first value, 0 for those that are not one number.
+    """Returns the tags of the first directory with their values, 0 for tags that are not a single number.
 
     Raises:
         struct.error: The data end before the directory does.

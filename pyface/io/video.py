@@ -66,7 +66,7 @@ def video(
     if every < 1 or (fps is not None and not 0 < fps < math.inf):
         raise ValueError(f"video: every must be 1 or more, and fps positive, got every={every} and fps={fps}")
     if every > 1 and fps is not None:
-        raise ValueError(f"video: every and fps exclude each other, got every={every} and fps={fps}; use one of them")
+        raise ValueError(f"video: every and fps cannot be combined, got every={every} and fps={fps}; use one of them")
     if live is None:
         live = is_live(source if isinstance(source, int) else str(source))
     frames = _selected(_decode(source), every, fps)
@@ -132,7 +132,7 @@ def _decode(source: str | Path | int) -> Iterator[tuple[Frame, Any]]:
 
 
 def _openable(name: str) -> Any:
-    """What PyAV opens: files, and the URLs that FFmpeg reads itself, by their names."""
+    """What PyAV can open: the name of a file or of a URL that FFmpeg reads itself, else the URL's open file."""
     is_own = scheme_of(name) in ("", "http", "https", "ftp", *LIVE_SCHEMES)
     return name if is_own else open_remote(name, seekable=True)
 

@@ -13,16 +13,16 @@ from pyface.models.layers import xavier
 
 
 class Backbone(nn.Module):
-    """A backbone.
+    """Base class of the backbones.
 
     Attributes:
-        FIRST: Key of the first convolution's weight, if torchvision has this network; else None.
+        FIRST: Key of the first convolution's weight if torchvision has weights for this network; else None.
     """
 
     FIRST: ClassVar[str | None] = None
 
     def torchvision_names(self, keys: Iterable[str]) -> dict[str, str]:
-        """Maps torchvision's names of layers, in the keys of its weights, to ours where they differ."""
+        """Maps the layer names in torchvision's keys to ours, where they differ."""
         return {}
 
 
@@ -58,7 +58,7 @@ class VGG(Backbone):
         return tuple(maps[2:])
 
     def torchvision_names(self, keys: Iterable[str]) -> dict[str, str]:
-        """torchvision's convolutions are features.0, features.2, ..., in our order."""
+        """Maps torchvision's names features.0, features.2, ... to ours; the order is the same."""
         places = sorted(int(key.split(".")[1]) for key in keys if re.fullmatch(r"features\.\d+\.weight", key))
         ours = [name for name, layer in self.named_modules() if isinstance(layer, nn.Conv2d)]
         return {f"features.{place}": name for place, name in zip(places, ours, strict=False)}
@@ -155,7 +155,8 @@ class SlimResNet(Backbone):
 
     Maps of strides 2 and 4 have only 16 and 32 channels, since they cost the most per channel; stride 4 matters for
     the smallest faces, stride 8 for those of 16 ... 64 px. Plain convolutions compute more per millisecond than
-    depthwise or split ones, on CPUs and on GPUs. docs/training.md compares it with other backbones.
+    depthwise or split ones, on CPUs and on GPUs. docs/training.md compares this backbone with
+    others.
 
     Returns:
         c2 (32 channels, stride 4), c3 (48, 8), c4 (64, 16), c5 (96, 32). Odd maps are rounded up.
@@ -214,8 +215,8 @@ class Context(nn.Module):
 class TopDown(nn.Module):
     """One top-down step of a feature pyramid: a coarse map is upsampled and added to a finer one.
 
-    Maps [B, fine, H, W] and [B, coarse, h, w] -> [B, channels, H, W]. The coarse map's channels are reduced before
-    upsampling. Upsampling repeats cells, which costs a third as much as interpolation.
+    Takes maps [B, fine, H, W] and [B, coarse, h, w], and returns [B, channels, H, W]. The coarse map's channels are
+    reduced before upsampling. Upsampling repeats cells, which costs a third as much as interpolation.
     """
 
     def __init__(self, fine: int, coarse: int, channels: int) -> None:

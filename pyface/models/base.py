@@ -58,16 +58,16 @@ class FaceModel(nn.Module, ABC):
     """A network that finds faces in images of any size.
 
     Attributes:
-        takes_options: Whether `detect` also takes `options`, an `InferenceOptions`, and `for_inference` values other
-            than the defaults.
+        takes_options: Whether `detect` also takes `options` (an `InferenceOptions`), and `for_inference` takes values
+            other than its defaults.
         devices: Kinds of devices that the model runs on.
         score_threshold: Default threshold: `detect` returns faces with a score > this.
         lowest_score: Score thresholds below this are not supported.
         smallest_face: Side in pixels of the smallest faces that are found about as reliably as larger ones, at the
             model's default scale; 0: not known.
         has_landmarks: Whether faces have landmarks.
-        trains_on_images: Whether the model trains on whole images, by a `loss` of its output for a batch of them. MTCNN
-            trains on crops instead.
+        trains_on_images: Whether the model trains on batches of whole images, through its `loss`. MTCNN trains on
+            crops instead.
     """
 
     takes_options: ClassVar[bool] = False
@@ -109,7 +109,7 @@ class FaceModel(nn.Module, ABC):
         return self
 
     def networks(self) -> list[nn.Module]:
-        """The networks that detection runs, each by one or more forward passes per batch."""
+        """The networks that detection runs, each in one or more forward passes per batch."""
         return list(self.children())
 
     @property
@@ -123,7 +123,7 @@ def check_images(images: Sequence[Tensor], device: torch.device) -> None:
 
     Raises:
         TypeError: An image is not a tensor, or not uint8.
-        ValueError: An image is not [H, W, 3], or is on another device than the model.
+        ValueError: An image is not [H, W, 3], or is not on the model's device.
     """
     for k, image in enumerate(images):
         if not isinstance(image, Tensor):

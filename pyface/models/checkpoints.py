@@ -4,14 +4,14 @@ The layout of a file is detected by its keys (docs/detectors.md 2.2, 3.2, 4.1, 5
 
 - pyface: a model's state_dict as .safetensors, with the settings that the model needs in its metadata (or written by
   torch.save, without settings);
-- S3FD of yxlijun: `vgg.N`, `L2Norm3_3`, `extras.N`, `loc.N`, `conf.N`. Its fc6 has padding 6 and dilation 6, and it
+- S3FD by yxlijun: `vgg.N`, `L2Norm3_3`, `extras.N`, `loc.N`, `conf.N`. Its fc6 has padding 6 and dilation 6, and it
   takes RGB;
 - S3FD with Caffe's names (SFD.caffemodel, clcarwin, face-alignment): `conv1_1` ... `conv7_2_mbox_conf`. fc6 has
   padding 3;
 - SRN by its author: torchvision's names and `c2_conv` ... `box_subnet_pred`;
 - SSH with Caffe's names: `conv1_1` ... `m3@ssh_bbox_pred`;
-- MTCNN of facenet-pytorch: a folder with pnet.pt, rnet.pt and onet.pt, or one file with keys `pnet.` ... `onet.`;
-- MTCNN of ipazc: a folder with pnet.lz4, rnet.lz4 and onet.lz4, which need the package lz4.
+- MTCNN from facenet-pytorch: a folder with pnet.pt, rnet.pt and onet.pt, or one file with keys `pnet.` ... `onet.`;
+- MTCNN from ipazc: a folder with pnet.lz4, rnet.lz4 and onet.lz4, which need the package lz4.
 
 The state may be stored under "state_dict", "weight" or "model", and keys may begin with `module.`. Files are
 .safetensors, .npz, or written by torch.save, including its old format. Caffe's .caffemodel is not supported: export its
@@ -129,7 +129,7 @@ def read_checkpoint(path: str | os.PathLike[str], model: str | None = None) -> C
 
 
 def recognise(path: str, state: State, metadata: Mapping[str, str]) -> Checkpoint:
-    """Detects the layout of a state by its keys and translates it; a state of no known layout counts as pyface's."""
+    """Detects the layout of a state by its keys and translates it; an unknown layout counts as pyface's."""
     if "model" in metadata:
         settings = settings_in(metadata, path)
         return Checkpoint(path, OWN, metadata["model"], state, settings)
@@ -187,7 +187,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Loads a checkpoint's weights into a model that was built with its settings.
 
     Raises:
-        CheckpointError: Keys are missing or left over, or their tensors have another shape or are not dense and real.
+        CheckpointError: Keys are missing or left over, or their tensors have the wrong shape or are not dense and real.
             The message names the first ten of each.
     """
     expected, state = model.state_dict(), checkpoint.state
@@ -227,7 +227,7 @@ def save_checkpoint(
         path: The file; replaced atomically once the new one is complete.
         model: The model.
         name: Its name in the registry.
-        settings: Fields of its configuration; the version that reads the file fills in its own defaults for others.
+        settings: Fields of its configuration; the version that reads the file fills in its own defaults for the others.
     """
     path = Path(path)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -272,7 +272,7 @@ def tupled(value: Any) -> Any:
 
 
 def is_of_kind(value: Any, kind: Any, default: Any) -> bool:
-    """Whether a value fits a field's annotation; a tuple must also be as long as the default, if that is a tuple.
+    """Whether a value fits a field's annotation and, if the default is a tuple, has the same length.
 
     Args:
         value: The value from a file.
@@ -338,7 +338,7 @@ def read_any(path: Path) -> tuple[Any, Mapping[str, str]]:
         raise CheckpointError(
             f"{path} is not a weights file, or contains code, which pyface refuses to load"
         ) from error
-    except (LookupError, EOFError, MemoryError) as error:  # their texts say nothing about the file
+    except (LookupError, EOFError, MemoryError) as error:  # their messages say nothing about the file
         raise CheckpointError(f"{path} is not a weights file, or is damaged") from error
     except Exception as error:  # damaged files raise all kinds of errors, OSError included
         raise CheckpointError(f"{path} cannot be read as weights: {first_line(error)}") from error
@@ -600,7 +600,7 @@ def arrays_of(layer: str) -> tuple[str, ...]:
 
 
 def array_as_torch(array: Tensor) -> Tensor:
-    """HWIO -> OIHW, (in, out) -> (out, in), (1, 1, C) -> (C)."""
+    """Reorders axes for torch: HWIO to OIHW, (in, out) to (out, in), (1, 1, C) to (C)."""
     if array.dim() == 4:
         return array.permute(3, 2, 0, 1)
     return array.t() if array.dim() == 2 else array.flatten()

@@ -50,13 +50,13 @@ class DenseBoxConfig:
         positive_band: Range of face heights, relative to `face`, that are positive (1.2).
         ignore_band: Other faces within this range are ignored; beyond it they are background, as in the author's
             code (1.2).
-        landmarks: Number of heat maps, one per landmark; 0 for none, 72 in the paper. The default, 5, fits annotations
-            of WIDER FACE. `Faces.landmarks` holds five points; with another number, landmarks are trained but not
+        landmarks: Number of heat maps, one per landmark; 0 for none, 72 in the paper. The default, 5, fits WIDER
+            FACE's annotations. `Faces.landmarks` holds five points; with another number, landmarks are trained but not
             returned.
         landmark_radius: Radius of a landmark's disc, in cells (1.2).
         refine: Whether there is a refine branch; its scores then replace the first ones (1.1).
         negative_ratio: Number of negative cells sampled per positive cell (1.3).
-        hard_fraction: Half of the sampled negatives come from this share of the hardest ones, half are random (1.3).
+        hard_fraction: Half of the sampled negatives come from the hardest share of this size, half are random (1.3).
         box_weight, landmark_weight, refine_weight: Weights of the loss terms (1.3).
         dropout: Dropout rate in the branches (1.1).
         pyramid_step: Ratio of the sizes of two successive views (1.5).
@@ -201,7 +201,7 @@ class DenseBox(SingleShot):
     def plan(self, view: View, options: InferenceOptions) -> Iterable[View]:
         """The image pyramid: the given view, then smaller and smaller ones.
 
-        Each view finds faces within `positive_band`, so steps must not be larger than the width of the band (1.56).
+        Each view covers the face sizes in `positive_band`, so the step must not exceed the width of the band (1.56).
         """
         config = self.config
         return pyramid(view, config.pyramid_step, config.positive_band[1] * config.face, config.pyramid_scales)
@@ -301,10 +301,10 @@ def peaks(heat: Tensor, boxes: Tensor, stride: int, most: int) -> Tensor:
             places per axis.
 
     Returns:
-        float32 [B, M, N, 2], the pixels (x, y) of these cells. For a box without a cell it is the nearest one.
+        float32 [B, M, N, 2], (x, y) of each maximum's cell in pixels. A box without a cell gets the nearest one.
     """
     height, width = heat.shape[2:]
-    # The first and the last cell in each box. Padding behind the last candidate may hold any values.
+    # The first and the last cell in each box. Padding after the last candidate may hold any values.
     corners = (boxes.float().nan_to_num() - stride / 2) / stride
     first, last = corners[..., :2].ceil(), corners[..., 2:].floor()
     first = torch.where(last < first, ((corners[..., :2] + corners[..., 2:]) / 2).round(), first)
@@ -363,8 +363,9 @@ def branch(channels: int, width: int, outputs: int, dropout: float) -> nn.Sequen
 class DenseBoxVGG19(DenseBox):
     """The paper's network (docs/detectors.md 1.1).
 
-    Takes images [B, 3, H, W] of any size; the maps have stride 4, and their sizes are rounded up. The pyramid begins at
-    2^1.2 of the image, or of the image reduced to 800 pixels, and ends at 2^-3: 15 views for faces from 17 to 500 px.
+    Takes images [B, 3, H, W] of any size; the maps have stride 4, and their sizes are rounded up. The pyramid's scales
+    run from 2^1.2 to 2^-3, relative to the image reduced to 800 pixels (if it is larger): 15 views for faces from 17 to
+    500 px.
     """
 
     size: ClassVar[Size] = 800  # images with a longer side above this are reduced
@@ -383,11 +384,11 @@ class DenseBoxVGG19(DenseBox):
         self.refine = Refine(config.landmarks, self.REFINE_WIDTH) if config.refine else None
 
     def own_scale(self, height: int, width: int) -> float:
-        """The pyramid's first scale: the paper's 2^1.2 of an image reduced to a longer side of at most 800 (1.5)."""
+        """The pyramid's first scale: the paper's 2^1.2, for an image reduced to a longer side of at most 800 (1.5)."""
         return 2**1.2 * min(1.0, scale_for(self.size, height, width))
 
     def forward(self, images: Tensor) -> DenseBoxOutput:
-        """Preprocessed images [B, 3, H, W] -> scores, offsets, landmarks and refined scores at stride 4."""
+        """Computes scores, offsets, landmarks and refined scores at stride 4 from preprocessed images [B, 3, H, W]."""
         conv3_4, conv4_4 = self.backbone(images)
         return self.run_branches(torch.cat([conv3_4, upsample(conv4_4, conv3_4)], dim=1))
 
@@ -400,9 +401,9 @@ class DenseBoxLiteConfig(DenseBoxConfig):
         face: Two fifths of the paper's, at the same stride. A network for faces of 50 px must enlarge a 640 px image to
             1,830 px to find faces of 14 px. This one finds them at the image's own size.
         gray: Half the paper's.
-        positive_band, ignore_band: Positive faces may differ in size by 2, an octave, so that a pyramid with the step 2
-            shows every face in one of its views, and all views together cost a third more than the first.
-        pyramid_step: 2; the paper's band of 1.56 needs 4 views per factor of 4, this one 2.
+        positive_band, ignore_band: Positive faces may differ in size by a factor of 2, so with a pyramid step of 2
+            every face is positive in one view. All views together cost a third more than the first.
+        pyramid_step: 2. Per factor of 4 in face size, the paper's band of 1.56 needs 4 views, this one 2.
         pyramid_scales: None: continue until a face would fill the image.
         negative_ratio: More than the paper's 1, as for `S3FDLite`.
         dropout: 0, since batch normalisation makes it unnecessary.
@@ -419,7 +420,7 @@ class DenseBoxLiteConfig(DenseBoxConfig):
 
 
 class DenseBoxLite(DenseBox):
-    """DenseBox on `backbones.SlimResNet`, fused at stride 4 with stride 8 as in the paper.
+    """DenseBox on `backbones.SlimResNet`, with the maps of strides 4 and 8 fused as in the paper.
 
     A feature pyramid adds context from strides 16 and 32 to stride 8, as in `S3FDLite`.
 
@@ -455,7 +456,7 @@ class DenseBoxLite(DenseBox):
         return nn.Sequential(convolution(channels, self.WIDTH, 1), nn.Dropout(self.config.dropout), last)
 
     def forward(self, images: Tensor) -> DenseBoxOutput:
-        """Preprocessed images [B, 3, H, W] -> scores, offsets, landmarks and refined scores at stride 4."""
+        """Computes scores, offsets, landmarks and refined scores at stride 4 from preprocessed images [B, 3, H, W]."""
         c2, c3, c4, c5 = self.backbone(images)
         p4 = self.smooth4(self.down4(c4, c5))
         p3 = self.smooth3(self.down3(c3, p4))

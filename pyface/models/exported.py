@@ -25,7 +25,7 @@ from pyface.models.mtcnn import MTCNN, MTCNNConfig
 from pyface.models.single_shot import InferenceOptions, Preprocessing, SingleShot
 
 Run: TypeAlias = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-"""Runs a graph: inputs by name -> outputs by name."""
+"""Runs a graph: takes the inputs by name, and returns the outputs by name."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Description:
 
     Attributes:
         model: The model's name.
-        config: Its configuration.
+        config: The model's configuration.
         outputs: "faces", "heads" for the raw maps, or "network" for one of MTCNN's networks.
         input: "normalised" for float32 [B, 3, H, W], (pixel - mean) / std in RGB order; "uint8" for [B, H, W, 3].
         size: Height and width that images must have; None: any.
-        precision: Of the network, "fp32", "fp16" or "int8".
+        precision: Numeric precision of the network, "fp32", "fp16" or "int8".
         limits: Limits on the number of boxes, "ap" or "fast".
         max_detections: Largest number of faces per image, which is the padded size of the outputs.
         score_threshold: Faces have a score > this.
         nms_threshold: Faces are dropped if their IoU with a better one is > this.
-        mean, std: Of the normalisation, in pixel values and RGB order.
-        licence: Of the weights.
+        mean, std: Mean and standard deviation of the normalisation, in pixel values and RGB order.
+        licence: Licence of the weights.
         pyface: The version of pyface that exported the file.
     """
 
@@ -64,7 +64,7 @@ class Description:
     pyface: str
 
     def properties(self) -> dict[str, str]:
-        """The fields as text, JSON unless they are text already."""
+        """The fields as text; those that are not text already are written as JSON."""
         return {name: value if isinstance(value, str) else json.dumps(value) for name, value in asdict(self).items()}
 
     @classmethod
@@ -89,7 +89,7 @@ class Description:
 
 
 class Graph(nn.Module):
-    """The graph of an exported file in its runtime, on the CPU: inputs by name -> outputs by name.
+    """The graph of an exported file in its runtime, on the CPU. Takes inputs and returns outputs by name.
 
     Several threads may use it at once. A pickled graph includes the file's content, and is opened again where it is
     unpickled.
@@ -202,7 +202,7 @@ def is_exported(name: str) -> bool:
 
 
 class ExportedModel(SingleShot):
-    """A single-shot detector whose network, decoding and suppression are an exported file.
+    """A single-shot detector whose network, decoding and suppression are in an exported file.
 
     Args:
         graph: The file, opened.
@@ -252,7 +252,10 @@ class ExportedModel(SingleShot):
         min_face: float | None = None,
         options: InferenceOptions | None = None,
     ) -> list[Faces]:
-        """Finds the faces of every image; see `SingleShot.detect`. With a fixed size, `min_face` sets no scale."""
+        """Finds the faces of every image; see `SingleShot.detect`.
+
+        If the file has a fixed size, `min_face` does not set the scale.
+        """
         if self.description.size is None or min_face is None:
             return super().detect(images, score_threshold=score_threshold, min_face=min_face, options=options)
         found = super().detect(images, score_threshold=score_threshold, options=options)
@@ -278,7 +281,7 @@ class ExportedModel(SingleShot):
             images = images.round().to(torch.uint8).permute(0, 2, 3, 1)
         found = self.graph(images=images, sizes=sizes)
         boxes, scores, count = found["boxes"], found["scores"], found["counts"]
-        if score_threshold is not None:  # scores are sorted, and 0 behind the last face
+        if score_threshold is not None:  # scores are sorted, and 0 after the last face
             count = (scores > score_threshold).sum(1, dtype=torch.int32)
         landmarks = found.get("landmarks", boxes.new_zeros(*boxes.shape[:2], 0, 2))
         return ops.Candidates(boxes, scores, landmarks, torch.full_like(scores, -1, dtype=torch.int64), count)
@@ -286,7 +289,7 @@ class ExportedModel(SingleShot):
     def for_inference(
         self, dtype: torch.dtype = torch.float32, channels_last: bool | None = None, cuda_graph: bool = False
     ) -> ExportedModel:
-        """Returns the model; what the arguments choose is fixed in the file.
+        """Returns the model itself: what the arguments would choose is fixed in the file.
 
         Raises:
             ValueError: An argument is not the default.
@@ -350,7 +353,7 @@ class ExportedModel(SingleShot):
 
 
 class ExportedNetwork(nn.Module):
-    """One of MTCNN's networks as an exported file: images [N, 3, H, W] -> [N, channels, ...], as the original."""
+    """One of MTCNN's networks in an exported file; takes and returns the same shapes as the original network."""
 
     def __init__(self, graph: Graph, channels: int) -> None:
         super().__init__()
@@ -384,7 +387,7 @@ class ExportedCascade(MTCNN):
 
 
 def network_file(path: Path, network: str) -> Path:
-    """Returns where a network of MTCNN lies: P-Net has the given name, the others are beside it.
+    """Returns the file of one of MTCNN's networks: P-Net's is the given one, the others are beside it.
 
     Example:
         >>> network_file(Path("mtcnn.onnx"), "rnet").name

@@ -18,7 +18,7 @@ class Facts:
 
     Attributes:
         name: The name that `create_model` takes.
-        description: One line.
+        description: One line about the model.
         use_when: The end of the sentence "use it when ...".
         parameters: Number of parameters.
         score_threshold: Default score threshold.
@@ -27,9 +27,9 @@ class Facts:
         landmarks: Number of landmarks per face.
         widerface: Average precision on WIDER FACE val by size ("640", or "own" for the model's own pyramid) and subset
             (easy, medium, hard).
-        milliseconds: From a decoded image to faces at 640 px, on two CPU threads; None: not measured.
-        licence: Of the default weights; None: there are none.
-        training_data: Of the default weights; None: there are none.
+        milliseconds: Time from a decoded image to its faces, at 640 px on two CPU threads; None: not measured.
+        licence: Licence of the default weights; None: the model has none.
+        training_data: Training data of the default weights; None: the model has none.
     """
 
     name: str

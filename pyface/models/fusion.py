@@ -15,7 +15,7 @@ def fold_batch_norms(model: Model) -> Model:
     """Copies a model for inference, with each batch normalisation folded into the convolution before it.
 
     A batch normalisation is folded if a module registers it right after a convolution with as many channels, as all
-    networks here do. Layers with a method `folded` are replaced by what it returns. The copy returns the same maps up
+    networks here do. Layers with a method `folded` are replaced with what it returns. The copy returns the same maps up
     to rounding (about 1e-6 of their size in float32). Folded layers have other state keys, and no parameter requires
     gradients. The result is a copy even if there is nothing to fold, so casting it never affects the model.
 

@@ -17,7 +17,7 @@ from pyface.models.views import MULTISCALE, Size, View, whole, whole_faces
 CANVAS = 32  # canvas sizes are multiples of this, so that images of nearly equal sizes share a batch
 BATCH_PIXELS = 1 << 22  # largest number of canvas pixels per batch
 
-# Of ImageNet's images, in pixel values and RGB order, as torchvision's networks expect them.
+# Mean and standard deviation of ImageNet's pixel values in RGB order, as torchvision's networks expect them.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -27,8 +27,8 @@ class Preprocessing:
     """Normalisation of a network's input: (pixel - mean) / std per channel, in the network's channel order.
 
     Attributes:
-        mean: In pixel values, 0 to 255, in RGB order whatever the network's order.
-        std: As `mean`.
+        mean: Mean in pixel values, 0 to 255, in RGB order whatever the network's order.
+        std: Standard deviation in the same form.
         bgr: Whether the network takes blue first.
     """
 
@@ -44,8 +44,8 @@ class InferenceOptions:
     Attributes:
         size: Size of the image that the network runs on: "native" (unscaled), the longer side in pixels, or (shorter
             side, longer side at most); None: the model's default.
-        multiscale: Detect at many scales and in the mirror image, and merge the results, as the authors of "s3fd",
-            "srn" or "ssh" test; None: one scale.
+        multiscale: Detect at many scales and in the mirror image, and merge the results, as in the authors' tests of
+            "s3fd", "srn" or "ssh"; None: one scale.
         limits: "ap": the paper's limits for average precision; "fast": fewer boxes.
         tile: Cut images longer than this many network pixels into overlapping tiles; None: never.
         drop_singletons: When boxes vote (multiscale "s3fd" and "srn"), drop boxes that no other confirms, as the
@@ -90,7 +90,7 @@ VOTING = {"s3fd": 0.3, "srn": 0.5}
 
 
 def group_views(views: list[View]) -> Iterator[list[View]]:
-    """Groups views that can share a batch of at most BATCH_PIXELS pixels (or one view)."""
+    """Groups views into batches of at most BATCH_PIXELS pixels; a larger view is a batch of its own."""
     by_shape: dict[tuple[object, ...], list[View]] = {}
     for view in views:
         by_shape.setdefault((canvas_of(view), view.levels), []).append(view)

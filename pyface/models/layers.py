@@ -13,7 +13,7 @@ class L2Norm(nn.Module):
     """L2 normalisation of every cell's vector, times a learned scale per channel (S3FD, docs/detectors.md 2.1).
 
     Maps at different depths differ in magnitude by powers of ten; this layer brings the shallow ones to one magnitude.
-    [B, C, H, W] -> same shape and dtype. The norm is summed in float32, since squares overflow float16.
+    The output has the input's shape and dtype. The norm is summed in float32, since squares overflow float16.
     """
 
     EPSILON = 1e-10  # cells of zeros, which a ReLU may produce, stay zero
@@ -57,7 +57,7 @@ class BilinearUpsample(nn.Module):
     """Upsampling by 2 as a fixed transposed convolution per channel (SSH's `conv5_128_up`, docs/detectors.md 5.1).
 
     The map is padded with zeros, so the outermost rows and columns get smaller values than with `F.interpolate`.
-    Weights trained with this layer expect that. [B, C, H, W] -> [B, C, 2 H, 2 W]; nothing is trained or saved.
+    Weights trained with this layer expect that. Maps [B, C, H, W] become [B, C, 2 H, 2 W]; nothing is trained or saved.
     """
 
     kernel: Tensor
@@ -72,7 +72,7 @@ class BilinearUpsample(nn.Module):
 
 
 def bilinear_kernel(channels: int) -> Tensor:
-    """Caffe's bilinear filler for a 4 x 4 kernel, [channels, 1, 4, 4]: the product of (1, 3, 3, 1) / 4 with itself."""
+    """Caffe's bilinear filler [channels, 1, 4, 4]: the outer product of (1, 3, 3, 1) / 4 with itself."""
     side = torch.tensor([0.25, 0.75, 0.75, 0.25])
     return torch.outer(side, side).repeat(channels, 1, 1, 1)
 

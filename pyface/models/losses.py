@@ -28,14 +28,13 @@ def check_truth(truth: GroundTruth, images: int) -> None:
 
     Raises:
         TypeError: Its boxes are not floating point.
-        ValueError: It is for another number of images.
+        ValueError: It is for a different number of images.
     """
     if not truth.boxes.is_floating_point():
         raise TypeError(f"the truth's boxes must be float32, got {truth.boxes.dtype}")
     if truth.splits.shape != (images + 1,):
         raise ValueError(
-            f"the truth's splits must be [{images + 1}], as the maps are of {images} images, "
-            f"got {list(truth.splits.shape)}"
+            f"the truth's splits must be [{images + 1}] for a batch of {images}, got {list(truth.splits.shape)}"
         )
 
 
@@ -43,7 +42,7 @@ def check_maps(maps: Sequence[ops.LevelMaps], levels: Sequence[ops.AnchorLevel],
     """Checks that the maps of all levels are given, and that the ground truth is for their images.
 
     Raises:
-        TypeError, ValueError: They do not match.
+        TypeError, ValueError: As for `check_truth`, or the number of maps is wrong.
     """
     if len(maps) != len(levels):
         raise ValueError(f"maps must be those of all {len(levels)} levels, got {len(maps)}")
@@ -68,7 +67,7 @@ def _anchors(levels: tuple[ops.AnchorLevel, ...], sizes: tuple[tuple[int, int], 
 
 
 def by_anchor(maps: Sequence[Tensor], levels: Sequence[ops.AnchorLevel]) -> Tensor:
-    """The maps of all levels, [B, K * n, H, W] with the n values of an anchor side by side -> float32 [B, A, n]."""
+    """Rearranges maps [B, K * n, H, W], where an anchor's n values are side by side, to float32 [B, A, n]."""
     return torch.cat([_by_anchor(x, len(level.anchors)) for x, level in zip(maps, levels, strict=True)], dim=1)
 
 
@@ -78,7 +77,7 @@ def _by_anchor(x: Tensor, num_anchors: int) -> Tensor:
 
 
 def face_evidence(maps: Sequence[Tensor], levels: Sequence[ops.AnchorLevel]) -> Tensor:
-    """Logits of all levels -> float32 [B, A]: face minus largest background. Its sigmoid is the face probability."""
+    """The face logit minus the largest background logit, float32 [B, A]; its sigmoid is the face probability."""
     return torch.cat([_face_evidence(x, level) for x, level in zip(maps, levels, strict=True)], dim=1)
 
 
@@ -94,10 +93,10 @@ def _face_evidence(logits: Tensor, level: ops.AnchorLevel) -> Tensor:
 
 
 def matched(values: Tensor, splits: Tensor, index: Tensor) -> Tensor:
-    """Looks up the values of each anchor's face, detached: [G, ...] of all images' faces -> float32 [B, A, ...].
+    """Looks up the values of each anchor's face: float32 [B, A, ...], detached.
 
     Args:
-        values: `GroundTruth.boxes` or `GroundTruth.landmarks` of a batch.
+        values: `GroundTruth.boxes` or `GroundTruth.landmarks` of a batch, [G, ...].
         splits: `GroundTruth.splits`, int64 [B + 1].
         index: int32 [B, A], the face within the image, as from `ops.assign_anchors`. Negative entries get the values of
             an arbitrary face.
@@ -129,7 +128,10 @@ def decode_boxes(anchors: Tensor, deltas: Tensor, variances: tuple[float, float]
 
 
 def encode_landmarks(anchors: Tensor, landmarks: Tensor, variance: float) -> Tensor:
-    """Points [..., 5, 2] relative to anchors [..., 4]: [..., 10], x1, y1, x2 ..., as (x - centre) / side / variance."""
+    """Encodes points [..., 5, 2] relative to anchors [..., 4], as x1, y1, x2 ... [..., 10].
+
+    A coordinate becomes (coordinate - centre) / side / variance.
+    """
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2
     sides = anchors[..., 2:] - anchors[..., :2]
     return ((landmarks - centre[..., None, :]) / sides[..., None, :] / variance).flatten(-2)
@@ -139,7 +141,7 @@ def encode_landmarks(anchors: Tensor, landmarks: Tensor, variance: float) -> Ten
 
 
 def cross_entropy(evidence: Tensor, is_face: Tensor) -> Tensor:
-    """-log of the probability of each anchor's true class, by the softmax of two or the sigmoid of one: [B, A]."""
+    """The cross-entropy of each anchor, [B, A]: -log of the probability of its true class."""
     return F.softplus(torch.where(is_face, -evidence, evidence))
 
 
@@ -194,7 +196,7 @@ def box_term(
 
 
 def diou(boxes: Tensor, faces: Tensor) -> Tensor:
-    """The distance-IoU loss (Zheng et al., arXiv 1911.08287), pair by pair: [..., 4] and [..., 4] -> [...], 0 to 2.
+    """The distance-IoU loss (Zheng et al., arXiv 1911.08287) of pairs of boxes [..., 4]: [...], from 0 to 2.
 
     It is 1 - IoU, plus the squared distance of the centres over the squared diagonal of the enclosing box.
     """
@@ -261,8 +263,8 @@ def hardest(losses: Tensor, where: Tensor, most: int, wanted: Tensor | None = No
     Args:
         losses: [B, A].
         where: bool [B, A], which entries may be chosen.
-        most: Number of entries per image, or fewer if there are fewer.
-        wanted: int64 [B], number of entries of each image, if that differs; at most `most`.
+        most: Largest number of entries per image.
+        wanted: int64 [B], number of entries to choose from each image, at most `most`; None: `most`.
     """
     losses = losses.detach().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     losses = losses.masked_fill(~where, -torch.inf)

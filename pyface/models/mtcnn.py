@@ -39,8 +39,8 @@ class MTCNNConfig:
 
     Attributes:
         min_face: Side in pixels of the smallest faces to find: the pyramid starts at scale 12 / min_face.
-        factor: Ratio of the scales of two pyramid levels; the last one still has a short side >= 12.
-        thresholds: Face probability that passes P-Net (>=), R-Net (>) and O-Net (>).
+        factor: Ratio of the scales of two successive pyramid levels; the last one still has a short side >= 12.
+        thresholds: Face probability that is needed to pass P-Net (>=), R-Net (>) and O-Net (>).
         level_nms: IoU threshold of P-Net suppression (union) within a level.
         pyramid_nms: IoU threshold of P-Net suppression (union) over all levels of an image.
         rnet_nms: IoU threshold of R-Net suppression (union).
@@ -52,14 +52,14 @@ class MTCNNConfig:
             outside is black.
         plus_one: Union suppression measures widths as x2 - x1 + 1 in the author's numbers; False: as x2 - x1
             (facenet-pytorch).
-        output_shift: Pixels added to the resulting boxes. In the above coordinates the author's boxes lie one pixel up
-            and left of the faces: all four edges are off by -1.1 px on average, whatever the size of the face, over
+        output_shift: Pixels added to the resulting boxes. In continuous pixels the author's boxes lie one pixel up and
+            left of the faces: all four edges are off by -1.1 px on average, whatever the size of the face, over
             3,400 faces of three annotated sets. Probably the training crops were cut with 0-based annotations from
             1-based images. Landmarks are not off.
         mirror_landmarks: Average the landmarks of the crop and of its mirror image (the author's first release).
         hard_fraction: Share of the crops in a batch, those with the largest loss, that count in training (3.3).
-        hard_mining: Which losses use that share: "classification", as in ports, or "all", each with its own hardest
-            crops, which is another reading of the paper (8, row 14). Other losses use all crops.
+        hard_mining: Which losses use that share: "classification", as in MTCNN's ports, or "all", each with its own
+            hardest crops, which is another reading of the paper (8, row 14). Other losses use all crops.
     """
 
     min_face: float = 20.0
@@ -109,7 +109,7 @@ def parameters_of(*layers: nn.Module) -> list[Tensor]:
 
 
 class PNet(nn.Module):
-    """The proposal network: [B, 3, H, W] -> [B, 6, h, w], one cell per 12 x 12 window at stride 2.
+    """The proposal network. Takes [B, 3, H, W] and returns [B, 6, h, w], one cell per 12 x 12 window at stride 2.
 
     Channels: logits of background and face, offsets (dx1, dy1, dx2, dy2) in units of the window
     (docs/detectors.md 3.1).
@@ -146,7 +146,7 @@ class PNet(nn.Module):
 
 
 class RNet(nn.Module):
-    """The refinement network: [N, 3, 24, 24] -> [N, 6], channels as in `PNet` (docs/detectors.md 3.1)."""
+    """The refinement network (docs/detectors.md 3.1). Takes [N, 3, 24, 24], returns [N, 6], channels as in `PNet`."""
 
     POOLS = (3, 3, 0)
 
@@ -169,7 +169,7 @@ class RNet(nn.Module):
         return parameters_of(self.conv1, self.prelu1, self.conv2, self.prelu2, self.conv3, self.prelu3)
 
     def features(self, x: Tensor) -> Tensor:
-        """[N, 3, 24, 24] -> [N, 64, 3, 3]."""
+        """Applies the convolutions to crops [N, 3, 24, 24]: [N, 64, 3, 3]."""
         if runs_on_our_kernels(x):
             return convnet(x, self.weights(), self.POOLS)
         x = self.pool1(self.prelu1(self.conv1(x)))
@@ -189,9 +189,9 @@ class RNet(nn.Module):
 
 
 class ONet(nn.Module):
-    """The output network: [N, 3, 48, 48] -> [N, 16], channels as in `PNet`, then landmarks.
+    """The output network. Takes [N, 3, 48, 48] and returns [N, 16], channels as in `PNet`, then landmarks.
 
-    These are x1 ... x5, y1 ... y5 in units of the crop.
+    Landmarks are x1 ... x5, y1 ... y5 in units of the crop.
     """
 
     POOLS = (3, 3, 2, 0)
@@ -220,7 +220,7 @@ class ONet(nn.Module):
         return parameters_of(*convolutions, self.conv4, self.prelu4)
 
     def features(self, x: Tensor) -> Tensor:
-        """[N, 3, 48, 48] -> [N, 128, 3, 3]."""
+        """Applies the convolutions to crops [N, 3, 48, 48]: [N, 128, 3, 3]."""
         if runs_on_our_kernels(x):
             return convnet(x, self.weights(), self.POOLS)
         x = self.pool1(self.prelu1(self.conv1(x)))
@@ -272,14 +272,20 @@ class CropTruth(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """Boxes of a whole batch between two stages: boxes float32 [K, 4], scores [K], image int64 [K]."""
+    """Boxes of a whole batch between two stages.
+
+    Attributes:
+        boxes: float32 [K, 4], (x1, y1, x2, y2).
+        scores: float32 [K].
+        image: int64 [K], index of each box's image in the batch.
+    """
 
     boxes: Tensor
     scores: Tensor
     image: Tensor
 
     def take(self, index: Tensor) -> Proposals:
-        """Selects proposals by index, in its order."""
+        """Selects proposals by index, in the order of the index."""
         return Proposals(self.boxes[index], self.scores[index], self.image[index])
 
 
@@ -333,7 +339,10 @@ class MTCNN(FaceModel):
         return found if min_face is None else [faces.at_least(min_face) for faces in found]
 
     def propose(self, images: Sequence[Tensor], config: MTCNNConfig) -> Proposals:
-        """P-Net over all pyramids, suppression within levels and images, calibration, squares of whole pixels."""
+        """Finds proposals in all pyramids with P-Net.
+
+        They are suppressed within levels and within images, calibrated, and made squares of whole pixels.
+        """
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         levels = pyramid_levels(sizes, config.min_face, config.factor)
         if not levels:
@@ -371,7 +380,10 @@ class MTCNN(FaceModel):
         return proposals._replace(boxes=whole_squares(calibrate(proposals.boxes, offsets, plus_one=False)))
 
     def refine(self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig) -> Proposals:
-        """R-Net on 24 x 24 crops, suppression, calibration, squares of whole pixels."""
+        """Keeps the proposals that R-Net accepts on crops of 24 x 24.
+
+        They are suppressed, calibrated, and made squares of whole pixels.
+        """
         out = self._run_on_crops(self.rnet, images, proposals, 24, config)
         proposals = proposals._replace(scores=face_probability(out))
         passed = (proposals.scores > config.thresholds[1]).nonzero().squeeze(1)
@@ -382,7 +394,10 @@ class MTCNN(FaceModel):
     def output(
         self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig, threshold: float
     ) -> list[Faces]:
-        """O-Net on 48 x 48 crops, landmarks in the square box, calibration, "min" suppression; a `Faces` per image."""
+        """Returns the faces of each image: the proposals that O-Net accepts on crops of 48 x 48.
+
+        Landmarks are placed in the square boxes. Then the boxes are calibrated, and suppressed by overlap "min".
+        """
         out = self._run_on_crops(self.onet, images, proposals, 48, config)
         proposals = proposals._replace(scores=face_probability(out))
         passed = (proposals.scores > threshold).nonzero().squeeze(1)
@@ -423,7 +438,7 @@ class MTCNN(FaceModel):
         or 0 if there are none. Everything runs on the device, without host synchronisation.
 
         Args:
-            net: The network; it decides the weights.
+            net: The network; it decides the weights of the terms.
             outputs: The network's output for N crops of its input size, [N, 6 or 16] (P-Net: [N, 6 or 16, 1, 1]).
             truth: The ground truth of the crops.
 
@@ -434,7 +449,7 @@ class MTCNN(FaceModel):
             points known.
 
         Raises:
-            ValueError: The network does not exist, or outputs or truth have another shape or number of crops.
+            ValueError: The network does not exist, or the shapes of outputs and truth are wrong or do not match.
         """
         if net not in self.ALPHA:
             raise ValueError(f"net must be one of {', '.join(self.ALPHA)}, got {net!r}")
@@ -501,7 +516,7 @@ def pyramid_levels(sizes: Sequence[tuple[int, int]], min_face: float, factor: fl
 
 
 def same_size_runs(levels: Sequence[Level], pixels: int) -> list[slice]:
-    """Groups neighbouring levels of equal size into runs of at most `pixels` pixels (or one level)."""
+    """Groups neighbouring levels of equal size into runs of at most `pixels` pixels; a larger level is alone."""
     runs: list[slice] = []
     for k, level in enumerate(levels):
         same = k > 0 and (level.height, level.width) == (levels[k - 1].height, levels[k - 1].width)
@@ -533,12 +548,12 @@ def cell_boxes(rows: Tensor, columns: Tensor, scales: Tensor) -> Tensor:
 
 
 def face_probability(out: Tensor) -> Tensor:
-    """[B, 2 or more, ...] logits (background, face, ...) -> [B, ...]: the softmax of two, a sigmoid of a difference."""
+    """The face probability [B, ...] of logits [B, 2 or more, ...] (background, face, ...), by their softmax."""
     return (out[:, 1] - out[:, 0]).sigmoid()
 
 
 def suppress(proposals: Proposals, segments: Tensor, threshold: float, config: MTCNNConfig) -> Tensor:
-    """Union suppression (overlap > threshold) within each segment: kept indices, best score first."""
+    """Suppresses by union (overlap > threshold) within each segment; returns the kept indices, best score first."""
     boxes = proposals.boxes
     if not config.plus_one:
         boxes = boxes - boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
@@ -552,7 +567,7 @@ def calibrate(boxes: Tensor, offsets: Tensor, *, plus_one: bool = True) -> Tenso
 
 
 def whole_squares(boxes: Tensor) -> Tensor:
-    """Squares with the same centre and the longer side, rounded towards zero in the author's pixels."""
+    """Makes squares with the same centre and the longer side, rounded towards zero in the author's pixels."""
     sides = boxes[:, 2:] - boxes[:, :2]
     side = sides.amax(1, keepdim=True)
     corner = boxes[:, :2] + sides * 0.5 - side * 0.5
@@ -560,7 +575,7 @@ def whole_squares(boxes: Tensor) -> Tensor:
 
 
 def place_landmarks(squares: Tensor, points: Tensor) -> Tensor:
-    """[K, 10] in units of the crop -> [K, 5, 2] in the image's pixels.
+    """Converts landmarks [K, 10] in units of the crop to [K, 5, 2] in the image's pixels.
 
     The author's x1 + w * p - 1, with his x1, is the same as x1 + w * p with ours.
     """

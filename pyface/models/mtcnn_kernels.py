@@ -71,7 +71,7 @@ def pnet(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 
 def pnet_in_torch(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """`pnet` layer by layer."""
+    """`pnet` in torch, layer by layer."""
     conv1, bias1, slope1, conv2, bias2, slope2, conv3, bias3, slope3, heads, bias_heads = weights
     x = F.max_pool2d(F.prelu(F.conv2d(images, conv1, bias1), slope1), 2, 2, ceil_mode=True)
     x = F.prelu(F.conv2d(x, conv2, bias2), slope2)
@@ -157,7 +157,7 @@ def convnet(crops: Tensor, weights: Sequence[Tensor], pools: Sequence[int]) -> T
 
 
 def convnet_in_torch(crops: Tensor, weights: Sequence[Tensor], pools: Sequence[int]) -> Tensor:
-    """`convnet` layer by layer."""
+    """`convnet` in torch, layer by layer."""
     x = crops
     for weight, bias, slope, pool in zip(weights[::3], weights[1::3], weights[2::3], pools, strict=True):
         x = F.prelu(F.conv2d(x, weight, bias), slope)

@@ -217,7 +217,7 @@ class S3FDVGG16(S3FD):
         return [*(self.get_submodule(name)(x) for (name, _), x in shallow), fc7, conv6_2, conv7_2]
 
     def forward(self, images: Tensor) -> list[ops.LevelMaps]:
-        """Preprocessed images [B, 3, H, W] -> logits (4 or 2 channels) and boxes (4) of the six maps."""
+        """Computes logits (4 or 2 channels) and boxes (4) of the six maps from preprocessed images [B, 3, H, W]."""
         return [
             ops.LevelMaps(self.get_submodule(f"{name}_mbox_conf")(x), self.get_submodule(f"{name}_mbox_loc")(x))
             for (name, _), x in zip(self.SOURCES, self.features(images), strict=True)
@@ -232,7 +232,7 @@ class S3FDLiteConfig(S3FDConfig):
         nms_threshold: More than the paper's 0.3: best for average precision at IoU 0.4 and F1 on faces/val, measured
             with earlier weights. At IoU 0.5, average precision would rise further (0.863, 0.868, 0.873 with thresholds
             of 0.3, 0.4, 0.5).
-        negative_ratio: More than the paper's 3, which measured better, as did the distance-IoU loss (docs/training.md).
+        negative_ratio: More than the paper's 3; this measured better, as did the distance-IoU loss (docs/training.md).
         norm_scales: Initial scales of the three `L2Norm`s.
         landmarks: Whether every anchor also predicts five landmarks; the paper's network has none.
         prior: Face probability that the untrained network returns everywhere.

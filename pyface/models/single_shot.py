@@ -33,8 +33,8 @@ class Limits:
     """The largest numbers of boxes per image.
 
     Attributes:
-        candidates: Before suppression, best first, over all levels.
-        detections: After suppression.
+        candidates: Limit before suppression, over all levels, best first.
+        detections: Limit after suppression.
     """
 
     candidates: int
@@ -46,7 +46,7 @@ class TrainedFaces(NamedTuple):
 
     Attributes:
         height: Height in network pixels.
-        band: Smallest and largest factor of that height.
+        band: Smallest and largest height, as factors of `height`.
     """
 
     height: float
@@ -59,7 +59,7 @@ class SingleShot(FaceModel):
     Attributes:
         backbone: The backbone, whose weights can be loaded alone.
         preprocessing: Normalisation of the input.
-        limits: The limits of boxes for "ap" and for "fast".
+        limits: Limits on the number of boxes, for "ap" and for "fast".
         size: Default size of the image that the network runs on.
         channels_last: Whether the network is faster in that memory format.
         most_enlarged: Largest scale used to find small faces; enlarging more only blurs.
@@ -89,10 +89,10 @@ class SingleShot(FaceModel):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Any:
-        """Preprocessed images [B, 3, H, W] -> the head maps. Contains nothing but the network, so it can be exported
-        and compiled.
+        """Computes the head maps from preprocessed images [B, 3, H, W].
 
-        Anchor detectors return a list of `ops.LevelMaps`, one per level.
+        This is the network alone, so it can be exported and compiled. Anchor detectors return a list of
+        `ops.LevelMaps`, one per level.
         """
 
     @abstractmethod
@@ -147,7 +147,7 @@ class SingleShot(FaceModel):
         Args:
             images: Preprocessed images [B, 3, H, W] in the model's dtype.
             sizes: As in `candidates`.
-            score_threshold: None: the model's default.
+            score_threshold: As in `candidates`; None: the model's default.
             limits: "ap" or "fast".
             levels: Number of maps to use, as the end of a slice; None: all.
             suppress: Whether to apply suppression; without it all candidates are returned.

@@ -58,7 +58,7 @@ class SRNConfig:
         low_levels: Number of levels, from the finest, that the first step filters; on the others it moves the anchors
             (4.5).
         gate_threshold: Anchors of low levels must have a first-step score > this (4.5).
-        small_map: Number of cells; see `SRNResNet50.candidates` (4.5).
+        small_map: Maps with fewer cells than this have no score threshold; see `SRNResNet50.candidates` (4.5).
         level_candidates: Number of candidates per level, best first; the paper has 2,000 (4.5).
         separate_prediction: Whether the first step has its own prediction layers, as in the paper; otherwise all layers
             are shared, as in the released code (4.1).
@@ -148,11 +148,14 @@ class SRN(AnchorDetector):
 
     @abstractmethod
     def pyramid(self, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Images -> the maps of the first step, and those of the second, all [B, channels, h, w]."""
+        """Computes the maps of the first step and those of the second, all [B, channels, h, w], from images."""
 
     def forward(self, images: Tensor) -> list[ops.LevelMaps]:
-        """Preprocessed images [B, 3, H, W] -> second-step logits (2 channels) and boxes (8) of six levels, with
-        first-step logits (gate, 2) on the low ones and first-step boxes (offsets, 8) on the high ones."""
+        """Computes the maps of six levels from preprocessed images [B, 3, H, W].
+
+        All levels have second-step logits (2 channels) and boxes (8). Low levels also have first-step logits (`gate`,
+        2 channels), high ones first-step boxes (`offsets`, 8).
+        """
         maps = []
         for level, (first, second) in enumerate(zip(*self.pyramid(images), strict=True)):
             low = level < self.config.low_levels
@@ -263,7 +266,7 @@ def assign(
 
 
 def anchors_of(stride: int, scales: Sequence[float], ratio: float) -> tuple[tuple[float, float, float, float], ...]:
-    """The anchors of cell (0, 0), in the author's pixels: x2 - x1 = width - 1, about (stride - 1) / 2.
+    """The anchors of cell (0, 0), in the author's pixels: x2 - x1 = width - 1, centred at (stride - 1) / 2.
 
     The sides of the base box are rounded, halves to even, before scaling: 4 x 5, 7 x 9, 14 x 18, 29 x 36, 57 x 71,
     114 x 142.
@@ -276,8 +279,8 @@ def anchors_of(stride: int, scales: Sequence[float], ratio: float) -> tuple[tupl
 class RFE(nn.Module):
     """Receptive field enhancement: branches with 1 x 5, 5 x 1, 1 x 3 and 3 x 1 kernels, added to the input.
 
-    Oblong receptive fields fit poses and occlusions better than square ones. [B, C, H, W] -> the same shape; C is a
-    multiple of 4.
+    Oblong receptive fields fit poses and occlusions better than square ones. Input and output are [B, C, H, W], where C
+    is a multiple of 4.
     """
 
     KERNELS = ((1, 5), (5, 1), (1, 3), (3, 1))
@@ -389,7 +392,7 @@ class SRNResNet50(SRN):
         return torch.cat([boxes[:, :2], boxes[:, 2:] - 1], dim=1)
 
     def pyramid(self, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Images -> first-step maps from c2 ... c7, and second-step maps p2 ... p7."""
+        """Computes first-step maps from c2 ... c7, and second-step maps p2 ... p7."""
         c2, c3, c4, c5 = self.backbone(images)
         c6 = self.layer5(c5)
         c7 = self.layer6(c6)
@@ -437,7 +440,7 @@ class SRNLiteConfig(SRNConfig):
 
 
 class SRNLite(SRN):
-    """SRN on `backbones.SlimResNet`: both steps, STC on the three low levels, STR on the three high ones, RFE.
+    """SRN on `backbones.SlimResNet`: both steps, STC on the three low levels, STR on the three high ones, and RFE.
 
     Three quarters of all cells are at stride 4, for faces of 8 ... 11 px. So this level has its own narrow heads; the
     other five levels share theirs. Anchors are plain: in continuous pixels, not rounded, centred on their cells.
@@ -493,8 +496,11 @@ class SRNLite(SRN):
         return first, second
 
     def forward(self, images: Tensor) -> list[ops.LevelMaps]:
-        """Preprocessed images [B, 3, H, W] -> second-step logits (2 channels), boxes (8) and landmarks (20) of six
-        levels, with first-step logits (gate, 2) on the low ones and first-step boxes (offsets, 8) on the high ones."""
+        """Computes the maps of six levels from preprocessed images [B, 3, H, W].
+
+        All levels have second-step logits (2 channels), boxes (8) and landmarks (20). Low levels also have first-step
+        logits (`gate`, 2 channels), high ones first-step boxes (`offsets`, 8).
+        """
         maps = []
         for level, (first, second) in enumerate(zip(*self.pyramid(images), strict=True)):
             heads = self.heads if level else self.fine_heads
@@ -507,7 +513,7 @@ class SRNLite(SRN):
 
 
 class LiteHeads(nn.Module):
-    """The heads of both steps for maps of one width: [B, channels, H, W] -> the second step's `LevelMaps`.
+    """The heads of both steps for maps [B, channels, H, W] of one width; a call returns the second step's `LevelMaps`.
 
     Args:
         channels: The width, a multiple of 4.
@@ -546,7 +552,7 @@ class LiteHeads(nn.Module):
 class OblongConv2d(nn.Conv2d):
     """RFE's four oblong kernels as one depthwise 5 x 5 convolution.
 
-    A quarter of the channels each uses 1 x 5, 5 x 1, 1 x 3 and 3 x 1 weights; the other weights are masked. This runs
+    Each kernel has a quarter of the channels: 1 x 5, 5 x 1, 1 x 3 and 3 x 1. The other weights are masked. This runs
     one kernel instead of four, and does not split or concatenate maps.
     """
 
@@ -581,7 +587,7 @@ def oblong_mask(channels: int) -> Tensor:
 
 
 class LiteRFE(nn.Module):
-    """`RFE` in three convolutions: 1 x 1, the oblong ones, 1 x 1, added to the input. [B, C, H, W] -> same shape."""
+    """`RFE` in three convolutions: 1 x 1, the oblong ones, 1 x 1, added to the input [B, C, H, W]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

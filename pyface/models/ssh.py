@@ -92,7 +92,7 @@ class SSH(AnchorDetector):
     Attributes:
         config: The settings.
         levels: The anchors of each module.
-        nms_plus_one: Whether suppression measures widths as x2 - x1 + 1, as the author's does.
+        nms_plus_one: Whether suppression measures widths as x2 - x1 + 1, as the author's code does.
     """
 
     # The author keeps all that suppression leaves of 3 x 1,000 boxes; "fast" is as for S3FD (docs/detectors.md 5.4,
@@ -136,7 +136,7 @@ class SSH(AnchorDetector):
         Returns:
             "classification": softmax cross-entropy, the mean over sampled anchors.
             "box": smooth L1 of face anchors, divided by the number of sampled anchors.
-            "landmarks", if the maps have them: smooth L1 of anchors with known landmarks, divided as "box".
+            "landmarks", if the maps have them: smooth L1 of anchors with known landmarks, divided like "box".
         """
         losses.check_maps(maps, self.levels, truth)
         modules = zip(maps, self.levels, self.config.borders, strict=True)
@@ -186,7 +186,7 @@ def inside(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
 
 
 class DetectionModule(nn.Module):
-    """Context and heads of one module (docs/detectors.md 5.1): [B, channels, H, W] -> its `LevelMaps`.
+    """Context and heads of one module (docs/detectors.md 5.1). Takes [B, channels, H, W] and returns its `LevelMaps`.
 
     A 3 x 3 convolution gives `width` channels, and the context module as many again: `width / 2` that cover 5 x 5 cells
     and `width / 2` that cover 7 x 7. The ReLU comes after the concatenation.
@@ -205,7 +205,7 @@ class DetectionModule(nn.Module):
         self.bbox_pred = nn.Conv2d(2 * width, 4 * num_anchors, 1)
 
     def context(self, x: Tensor) -> Tensor:
-        """[B, channels, H, W] -> [B, 2 * width, H, W]."""
+        """Widens the receptive field of a map [B, channels, H, W]: [B, 2 * width, H, W]."""
         reduced = F.relu(self.dimred(x), inplace=True)
         wide = self.conv7x7(F.relu(self.conv7x7_1(reduced), inplace=True))
         return F.relu(torch.cat([self.conv3x3(x), self.conv5x5(reduced), wide], dim=1), inplace=True)
@@ -246,7 +246,7 @@ class SSHVGG16(SSH):
         return F.relu(self.conv4_fuse_final(fine + cropped), inplace=True)
 
     def forward(self, images: Tensor) -> list[ops.LevelMaps]:
-        """Preprocessed images [B, 3, H, W] -> logits (4 channels) and boxes (8) of the three modules."""
+        """Computes logits (4 channels) and boxes (8) of the three modules from preprocessed images [B, 3, H, W]."""
         _, conv4_3, conv5_3 = self.backbone(images)
         return [self.m1(self.fuse(conv4_3, conv5_3)), self.m2(conv5_3), self.m3(pool(conv5_3))]
 
@@ -262,7 +262,8 @@ class SSHLiteConfig(SSHConfig):
         variances: Units of the box offsets: of centres and of sizes, as in S3FD.
         positive_iou: As in S3FD. At 0.5, many faces between the sizes of two anchors would match neither.
         nms_threshold: As in `S3FDLiteConfig`.
-        borders: A whole anchor, so none is excluded. In samples of a few hundred pixels, most anchors of M2 would be.
+        borders: The side of each module's largest anchor, so that none is excluded. In samples of a few hundred pixels,
+            most anchors of M2 would be.
         landmarks: Whether every anchor also predicts five landmarks; the paper's network has none.
         prior: Face probability that the untrained network returns everywhere.
     """
@@ -312,7 +313,7 @@ class SSHLite(SSH):
         self.m3 = LiteDetectionModule(c5, width, three, config)
 
     def forward(self, images: Tensor) -> list[ops.LevelMaps]:
-        """Preprocessed images [B, 3, H, W] -> logits (4 channels), boxes (8) and landmarks (20) of three modules."""
+        """Computes logits (4 channels), boxes (8) and landmarks (20) of three modules from images [B, 3, H, W]."""
         _, c3, c4, c5 = self.backbone(images)
         fused4 = self.fuse4_final(self.fuse4(c4, c5))
         fused3 = self.fuse3_final(self.fuse3(c3, fused4))
@@ -320,7 +321,7 @@ class SSHLite(SSH):
 
 
 class LiteDetectionModule(nn.Module):
-    """`DetectionModule` with batch normalisation and one predictor: [B, channels, H, W] -> its `LevelMaps`."""
+    """`DetectionModule` with batch normalisation, and with one predictor instead of two heads."""
 
     def __init__(self, channels: int, width: int, level: ops.AnchorLevel, config: SSHLiteConfig) -> None:
         super().__init__()

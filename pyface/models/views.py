@@ -1,6 +1,6 @@
 """Views of an image that a network runs on: scales, the mirror image and tiles.
 
-The papers' scales: docs/detectors.md 2.6, 4.5, 5.4.
+The papers' scales are listed in docs/detectors.md 2.6, 4.5, 5.4.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ The boxes of one face in two tiles differ by less; otherwise each tile could lea
 
 GRID = 64  # network pixels; tiles begin on multiples of this
 
-_ROWS = 256  # of a matrix of overlaps at a time
+_ROWS = 256  # rows of the matrix of overlaps that are computed at a time
 
 S3FD_PIXELS = 0x7FFFFFFF / 577  # the authors' limit, due to Caffe's largest blob
 
@@ -108,7 +108,7 @@ class View:
 
     @property
     def uncut(self) -> View:
-        """What the tiles of one view have in common."""
+        """The view without its region and cut edges, so that tiles of the same view compare equal."""
         return replace(self, region=(0, 0, 0, 0), cut=(False, False, False, False))
 
 

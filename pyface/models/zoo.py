@@ -59,7 +59,7 @@ class Row:
         name: The name that `create_model` takes.
         build: Builds the untrained model from a configuration.
         config: The default configuration; weights may change its fields.
-        description: One line.
+        description: One line about the model.
         use_when: The end of the sentence "use it when ...".
         weights: The default weights; None: the model has none.
     """
@@ -198,8 +198,8 @@ def create_model(name: str, weights: str | os.PathLike[str] | Literal["default"]
 
     Args:
         name: One of `list_models()`, or the path of a file that `pyface export` wrote (.onnx, .xml or .pt2).
-        weights: "default" for the bundled weights, None for random initialisation, or the path of a file. That is one
-            of pyface's (.safetensors) or a popular public checkpoint, which is detected by its keys (see
+        weights: "default" for the bundled weights, None for random initialisation, or the path of a file:
+            one of pyface's (.safetensors), or a popular public checkpoint, which is detected by its keys (see
             `pyface.models.checkpoints`). Settings that the weights need, such as S3FD's padding of fc6, are applied.
 
     Raises:
@@ -231,9 +231,9 @@ def build(row: Row, config: Any) -> FaceModel:
 
 @contextlib.contextmanager
 def usual_tensors() -> Iterator[None]:
-    """Makes new tensors ordinary ones on the CPU by default, not inference tensors; for the current thread only.
+    """Makes new tensors ordinary CPU tensors by default, not inference tensors, in the current thread only.
 
-    The default dtype belongs to the whole process, so it stays: code that makes tensors gives their dtype.
+    The default dtype belongs to the whole process and is left alone, so code that makes tensors must give their dtype.
     """
     with default_on_cpu(), torch.inference_mode(False):
         yield

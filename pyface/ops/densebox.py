@@ -1,4 +1,4 @@
-"""DenseBox's maps to boxes, decode_densebox, and boxes to maps, densebox_targets (docs/detectors.md 1.2, 1.5).
+"""DenseBox: decode_densebox turns maps into boxes, densebox_targets boxes into maps (docs/detectors.md 1.2, 1.5).
 
 In both, the cell in row i and column j is at the pixel (stride * j + stride / 2, stride * i + stride / 2).
 """
@@ -29,7 +29,7 @@ from pyface.ops.extension import (
     register,
 )
 
-_MOST = 2**31 - 1  # of sides and strides
+_MOST = 2**31 - 1  # largest side or stride
 
 
 class DenseBoxMaps(NamedTuple):

@@ -72,7 +72,7 @@ def assign_anchors(
         overlap, float32 [B, A]: IoU with that face, or with the best one where index < 0; 0 for invalid anchors.
 
     Raises:
-        TypeError: An argument is not a tensor, has the wrong dtype, or a threshold is not a number.
+        TypeError: An argument is not a tensor or has the wrong dtype, or a threshold is not a number.
         ValueError: Shapes or devices do not match, or thresholds, splits or compensate are out of range.
 
     Example:

@@ -67,7 +67,7 @@ def balanced_sample(
     minimum: int = 16,
     seed: int,
 ) -> Tensor:
-    """Chooses all positives and as many negatives, half of them hard (DenseBox 3.3, docs/detectors.md 1.3).
+    """Chooses all positives and ``ratio`` times as many negatives, half of them hard (docs/detectors.md 1.3).
 
     The hard set of an image is the ``hard_fraction`` of its background (rounded up) with the largest losses; it is
     larger if half of the negatives would not fit into it. Half of the negatives (rounded up) are drawn from it, the

@@ -175,7 +175,7 @@ def soft_nms(
 def box_voting(
     boxes: Tensor, scores: Tensor, iou_threshold: float, *, drop_singletons: bool = False, overlap: str = "union"
 ) -> tuple[Tensor, Tensor]:
-    """Box voting as in S3FD and SRN (docs/detectors.md 2.6d): replaces clusters of boxes by weighted means.
+    """Box voting as in S3FD and SRN (docs/detectors.md 2.6d): replaces clusters of boxes with weighted means.
 
     The best remaining box and all boxes whose overlap with it is >= iou_threshold form a cluster. It becomes one box:
     the mean weighted by ``max(score, 0)`` (the best box itself if all weights are 0), with the best score.
@@ -284,7 +284,7 @@ def _suppress(
     score_threshold: float,
     overlap: str,
 ) -> tuple[Tensor, Tensor]:
-    """Calls the kernel of nms, batched_nms and nms_padded: boxes [B * N, 4] -> keep [B * M], count [B]."""
+    """Calls the kernel of nms, batched_nms and nms_padded on boxes [B * N, 4]; returns keep [B * M] and count [B]."""
     boxes, scores = contiguous_as(boxes, torch.float32), contiguous_as(scores, torch.float32)
     classes = None if classes is None else contiguous_as(classes, torch.int64)
     counts = None if counts is None else contiguous_as(counts, torch.int32)

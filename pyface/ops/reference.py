@@ -214,7 +214,7 @@ def face_probability(logits: Tensor, num_background: int) -> Tensor:
 
 
 def face_evidence(logits: Tensor, num_background: int) -> Tensor:
-    """Logits [B, num_background + 1, ...] -> [B, ...]: face minus largest background, whose sigmoid is the score."""
+    """Face minus largest background logit [B, ...] of logits [B, num_background + 1, ...]; the score is its sigmoid."""
     face = logits[:, num_background]
     return face - logits[:, :num_background].amax(1) if num_background else face
 
@@ -257,7 +257,7 @@ def decode_anchors(
     thresholds = score_threshold if isinstance(score_threshold, Sequence) else [score_threshold] * len(levels)
 
     def by_anchor(tensor: Tensor, k: int) -> Tensor:
-        """[B, K * n, H, W] -> [B, H * W * K, n]."""
+        """Rearranges a map [B, K * n, H, W] to [B, H * W * K, n]."""
         _, channels, height, width = tensor.shape
         parts = tensor.detach().float().reshape(batch, k, channels // k, height, width).permute(0, 3, 4, 1, 2)
         return parts.reshape(batch, height * width * k, channels // k)
@@ -363,7 +363,7 @@ def assign_anchors_of_image(
     force_best: bool,
     compensate: str | int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Anchors [A, 4] and the image's own boxes [G, 4] -> index [A] and overlap [A]."""
+    """Assigns an image's own boxes [G, 4] to anchors [A, 4]; returns index [A] and overlap [A]."""
     valid = valid & anchors.isfinite().all(1)
     is_face = ~ignore & boxes.isfinite().all(1) & (area_of(boxes) > 0)
     faces = torch.where(is_face)[0].tolist()

@@ -1,6 +1,6 @@
 """Face probabilities from logits: max-out over background logits (S3FD, docs/detectors.md 2.1), forward and backward.
 
-Channels 0 to num_background - 1 are background logits. Max-out replaces them by the largest, so that levels with many
+Channels 0 to num_background - 1 are background logits. Max-out replaces them with the largest, so that levels with many
 small anchors give fewer false positives.
 """
 
@@ -23,7 +23,7 @@ from pyface.ops.extension import (
 
 
 def maxout_background(logits: Tensor, num_background: int) -> Tensor:
-    """Replaces the first num_background channels by their maximum; the others are copied.
+    """Replaces the first num_background channels with their maximum; the others are copied.
 
     Differentiable: the largest background logit gets the whole gradient, the first one if several are largest. NaN
     counts as the largest, so it is not hidden.
@@ -130,7 +130,7 @@ def _as_map(tensor: Tensor) -> Tensor:
 
 
 def _empty_like(tensor: Tensor, channels: int) -> Tensor:
-    """A new tensor with another number of channels, in the same memory format."""
+    """A new tensor like the given one, in its memory format, but with `channels` channels."""
     shape = (tensor.shape[0], channels, *tensor.shape[2:])
     for ndim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if tensor.ndim == ndim and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=memory_format):

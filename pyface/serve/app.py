@@ -56,7 +56,7 @@ class Refusal(BaseModel):
 
 
 class Health(BaseModel):
-    """What the service runs."""
+    """The state of the service, and what it runs."""
 
     status: str
     version: str

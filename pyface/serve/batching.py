@@ -141,7 +141,7 @@ class Batcher:
         return task
 
     async def _find(self, upload: Upload, score_threshold: float | None, deadline: float) -> Found:
-        """Takes an upload through all stages; whatever happens to it is its result."""
+        """Takes an upload through all stages; an error at any stage becomes its result."""
         try:
             opened = await self._in_thread(open_image, upload.data, max_pixels=self.detector.max_pixels)
             assert isinstance(opened, EncodedImage)
@@ -228,7 +228,7 @@ class Batcher:
         return batch
 
     def _detect_batch(self, images: list[Any], score_threshold: float | None) -> list[Detections | Exception]:
-        """Detects in a batch, in a thread; errors are values, and those of one image do not reach the others."""
+        """Detects in a batch, in a thread; errors are returned, and one image's error does not affect the others."""
         self.detector.score_threshold = self._default_threshold if score_threshold is None else score_threshold
         start = time.perf_counter()
         try:

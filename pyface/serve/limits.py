@@ -93,7 +93,7 @@ class Budget:
 
     @asynccontextmanager
     async def hold(self, amount: int) -> AsyncIterator[None]:
-        """Waits for an amount and holds it."""
+        """Waits until the amount is free, and holds it until the end of the block."""
         amount = min(amount, self._total)
         async with self._turn:
             while self._free < amount:

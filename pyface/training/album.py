@@ -82,9 +82,11 @@ class Album:
     def parts(
         self, numbers: NDArray[np.integer], boxes: NDArray[np.float32]
     ) -> tuple[list[Tensor], NDArray[np.float32]]:
-        """Cuts out what boxes [N, 4] cover.
+        """Cuts out the parts of images that boxes [N, 4] cover; each image is decoded once.
 
-        Each image is decoded once.
+        Args:
+            numbers: [N], the index of each box's image.
+            boxes: (x1, y1, x2, y2) in the image's pixels.
 
         Returns:
             The parts of the images, and the boxes relative to these parts.

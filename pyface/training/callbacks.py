@@ -109,14 +109,14 @@ class Measuring(L.Callback):
         part.replace(path)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Measures when another interval of the run is over."""
+        """Measures at the end of each interval."""
         due = math.floor(pl_module.progress() * self.times)
         if due > self.done:
             self.done = due
             self.measure(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Measures once more, if the last measurement is still due."""
+        """Takes the last measurement if it is still due."""
         if self.done < self.times:
             self.measure(trainer, pl_module)
 
@@ -185,7 +185,7 @@ class Measuring(L.Callback):
         save(self.folder / file, self.average.model, self.name, config)
 
     def with_threshold(self, config: Any, threshold: float) -> Any:
-        """A model's configuration with another score threshold."""
+        """A model's configuration with the given score threshold."""
         return dataclasses.replace(config, score_threshold=threshold)
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class Saving(L.Callback):
         self.path, self.done = path, 0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Saves when another hundredth of the run is over."""
+        """Saves after each hundredth of the run."""
         due = math.floor(pl_module.progress() * self.TIMES)
         if due > self.done:
             self.done = due

@@ -2,7 +2,7 @@
 (docs/detectors.md 3.3).
 
 Each network has its own folder inside the run's: `crops.npz` (its training crops), `last.ckpt` (the state needed to
-resume), `logs/`, and `weights.safetensors` once it is done. The latter holds the whole cascade as far as it is
+resume), `logs/`, and `weights.safetensors` once it is done. That file holds the whole cascade as far as it is
 trained. A resumed run finds out from these files where to continue.
 """
 
@@ -47,7 +47,8 @@ from pyface.training.trainer import fit, make_trainer, started_by_torchrun
 
 CROPS, WEIGHTS, MINED = "crops.npz", "weights.safetensors", "mined.jsonl"
 
-EPOCHS: dict[Net, float] = {"pnet": 1.0, "rnet": 22 / 30, "onet": 22 / 30}  # of the recipe's; AITTSMD's are 30, 22, 22
+# Epochs as a share of the recipe's; AITTSMD trains for 30, 22 and 22.
+EPOCHS: dict[Net, float] = {"pnet": 1.0, "rnet": 22 / 30, "onet": 22 / 30}
 TIME: dict[Net, float] = {"pnet": 0.25, "rnet": 0.3, "onet": 0.45}  # share of the run's time, if it is limited by time
 MINING_TIME = 0.5  # largest share of a network's time that is spent on mining its crops
 
@@ -126,7 +127,7 @@ class MeasuringCascade(Measuring):
     """Measures the cascade during training; the chosen score threshold becomes O-Net's."""
 
     def with_threshold(self, config: MTCNNConfig, threshold: float) -> MTCNNConfig:
-        """The configuration with another threshold for O-Net."""
+        """The configuration with the given threshold for O-Net."""
         return replace(config, thresholds=(*config.thresholds[:2], threshold))
 
 
@@ -171,7 +172,7 @@ def check_cascade(run: Run) -> None:
     """Checks that a run sets only options that the cascade supports.
 
     Raises:
-        TrainingError: It sets others.
+        TrainingError: It sets other options.
     """
     if run.settings is not None:
         raise TrainingError(f"{run.model} trains with its default settings only; remove those of the configuration")
@@ -181,7 +182,9 @@ def check_cascade(run: Run) -> None:
         raise TrainingError(f"{run.model} trains on one device, since its networks are small; remove --devices")
     least = sum(SHARES.values())
     if run.recipe.batch_size < least:
-        raise TrainingError(f"batch_size must be {least} crops or more, of all kinds, got {run.recipe.batch_size}")
+        raise TrainingError(
+            f"batch_size must be {least} or more, to hold crops of all kinds, got {run.recipe.batch_size}"
+        )
     usual = RECIPES[run.model].size
     if run.recipe.size != usual:
         raise TrainingError(
@@ -247,7 +250,7 @@ def count_kinds(run: Run, net: Net, crops: Crops) -> dict[CropKind, int]:
             f"{run.recipe.smallest_face:g} px or more"
         )
     if not counts[CropKind.LANDMARK]:
-        print(f"{net}: no face has its five landmarks, so it is not trained on landmarks", flush=True)
+        print(f"{net}: no face has all five landmarks, so it is not trained on landmarks", flush=True)
     return counts
 
 

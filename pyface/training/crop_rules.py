@@ -24,7 +24,7 @@ MOST_ENLARGED = 4.0  # enlarging more only blurs
 
 
 def octaves(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
-    """Faces of all sizes equally often, or images at half to twice the size that they have in detection.
+    """A square that shows faces of all sizes equally often, or the image at half to twice its size in detection.
 
     Three in five samples of images with faces are scaled for one of their faces. Its target size is log-uniform between
     8 px and 0.7 of the sample's side.
@@ -40,7 +40,7 @@ def octaves(rng: np.random.Generator, picture: Picture, height: int, width: int,
 
 
 def s3fd(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
-    """The largest square that fits the image, or (four times in five) one of 0.3 to 1 times its side.
+    """The largest square that fits into the image, or (four times in five) one of 0.3 to 1 times its side.
 
     Source: docs/detectors.md 2.5.
     """

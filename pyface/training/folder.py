@@ -97,7 +97,7 @@ def check_folder(folder: Path, resume: bool) -> None:
     """Checks that a run can start in a folder, or be resumed from it.
 
     Raises:
-        TrainingError: It cannot.
+        TrainingError: The folder is a file, has a run already, or has none to resume.
     """
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"the run's folder must be a folder, got the file {folder}")

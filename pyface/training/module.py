@@ -143,8 +143,7 @@ class Training(L.LightningModule):
 def kind_of(layer: nn.Module, name: str, parameter: Tensor) -> str:
     """The group of a layer's parameter: "normalized", "weight", "scale" or "bias".
 
-    "normalized" are the convolutions without a bias: they have a normalisation behind them, which makes their scale
-    irrelevant.
+    "normalized" is for convolutions without a bias: the normalisation that follows makes their scale irrelevant.
     """
     if parameter.ndim > 1:
         return "normalized" if isinstance(layer, nn.Conv2d) and layer.bias is None else "weight"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The quintic iteration's coefficients and number of steps, of the source above.
+# The quintic iteration's coefficients and number of steps, from the source above.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 # An orthogonal matrix has entries of about 1 / sqrt(longer side); times this factor they are as large as AdamW's steps,
@@ -26,7 +26,7 @@ class Muon(torch.optim.AdamW):
     Args:
         groups: Parameter groups; those for Muon have the entry `"orthogonal": True`.
         lr: Learning rate.
-        momentum: Decay of the gradients' sum.
+        momentum: Decay of the gradients' moving average.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float = 0.95) -> None:

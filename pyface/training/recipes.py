@@ -33,7 +33,7 @@ class Recipe:
         optimizer: "muon" (for convolutions that a normalisation follows, AdamW for all else), "adamw", or "sgd" with
             momentum 0.9.
         rate: Highest learning rate.
-        bias_rate: Factor of the learning rate for biases, which never decay.
+        bias_rate: Factor of the learning rate for biases, which have no weight decay.
         schedule: "cosine", or the shares of the run after which the rate drops to a tenth.
         warm_up: Share of the run over which the rate rises from 0.
         weight_decay: Weight decay of parameters with two or more dimensions.

@@ -15,7 +15,7 @@ from pyface.training.trainer import check_device, local_devices
 
 
 def train(run: Run, folder: Path, *, accelerator: str = "auto", resume: bool = False) -> None:
-    """Trains a model; MTCNN's networks one after another.
+    """Trains a model. MTCNN's networks are trained one after another.
 
     Args:
         run: The configuration; written to `config.json`.

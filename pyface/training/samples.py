@@ -52,7 +52,7 @@ class Batch(NamedTuple):
         size: Side of the samples in pixels.
         angles: float32 [B], degrees by which each sample is rotated, from the x axis towards the y axis.
         colours: float32 [B, 3, 4], colour matrices for (R, G, B, 1) with RGB from 0 to 255.
-        cuts: float32 [C, 6], rectangles to fill: number of the sample, (x1, y1, x2, y2) and a grey.
+        cuts: float32 [C, 6], rectangles to fill: index of the sample, (x1, y1, x2, y2) and a grey.
         truth: The ground truth.
         pixels: uint8 [H, W, 3], the images, if the album does not keep them in memory; else None.
     """

@@ -26,7 +26,7 @@ def check_single_shot(run: Run, folder: Path) -> None:
     """Checks a run's number of processes, and its checkpoint if it has one.
 
     Raises:
-        TrainingError: `torchrun` started another number of processes, or the checkpoint is damaged or lost.
+        TrainingError: `torchrun` started the wrong number of processes, or the checkpoint is damaged or lost.
     """
     if started_by_torchrun() not in (None, run.devices):
         raise TrainingError(f"torchrun must start {run.devices} processes for this run, got {started_by_torchrun()}")
@@ -37,7 +37,7 @@ def check_batch(run: Run, model: SingleShot) -> None:
     """Checks that batch normalisation has more than one value per channel, even on the coarsest map.
 
     Raises:
-        TrainingError: It has one: a batch of one sample, and a map of 1 x 1.
+        TrainingError: It has only one: the batch is one sample, and the map is 1 x 1.
     """
     recipe = run.recipe
     if recipe.batch_size > 1:

@@ -36,7 +36,7 @@ def check_device(run: Run, accelerator: str) -> None:
     """Checks that this machine has the device that a run needs.
 
     Raises:
-        TrainingError: It does not.
+        TrainingError: There is no GPU, or the CPU does not support the precision.
     """
     has_gpu = torch.cuda.is_available()
     if accelerator == "gpu" and not has_gpu:
@@ -132,7 +132,7 @@ def fit(trainer: L.Trainer, training: L.LightningModule, data: L.LightningDataMo
 
 
 class Bar(RichProgressBar):
-    """A progress bar: Lightning's, with the newest average precision.
+    """Lightning's progress bar, with the newest average precision.
 
     Args:
         measuring: Gives the average precision; None: nothing is measured.

@@ -57,7 +57,7 @@ def test_some_of_the_frames(tmp_path):
 
 @pytest.mark.parametrize("options", [{"every": 0}, {"fps": 0.0}, {"fps": float("nan")}, {"every": 2, "fps": 1.0}])
 def test_what_to_keep_is_checked(options):
-    with pytest.raises(ValueError, match=r"video: every must be|every and fps exclude each other"):
+    with pytest.raises(ValueError, match=r"video: every must be|every and fps cannot be combined"):
         video("video.mp4", **options)
 
 

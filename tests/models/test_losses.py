@@ -686,7 +686,7 @@ class TestTruth:
         model, maps = outputs_of(trained)
         for splits in ([0, 0, 0], [0]):
             truth = GroundTruth(torch.zeros(0, 4), torch.tensor(splits))
-            with pytest.raises(ValueError, match=r"splits must be \[2\], as the maps are of 1 images, got"):
+            with pytest.raises(ValueError, match=r"splits must be \[2\] for a batch of 1, got"):
                 model.loss(maps, truth)
 
     def test_integers_are_no_boxes(self, trained):

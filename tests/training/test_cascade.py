@@ -391,7 +391,7 @@ def test_a_run_without_landmarks_says_so(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cascade, "NETS", ("pnet",))
     monkeypatch.setattr(cascade.NetTraining, "on_train_start", lambda self: learners.append(self.net))
     train(small_run(tmp_path / "data", max_hours=2 / 3600), tmp_path / "run", accelerator="cpu")
-    assert "pnet: no face has its five landmarks, so it is not trained on landmarks" in capsys.readouterr().out
+    assert "pnet: no face has all five landmarks, so it is not trained on landmarks" in capsys.readouterr().out
     assert not isinstance(learners[0], WithLandmarks)
     assert (tmp_path / "run" / "best.safetensors").exists()
 
@@ -434,7 +434,7 @@ def test_what_cannot_begin(data, tmp_path):
     for changes, message in [
         ({"devices": 2}, "trains on one device"),
         ({"backbone": "vgg16.pth"}, "mtcnn has no backbone"),
-        ({"recipe": replace(SMALL, batch_size=6)}, "7 crops or more, of all kinds, got 6"),
+        ({"recipe": replace(SMALL, batch_size=6)}, "7 or more, to hold crops of all kinds, got 6"),
         ({"recipe": replace(SMALL, size=64)}, "size must be 48 for mtcnn, .* got 64"),
         ({"recipe": replace(SMALL, smallest_face=500.0)}, r"0 positives, .* give images .* faces of 500 px or more"),
     ]:

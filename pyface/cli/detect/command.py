@@ -114,7 +114,7 @@ def _had_failures(sources: list[Source], done: dict[str, bool]) -> bool:
 
 
 def _check_request(request: Request) -> None:
-    """Fails if options exclude each other or the results have nowhere to go."""
+    """Fails if options cannot be combined, or the results have nowhere to go."""
     given = request.sources
     if not given.sources and given.from_file is None and given.camera is None:
         fail("nothing to read is given; name images, videos or folders, or a camera with --camera N")
@@ -126,9 +126,9 @@ def _check_request(request: Request) -> None:
         fail('--track needs the package trackers: pip install "pyface-engine[track]"')
     copies = request.copies
     if len(copies.covers) > 1:
-        fail(f"--{' and --'.join(copies.covers)} exclude each other; use one of them")
+        fail(f"--{' and --'.join(copies.covers)} cannot be combined; use one of them")
     if copies.save is not None and copies.save == copies.crops:
-        fail(f"--save and --crops must be two folders, got {copies.save} for both; give one of them another")
+        fail(f"--save and --crops must be two folders, got {copies.save} for both; choose different ones")
     if copies.covers and copies.save is None:
         fail(f"--{copies.covers[0]} changes the saved copies; add --save DIR")
     if copies.strip_gps and not copies.covers:

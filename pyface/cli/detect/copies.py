@@ -31,7 +31,7 @@ class CopyError(ValueError):
 
 @dataclass(frozen=True)
 class Copies:
-    """What to write.
+    """The files to write beside the results.
 
     Attributes:
         places: Where the copy of each image and video goes, and the folder for those of an archive; None: no copies.
@@ -74,7 +74,7 @@ class Copies:
         return path
 
     def picture(self, image: Any, faces: Detections, ids: Sequence[int | None] | None = None) -> Pixels:
-        """Returns the image with its faces drawn, with the numbers of their tracks, or covered."""
+        """Returns the image with its faces covered, or drawn with their track numbers."""
         return draw(image, faces, ids=ids) if self.cover is None else redact(image, faces, self.cover)
 
     def save_image(self, source: str | Member, image: Any, faces: Detections) -> None:

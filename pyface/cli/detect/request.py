@@ -181,7 +181,7 @@ class CopyRequest:
         return [folder for folder in (self.save, self.crops) if folder is not None]
 
     def facts(self) -> dict[str, Any]:
-        """What decides the results."""
+        """The options that affect the results, by name."""
         return {"crops": self.crops and str(self.crops), "crop_margin": self.crop_margin}
 
 
@@ -272,11 +272,11 @@ class Request:
 
     @property
     def continues(self) -> bool:
-        """Whether there are results that this run continues; its copies may then replace those of the former run."""
+        """Whether there are results that this run continues; its copies may then replace those of the earlier run."""
         file = self.output_file
         return self.resume and file is not None and file.is_file() and file.stat().st_size > 0
 
     def facts(self) -> dict[str, Any]:
-        """What decides the results, by option name."""
+        """The options that affect the results, by name."""
         frames = {"every": self.every, "fps": self.fps, "track": self.track}
         return self.detector.request().facts() | frames | self.copies.facts()

@@ -40,7 +40,7 @@ Finished = TypeVar("Finished")
 
 
 class Found(NamedTuple):
-    """What was found in an image or frame, and the numbers of the tracks of its faces, None if they have none."""
+    """What was found in an image or frame, and the track number of each face; None: there are no tracks."""
 
     outcome: Outcome
     ids: list[int | None] | None
