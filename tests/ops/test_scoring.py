@@ -200,6 +200,7 @@ def test_error_messages(call, error, words):
         call()
 
 
+@pytest.mark.slow_emulated
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(dtype, device):
     logits = torch.randn(2, 4, 5, 6).to(device, dtype)
