@@ -213,7 +213,7 @@ def update_times(folders: list[Path]) -> None:
     found = latencies({name: create_model(name) for name in list_models(pretrained=True)}, pictures)
     everything = read_figures()
     for name, milliseconds in found.items():
-        everything[name]["milliseconds"] = round(milliseconds, 1)
+        milliseconds = everything[name]["milliseconds"] = round(milliseconds, 1)  # rounded once, for both
         file = WEIGHTS / f"{name}.md"
         text = file.read_text(encoding="utf-8")
         file.write_text(re.sub(rf"(?<={TIMED}: )\d+ ms", f"{milliseconds:.0f} ms", text), encoding="utf-8")

@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 
 from pyface import __version__
 from pyface.export.graph import Faces, Heads, Network
-from pyface.export.quantisation import Inputs, calibration_inputs, quantise
+from pyface.export.quantisation import Calibration, calibrate, quantise
 from pyface.models.exported import Description, is_exported, network_file
 from pyface.models.mtcnn import MTCNN
 from pyface.models.single_shot import SingleShot
@@ -84,14 +84,14 @@ def export(request: ExportRequest, target: str | os.PathLike[str]) -> Descriptio
         return export_cascade(request, model, path)
     folded = folded_model(request, cast(SingleShot, model))
     description = describe(request, folded)
-    inputs = calibration(request, folded, description, path)
+    calibration = calibrated(request, folded, description, path)
     require(*CONVERTERS[path.suffix])
-    WRITERS[path.suffix](trace(request, folded), description, path, inputs)
+    WRITERS[path.suffix](trace(request, folded), description, path, calibration)
     return description
 
 
-def calibration(request: ExportRequest, model: SingleShot, description: Description, path: Path) -> Inputs | None:
-    """Returns the inputs that int8 is calibrated on, None for other precisions.
+def calibrated(request: ExportRequest, model: SingleShot, description: Description, path: Path) -> Calibration | None:
+    """Returns what int8 is calibrated with, None for other precisions.
 
     Raises:
         ValueError: The request lacks the folder, has one without int8, or has int8 for raw maps or a .pt2 file.
@@ -104,9 +104,9 @@ def calibration(request: ExportRequest, model: SingleShot, description: Descript
     if request.heads or path.suffix == ".pt2":
         given = "--heads" if request.heads else path
         raise ValueError(f"--int8 must be used for faces in .onnx or .xml files, got {given}")
-    inputs = calibration_inputs(model, description, request.calibrate)
+    calibration = calibrate(model, description, request.calibrate)
     require(["nncf"], "--int8", "int8")
-    return inputs
+    return calibration
 
 
 def export_cascade(request: ExportRequest, model: MTCNN, path: Path) -> Description:
@@ -217,27 +217,29 @@ def trace(request: ExportRequest, model: SingleShot) -> ExportedProgram:
     return torch.export.export(module.eval(), (), arguments, dynamic_shapes=shapes, strict=False)
 
 
-def write_torch(program: ExportedProgram, description: Description, path: Path, _: Inputs | None) -> None:
+def write_torch(program: ExportedProgram, description: Description, path: Path, _: Calibration | None) -> None:
     """Writes a .pt2 file."""
     content: dict[str, Any] = {"pyface": json.dumps(description.properties())}
     write(path, lambda file: torch.export.save(program, file, extra_files=content))
 
 
-def write_onnx(program: ExportedProgram, description: Description, path: Path, inputs: Inputs | None) -> None:
+def write_onnx(program: ExportedProgram, description: Description, path: Path, calibration: Calibration | None) -> None:
     """Writes an .onnx file, after checking it."""
     model = onnx_model(program, description)
-    if inputs is not None:
-        model = finished(quantise(model, inputs), description)
+    if calibration is not None:
+        model = finished(quantise(model, calibration), description)
     content = model.SerializeToString()
     write(path, lambda file: file.write_bytes(content))
 
 
-def write_openvino(program: ExportedProgram, description: Description, path: Path, inputs: Inputs | None) -> None:
+def write_openvino(
+    program: ExportedProgram, description: Description, path: Path, calibration: Calibration | None
+) -> None:
     """Writes an .xml file and its .bin file, converted from ONNX."""
     import openvino
 
     model = openvino.Core().read_model(model=onnx_model(program, description).SerializeToString())
-    model = model if inputs is None else quantise(model, inputs)
+    model = model if calibration is None else quantise(model, calibration)
     model.set_rt_info(json.dumps(description.properties()), ["pyface"])
     openvino.save_model(model, path, compress_to_fp16=False)
 
@@ -333,7 +335,7 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
         os.replace(part, path)
 
 
-WRITERS: dict[str, Callable[[ExportedProgram, Description, Path, Inputs | None], None]] = {
+WRITERS: dict[str, Callable[[ExportedProgram, Description, Path, Calibration | None], None]] = {
     ".onnx": write_onnx,
     ".xml": write_openvino,
     ".pt2": write_torch,

@@ -1,13 +1,13 @@
 """Int8 networks: NNCF measures the ranges of activations on the user's images and rounds weights and activations.
 
-The last convolutions, decoding and suppression stay in float32.
+The network's last convolutions, decoding and suppression stay in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,20 @@ from pyface.io.sources import find_sources
 from pyface.models.exported import Description, ExportedModel
 from pyface.models.single_shot import SingleShot
 
-Inputs = list[dict[str, Any]]
-"""Inputs of a graph, by name."""
-
 MOST_IMAGES = 300
 CONVOLUTIONS = ("Conv", "ConvTranspose", "Convolution", "GroupConvolution", "ConvolutionBackpropData")
+
+
+class Calibration(NamedTuple):
+    """What quantisation needs beside the graph.
+
+    Attributes:
+        inputs: The graph's inputs for the user's images, by name.
+        float_layers: As in `SingleShot`.
+    """
+
+    inputs: list[dict[str, Any]]
+    float_layers: int
 
 
 class Recorder(nn.Module):
@@ -32,7 +41,7 @@ class Recorder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inputs: Inputs = []
+        self.inputs: list[dict[str, Any]] = []
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Keeps the inputs."""
@@ -45,8 +54,8 @@ class Recorder(nn.Module):
         }
 
 
-def calibration_inputs(model: SingleShot, description: Description, folder: Path) -> Inputs:
-    """Returns the inputs that the graph gets for the images of a folder, at most `MOST_IMAGES`, evenly spread.
+def calibrate(model: SingleShot, description: Description, folder: Path) -> Calibration:
+    """Collects the inputs that the graph gets for the images of a folder, at most `MOST_IMAGES`, evenly spread.
 
     Raises:
         SourceError: The folder does not exist, or has no images.
@@ -60,7 +69,7 @@ def calibration_inputs(model: SingleShot, description: Description, folder: Path
     if not recorder.inputs:
         raise ValueError(f"--calibrate must be a folder of images, got {folder}, where none can be read")
     chosen = -(-len(recorder.inputs) // MOST_IMAGES)  # a detector may run on several views of an image
-    return recorder.inputs[::chosen]
+    return Calibration(recorder.inputs[::chosen], model.float_layers)
 
 
 def readable(names: Iterable[str]) -> Iterator[np.ndarray]:
@@ -72,13 +81,14 @@ def readable(names: Iterable[str]) -> Iterator[np.ndarray]:
             continue
 
 
-def quantise(model: Any, inputs: Inputs) -> Any:
+def quantise(model: Any, calibration: Calibration) -> Any:
     """Quantises the network in an OpenVINO or ONNX model."""
     import nncf
 
     nncf.set_log_level(30)
     nodes = openvino_nodes(model) if hasattr(model, "get_ops") else onnx_nodes(model)
-    ignored = nncf.IgnoredScope(names=kept_in_float(nodes), validate=False)
+    ignored = nncf.IgnoredScope(names=kept_in_float(nodes, calibration.float_layers), validate=False)
+    inputs = calibration.inputs
     return nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), ignored_scope=ignored)
 
 
@@ -105,20 +115,24 @@ def onnx_nodes(model: Any) -> Nodes:
     }
 
 
-def kept_in_float(nodes: Nodes) -> list[str]:
-    """The names of the operators that no convolution depends on: the last convolutions, decoding and suppression.
+def kept_in_float(nodes: Nodes, layers: int = 1) -> list[str]:
+    """Names the operators that fewer than `layers` convolutions depend on: the last ones, decoding and suppression.
 
-    The last convolutions take little time, and rounding what they return costs `srn_lite` 0.008 of average precision.
+    The last convolutions take little time, but rounding them costs `srn_lite` 0.008 of average precision. Only the
+    longest path from an operator to the outputs counts.
 
     Example:
-        >>> kept_in_float({"a": ("Conv", []), "b": ("Relu", ["a"]), "c": ("Conv", ["b"]), "d": ("Exp", ["c"])})
-        ['c', 'd']
+        >>> nodes = {"a": ("Conv", []), "b": ("Relu", ["a"]), "c": ("Conv", ["b"]), "d": ("Exp", ["c"])}
+        >>> kept_in_float(nodes), kept_in_float(nodes, 2)
+        (['c', 'd'], ['a', 'b', 'c', 'd'])
     """
-    rounded: set[str] = set()
-    waiting = [source for kind, sources in nodes.values() if kind in CONVOLUTIONS for source in sources]
+    following = dict.fromkeys(nodes, 0)  # most convolutions on a path behind an operator
+    waiting = list(nodes)
     while waiting:
-        name = waiting.pop()
-        if name not in rounded:
-            rounded.add(name)
-            waiting += nodes[name][1]
-    return [name for name in nodes if name not in rounded]
+        kind, sources = nodes[name := waiting.pop()]
+        for source in sources:
+            number = min(layers, following[name] + (kind in CONVOLUTIONS))
+            if number > following[source]:
+                following[source] = number
+                waiting.append(source)
+    return [name for name in nodes if following[name] < layers]

@@ -62,6 +62,7 @@ class SingleShot(FaceModel):
         limits: Limits on the number of boxes, for "ap" and for "fast".
         size: Default size of the image that the network runs on.
         channels_last: Whether the network is faster in that memory format.
+        float_layers: Number of convolutions at the end of the network that stay in float when it is quantised to int8.
         most_enlarged: Largest scale used to find small faces; enlarging more only blurs.
         smallest_face: As in `FaceModel`, in network pixels.
         trained_faces: The only faces that the network trains on, as in DenseBox; None: faces of all sizes.
@@ -78,6 +79,7 @@ class SingleShot(FaceModel):
     limits: ClassVar[dict[str, Limits]]
     size: ClassVar[Size] = "native"
     channels_last: ClassVar[bool] = False
+    float_layers: ClassVar[int] = 1
     most_enlarged: ClassVar[float] = 2.0
     smallest_face = 10.0
     trained_faces: TrainedFaces | None = None

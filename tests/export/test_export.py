@@ -218,6 +218,7 @@ def test_what_int8_keeps_in_float():
         "nms": ("NonMaxSuppression", ["exp", "shape"]),
     }
     assert kept_in_float(nodes) == ["heads", "exp", "shape", "nms"]
+    assert kept_in_float(nodes, 2) == list(nodes)
 
 
 def test_options(exported, images):
