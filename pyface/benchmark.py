@@ -28,7 +28,7 @@ from pyface.io.sources import find_sources
 from pyface.ops.extension import observed_launches
 
 STAGES = ("decode", "letterbox", "network", "post-processing")
-MOST_PICTURES = 64  # from a folder; passes must be short enough for several of them
+MOST_IMAGES = 64  # from a folder; passes must be short enough for several of them
 CANDIDATES = 300  # typical number above a usual threshold for an image with a dozen faces
 
 
@@ -195,7 +195,7 @@ def stand_in_threshold(detector: FaceDetector, sources: Sequence[bytes], candida
     return best[candidates * len(images)].item() if len(best) > candidates * len(images) else 0.0
 
 
-def find_pictures(folder: Path | None) -> list[bytes]:
+def find_images(folder: Path | None) -> list[bytes]:
     """Returns the contents of the image files to measure on, after checking that they can be decoded.
 
     Args:
@@ -210,7 +210,7 @@ def find_pictures(folder: Path | None) -> list[bytes]:
         examples = Path(__file__).parents[1] / "examples"
         folder = examples if (examples / "astronaut.jpg").is_file() else Path(str(files("pyface") / "assets"))
     paths = find_sources([str(folder)])
-    paths = paths[:: -(-len(paths) // MOST_PICTURES)]
+    paths = paths[:: -(-len(paths) // MOST_IMAGES)]
     for path in paths:
         read_image(path)  # only to check it: its errors name the file
     return [Path(path).read_bytes() for path in paths]

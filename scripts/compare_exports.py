@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from pyface import Detections, FaceDetector
-from pyface.benchmark import find_pictures
+from pyface.benchmark import find_images
 from pyface.export import ExportRequest, export
 
 MODELS = ("s3fd_lite", "srn_lite", "ssh_lite", "densebox_lite", "mtcnn")
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="also time every model for so long")
     options = parser.parse_args()
     suffixes = [suffix for suffix in options.suffixes if importlib.util.find_spec(PACKAGES[suffix])]
-    photos = find_pictures(options.photos)[: options.most]
+    photos = find_images(options.photos)[: options.most]
     print(f"{len(photos)} photos, {torch.get_num_threads()} threads")
     is_same = True
     with tempfile.TemporaryDirectory() as folder:

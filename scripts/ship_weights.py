@@ -29,8 +29,8 @@ import cv2
 import torch
 
 from pyface import FaceDetector
+from pyface.data.annotations import AnnotatedImage
 from pyface.data.folder import read_folder
-from pyface.data.picture import Picture
 from pyface.evaluation import LOWEST_SCORE
 from pyface.evaluation.faces import Report, evaluate
 from pyface.io.images import Pixels, read_image
@@ -128,7 +128,7 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def held_out(run: Run) -> dict[str, list[Picture]]:
+def held_out(run: Run) -> dict[str, list[AnnotatedImage]]:
     """The images that a run held out; those of part3, faces without masks, are an additional set."""
     if not run.held_out:
         return {}
@@ -179,7 +179,7 @@ def widerface(name: str, size: int | None, arguments: argparse.Namespace) -> dic
     return {subset: round(value, 4) for subset, value in precision.items()}
 
 
-def latencies(models: dict[str, FaceModel], pictures: list[Picture], count: int = 40) -> dict[str, float]:
+def latencies(models: dict[str, FaceModel], pictures: list[AnnotatedImage], count: int = 40) -> dict[str, float]:
     """Median milliseconds from a decoded image of 640 px to faces, one image at a time on two threads.
 
     The models take turns, so that what else the machine does meets all of them. The images are scaled beforehand, for

@@ -21,7 +21,7 @@ import multiprocessing, os, sys
 import cv2, numpy as np, torch
 import pyface
 
-class Pictures(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     def __init__(self, detector, picture):
         self.detector, self.picture = detector, picture
     def __len__(self):
@@ -41,7 +41,7 @@ if __name__ == "__main__":
     if how.startswith("loader"):
         context = how.split()[1]
         loader = torch.utils.data.DataLoader(
-            Pictures(detector, picture), batch_size=1, num_workers=2, multiprocessing_context=context, timeout=100
+            Images(detector, picture), batch_size=1, num_workers=2, multiprocessing_context=context, timeout=100
         )
         print([int(faces) for faces in loader])
     else:

@@ -147,12 +147,12 @@ def convert_data(
         fail(f"--format must be wider, coco or yolo, got {form}")
     if target.exists():
         fail(f"{target} already exists; give a new folder")
-    from pyface.data.folder import read_annotated, write_folder
-    from pyface.data.picture import DatasetError, picture_of
+    from pyface.data.annotations import DatasetError, annotated_image
+    from pyface.data.folder import read_records, write_folder
 
     try:
-        images = read_annotated(source)
-        pictures = [picture_of(image.path, image.boxes) for image in images]
+        images = read_records(source)
+        pictures = [annotated_image(image.path, image.boxes) for image in images]
         write_folder(pictures, [image.name for image in images], target, form)  # type: ignore[arg-type]
     except OSError as error:
         fail(f"{error.filename or target}: {error.strerror or error}")

@@ -80,7 +80,7 @@ def time_detectors(request: Request) -> None:
     try:
         from rich.console import Console
 
-        from pyface.benchmark import find_pictures, machine_facts, measure
+        from pyface.benchmark import find_images, machine_facts, measure
         from pyface.io.sources import SourceError
         from pyface.models.zoo import CheckpointError, is_untrained
     except ImportError as error:  # the kernels were not built; the error says how to build them
@@ -94,7 +94,7 @@ def time_detectors(request: Request) -> None:
     try:
         for name in request.models:
             is_untrained(name)  # lists the names if there is no such model
-        sources = find_pictures(request.images)
+        sources = find_images(request.images)
         with tempfile.TemporaryDirectory() as folder:
             models = dict(_models_and_exports(request, Path(folder)))
             for name, model in models.items():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pyface.data.picture import AnnotatedImage, Picture
+    from pyface.data.annotations import AnnotatedImage, ImageRecord
     from pyface.detections import Detections
     from pyface.evaluation.faces import Report
 
@@ -131,8 +131,8 @@ def faces(context: typer.Context, request: FacesRequest) -> None:
         _save_worst(request.worst, pictures, measured.found, report.best_threshold, request.iou[0])
 
 
-def _run_detector(request: FacesRequest, images: Sequence[AnnotatedImage]) -> Measured:
-    from pyface.data.picture import DatasetError
+def _run_detector(request: FacesRequest, images: Sequence[ImageRecord]) -> Measured:
+    from pyface.data.annotations import DatasetError
 
     detector = request.detector.request(str(request.model)).make()
     from pyface.evaluation.coco import rows_of
@@ -147,8 +147,8 @@ def _run_detector(request: FacesRequest, images: Sequence[AnnotatedImage]) -> Me
     return Measured(report, found, [rows_of(of) for of in found])
 
 
-def _read_predictions(request: FacesRequest, images: Sequence[AnnotatedImage]) -> Measured:
-    from pyface.data.picture import DatasetError
+def _read_predictions(request: FacesRequest, images: Sequence[ImageRecord]) -> Measured:
+    from pyface.data.annotations import DatasetError
     from pyface.evaluation.faces import score
     from pyface.evaluation.files import EvaluationError
     from pyface.evaluation.predictions import read_predictions
@@ -170,15 +170,15 @@ def _read_predictions(request: FacesRequest, images: Sequence[AnnotatedImage]) -
     return Measured(report, found, predictions.rows)
 
 
-def _pictures(images: Sequence[AnnotatedImage]) -> list[Picture]:
-    from pyface.data.picture import picture_of
+def _pictures(images: Sequence[ImageRecord]) -> list[AnnotatedImage]:
+    from pyface.data.annotations import annotated_image
 
-    return [picture_of(image.path, image.boxes) for image in images]
+    return [annotated_image(image.path, image.boxes) for image in images]
 
 
-def _read_folders(folders: Sequence[Path]) -> list[AnnotatedImage]:
+def _read_folders(folders: Sequence[Path]) -> list[ImageRecord]:
     """Reads the data folders, or fails if they hold no annotated faces."""
-    from pyface.data.picture import DatasetError
+    from pyface.data.annotations import DatasetError
 
     try:
         images = [image for folder in folders for image in _read_folder(folder)]
@@ -189,11 +189,11 @@ def _read_folders(folders: Sequence[Path]) -> list[AnnotatedImage]:
     return images
 
 
-def _read_folder(folder: Path) -> list[AnnotatedImage]:
-    from pyface.data.folder import annotations_in, read_annotated
+def _read_folder(folder: Path) -> list[ImageRecord]:
+    from pyface.data.folder import annotations_in, read_records
     from pyface.io.sources import count_unreadable, describe_skipped
 
-    images = read_annotated(folder)
+    images = read_records(folder)
     if not annotations_in(folder):
         print_status(f"{folder} has no annotations, so all its images count as having no faces")
         for text in describe_skipped(count_unreadable(path.name for path in (folder / "images").rglob("*"))):
@@ -201,7 +201,7 @@ def _read_folder(folder: Path) -> list[AnnotatedImage]:
     return images
 
 
-def _coco_figures(images: Sequence[AnnotatedImage], rows: Sequence[NDArray[np.float64]]) -> dict[str, float | None]:
+def _coco_figures(images: Sequence[ImageRecord], rows: Sequence[NDArray[np.float64]]) -> dict[str, float | None]:
     from pyface.evaluation.coco import coco_figures
 
     try:
@@ -237,7 +237,7 @@ def _print_faces(report: Report, iou: Sequence[float]) -> None:
 
 
 def _save_worst(
-    folder: Path, pictures: Sequence[Picture], found: Sequence[Detections], threshold: float, iou: float
+    folder: Path, pictures: Sequence[AnnotatedImage], found: Sequence[Detections], threshold: float, iou: float
 ) -> None:
     from pyface.evaluation.faces import save_worst
 

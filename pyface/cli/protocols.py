@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyface.detector import FaceDetector
     from pyface.evaluation import fddb as fddb_protocol
     from pyface.evaluation import widerface as widerface_protocol
-    from pyface.evaluation.regions import Size as PictureSize
+    from pyface.evaluation.regions import Size as ImageSize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def score_widerface(request: WiderFaceRequest, predictions: Path) -> None:
     try:
         truth = protocol.read_ground_truth(request.ground_truth)
         if (detector_request := request.detector_request) is not None and request.images is not None:
-            paths = protocol.find_pictures(request.images, truth)
+            paths = protocol.find_images(request.images, truth)
             detector = _prepare(detector_request, predictions)
             protocol.predict(detector, paths, predictions, failures.report, show_progress)
         found = protocol.read_predictions(predictions)
@@ -212,12 +212,12 @@ def score_fddb(request: FddbRequest, predictions: Path) -> None:
     try:
         protocol.load_solver()
         truth = protocol.read_annotations(request.ground_truth)
-        paths = {} if request.images is None else protocol.find_pictures(request.images, truth.faces)
+        paths = {} if request.images is None else protocol.find_images(request.images, truth.faces)
         if (detector_request := request.detector_request) is not None:
             detector = _prepare(detector_request, predictions)
             protocol.predict(detector, paths, truth, predictions, failures.report, show_progress)
         detected = protocol.read_detections(predictions, fit_ellipses=request.fit_ellipses)
-        sizes = protocol.bundled_sizes() | protocol.picture_sizes(paths, failures.report)
+        sizes = protocol.bundled_sizes() | protocol.image_sizes(paths, failures.report)
         result = protocol.evaluate(detected, truth, sizes, overlap)
     except (protocol.EvaluationError, ImportError) as error:
         fail(error)
@@ -256,13 +256,13 @@ def _print_fddb_gaps(
     truth: fddb_protocol.Truth,
     images: Path | None,
     paths: dict[str, Path],
-    sizes: dict[str, PictureSize],
+    sizes: dict[str, ImageSize],
 ) -> None:
     """Prints why the figures may not be comparable with published ones."""
-    from pyface.evaluation.fddb import PICTURES
+    from pyface.evaluation.fddb import IMAGES
 
-    if len(truth.faces) != PICTURES:
-        print_status(f"this is not all of FDDB, which has {PICTURES:,} images in 10 folds")
+    if len(truth.faces) != IMAGES:
+        print_status(f"this is not all of FDDB, which has {IMAGES:,} images in 10 folds")
     if images is None:
         unknown = [key for key in truth.faces if key not in sizes]
         print_names(unknown, "of unknown size (--images gives it), so regions are not cut at their borders")

@@ -140,7 +140,7 @@ def start_training(request: Request, given: frozenset[str]) -> None:
     """
     _check_options(request, given)
     _check_extras()
-    from pyface.data.picture import DatasetError
+    from pyface.data.annotations import DatasetError
     from pyface.models.zoo import CheckpointError
     from pyface.training.recipes import TrainingError
     from pyface.training.run import train as train_run

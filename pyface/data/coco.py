@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyface.data.annotations import AnnotatedImage, Box, DatasetError, ImageRecord, is_coordinate
 from pyface.data.names import ImageNames
-from pyface.data.picture import AnnotatedImage, Box, DatasetError, Picture, is_coordinate
 from pyface.io.sources import is_picture
 
 KEYPOINTS = ("left_eye", "right_eye", "nose", "left_mouth_corner", "right_mouth_corner")  # image-left first
@@ -36,7 +36,7 @@ def annotation_file(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_coco(file: Path, images: Path) -> list[AnnotatedImage]:
+def read_coco(file: Path, images: Path) -> list[ImageRecord]:
     """Reads a COCO file; the images themselves are not opened.
 
     Args:
@@ -64,12 +64,12 @@ def read_coco(file: Path, images: Path) -> list[AnnotatedImage]:
         if category is None or entry.get("category_id") == category:
             boxes[image].append(_box(file, entry, order))
     names = [str(_field(file, entry, "file_name", "images")) for entry in content["images"]]
-    found: dict[Path, AnnotatedImage] = {}
+    found: dict[Path, ImageRecord] = {}
     for entry, name, path in zip(content["images"], names, _find_images(file, images, names), strict=True):
         if path in found:
             raise DatasetError(f"{file} must list an image once, got {name} twice")
         within = path.relative_to(images).as_posix() if path.is_relative_to(images) else path.name
-        found[path] = AnnotatedImage(path, within, boxes[entry["id"]], entry["id"])
+        found[path] = ImageRecord(path, within, boxes[entry["id"]], entry["id"])
     return list(found.values())
 
 
@@ -91,7 +91,9 @@ def _find_images(file: Path, images: Path, names: Sequence[str]) -> Iterator[Pat
         yield paths[index]
 
 
-def coco_dict(pictures: Sequence[Picture], names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def coco_dict(
+    pictures: Sequence[AnnotatedImage], names: Sequence[str], sizes: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
     """The content of a COCO file.
 
     Args:

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pyface.data.annotations import AnnotatedImage, DatasetError, ImageRecord, annotated_image, size_of
 from pyface.data.coco import annotation_file, coco_dict, read_coco
-from pyface.data.picture import AnnotatedImage, DatasetError, Picture, picture_of, size_of
 from pyface.data.wider import read_wider, wider_rows
 from pyface.data.yolo import read_yolo, yolo_rows
 from pyface.io.sources import IMAGE_SUFFIXES, is_picture
@@ -24,16 +24,16 @@ from pyface.io.sources import IMAGE_SUFFIXES, is_picture
 Format = Literal["wider", "coco", "yolo"]
 
 
-def read_folder(folder: str | Path) -> list[Picture]:
+def read_folder(folder: str | Path) -> list[AnnotatedImage]:
     """Reads a data folder; images are not decoded.
 
     Raises:
         DatasetError: There are no images, annotations are in two formats, or a file is missing or malformed.
     """
-    return [picture_of(image.path, image.boxes) for image in read_annotated(folder)]
+    return [annotated_image(image.path, image.boxes) for image in read_records(folder)]
 
 
-def read_annotated(folder: str | Path) -> list[AnnotatedImage]:
+def read_records(folder: str | Path) -> list[ImageRecord]:
     """Reads a data folder with its annotations as they are in the files.
 
     Raises:
@@ -48,7 +48,7 @@ def read_annotated(folder: str | Path) -> list[AnnotatedImage]:
     files = _images(layout.images)
     if not files:
         raise DatasetError(f"{layout.images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return [AnnotatedImage(path, path.relative_to(layout.images).as_posix(), []) for path in files]
+    return [ImageRecord(path, path.relative_to(layout.images).as_posix(), []) for path in files]
 
 
 def annotations_in(folder: str | Path) -> list[str]:
@@ -59,11 +59,11 @@ def annotations_in(folder: str | Path) -> list[str]:
 def unlisted(folder: str | Path) -> list[str]:
     """The images in a data folder that its annotations do not name; none in formats where such images have no faces."""
     images = _layout(Path(folder)).images
-    known = {image.path for image in read_annotated(folder)}
+    known = {image.path for image in read_records(folder)}
     return [path.relative_to(images).as_posix() for path in _images(images) if path not in known]
 
 
-def write_folder(pictures: Sequence[Picture], names: Sequence[str], folder: Path, form: Format) -> None:
+def write_folder(pictures: Sequence[AnnotatedImage], names: Sequence[str], folder: Path, form: Format) -> None:
     """Writes a data folder: copies of the images, and their annotations.
 
     Args:
@@ -110,7 +110,7 @@ class _Layout(NamedTuple):
     """
 
     images: Path
-    readers: dict[str, Callable[[], list[AnnotatedImage]]]
+    readers: dict[str, Callable[[], list[ImageRecord]]]
 
 
 def _layout(folder: Path) -> _Layout:
@@ -124,7 +124,7 @@ def _layout(folder: Path) -> _Layout:
         if coco is None:
             raise DatasetError(f"{folder} must hold a folder `images`, {_what_is_there(folder)}")
         images = folder
-    readers: dict[str, Callable[[], list[AnnotatedImage]]] = {}
+    readers: dict[str, Callable[[], list[ImageRecord]]] = {}
     if (folder / "bbx_gt.txt").exists():
         readers["bbx_gt.txt"] = lambda: read_wider(folder)
     elif coco is not None:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyface.data.picture import DatasetError
+from pyface.data.annotations import DatasetError
 
 
 class ImageNames:

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from pyface.data.annotations import AnnotatedImage, Box, annotated_image
 from pyface.data.coco import coco_dict
-from pyface.data.picture import Box, Picture, picture_of
 from pyface.data.yolo import yolo_rows
 from pyface.io.results import FinishedFile, OutputError
 from pyface.io.sources import Source, is_address, source_name
@@ -211,13 +211,13 @@ def _within(face: dict[str, Any], width: int, height: int) -> dict[str, Any]:
     return face | {"box": box, "landmarks": points}
 
 
-def _picture(result: Mapping[str, Any], faces: list[dict[str, Any]]) -> Picture:
+def _picture(result: Mapping[str, Any], faces: list[dict[str, Any]]) -> AnnotatedImage:
     boxes = []
     for face in faces:
         x1, y1, x2, y2 = face["box"]
         landmarks = None if face["landmarks"] is None else np.array(face["landmarks"], np.float32)
         boxes.append(Box((x1, y1, x2 - x1, y2 - y1), landmarks=landmarks))
-    return picture_of(Path(result["source"]), boxes)
+    return annotated_image(Path(result["source"]), boxes)
 
 
 def _region(number: int, face: Mapping[str, Any], width: int, height: int) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.picture import AnnotatedImage, Box, DatasetError, Picture, is_coordinate, read_lines
+from pyface.data.annotations import AnnotatedImage, Box, DatasetError, ImageRecord, is_coordinate, read_lines
 
 Row = tuple[float, ...]
 
 
-def read_wider(folder: Path) -> list[AnnotatedImage]:
+def read_wider(folder: Path) -> list[ImageRecord]:
     """Reads a data folder with `images/` and `bbx_gt.txt`; the images themselves are not opened.
 
     Rows of `bbx_gt.txt` marked invalid are ignore boxes.
@@ -35,7 +35,7 @@ def read_wider(folder: Path) -> list[AnnotatedImage]:
             raise DatasetError(f"{annotations} names {name}, which is not in {images}")
         of = points.get(name, {})
         boxes = [Box((row[0], row[1], row[2], row[3]), row[7] != 0, of.get(row[:4])) for row in rows]
-        found.append(AnnotatedImage(path, name, boxes))
+        found.append(ImageRecord(path, name, boxes))
     marked = any(np.isfinite(of).all() for boxes in points.values() for of in boxes.values())
     if marked and not any(_has_landmarks(box) for image in found for box in image.boxes):
         raise DatasetError(f"{folder / 'landmarks.txt'}: no row has the name and x y w h of a face in bbx_gt.txt")
@@ -115,7 +115,7 @@ def _numbers(path: Path, line: tuple[int, str], count: int, meaning: str) -> Row
     return numbers
 
 
-def wider_rows(picture: Picture, name: str) -> tuple[str, str]:
+def wider_rows(picture: AnnotatedImage, name: str) -> tuple[str, str]:
     """An image's part of `bbx_gt.txt` and of `landmarks.txt`."""
     boxes, points = [], [f"# {name}"]
     for box, face in zip(picture.faces.tolist(), picture.landmarks, strict=True):

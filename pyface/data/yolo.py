@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.picture import AnnotatedImage, Box, DatasetError, Picture, is_coordinate, read_lines, size_of
+from pyface.data.annotations import AnnotatedImage, Box, DatasetError, ImageRecord, is_coordinate, read_lines, size_of
 from pyface.io.sources import is_picture
 
 COUNTS = {5: 0, 15: 2, 20: 3}  # numbers in a row -> numbers per landmark
 
 
-def read_yolo(folder: Path) -> list[AnnotatedImage]:
+def read_yolo(folder: Path) -> list[ImageRecord]:
     """Reads a data folder with `images/` and `labels/`; only the images' headers are read.
 
     Raises:
@@ -43,7 +43,7 @@ def read_yolo(folder: Path) -> list[AnnotatedImage]:
         rows = [row for row in rows if row[0] == face]
         height, width = size_of(path) if rows else (0, 0)
         name = path.relative_to(images).as_posix()
-        found.append(AnnotatedImage(path, name, [_box(row, height, width) for row in rows]))
+        found.append(ImageRecord(path, name, [_box(row, height, width) for row in rows]))
     unused = used - {path.relative_to(images).with_suffix("") for path in files}
     if unused:
         raise DatasetError(f"{labels}: {min(unused)}.txt belongs to no image in {images}")
@@ -86,7 +86,7 @@ def _names_in_yaml(file: Path) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def yolo_rows(picture: Picture, height: int, width: int) -> str:
+def yolo_rows(picture: AnnotatedImage, height: int, width: int) -> str:
     """The content of an image's label file; rows have landmarks if one of its faces does. Ignore boxes are lost."""
     rows = []
     marked = bool(np.isfinite(picture.landmarks).any())

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.picture import Picture
+from pyface.data.annotations import AnnotatedImage
 from pyface.evaluation.curves import Curve
 
 SIZES = {
@@ -30,7 +30,7 @@ Boxes = NDArray[np.floating]
 
 
 def precision_recall(
-    pictures: Sequence[Picture],
+    pictures: Sequence[AnnotatedImage],
     boxes: Sequence[Boxes],
     scores: Sequence[Boxes],
     iou_threshold: float = 0.5,
@@ -54,7 +54,7 @@ def precision_recall(
 
     Example:
         >>> from pathlib import Path
-        >>> image = Picture(Path("a.jpg"), np.array([[0, 0, 9, 9.0]]), np.zeros((0, 4)), np.zeros((1, 5, 2)))
+        >>> image = AnnotatedImage(Path("a.jpg"), np.array([[0, 0, 9, 9.0]]), np.zeros((0, 4)), np.zeros((1, 5, 2)))
         >>> found = [np.array([[0, 0, 9, 8.0], [20, 20, 30, 30]])], [np.array([0.9, 0.8])]
         >>> precision_recall([image], *found).average_precision
         1.0
@@ -84,7 +84,7 @@ def precision_recall(
 
 
 def outcomes(
-    picture: Picture, detected: Boxes, iou_threshold: float, size: tuple[float, float] = (0.0, math.inf)
+    picture: AnnotatedImage, detected: Boxes, iou_threshold: float, size: tuple[float, float] = (0.0, math.inf)
 ) -> tuple[NDArray[np.int64], int]:
     """Returns, per detection in score order, 1 for a hit, 0 for a miss, -1 if dropped; and how many faces count."""
     truth = np.concatenate([picture.faces, picture.ignore]).astype(np.float64)

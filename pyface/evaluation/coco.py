@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyface.data.picture import AnnotatedImage
+from pyface.data.annotations import ImageRecord
 from pyface.detections import Detections
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -17,7 +17,7 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 96 x 96); recall with at most 1, 10 or 100 detections per image. All others allow 100."""
 
 
-def coco_figures(images: Sequence[AnnotatedImage], rows: Sequence[NDArray[np.float64]]) -> dict[str, float | None]:
+def coco_figures(images: Sequence[ImageRecord], rows: Sequence[NDArray[np.float64]]) -> dict[str, float | None]:
     """Computes COCO's twelve figures, as pycocotools prints them.
 
     Ignore boxes are COCO's crowds: any number of detections may match one, and none of these counts.
@@ -55,7 +55,7 @@ def rows_of(found: Detections) -> NDArray[np.float64]:
     return np.asarray(columns)
 
 
-def _dataset(images: Sequence[AnnotatedImage]) -> dict[str, Any]:
+def _dataset(images: Sequence[ImageRecord]) -> dict[str, Any]:
     boxes = [(k, box) for k, image in enumerate(images) for box in image.boxes]
     annotations = [
         {

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyface.data.picture import DatasetError, Picture
+from pyface.data.annotations import AnnotatedImage, DatasetError
 from pyface.detections import Detections
 from pyface.evaluation.average_precision import SIZES, best_f1, box_iou, outcomes, precision_recall
 from pyface.evaluation.curves import Curve
@@ -60,7 +60,7 @@ class Report:
         return asdict(self)
 
 
-def detect_all(detector: FaceDetector, pictures: Sequence[Picture]) -> Iterator[Detections]:
+def detect_all(detector: FaceDetector, pictures: Sequence[AnnotatedImage]) -> Iterator[Detections]:
     """Yields the faces of every image, in order.
 
     Raises:
@@ -74,7 +74,7 @@ def detect_all(detector: FaceDetector, pictures: Sequence[Picture]) -> Iterator[
 
 def evaluate(
     detector: FaceDetector,
-    pictures: Sequence[Picture],
+    pictures: Sequence[AnnotatedImage],
     iou_thresholds: Sequence[float] = (0.5, 0.4),
     *,
     track: Callable[[Iterator[Detections]], Iterable[Detections]] = iter,
@@ -105,7 +105,7 @@ def evaluate(
 
 
 def score(
-    pictures: Sequence[Picture],
+    pictures: Sequence[AnnotatedImage],
     found: Sequence[Detections],
     iou_thresholds: Sequence[float],
     pictures_per_second: float | None = None,
@@ -134,7 +134,7 @@ def score(
 
 
 def curves(
-    pictures: Sequence[Picture], found: Sequence[Detections], iou_thresholds: Sequence[float]
+    pictures: Sequence[AnnotatedImage], found: Sequence[Detections], iou_thresholds: Sequence[float]
 ) -> dict[str, Curve]:
     """The precision-recall curve at each IoU threshold, by a name for plots."""
     boxes, scores = [of.boxes.numpy() for of in found], [of.scores.numpy() for of in found]
@@ -142,7 +142,7 @@ def curves(
 
 
 def landmark_error(
-    pictures: Sequence[Picture], found: Sequence[Detections], threshold: float, iou_threshold: float
+    pictures: Sequence[AnnotatedImage], found: Sequence[Detections], threshold: float, iou_threshold: float
 ) -> float | None:
     """Computes `Report.landmark_error`; a face's detection is the best-scoring one with an IoU >= the threshold."""
     errors = []
@@ -161,7 +161,7 @@ def landmark_error(
 
 
 def mistakes(
-    picture: Picture, found: Detections, threshold: float, iou_threshold: float = 0.5
+    picture: AnnotatedImage, found: Detections, threshold: float, iou_threshold: float = 0.5
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Finds the missed faces of an image, and the false detections among those with a score >= threshold.
 
@@ -180,7 +180,11 @@ def mistakes(
 
 
 def save_worst(
-    folder: Path, pictures: Sequence[Picture], found: Sequence[Detections], threshold: float, iou_threshold: float = 0.5
+    folder: Path,
+    pictures: Sequence[AnnotatedImage],
+    found: Sequence[Detections],
+    threshold: float,
+    iou_threshold: float = 0.5,
 ) -> tuple[list[Path], int]:
     """Saves the `WORST` images with the most mistakes: missed faces yellow, false red, found green, ignored grey.
 

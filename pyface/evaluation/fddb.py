@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.picture import DatasetError, size_of
+from pyface.data.annotations import DatasetError, size_of
 from pyface.evaluation.curves import columns_of
 from pyface.evaluation.detecting import Report, Track, detect_files
 from pyface.evaluation.files import EvaluationError, text_files
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FALSE_POSITIVES = (100, 500, 1000, 2000)
 """Numbers of false positives at which papers report the curves."""
 
-PICTURES = 2845
+IMAGES = 2845
 """Number of images in all ten folds."""
 
 _LARGEST = 1e4  # pixels; the longest side of FDDB's images is 450
@@ -321,7 +321,7 @@ def _numbers(line: str) -> list[float] | None:
         return None
 
 
-def find_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
+def find_images(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
     """Finds the image files, such as folder/2002/08/11/big/img_591.jpg; missing ones are left out.
 
     Raises:
@@ -352,7 +352,7 @@ def bundled_sizes() -> dict[str, Size]:
 
     Example:
         >>> sizes = bundled_sizes()
-        >>> len(sizes) == PICTURES, sizes["2002/08/11/big/img_591"]
+        >>> len(sizes) == IMAGES, sizes["2002/08/11/big/img_591"]
         (True, (450, 431))
     """
     sizes = {}
@@ -365,7 +365,7 @@ def bundled_sizes() -> dict[str, Size]:
     return sizes
 
 
-def picture_sizes(paths: Mapping[str, Path], report: Report) -> dict[str, Size]:
+def image_sizes(paths: Mapping[str, Path], report: Report) -> dict[str, Size]:
     """Reads width and height of images; those that cannot be read are reported and left out."""
     sizes = {}
     for key, path in paths.items():

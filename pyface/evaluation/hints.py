@@ -13,7 +13,7 @@ from pyface.evaluation.average_precision import box_iou
 LOW = 0.1
 """Below this average precision or true positive rate, the format of the boxes is in doubt."""
 
-_PICTURES = 500  # enough to distinguish formats
+_IMAGES = 500  # enough to distinguish formats
 _TELLING = 0.2  # share of faces that another reading of the rows has to match
 
 Boxes = NDArray[np.float64]
@@ -54,7 +54,7 @@ def explain_low(pictures: Iterable[tuple[Boxes, Boxes]], expected: str = "x y w 
         >>> explain_low([(np.array([[90, 90, 130, 140, 0.9]]), np.array([[90, 90, 130, 140]]))])
         'look like x1 y1 x2 y2 score, but must be x y w h score'
     """
-    some = list(islice(((rows, faces) for rows, faces in pictures if len(rows) and len(faces)), _PICTURES))
+    some = list(islice(((rows, faces) for rows, faces in pictures if len(rows) and len(faces)), _IMAGES))
     if not some:
         return None
     numbers = np.concatenate([rows[:, :4] for rows, _ in some])

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyface.data.annotations import DatasetError, ImageRecord, size_of
 from pyface.data.names import ImageNames
-from pyface.data.picture import AnnotatedImage, DatasetError, size_of
 from pyface.detections import Detections
 from pyface.evaluation.files import EvaluationError
 from pyface.io.results import CSV_COLUMNS
@@ -54,7 +54,7 @@ class Predictions:
     missing: list[str]
     unknown: list[str]
 
-    def detections(self, images: Sequence[AnnotatedImage]) -> list[Detections]:
+    def detections(self, images: Sequence[ImageRecord]) -> list[Detections]:
         """The detections of each image, best score first; only the headers of images are read.
 
         Raises:
@@ -75,7 +75,7 @@ class Predictions:
         return self.rows if self.form == SIZES else [_with_corners(rows) for rows in self.rows]
 
 
-def read_predictions(file: Path, images: Sequence[AnnotatedImage]) -> Predictions:
+def read_predictions(file: Path, images: Sequence[ImageRecord]) -> Predictions:
     """Reads the detections of images from COCO results (.json), lines of `pyface detect` (.jsonl) or CSV (.csv).
 
     Args:
@@ -115,7 +115,7 @@ def read_predictions(file: Path, images: Sequence[AnnotatedImage]) -> Prediction
 class _Places:
     """Finds the image of a row: by the ids of COCO files if the images have them, else by name."""
 
-    def __init__(self, images: Sequence[AnnotatedImage]) -> None:
+    def __init__(self, images: Sequence[ImageRecord]) -> None:
         numbered = [(image.id, k) for k, image in enumerate(images) if image.id is not None]
         self._ids = dict(numbered)
         if len(self._ids) < len(numbered):  # several COCO files use the same ids

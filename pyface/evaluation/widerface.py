@@ -235,7 +235,7 @@ def rows_and_faces(
             yield rows, np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
-def find_pictures(folder: Path, truth: Iterable[ImageKey]) -> list[Path]:
+def find_images(folder: Path, truth: Iterable[ImageKey]) -> list[Path]:
     """The images below a folder, event/image.jpg; those that are not in the ground truth are included.
 
     Raises:

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyface.data.annotations import AnnotatedImage, DatasetError, size_of
 from pyface.data.folder import read_folder
-from pyface.data.picture import DatasetError, Picture, size_of
 from pyface.io.images import ImageError, read_image
 
 MEMORY_SHARE = 0.5  # share of the free memory that decoded images may take
@@ -44,7 +44,12 @@ class Album:
     """
 
     def __init__(
-        self, pictures: Sequence[Picture], keep: bool | None = None, *, accelerator: str = "cpu", sharers: int = 1
+        self,
+        pictures: Sequence[AnnotatedImage],
+        keep: bool | None = None,
+        *,
+        accelerator: str = "cpu",
+        sharers: int = 1,
     ) -> None:
         paths = list(dict.fromkeys(picture.path for picture in pictures))  # a folder may be given twice
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -112,7 +117,7 @@ def read(path: Path) -> Tensor:
         raise DatasetError(str(error)) from error  # its message names the file
 
 
-def split(folders: Sequence[str], held_out: Sequence[str]) -> tuple[list[Picture], list[Picture]]:
+def split(folders: Sequence[str], held_out: Sequence[str]) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
     """Splits the images of data folders into those to train on and those that are held out.
 
     Args:
@@ -148,13 +153,13 @@ def split(folders: Sequence[str], held_out: Sequence[str]) -> tuple[list[Picture
     return trained_on, list(held.values())
 
 
-def measured_sets(folders: Sequence[str], held: list[Picture]) -> dict[str, list[Picture]]:
+def measured_sets(folders: Sequence[str], held: list[AnnotatedImage]) -> dict[str, list[AnnotatedImage]]:
     """The sets that a run is measured on, by name: one per folder, and "held_out". Repeated folder names get a number.
 
     Raises:
         DatasetError: A set has no faces to measure on, or an image cannot be read.
     """
-    sets: dict[str, list[Picture]] = {}
+    sets: dict[str, list[AnnotatedImage]] = {}
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
         names = (folder.name if k == 1 else f"{folder.name}_{k}" for k in itertools.count(1))
         sets[next(name for name in names if name not in {"held_out", *sets})] = read_folder(folder)
@@ -168,11 +173,11 @@ def measured_sets(folders: Sequence[str], held: list[Picture]) -> dict[str, list
     return sets
 
 
-def _boxes(picture: Picture) -> int:
+def _boxes(picture: AnnotatedImage) -> int:
     return len(picture.faces) + len(picture.ignore)
 
 
-def _with_boxes_inside(picture: Picture, height: int, width: int) -> Picture:
+def _with_boxes_inside(picture: AnnotatedImage, height: int, width: int) -> AnnotatedImage:
     """Removes boxes that are empty in float32 or lie outside the image."""
 
     def is_inside(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pyface.data.picture import Picture
+from pyface.data.annotations import AnnotatedImage
 from pyface.detections import Detections
 from pyface.detector import FaceDetector
 from pyface.draw import draw
@@ -88,10 +88,10 @@ class Measuring(L.Callback):
         name: The model's name in the registry.
     """
 
-    PICTURES = 4  # images per set that are drawn at each measurement
+    IMAGES = 4  # images per set that are drawn at each measurement
 
     def __init__(
-        self, sets: Mapping[str, Sequence[Picture]], average: Average, times: int, folder: Path, name: str
+        self, sets: Mapping[str, Sequence[AnnotatedImage]], average: Average, times: int, folder: Path, name: str
     ) -> None:
         self.sets, self.average, self.times, self.folder, self.name = dict(sets), average, times, folder, name
         self.done, self.best = 0, -1.0
@@ -137,7 +137,7 @@ class Measuring(L.Callback):
             reports[name] = score(pictures, found, (0.5, 0.4))
             drawn[name] = [
                 draw(read_image(picture.path), faces[faces.scores >= reports[name].best_threshold])
-                for picture, faces in list(zip(pictures, found, strict=True))[: self.PICTURES]
+                for picture, faces in list(zip(pictures, found, strict=True))[: self.IMAGES]
             ]
         if trainer.is_global_zero:
             self._write(trainer, progress, reports, drawn)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyface import ops
-from pyface.data.picture import Picture
+from pyface.data.annotations import AnnotatedImage
 from pyface.models.base import MIRRORED
 from pyface.models.mtcnn import CELL, MTCNN, CropKind, CropTruth, MTCNNConfig, normalised_crops
 from pyface.training.album import Album
@@ -50,7 +50,7 @@ NEGATIVES = 60
 # through, and even fewer on its own training images. The next network must also cope with images on which its
 # predecessor does worse.
 MINING_THRESHOLDS = (0.3, 0.1)
-PICTURES_A_CALL = 8
+IMAGES_PER_CALL = 8
 
 TINTS = 32  # different colour changes per batch
 _DRAWN, _BATCH, _ORDER = 0, 1, 2  # last part of a generator's seed: its purpose
@@ -109,7 +109,7 @@ class Batch(NamedTuple):
 # --- kinds and ground truth of crops ---------------------------------------------------------------------------------
 
 
-def match(boxes: NDArray[np.float32], picture: Picture, smallest: float) -> Matches:
+def match(boxes: NDArray[np.float32], picture: AnnotatedImage, smallest: float) -> Matches:
     """Decides the kind and the face of each crop of an image.
 
     Faces with a longer side below `smallest` count as ignore boxes. A crop is not a negative if at least half of its
@@ -252,14 +252,14 @@ def _squares(left: NDArray[np.float64], top: NDArray[np.float64], side: NDArray[
     return np.stack([left, top, left + side, top + side], 1).astype(np.float32)
 
 
-def matched(k: int, boxes: NDArray[np.float32], picture: Picture, smallest: float) -> Crops:
+def matched(k: int, boxes: NDArray[np.float32], picture: AnnotatedImage, smallest: float) -> Crops:
     """The crops of image k that can be used, with their kinds and faces."""
     found = match(boxes, picture, smallest)
     use = found.kinds >= 0
     return Crops(np.full(use.sum(), k, np.int32), boxes[use], found.kinds[use], found.faces[use])
 
 
-def landmark_crops(k: int, boxes: NDArray[np.float32], picture: Picture, smallest: float) -> Crops:
+def landmark_crops(k: int, boxes: NDArray[np.float32], picture: AnnotatedImage, smallest: float) -> Crops:
     """Landmark crops: the boxes that are positives and show a face with all five landmarks."""
     crops = matched(k, boxes, picture, smallest)
     show = crops.kinds == CropKind.POSITIVE
@@ -325,10 +325,10 @@ def mine(
     order = np.random.default_rng((seed, NETS.index(net), 0, _ORDER)).permutation(len(album))
     end = time.monotonic() + seconds
     parts, looked, proposals, faces, found = [], 0, 0, 0, 0
-    for at in range(0, len(order), PICTURES_A_CALL):
+    for at in range(0, len(order), IMAGES_PER_CALL):
         if looked and time.monotonic() > end:
             break
-        numbers = order[at : at + PICTURES_A_CALL]
+        numbers = order[at : at + IMAGES_PER_CALL]
         images = [album[k].to(model.device) for k in numbers]
         for k, boxes in zip(numbers, propose(model, net, images, config), strict=True):
             picture = album.pictures[k]

@@ -12,18 +12,18 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from pyface.data.picture import Picture
+from pyface.data.annotations import AnnotatedImage
 
 Square = tuple[float, float, float]
 """Left, top, side."""
 
-Rule = Callable[[np.random.Generator, Picture, int, int, int], Square]
+Rule = Callable[[np.random.Generator, AnnotatedImage, int, int, int], Square]
 
 LONG_SIDE = 640  # longer side of an image in detection; scales are chosen around it
 MOST_ENLARGED = 4.0  # enlarging more only blurs
 
 
-def octaves(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
+def octaves(rng: np.random.Generator, picture: AnnotatedImage, height: int, width: int, size: int) -> Square:
     """A square that shows faces of all sizes equally often, or the image at half to twice its size in detection.
 
     Three in five samples of images with faces are scaled for one of their faces. Its target size is log-uniform between
@@ -39,7 +39,7 @@ def octaves(rng: np.random.Generator, picture: Picture, height: int, width: int,
     return _within(rng, width, side), _within(rng, height, side), side
 
 
-def s3fd(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
+def s3fd(rng: np.random.Generator, picture: AnnotatedImage, height: int, width: int, size: int) -> Square:
     """The largest square that fits into the image, or (four times in five) one of 0.3 to 1 times its side.
 
     Source: docs/detectors.md 2.5.
@@ -48,7 +48,7 @@ def s3fd(rng: np.random.Generator, picture: Picture, height: int, width: int, si
     return _within(rng, width, side), _within(rng, height, side), side
 
 
-def srn(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
+def srn(rng: np.random.Generator, picture: AnnotatedImage, height: int, width: int, size: int) -> Square:
     """A square of the image, which half of the time is padded to up to twice its size (docs/detectors.md 4.4).
 
     The square's side is the shorter side of the padded image, or (half of the time) 0.5 to 1 of it.
@@ -59,7 +59,7 @@ def srn(rng: np.random.Generator, picture: Picture, height: int, width: int, siz
     return left + _within(rng, grown * width, side), top + _within(rng, grown * height, side), side
 
 
-def ssh(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
+def ssh(rng: np.random.Generator, picture: AnnotatedImage, height: int, width: int, size: int) -> Square:
     """A part of the image, scaled to a shorter side of 1,200 px and a longer side of at most 1,600 px
     (docs/detectors.md 5.3). The authors train on whole images, one per GPU."""
     side = size / min(1200 / min(height, width), 1600 / max(height, width))
@@ -74,7 +74,7 @@ def densebox(face: float, band: tuple[float, float]) -> Rule:
     random parts at random scales.
     """
 
-    def rule(rng: np.random.Generator, picture: Picture, height: int, width: int, size: int) -> Square:
+    def rule(rng: np.random.Generator, picture: AnnotatedImage, height: int, width: int, size: int) -> Square:
         if len(picture.faces) == 0 or rng.random() < 0.5:
             side = size / (2 ** rng.uniform(-2, 1) * LONG_SIDE / max(height, width))
             return _within(rng, width, side), _within(rng, height, side), side

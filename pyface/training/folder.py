@@ -13,8 +13,8 @@ from typing import Any, TypeVar, get_type_hints
 
 import torch
 
+from pyface.data.annotations import AnnotatedImage, DatasetError
 from pyface.data.folder import annotations_in, unlisted
-from pyface.data.picture import DatasetError, Picture
 from pyface.models.checkpoints import is_of_kind, tupled
 from pyface.training.album import Album
 from pyface.training.recipes import Recipe, Run, TrainingError
@@ -42,7 +42,7 @@ class Job:
     resume: bool
     accelerator: str
     album: Album
-    sets: Mapping[str, Sequence[Picture]]
+    sets: Mapping[str, Sequence[AnnotatedImage]]
 
 
 def write_config(run: Run, path: Path) -> None:
@@ -148,7 +148,7 @@ def begin(job: Job) -> None:
     announce(job.run, job.album, job.sets)
 
 
-def announce(run: Run, album: Album, sets: Mapping[str, Sequence[Picture]]) -> None:
+def announce(run: Run, album: Album, sets: Mapping[str, Sequence[AnnotatedImage]]) -> None:
     """Prints what a run is about to do; only one process per machine prints it."""
     if int(os.environ.get("LOCAL_RANK", 0)) != 0:
         return

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from pyface.data.picture import DatasetError
+from pyface.data.annotations import DatasetError
 from pyface.detector import is_out_of_memory
 from pyface.training.callbacks import Average, Measuring, Saving
 from pyface.training.folder import CHECKPOINT

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyface import FaceDetector
-from pyface.benchmark import MOST_PICTURES, STAGES, StageClock, find_pictures, measure, stand_in_threshold
+from pyface.benchmark import MOST_IMAGES, STAGES, StageClock, find_images, measure, stand_in_threshold
 from pyface.models import zoo
 from pyface.ops import extension
 
@@ -104,16 +104,16 @@ def test_default_images(monkeypatch, tmp_path):
     import pyface.benchmark as module
 
     examples = sorted((ROOT / "examples").glob("*.jpg"))
-    assert find_pictures(None) == [path.read_bytes() for path in examples]
+    assert find_images(None) == [path.read_bytes() for path in examples]
     # As installed, without the folder beside the package.
     monkeypatch.setattr(module, "__file__", str(tmp_path / "pyface" / "benchmark.py"))
-    assert find_pictures(None) == [(ROOT / "examples" / "astronaut.jpg").read_bytes()]
+    assert find_images(None) == [(ROOT / "examples" / "astronaut.jpg").read_bytes()]
 
 
 def test_large_folders_are_thinned(write_grey, tmp_path):
-    for k in range(MOST_PICTURES + 1):
+    for k in range(MOST_IMAGES + 1):
         write_grey(f"many/{k:03}.png", level=k)
-    found = find_pictures(tmp_path / "many")
+    found = find_images(tmp_path / "many")
     assert len(found) == 33  # every second one
     assert found[1] == (tmp_path / "many" / "002.png").read_bytes()
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pyface.data.annotations import annotated_image
 from pyface.data.coco import read_coco
 from pyface.data.folder import read_folder
-from pyface.data.picture import picture_of
 
 
 def lines_of(text):
@@ -55,7 +55,7 @@ def test_coco(run, photos, lines):
     measured = coco.COCOeval_faster(truth, truth.loadRes(truth.dataset["annotations"]), "bbox")
     measured.run()
     assert measured.stats[0] == pytest.approx(1)
-    pictures = [picture_of(image.path, image.boxes) for image in read_coco(Path("out/faces.json"), Path())]
+    pictures = [annotated_image(image.path, image.boxes) for image in read_coco(Path("out/faces.json"), Path())]
     assert [picture.faces.tolist() for picture in pictures] == [boxes_of(line) for line in lines]
     assert sorted(path.name for path in Path("out").iterdir()) == ["faces.json"]
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pyface.data.folder import annotations_in, read_annotated, read_folder, unlisted, write_folder
-from pyface.data.picture import DatasetError
+from pyface.data.annotations import DatasetError
+from pyface.data.folder import annotations_in, read_folder, read_records, unlisted, write_folder
 
 FACE = {"id": 1, "name": "face"}
 
@@ -40,8 +40,7 @@ def write_labels(folder, name, text):
 def faces_of(folder):
     """The number of faces of each image, by its name."""
     return {
-        image.name: len(picture.faces)
-        for image, picture in zip(read_annotated(folder), read_folder(folder), strict=True)
+        image.name: len(picture.faces) for image, picture in zip(read_records(folder), read_folder(folder), strict=True)
     }
 
 
@@ -88,7 +87,7 @@ def test_an_absolute_name_on_this_machine(tmp_path):
     write_image(tmp_path / "photos" / "a.jpg")
     (tmp_path / "set" / "images").mkdir(parents=True)
     write_coco(tmp_path / "set" / "x.json", [str(tmp_path / "photos" / "a.jpg")], [BOX])
-    (image,) = read_annotated(tmp_path / "set")
+    (image,) = read_records(tmp_path / "set")
     assert (image.path, image.name) == (tmp_path / "photos" / "a.jpg", "a.jpg")
 
 
@@ -112,7 +111,7 @@ def test_masks_and_ids_of_other_types(tmp_path):
         write_image(tmp_path / "images" / f"{name}.jpg")
     mask = {"segmentation": {"counts": "PPYo0", "size": [40, 60]}, "iscrowd": 1, "area": 7.5}
     write_coco(tmp_path / "x.json", ["a.jpg", "b.jpg"], [BOX, (5, 6, 7, 8)], ids=["a7", 2.0], **mask)
-    a, b = read_annotated(tmp_path)
+    a, b = read_records(tmp_path)
     assert (a.id, b.id) == ("a7", 2.0)
     assert [(box.xywh, box.ignore, box.area) for box in a.boxes] == [((1, 2, 3, 4), True, 7.5)]
     assert read_folder(tmp_path)[1].ignore.tolist() == [[5, 6, 12, 14]]

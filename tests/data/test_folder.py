@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pyface.cli import app
+from pyface.data.annotations import DatasetError
 from pyface.data.folder import annotations_in, read_folder, unlisted, write_folder
-from pyface.data.picture import DatasetError
 
 SIZES = {"a.jpg": (100, 200), "event/b.png": (50, 40), "c.jpg": (30, 30)}
 

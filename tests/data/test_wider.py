@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from pyface.data.annotations import DatasetError
 from pyface.data.folder import read_folder
-from pyface.data.picture import DatasetError
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyface.data.picture import Picture
+from pyface.data.annotations import AnnotatedImage
 from pyface.evaluation.average_precision import SIZES, best_f1, box_iou, precision_recall
 
 
 def picture(faces, ignore=()):
     faces = np.array(faces, np.float32).reshape(-1, 4)
     points = np.full((len(faces), 5, 2), np.nan, np.float32)
-    return Picture(Path("a.jpg"), faces, np.array(ignore, np.float32).reshape(-1, 4), points)
+    return AnnotatedImage(Path("a.jpg"), faces, np.array(ignore, np.float32).reshape(-1, 4), points)
 
 
 FACES = [[0, 0, 20, 20], [100, 0, 140, 40]]

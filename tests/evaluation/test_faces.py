@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyface.data.picture import Picture
+from pyface.data.annotations import AnnotatedImage
 from pyface.detections import Detections
 from pyface.evaluation.faces import landmark_error, score
 
@@ -13,7 +13,7 @@ POINTS = np.array([[[20, 30], [40, 30], [30, 40], [22, 50], [38, 50]]], np.float
 
 
 def picture(box=BOX, points=POINTS):
-    return Picture(Path("x.jpg"), box, np.zeros((0, 4), np.float32), points)
+    return AnnotatedImage(Path("x.jpg"), box, np.zeros((0, 4), np.float32), points)
 
 
 def found(boxes, scores, points):

@@ -14,7 +14,7 @@ from pyface.evaluation.fddb import (
     EvaluationError,
     Truth,
     evaluate,
-    find_pictures,
+    find_images,
     gains,
     read_annotations,
     read_detections,
@@ -284,6 +284,6 @@ def test_unknown_images_count_for_nothing(folds, detections):
 def test_images(tmp_path):
     (tmp_path / "2002").mkdir()
     (tmp_path / "2002" / "img_1.png").touch()
-    assert find_pictures(tmp_path, ["2002/img_1", "2002/img_2"]) == {"2002/img_1": tmp_path / "2002" / "img_1.png"}
+    assert find_images(tmp_path, ["2002/img_1", "2002/img_2"]) == {"2002/img_1": tmp_path / "2002" / "img_1.png"}
     with pytest.raises(EvaluationError, match="must hold FDDB's images"):
-        find_pictures(tmp_path, ["2002/img_2"])
+        find_images(tmp_path, ["2002/img_2"])

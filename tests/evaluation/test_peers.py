@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyface.data.picture import Picture
+from pyface.data.annotations import AnnotatedImage
 from pyface.evaluation.average_precision import SIZES, precision_recall
 
 
@@ -27,7 +27,7 @@ def make_case(seed, pictures=12):
         )
         faces = np.concatenate([cells, cells + sides], 1).astype(np.float32)
         points = np.full((len(faces), 5, 2), np.nan, np.float32)
-        truth.append(Picture(Path(f"{k}.jpg"), faces, np.zeros((0, 4), np.float32), points))
+        truth.append(AnnotatedImage(Path(f"{k}.jpg"), faces, np.zeros((0, 4), np.float32), points))
         scale = np.tile(sides, 2)
         near = faces + random.normal(0, 0.12, faces.shape) * scale
         false = random.uniform(0, 600, (5, 2))

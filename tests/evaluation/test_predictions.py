@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pyface.cli import app
-from pyface.data.folder import read_annotated
+from pyface.data.folder import read_records
 from pyface.evaluation.coco import FIGURES
 from pyface.evaluation.predictions import read_predictions
 
@@ -247,7 +247,7 @@ def test_numbers_in_names(tmp_path):
     """Ids made from names, as YOLO's programs write them, in a folder that has no ids."""
     write_images(tmp_path, [{"file_name": "000139.png"}, {"file_name": "x/285.png"}, {"file_name": "y/285.png"}])
     (tmp_path / "found.json").write_text(json.dumps([detection(139, [1, 2, 3, 4])]))
-    images = read_annotated(tmp_path)
+    images = read_records(tmp_path)
     assert [len(rows) for rows in read_predictions(tmp_path / "found.json", images).rows] == [1, 0, 0]
     (tmp_path / "found.json").write_text(json.dumps([detection(285, [1, 2, 3, 4])]))
     with pytest.raises(ValueError, match=r"entry 0: the name of an image must be unambiguous, got 285, which could be"):

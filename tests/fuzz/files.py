@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pyface.data.annotations import DatasetError
 from pyface.data.folder import read_folder
-from pyface.data.picture import DatasetError
 from pyface.evaluation import fddb, widerface
 from pyface.evaluation.files import EvaluationError
 from pyface.io.results import OutputError, ResultFile, csv_rows, failed, json_line

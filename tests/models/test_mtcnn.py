@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyface.data.picture import Picture
+from pyface.data.annotations import AnnotatedImage
 from pyface.evaluation.average_precision import precision_recall
 from pyface.models import MTCNN, Faces, MTCNNConfig, create_model
 from pyface.models import mtcnn as module
@@ -294,9 +294,9 @@ def test_average_precision(model, photo):
     images[1] = images[1][0].permute(1, 2, 0).to(torch.uint8)
     nothing = np.zeros((0, 4), np.float32)
     pictures = [
-        Picture(Path("gallery.jpg"), boxes, nothing, np.full((9, 5, 2), np.nan, np.float32)),
-        Picture(Path("half.jpg"), boxes[:7] / 2, boxes[7:] / 2, np.full((7, 5, 2), np.nan, np.float32)),
-        Picture(Path("empty.jpg"), nothing, nothing, np.zeros((0, 5, 2), np.float32)),
+        AnnotatedImage(Path("gallery.jpg"), boxes, nothing, np.full((9, 5, 2), np.nan, np.float32)),
+        AnnotatedImage(Path("half.jpg"), boxes[:7] / 2, boxes[7:] / 2, np.full((7, 5, 2), np.nan, np.float32)),
+        AnnotatedImage(Path("empty.jpg"), nothing, nothing, np.zeros((0, 5, 2), np.float32)),
     ]
     found = model.detect([*images, photo[260:, :200].contiguous()])
     at_05 = precision_recall(pictures, [f.boxes.numpy() for f in found], [f.scores.numpy() for f in found], 0.5)

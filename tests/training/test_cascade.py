@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pyface import FaceDetector
+from pyface.data.annotations import AnnotatedImage
 from pyface.data.folder import read_folder
-from pyface.data.picture import Picture
 from pyface.evaluation.faces import Report
 from pyface.models.mtcnn import (
     MTCNN,
@@ -43,10 +43,10 @@ def boxes_at(rng, count, around=300.0, largest=100.0):
     return np.concatenate([corner, corner + sides], 1).astype(np.float32)
 
 
-def picture_of(faces, ignore=(), landmarks=None):
+def annotated_image(faces, ignore=(), landmarks=None):
     faces = np.array(faces, np.float32).reshape(-1, 4)
     landmarks = np.full((len(faces), 5, 2), np.nan, np.float32) if landmarks is None else landmarks
-    return Picture(Path("a.png"), faces, np.array(ignore, np.float32).reshape(-1, 4), landmarks)
+    return AnnotatedImage(Path("a.png"), faces, np.array(ignore, np.float32).reshape(-1, 4), landmarks)
 
 
 def area(box):
@@ -93,7 +93,7 @@ def test_kinds_are_those_of_a_plain_computation():
     rng = np.random.default_rng(1)
     seen = set()
     for _ in range(5):
-        picture = picture_of(boxes_at(rng, 6, largest=120), boxes_at(rng, 4))
+        picture = annotated_image(boxes_at(rng, 6, largest=120), boxes_at(rng, 4))
         boxes = np.concatenate([boxes_at(rng, 300), crops.at_faces(rng, picture.faces, 20)])
         found = crops.match(boxes, picture, SMALLEST)
         for box, kind, face in zip(boxes.astype(float), found.kinds, found.faces, strict=True):
@@ -120,7 +120,7 @@ def test_kinds_are_those_of_a_plain_computation():
     ],
 )
 def test_kinds_at_their_limits(crop, kind):
-    picture = picture_of([(0, 0, 100, 100), (0, 200, 15, 215)], [(200, 0, 260, 60)])
+    picture = annotated_image([(0, 0, 100, 100), (0, 200, 15, 215)], [(200, 0, 260, 60)])
     assert crops.match(np.array([crop], np.float32), picture, SMALLEST).kinds == [kind]
 
 
@@ -166,7 +166,7 @@ def test_proposals_are_mined_with_their_kinds(album):
 
 
 def test_mining_ends_in_time(album, monkeypatch):
-    monkeypatch.setattr(crops, "PICTURES_A_CALL", 2)
+    monkeypatch.setattr(crops, "IMAGES_PER_CALL", 2)
     assert crops.mine(MTCNN().eval(), "rnet", album, 0, SMALLEST, seconds=0).pictures == 2
 
 

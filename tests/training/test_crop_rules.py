@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyface.data.picture import Picture
+from pyface.data.annotations import AnnotatedImage
 from pyface.training.crop_rules import RULES, densebox, octaves, s3fd, srn, ssh
 
 HEIGHT, WIDTH, SIZE = 300, 500, 256
@@ -12,7 +12,7 @@ HEIGHT, WIDTH, SIZE = 300, 500, 256
 
 def picture(*boxes):
     faces = np.array(boxes, np.float32).reshape(-1, 4)
-    return Picture(Path("x.jpg"), faces, faces[:0], np.full((len(faces), 5, 2), np.nan, np.float32))
+    return AnnotatedImage(Path("x.jpg"), faces, faces[:0], np.full((len(faces), 5, 2), np.nan, np.float32))
 
 
 PEOPLE = picture((10, 20, 40, 60), (300, 100, 380, 210), (200, 150, 208, 160))

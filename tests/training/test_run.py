@@ -13,8 +13,8 @@ import torch
 
 from pyface import Detections, FaceDetector
 from pyface.cli.train import parse_hours
+from pyface.data.annotations import DatasetError
 from pyface.data.folder import read_folder
-from pyface.data.picture import DatasetError
 from pyface.evaluation.faces import score
 from pyface.models import create_model
 from pyface.models.checkpoints import CheckpointError, configured

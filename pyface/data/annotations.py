@@ -15,7 +15,7 @@ class DatasetError(ValueError):
     """A data folder is malformed or inconsistent."""
 
 
-class Picture(NamedTuple):
+class AnnotatedImage(NamedTuple):
     """An image and its annotations.
 
     Attributes:
@@ -52,7 +52,7 @@ class Box(NamedTuple):
     area: float | None = None
 
 
-class AnnotatedImage(NamedTuple):
+class ImageRecord(NamedTuple):
     """An image and its annotations as the files have them.
 
     Attributes:
@@ -68,13 +68,13 @@ class AnnotatedImage(NamedTuple):
     id: int | float | str | None = None
 
 
-def picture_of(path: Path, boxes: list[Box]) -> Picture:
+def annotated_image(path: Path, boxes: list[Box]) -> AnnotatedImage:
     """Collects the annotations of an image; boxes without width or height are left out."""
     boxes = [box for box in boxes if min(box.xywh[2:]) > 0]
     faces = [box for box in boxes if not box.ignore]
     unknown = np.full((5, 2), np.nan, np.float32)
     landmarks = [unknown if face.landmarks is None else face.landmarks for face in faces]
-    return Picture(
+    return AnnotatedImage(
         path,
         _corners(faces),
         _corners([box for box in boxes if box.ignore]),
