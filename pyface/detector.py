@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from pyface.detections import Detections
-from pyface.io.images import MAX_PIXELS, EncodedImage, ImageError, Pixels, Truncated, decode_image, open_image
+from pyface.io.images import (
+    MAX_PIXELS,
+    EncodedImage,
+    ImageError,
+    Pixels,
+    Truncated,
+    decode_image,
+    folder_advice,
+    open_image,
+)
 from pyface.io.pipeline import hold_error, ordered_map, readers
 from pyface.models import zoo
 from pyface.models.base import FaceModel, Faces
@@ -241,7 +250,11 @@ class FaceDetector:
             my key True
         """
         if isinstance(sources, str | os.PathLike | bytes | np.ndarray | Tensor):
-            raise TypeError(f"sources must be several images, got one {type(sources).__name__}; pass it in a list")
+            if isinstance(sources, str | os.PathLike) and os.path.isdir(sources):
+                got, advice = "a folder", folder_advice(os.fspath(sources))
+            else:
+                got, advice = f"one {type(sources).__name__}", "pass it in a list"
+            raise TypeError(f"sources must be several images, got {got}; {advice}")
         limits = _Limits(self.batch_size)
         ahead = 2 * self.batch_size
         taken = (self._take(source, bgr, copy) for source in sources)

@@ -337,7 +337,7 @@ def test_odd_pil_images_do_not_end_a_stream(fake_detector, write_grey):
 
 def test_truncated(fake_model):
     data = cv2.imencode(".jpg", grey(80))[1].tobytes()[:-2]
-    with pytest.raises(ImageError, match="truncated="):
+    with pytest.raises(ImageError, match='truncated="accept"'):
         FaceDetector(fake_model, device="cpu")(data)
     assert len(FaceDetector(fake_model, device="cpu", truncated="accept")(data)) == 2
     with pytest.raises(ValueError, match="truncated must be 'refuse' or 'accept', got True"):
@@ -348,6 +348,8 @@ def test_stream_refuses_a_single_image(fake_detector):
     for source in ("a.jpg", b"abc", grey(3), torch.zeros(3, 4, 4)):
         with pytest.raises(TypeError, match="pass it in a list"):
             list(fake_detector.stream(source))
+    with pytest.raises(TypeError, match=r'got a folder; pass the files in it, such as sorted\(Path\("examples"\)'):
+        list(fake_detector.stream("examples"))
 
 
 @pytest.mark.parametrize(

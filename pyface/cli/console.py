@@ -31,9 +31,18 @@ def describe_mistake(error: Any) -> str:
     name = getattr(error, "param", None) and error.param.get_error_hint().strip("'")
     if name and hasattr(error.__cause__, "errors"):  # pydantic's
         return f"{name} must be {_accepted(error.param, error.message)}, got {error.__cause__.errors()[0]['input']}"
-    text = error.format_message().rstrip(".")
+    text = _with_guesses(error).rstrip(".")
     command = "pyface" if error.ctx is None else error.ctx.command_path
     return text and f"{text[0].lower()}{text[1:]}; {command} --help shows what it takes"
+
+
+def _with_guesses(error: Any) -> str:
+    """Returns the text of an error, with the options or commands that were probably meant in brackets."""
+    guesses = getattr(error, "possibilities", None)  # the best first, which typer's own text would sort by name
+    if guesses:
+        *others, last = guesses
+        return f"{error.message} (did you mean {', '.join(others)}{' or ' if others else ''}{last}?)"
+    return re.sub(r"\. Did you mean (.+)\?$", r" (did you mean \1?)", error.format_message())
 
 
 def _accepted(option: Any, message: str) -> str:

@@ -74,16 +74,22 @@ Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Plot the cu
 
 
 def parse_size(text: str | None) -> Any:
-    """Reads a longer side or both sides; returns other words as they are, since the detector knows the valid names.
+    """Reads a size of images for the network, or fails.
 
     Example:
         >>> parse_size("640"), parse_size("1200x1600"), parse_size("native")
         (640, (1200, 1600), 'native')
     """
-    sides = (text or "").lower().split("x")
-    if all(side.isdecimal() for side in sides):
-        return int(sides[0]) if len(sides) == 1 else tuple(map(int, sides))
-    return text
+    if text in (None, "native"):
+        return text
+    sides = text.lower().split("x")
+    numbers = tuple(int(side) for side in sides if side.isdecimal())
+    if len(numbers) != len(sides) or len(sides) > 2 or not 0 < numbers[0] <= numbers[-1]:
+        fail(
+            "--size must be native, the longer side in pixels (640), or the shorter side and a limit for the longer "
+            f"one (1200x1600), got {text}"
+        )
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:

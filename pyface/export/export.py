@@ -76,7 +76,7 @@ def export(request: ExportRequest, target: str | os.PathLike[str]) -> Descriptio
     """
     path = Path(target)
     if path.suffix not in WRITERS:
-        raise ValueError(f"OUT must end with {', '.join(WRITERS)}, got {path}")
+        raise ValueError(f"OUT must end with .onnx, .xml or .pt2, got {path}")
     if is_exported(request.model):
         raise ValueError(f"MODEL must be a name that `pyface models` lists, got the exported file {request.model}")
     model = create_model(request.model, request.weights)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 from pyface.io.headers import HeaderError, check_kind
 from pyface.io.images import MAX_PIXELS, ImageError, check_length
 from pyface.io.remote import open_remote, remote_reason
-from pyface.io.sources import VIDEO_SUFFIXES, count_unreadable, is_address, is_picture, path_of
+from pyface.io.sources import VIDEO_SUFFIXES, count_unreadable, is_address, is_archive, is_picture, path_of
 
 _MOST_HEADER_BYTES = 2**20  # of a long name or other facts about a tar member; the standard sets no limit
 _LONG_HEADERS = (
@@ -120,6 +120,8 @@ def archive(
             yield Member(name, inner, file), file
     except _DAMAGED as error:
         images = f"{opened:,} image{'' if opened == 1 else 's'}"
+        if not count and isinstance(error, tarfile.TarError) and not is_archive(name):
+            raise ArchiveError(f"{name} is not a .tar or .zip file") from error
         what = f"breaks off after {images}" if count else "cannot be read as an archive"
         raise ArchiveError(f"{name} {what} ({_reason(error)})") from error
     if count == 0:

@@ -80,6 +80,8 @@ def _reader(data: bytes) -> Callable[[bytes], Header]:
     for pattern, reader in _READERS:
         if pattern.match(data):
             return reader
+    if _VIDEO.match(data):
+        raise HeaderError("this is a video; read it with pyface.video, or rename it to .mp4 for pyface detect")
     raise HeaderError(f"this is not an image of a kind that pyface reads ({KINDS})")
 
 
@@ -251,6 +253,8 @@ def _pnm(data: bytes) -> Header:
     # OpenCV scales 8-bit values that are written as digits itself.
     return Header("PNM", *size, peak=None if found[1] in b"23" and peak < 256 else peak)
 
+
+_VIDEO = re.compile(rb"....ftyp|RIFF....AVI |\x1a\x45\xdf\xa3", re.DOTALL)  # MP4 and MOV, AVI, Matroska and WebM
 
 _READERS = [
     (re.compile(pattern, re.DOTALL), reader)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyface.io import tiff
 from pyface.io.headers import Header, HeaderError, check_kind, read_header
 from pyface.io.remote import RemoteError, open_remote
-from pyface.io.sources import is_address
+from pyface.io.sources import is_address, is_archive
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Truncated: TypeAlias = Literal["refuse", "accept"]
@@ -192,7 +192,7 @@ def _open_encoded(name: str, data: bytes, max_pixels: int, truncated: Truncated)
     if header.lacks and truncated != "accept":
         raise ImageError(
             f"{name}: the {header.kind} file is cut short: its end marker is missing; "
-            f'truncated="accept" (--truncated accept in a shell) reads what is there'
+            f'--truncated accept (truncated="accept" in Python) reads what is there'
         )
     _check_size(name, header.width, header.height, max_pixels)
     return EncodedImage(name, data + header.lacks, header)
@@ -222,7 +222,8 @@ def _read_file(path: str, max_pixels: int) -> bytes:
             file.seek(0)
             return file.read()
     except (HeaderError, OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise ImageError(f"{path}: {_reason(error)}") from None
+        hint = "; pyface.archive reads archives" if isinstance(error, HeaderError) and is_archive(path) else ""
+        raise ImageError(f"{path}: {_reason(error)}{hint}") from None
 
 
 def _read_remote(address: str, max_pixels: int) -> bytes:
@@ -296,10 +297,15 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, IsADirectoryError):
-        return "this is a folder; pass the files in it"
+        return f"this is a folder; {folder_advice(error.filename)}"
     if isinstance(error, OSError):
         return f"the file cannot be read ({error.strerror or error})"
     return str(error)
+
+
+def folder_advice(folder: str) -> str:
+    """Says how to pass the images of a folder."""
+    return f'pass the files in it, such as sorted(Path("{folder}").glob("*.jpg"))'
 
 
 def _brief(error: Exception) -> str:
@@ -317,8 +323,12 @@ def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
 
 def _from_array(array: NDArray[Any], bgr: bool) -> Pixels:
     if array.dtype != np.uint8:
-        raise ImageError(f"an array must be uint8 with values from 0 to 255, got {array.dtype}; convert it first")
-    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))) or array.size == 0:
+        is_scaled = array.dtype.kind == "f" and array.size > 0 and array.min() >= 0 and array.max() <= 1
+        advice = 'pass (image * 255).astype("uint8")' if is_scaled else "convert it first"
+        raise ImageError(f"an array must be uint8 with values from 0 to 255, got {array.dtype}; {advice}")
+    if array.size == 0:
+        raise ImageError(f"the array has no pixels: it is {list(array.shape)}")
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))):
         hint = _hint(array, channels_first=False)
         raise ImageError(f"an array must be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}{hint}")
     rgb = np.ascontiguousarray(_to_rgb(np.ascontiguousarray(array), bgr))
@@ -326,7 +336,9 @@ def _from_array(array: NDArray[Any], bgr: bool) -> Pixels:
 
 
 def _from_tensor(tensor: Tensor) -> Tensor:
-    if not (tensor.dim() == 2 or (tensor.dim() == 3 and tensor.shape[0] in (1, 3, 4))) or tensor.numel() == 0:
+    if tensor.numel() == 0:
+        raise ImageError(f"the tensor has no pixels: it is {list(tensor.shape)}")
+    if not (tensor.dim() == 2 or (tensor.dim() == 3 and tensor.shape[0] in (1, 3, 4))):
         hint = _hint(tensor, channels_first=True)
         raise ImageError(f"a tensor must be [3, H, W], [1, H, W], [4, H, W] or [H, W], got {list(tensor.shape)}{hint}")
     image = _as_bytes(tensor.detach())

@@ -329,8 +329,15 @@ def _matches(argument: str, recursive: bool, videos: bool, skipped: Counter[str]
 def _nothing(argument: str, recursive: bool) -> str:
     if not os.path.isdir(argument) and (_is_pattern(argument) or "*" in argument):
         return f"{argument}: no file matches this pattern"
-    hint = "" if recursive else "; --recursive includes its subfolders"
+    hint = "; --recursive includes its subfolders" if not recursive and _may_have_subfolders(argument) else ""
     return f"{argument}: there are no images in this folder{hint}"
+
+
+def _may_have_subfolders(folder: str) -> bool:
+    if is_address(folder):
+        return True
+    with os.scandir(folder) as entries:
+        return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
 
 
 def _files(folder: str, recursive: bool, videos: bool, skip: Sequence[Path], counted: Counter[str]) -> Iterator[str]:

@@ -123,7 +123,7 @@ def read_checkpoint(path: str | os.PathLike[str], model: str | None = None) -> C
     checkpoint = recognise(str(path), without_prefix(flatten(unwrapped(raw)), "module."), metadata)
     if model is not None and checkpoint.model not in (None, model):
         raise CheckpointError(
-            f"{path} must hold weights of {model}, got those of {checkpoint.model} (layout {checkpoint.layout})"
+            f"{path} must hold weights of {model}, got those of {checkpoint.model}; choose the model {checkpoint.model}"
         )
     return checkpoint
 

@@ -61,8 +61,8 @@ class InferenceOptions:
     def __post_init__(self) -> None:
         if not _is_size(self.size):
             raise ValueError(
-                "size must be 'native', the longer side in pixels, (shorter side, limit of the longer one), written "
-                f"1200x1600 on the command line, or None for the model's own, got {self.size!r}"
+                "size must be 'native', the longer side in pixels, (shorter side, limit of the longer one), or None "
+                f"for the model's own, got {self.size!r}"
             )
         if self.multiscale is not None and self.multiscale not in MULTISCALE:
             raise ValueError(f"multiscale must be one of {', '.join(MULTISCALE)} or None, got {self.multiscale!r}")

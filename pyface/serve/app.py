@@ -151,7 +151,7 @@ async def _detect(batcher: Batcher, request: Request, score_threshold: float | N
     try:
         for parameter in request.query_params:
             if parameter != "score_threshold":
-                raise BadUpload(422, f"the query must only have score_threshold, got {parameter[:100]}; leave that out")
+                raise BadUpload(422, f"score_threshold is the only parameter, got {parameter[:100]}; leave it out")
         with batcher.room.hold(1, body_size(request, batcher.limits)):
             uploads = await read_uploads(request, batcher.limits, deadline)
         found = await batcher.detect(uploads, score_threshold, deadline)
@@ -179,7 +179,7 @@ def _json(content: Any, status: int = 200) -> Response:
 async def _say_which_parameter(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     wrong = error.errors()[0]
-    return _json({"error": f"{wrong['loc'][-1]}: {wrong['msg']}, got {wrong['input']!r}"[:300]}, 422)
+    return _json({"error": f"score_threshold must be from 0 to 1, got {wrong['input']}"[:300]}, 422)
 
 
 async def _say_what_is_wrong(_: Request, error: Exception) -> Response:

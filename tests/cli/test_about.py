@@ -54,7 +54,7 @@ def test_info_as_json(run):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["detect"], "nothing to read is given; name images, videos or folders"),
+        (["detect"], "no images are given; name images, videos or folders, or a camera with --camera N"),
         (["detect", "a.png", "--every", "0"], "--every must be 1 or more, got 0"),
         (["detect", "a.png", "--score-threshold", "2"], "--score-threshold must be from 0 to 1, got 2"),
         (["detect", "a.png", "--batch-size", "1.5"], "--batch-size must be an integer, 1 or more, got 1.5"),
@@ -66,7 +66,9 @@ def test_info_as_json(run):
         (["detect", "a.png", "--model"], "option '--model' requires an argument; pyface --help"),
         (["detect", "a.png", "--nope"], "no such option: --nope"),
         (["convert", "a.pth"], "missing argument 'OUT.safetensors'; "),
+        (["detect", "a.png", "--sav", "out"], "no such option: --sav (did you mean --save, --"),
         (["nope"], "no such command 'nope'; "),
+        (["dectect"], "no such command 'dectect' (did you mean 'detect'?); "),
     ],
 )
 def test_mistakes_are_one_sentence(run, assert_one_sentence, arguments, sentence):

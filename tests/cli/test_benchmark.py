@@ -79,7 +79,7 @@ def test_sizes_spare_mtcnn(run, folder):
         (["--images", "empty"], "there are no images in this folder"),
         (["--images", "broken"], "bad.jpg"),
         (["--device", "cuda:99", "--images", "pictures"], "device 'cuda:99' cannot be used"),
-        (["--model", "s3fd_lite", "--size", "big", "--images", "pictures"], "size must be"),
+        (["--model", "s3fd_lite", "--size", "big", "--images", "pictures"], "--size must be native"),
         (["--model", "s3fd_lite", "--precision", "fp8", "--images", "pictures"], "precision must be"),
     ],
 )

@@ -530,7 +530,7 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
     [
         (["gone.png"], ["gone.png: there is no such file or folder"]),
         (["*.gif"], ["*.gif: no file matches this pattern"]),
-        (["empty"], ["empty: there are no images in this folder", "--recursive"]),
+        (["empty"], ["empty: there are no images in this folder; --recursive includes its subfolders"]),
         (["a.png", "--model", "mtcn"], ["there is no model 'mtcn'", "mtcnn"]),
         (["a.png", "--device", "cuda:99"], ["device 'cuda:99' cannot be used"]),
         (["a.png", "--device", "abacus"], ["device must be auto, cpu, cuda", "abacus"]),
@@ -541,7 +541,8 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
             ["a.png", "--model", "mtcnn", "--size", "640"],
             ["mtcnn does not support size; leave it out"],
         ),
-        (["a.png", "--size", "12x"], ["size must be 'native', the longer side in pixels", "'12x'"]),
+        (["a.png", "--size", "12x"], ["--size must be native, the longer side in pixels (640), or the", "got 12x"]),
+        (["a.png", "--size", "1600x1200"], ["--size must be native", "(1200x1600), got 1600x1200"]),
         (["a.png", "--multiscale", "all"], ["multiscale must be one of s3fd, srn, ssh", "'all'"]),
         (["a.png", "--precision", "int8"], ["precision must be one of fp32, fp16, bf16"]),
         (["a.png", "--output", "faces.txt"], ["faces.txt", ".jsonl, .csv or .parquet"]),
@@ -555,7 +556,7 @@ def test_terminal(write_grey, tmp_path, monkeypatch):
 )
 def test_mistakes_are_one_sentence(run, write_grey, tmp_path, arguments, words, assert_one_sentence):
     write_grey("a.png")
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/deeper").mkdir(parents=True)
     assert_one_sentence(run("detect", *arguments, status=2), *words)
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "empty"}  # and nothing was left behind
 

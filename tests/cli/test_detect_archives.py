@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import pyface
 from pyface.io.sources import is_in_shard
 
 
@@ -144,6 +145,8 @@ def test_damaged_archives_are_reported_and_the_run_goes_on(run, members, tmp_pat
         "gone.tar cannot be read as an archive (No such file or directory)",
     ]
     assert "6 faces in 3 images, 6 archives could not be read" in result.stderr
+    with pytest.raises(pyface.ArchiveError, match=r"^z\.png is not a \.tar or \.zip file$"):
+        next(pyface.archive("z.png"))
 
 
 def test_hostile_members_are_reported_and_the_run_goes_on(run, members, tmp_path):

@@ -159,7 +159,7 @@ def test_detectors_without_landmarks(run, write_noise, fake_model, assert_one_se
         (["--blur"], ["--blur changes the saved copies; add --save DIR"]),
         (["--blur", "--box", "--save", "out"], ["--blur and --box cannot be combined"]),
         (["--strip-gps", "--save", "out"], ["--strip-gps needs --blur", "--blur"]),
-        (["--crop-margin", 0.1], ["--crop-margin is for crops; add --crops DIR"]),
+        (["--crop-margin", 0.1], ["--crop-margin needs --crops DIR"]),
         (["--crops", "a.png"], ["a.png: the images cannot be saved there (it is a file; give a folder)"]),
     ],
 )

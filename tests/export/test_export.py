@@ -362,7 +362,7 @@ def test_export_heads_in_half_precision(tmp_path):
         ),
         (["s3fd_lite", "OUT.onnx", "--int8", "--calibrate", "none"], "there is no such file or folder"),
         (["s3fd_vgg16", "OUT.onnx"], "no default weights"),
-        (["s3fd_lite", "OUT.tflite"], "OUT must end with .onnx, .xml, .pt2"),
+        (["s3fd_lite", "OUT.tflite"], "OUT must end with .onnx, .xml or .pt2, got OUT.tflite"),
         (["s3fd_lite", "OUT.onnx", "--size", "640"], "--size must be HEIGHTxWIDTH"),
         (["s3fd_lite", "OUT.onnx", "--precision", "int4"], "--precision must be fp32 or fp16, got int4"),
         (["s3fd_lite", "none/OUT.onnx"], "cannot be written: there is no"),

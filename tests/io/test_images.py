@@ -73,7 +73,7 @@ def test_a_missing_end_marker(kind):
     data = encode(SMOOTH, kind.split()[-1], **({"progressive": True} if " " in kind else {}))
     whole = read_image(data)
     for missing in range(1, 12 if kind == "PNG" else 3):
-        with pytest.raises(ImageError, match=r'end marker is missing; truncated="accept" \(--truncated accept'):
+        with pytest.raises(ImageError, match=r'end marker is missing; --truncated accept \(truncated="accept"'):
             read_image(data[:-missing])
         assert np.array_equal(read_image(data[:-missing], truncated="accept"), whole)
     assert np.array_equal(read_image(data + b"anything that follows"), whole)
@@ -435,10 +435,13 @@ def test_files_that_are_no_images(tmp_path):
     cases = {
         "empty.jpg": (b"", "the file is empty"),
         "text.jpg": (b"just a few words\n" * 9, "not an image of a kind that pyface reads"),
-        "video.mp4": (b"\0\0\0\x20ftypisom" + bytes(99), "not an image of a kind"),
         "zero.png": (png_of_size(0, 5), "a size of 0 x 5 pixels"),
         "short.pgm": (b"P5 x", "PNM header is damaged"),
         "start.jpg": (b"\xff\xd8\xff", "cut short"),
+        "mp4.jpg": (b"\0\0\0\x20ftypisom" + bytes(20), "this is a video; read it with pyface.video, or"),
+        "avi.jpg": (b"RIFF\0\0\0\0AVI LIST", "this is a video"),
+        "mkv.jpg": (b"\x1a\x45\xdf\xa3" + bytes(20), "this is a video"),
+        "a.tar.gz": (b"\x1f\x8b\x08", "not an image .*; pyface.archive reads archives"),
     }
     for name, (data, message) in cases.items():
         path = tmp_path / name
@@ -447,7 +450,7 @@ def test_files_that_are_no_images(tmp_path):
             read_image(path)
     with pytest.raises(ImageError, match=r"gone\.jpg: there is no such file"):
         read_image(tmp_path / "gone.jpg")
-    with pytest.raises(ImageError, match="this is a folder"):
+    with pytest.raises(ImageError, match=r'this is a folder; pass the files in it, such as sorted\(Path\(".*"\)'):
         read_image(tmp_path)
     with pytest.raises(ImageError):
         read_image("a\0b.jpg")
@@ -476,12 +479,13 @@ def test_arrays():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (SMOOTH.astype(np.float32), "uint8 .* got float32"),
+        (SMOOTH.astype(np.float32), "uint8 .* got float32; convert it first"),
+        (SMOOTH / 255, r'uint8 .* got float64; pass \(image \* 255\).astype\("uint8"\)'),
         (SMOOTH.astype(np.uint16), "uint8 .* got uint16"),
         (SMOOTH.transpose(2, 0, 1), r"got \[3, 60, 90\]; pass image.transpose\(1, 2, 0\)"),
         (SMOOTH[None], r"pass list\(images\)"),
         (SMOOTH[..., :2], r"got \[60, 90, 2\]"),
-        (SMOOTH[:0], r"got \[0, 90, 3\]"),
+        (SMOOTH[:0], r"the array has no pixels: it is \[0, 90, 3\]"),
         (torch.zeros(3, 5, 5, dtype=torch.int32), "uint8 .* got torch.int32"),
         (torch.full((3, 5, 5), 128.0), "values from 0 to 1, got 128 to 128"),
         (torch.full((3, 5, 5), -0.4), "values from 0 to 1, got -0.4 to -0.4"),
@@ -489,7 +493,7 @@ def test_arrays():
         (io.StringIO("text"), "an open file must return bytes, got str; open it with mode 'rb'"),
         (torch.zeros(5, 5, 3, dtype=torch.uint8), r"pass image.permute\(2, 0, 1\)"),
         (torch.zeros(2, 3, 5, 5, dtype=torch.uint8), r"pass list\(images\)"),
-        (torch.zeros(3, 0, 5, dtype=torch.uint8), r"got \[3, 0, 5\]"),
+        (torch.zeros(3, 0, 5, dtype=torch.uint8), r"the tensor has no pixels: it is \[3, 0, 5\]"),
         (Image.new("F", (5, 5)), "floating point"),
         (Image.fromarray(np.full((5, 5), 70000, np.int32)), "exceed 16 bits"),
         (None, "got NoneType"),

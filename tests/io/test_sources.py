@@ -86,7 +86,7 @@ def test_what_a_folder_leaves_out_is_counted(write_grey, tmp_path, monkeypatch, 
     assert not skipped
     (tmp_path / "only").mkdir()
     (tmp_path / "only/a.mov").write_bytes(b"x")
-    with pytest.raises(SourceError, match=r"only: there are no images in .*; skipped 1 \.mov \(pyface detect"):
+    with pytest.raises(SourceError, match=r"only: there are no images in this folder; skipped 1 \.mov \(pyface detect"):
         find_sources(["only"])
 
 

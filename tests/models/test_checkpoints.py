@@ -708,7 +708,7 @@ class TestMessages:
 
     def test_another_model(self, tmp_path):
         torch.save(facenet_states(), tmp_path / "mtcnn.pt")
-        with pytest.raises(CheckpointError, match=r"must hold weights of ssh_vgg16, got those of mtcnn"):
+        with pytest.raises(CheckpointError, match=r"weights of ssh_vgg16, got those of mtcnn; choose the model mtcnn$"):
             read_checkpoint(tmp_path / "mtcnn.pt", "ssh_vgg16")
 
 

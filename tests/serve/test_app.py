@@ -410,9 +410,9 @@ def test_wrong_parameters_are_named(serve, png):
     with serve() as service:
         for value in ("7", "-1", "x", "nan", "", "1e999"):
             response = service.client.post(f"/detect?score_threshold={value}", content=png())
-            assert_refused(response, 422, "score_threshold")
+            assert_refused(response, 422, f"score_threshold must be from 0 to 1, got {value}"[:300])
         response = service.client.post("/detect?score_treshold=0.9", content=png())
-        assert_refused(response, 422, "only have score_threshold, got score_treshold;")
+        assert_refused(response, 422, "score_threshold is the only parameter, got score_treshold; leave it out")
 
 
 def test_unknown_paths_and_methods(serve):

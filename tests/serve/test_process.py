@@ -132,7 +132,9 @@ def image_of_two_sizes():
 
 def test_a_port_in_use_is_one_sentence(failure):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "--port" in failure("--port", str(taken.getsockname()[1]))
+        port = taken.getsockname()[1]
+        text = failure("--port", str(port))
+    assert f"cannot listen on 127.0.0.1, port {port} (Address already in use); choose others with --host and" in text
 
 
 def test_a_host_that_is_not_ours_is_one_sentence(failure):

@@ -117,7 +117,7 @@ def _check_request(request: Request) -> None:
     """Fails if options cannot be combined, or the results have nowhere to go."""
     given = request.sources
     if not given.sources and given.from_file is None and given.camera is None:
-        fail("nothing to read is given; name images, videos or folders, or a camera with --camera N")
+        fail("no images are given; name images, videos or folders, or a camera with --camera N")
     if given.from_file is not None and "-" in (given.sources or []):
         fail("--from-file and - are both lists of files; use one of them")
     if request.every > 1 and request.fps is not None:
@@ -134,7 +134,7 @@ def _check_request(request: Request) -> None:
     if copies.strip_gps and not copies.covers:
         fail("--strip-gps needs --blur, --pixelate or --box; drawn copies never keep the position")
     if copies.crop_margin is not None and copies.crops is None:
-        fail("--crop-margin is for crops; add --crops DIR")
+        fail("--crop-margin needs --crops DIR")
     if request.output is None and (request.resume or request.overwrite or request.format not in (None, "jsonl")):
         option = "--resume" if request.resume else "--overwrite" if request.overwrite else f"--format {request.format}"
         fail(f"{option} needs a file of results; add --output FILE")
