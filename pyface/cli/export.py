@@ -51,7 +51,8 @@ class Request:
         str,
         typer.Option(
             metavar="ap|fast",
-            help="Limits on the number of boxes: the paper's, or lower ones (at most 200 faces per image).",
+            help="Limits on the number of boxes: ap, the paper's, for the best average precision; fast, lower ones "
+            "(at most 200 faces per image).",
         ),
     ] = "ap"
     score_threshold: ScoreThreshold = None

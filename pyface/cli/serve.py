@@ -141,11 +141,11 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except socket.gaierror as error:
-        reason = error.strerror
-    except OSError as error:  # its own text repeats the address
-        reason = os.strerror(error.errno) if error.errno else str(error)
-    fail(f"cannot listen on {host}, port {port} ({reason}); choose others with --host and --port")
+    except OSError as error:
+        # The text of `create_server` repeats the address; the numbers of `getaddrinfo` are not those of errno.
+        number = None if isinstance(error, socket.gaierror) else error.errno
+        reason = error.strerror if number is None else os.strerror(number)
+        fail(f"cannot listen on {host}, port {port} ({reason}); choose others with --host and --port")
 
 
 def _run(app: FastAPI, listener: socket.socket, request: Request) -> None:
