@@ -129,7 +129,8 @@ class YoloFolder:
             raise OutputError(f"--output must be a folder for --format yolo, got the file {folder}")
         if self._folder.exists():
             raise OutputError(
-                f"{self._folder} already exists, and --overwrite replaces only files; remove it, or give another --output"
+                f"{self._folder} already exists, and --overwrite replaces only files; remove it, or choose another "
+                "--output"
             )
         try:
             self._folder.mkdir(parents=True)

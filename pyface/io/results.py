@@ -65,22 +65,12 @@ def csv_rows(result: dict[str, Any]) -> bytes:
 def table_rows(result: dict[str, Any]) -> list[list[Any]]:
     """Returns the result as rows with `CSV_COLUMNS`: one per face, or a single one for an image without faces."""
     image = [result.get(name) for name in CSV_COLUMNS[:_FACES]] + [len(result["faces"])]
-    rows = [
-        [
-            *image,
-            number,
-            face.get("id"),
-            face.get("crop"),
-            *face["box"],
-            face["score"],
-            *_flat_landmarks(face),
-            result["error"],
-        ]
+    faces = [
+        [number, face.get("id"), face.get("crop"), *face["box"], face["score"], *_flat_landmarks(face)]
         for number, face in enumerate(result["faces"])
     ]
-    if not rows:
-        rows = [[*image, *[None] * (len(CSV_COLUMNS) - len(image) - 1), error]]
-    return rows
+    nothing = [None] * (len(CSV_COLUMNS) - len(image) - 1)
+    return [[*image, *face, result["error"]] for face in faces or [nothing]]
 
 
 def _flat_landmarks(face: dict[str, Any]) -> list[float | None]:
