@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyface.io.images import Pixels, read_image
+from pyface.io.results import was_read
 
 if TYPE_CHECKING:
     import supervision
@@ -175,7 +176,7 @@ class Detections:
         Raises:
             ValueError: The line reports an unreadable image, or is not a line of `pyface detect`.
         """
-        if line.get("error") is not None:
+        if not was_read(line):
             raise ValueError(f"the line of {line.get('source')} holds an error instead of faces: {line['error']}")
         try:
             faces = line["faces"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -30,9 +31,13 @@ COMMANDS = (
 class Commands(TyperGroup):
     """The commands in the order of `COMMANDS`; a mistake in one is reported in one sentence, like all others."""
 
-    def main(self, *args: Any, **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        if "" in words:  # as a path, it would stand for the current folder
+            print_status(f"pyface: argument {words.index('') + 1} is empty; give a value, or leave it out")
+            sys.exit(MISTAKE)
         try:
-            status = super().main(*args, **extra | {"standalone_mode": False})
+            status = super().main(words, *others, **extra | {"standalone_mode": False})
         except Exception as error:
             if not hasattr(error, "format_message"):  # what typer's exceptions for mistakes have in common
                 raise

@@ -18,7 +18,7 @@ import numpy as np
 from pyface.data.annotations import AnnotatedImage, Box, annotated_image
 from pyface.data.coco import coco_dict
 from pyface.data.yolo import yolo_rows
-from pyface.io.results import FinishedFile, OutputError
+from pyface.io.results import FinishedFile, OutputError, was_read
 from pyface.io.sources import Source, is_address, source_name
 
 
@@ -45,7 +45,7 @@ class CocoFile(FinishedFile):
 
     def write(self, result: dict[str, Any]) -> None:
         """Adds the image and its faces."""
-        if result["error"] is not None:
+        if not was_read(result):
             return
         faces = _with_area(result["faces"])
         picture = _picture(result, faces)
@@ -88,7 +88,7 @@ class LabelStudioFile(FinishedFile):
 
     def write(self, result: dict[str, Any]) -> None:
         """Adds the task of an image."""
-        if result["error"] is not None:
+        if not was_read(result):
             return
         faces = _with_area(result["faces"], (result["width"], result["height"]))
         prediction = {
@@ -128,7 +128,10 @@ class YoloFolder:
         if folder.is_file():
             raise OutputError(f"--output must be a folder for --format yolo, got the file {folder}")
         if self._folder.exists():
-            raise OutputError(f"{self._folder} already exists; remove it, or give another --output")
+            raise OutputError(
+                f"{self._folder} already exists, and --overwrite replaces only files; remove it, or choose another "
+                "--output"
+            )
         try:
             self._folder.mkdir(parents=True)
         except OSError as error:
@@ -147,7 +150,7 @@ class YoloFolder:
             OutputError: Another image has this label file.
             OSError: They cannot be written, for example because the disk is full.
         """
-        if result["error"] is not None:
+        if not was_read(result):
             return
         name = f"{self._below(result)}.txt"
         if name in self._taken:

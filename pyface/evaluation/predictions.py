@@ -19,7 +19,7 @@ from pyface.data.annotations import DatasetError, ImageRecord, size_of
 from pyface.data.names import ImageNames
 from pyface.detections import Detections
 from pyface.evaluation.files import EvaluationError
-from pyface.io.results import CSV_COLUMNS
+from pyface.io.results import CSV_COLUMNS, was_read
 
 Rows = NDArray[np.float64]
 SIZES, CORNERS = "x y w h score", "x1 y1 x2 y2 score"
@@ -211,7 +211,7 @@ def _line_rows(file: Path) -> Iterator[_Row]:
         faces = line.get("faces") if isinstance(line, dict) else None
         if not isinstance(faces, list) or not all(isinstance(face, dict) for face in faces) or not line.get("source"):
             raise EvaluationError(f"{where} must have source and faces, as pyface detect writes them, got {text[:200]}")
-        if line.get("error") is not None:
+        if not was_read(line):
             continue
         source = str(line["source"])
         if seen.setdefault(source, number) != number:
@@ -228,7 +228,7 @@ def _csv_rows(file: Path) -> Iterator[_Row]:
     if absent:
         raise EvaluationError(f"{file} must have the columns source, {', '.join(_COLUMNS)}, got no {absent[0]}")
     for row in rows:
-        if row.get("error"):
+        if not was_read(row):
             continue
         where = f"{file}, line {rows.line_num}"
         *box, score = (_number(row[name]) for name in _COLUMNS)

@@ -2,7 +2,8 @@
 
 A later run can continue JSON Lines and CSV files.
 
-A result is a dictionary as `Detections.to_dict` makes it; that of an unreadable image has an error instead of faces.
+A result is a dictionary as `Detections.to_dict` makes it; that of an unreadable image has an error instead of faces. An
+image that was read, but whose copy could not be written, has both.
 The result of a video's frame has its number and time too. A video that cannot be read or breaks off has a result
 without a frame number.
 """
@@ -39,6 +40,11 @@ def failed(source: str, error: str) -> dict[str, Any]:
     return {"source": source, "width": None, "height": None, "faces": [], "error": error}
 
 
+def was_read(result: Mapping[str, Any]) -> bool:
+    """Whether a result holds the faces of an image; its error, if it has one, is then that of a copy."""
+    return result.get("error") in (None, "") or result.get("width") not in (None, "")
+
+
 def of_frame(result: dict[str, Any], source: str, frame: int, time: float) -> dict[str, Any]:
     """Returns the result of a frame: that of the image, with the video, the frame's number and its time in seconds."""
     return {"source": source, "frame": frame, "time": round(time, 6)} | {
@@ -59,13 +65,12 @@ def csv_rows(result: dict[str, Any]) -> bytes:
 def table_rows(result: dict[str, Any]) -> list[list[Any]]:
     """Returns the result as rows with `CSV_COLUMNS`: one per face, or a single one for an image without faces."""
     image = [result.get(name) for name in CSV_COLUMNS[:_FACES]] + [len(result["faces"])]
-    rows = [
-        [*image, number, face.get("id"), face.get("crop"), *face["box"], face["score"], *_flat_landmarks(face), None]
+    faces = [
+        [number, face.get("id"), face.get("crop"), *face["box"], face["score"], *_flat_landmarks(face)]
         for number, face in enumerate(result["faces"])
     ]
-    if not rows:
-        rows = [[*image, *[None] * (len(CSV_COLUMNS) - len(image) - 1), result["error"]]]
-    return rows
+    nothing = [None] * (len(CSV_COLUMNS) - len(image) - 1)
+    return [[*image, *face, result["error"]] for face in faces or [nothing]]
 
 
 def _flat_landmarks(face: dict[str, Any]) -> list[float | None]:

@@ -63,6 +63,7 @@ def test_info_as_json(run):
         (["train", "--seed", "-1"], "--seed must be 0 or more, got -1"),
         (["detect", "a.png", "--fps", "inf"], "--fps must be from 0.001 to 100000, got inf"),
         (["serve", "--port", "70000"], "--port must be from 0 to 65535, got 70000"),
+        (["detect", "a.png", "--save", ""], "argument 4 is empty; give a value, or leave it out"),
         (["detect", "a.png", "--model"], "option '--model' requires an argument; pyface --help"),
         (["detect", "a.png", "--nope"], "no such option: --nope"),
         (["convert", "a.pth"], "missing argument 'OUT.safetensors'; "),

@@ -188,6 +188,31 @@ def test_only_files_in_folders_that_pyface_made_are_replaced(run, write_noise, t
     assert {path.name for path in Path("mine").glob("b*")} == {path.name for path in written if path.name[0] == "b"}
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "json"])
+def test_faces_are_kept_if_a_copy_cannot_be_written(run, write_noise, suffix):
+    write_noise("in/a.png")
+    Path("mine").mkdir()
+    Path("mine/a.png").write_bytes(b"somebody's photo")
+    options = ["--format", "coco"] if suffix == "json" else []
+    arguments = ("detect", "in", "--save", "mine", *options, "--output", f"out.{suffix}")
+    result = run(*arguments, status=1)
+    faces = len(lines_of(run("detect", "in").stdout)[0]["faces"])
+    assert faces
+    assert f"{faces} faces in 1 image, the copies of 1 image could not be written" in result.stderr
+    if suffix == "json":
+        assert len(json.loads(Path("out.json").read_text())["annotations"]) == faces
+        return
+    text = Path(f"out.{suffix}").read_text()
+    if suffix == "jsonl":
+        [line] = lines_of(text)
+        assert len(Detections.from_dict(line)) == faces
+        assert line["error"].startswith("mine/a.png cannot be written")
+    else:
+        rows = list(csv.DictReader(text.splitlines()))
+        assert [row["score"] != "" and "mine/a.png cannot be written" in row["error"] for row in rows] == [True] * faces
+    assert "0 faces in 0 images, 1 done before, 1 of them with errors" in run(*arguments, "--resume", status=1).stderr
+
+
 def test_a_run_that_continues_replaces_its_own_copies(run, write_noise):
     Path("mine").mkdir()
     Path("mine/words.txt").write_text("not pyface's")

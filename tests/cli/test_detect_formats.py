@@ -234,7 +234,10 @@ def test_an_interrupted_run_leaves_a_whole_file(run, photos, fake_model, monkeyp
         (["--output", "x.json"], ["must end with .jsonl, .csv or .parquet", "--format coco"]),
         (["--format", "coco", "--output", "there.json"], ["there.json already exists; --overwrite replaces it"]),
         (["--format", "coco", "--output", "there.json/x.json"], ["there.json/x.json cannot be written"]),
-        (["--format", "yolo", "--output", "data"], ["labels already exists; remove it"]),
+        (
+            ["--format", "yolo", "--output", "data"],
+            ["labels already exists, and --overwrite replaces only files"],
+        ),
         (["--format", "yolo", "--output", "there.json"], ["--output must be a folder", "got the file there.json"]),
         (["--format", "labelstudio", "--output", "x.json", "video.mp4"], ["is for images, got the video video.mp4"]),
     ],

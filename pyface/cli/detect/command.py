@@ -83,7 +83,8 @@ def detect_sources(request: Request) -> None:
         if begun is not None:  # first, so that the lines of a video stay together
             remaining.sort(key=lambda source: source_key(source) != begun[0])
         show_lines = request.output is None and sys.stdout.isatty()
-        report = Report(len(sources), len(sources) - len(remaining), show_lines=show_lines)
+        before = _count_failures(sources, done)
+        report = Report(len(sources), len(sources) - len(remaining), before, show_lines=show_lines)
         wanted = request.copies
         cover = wanted.covers[0] if wanted.covers else None
         copies = Copies(places, cover, not wanted.strip_gps, crops, wanted.crop_margin, owned)
@@ -102,15 +103,15 @@ def detect_sources(request: Request) -> None:
         _write_results(run, remaining, write, request.is_resumable)
     drawn = "faces covered" if request.copies.covers else "drawn"
     report.summarise({"results": request.output_file, drawn: request.copies.save, "crops": request.copies.crops})
-    if report.failed.total() or _had_failures(sources, done):
+    if report.failed.total() or before:
         raise typer.Exit(FAILED)
 
 
-def _had_failures(sources: list[Source], done: dict[str, bool]) -> bool:
-    """Tells whether one of these sources, or an image in one of these archives, failed in an earlier run."""
+def _count_failures(sources: list[Source], done: dict[str, bool]) -> int:
+    """Counts which of these sources, and of the images in these archives, failed in an earlier run."""
     keys = {source_key(source) for source in sources}
     folders = tuple(f"{source_key(source)}/" for source in sources if is_archive(source))
-    return any(failed for key, failed in done.items() if key in keys or key.startswith(folders))
+    return sum(failed for key, failed in done.items() if key in keys or key.startswith(folders))
 
 
 def _check_request(request: Request) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyface.cli.console import count, print_status
+from pyface.io.results import was_read
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,16 +21,17 @@ class Report:
     Args:
         total: Number of images and videos.
         skipped: How many of them are done already.
+        skipped_failed: How many of these have an error.
         show_lines: Print a line per image and video.
     """
 
-    def __init__(self, total: int, skipped: int, *, show_lines: bool) -> None:
+    def __init__(self, total: int, skipped: int, skipped_failed: int, *, show_lines: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.total, self.skipped = total, skipped
+        self.total, self.skipped, self.skipped_failed = total, skipped, skipped_failed
         self.done, self.faces, self.images, self.frames, self.dropped = skipped, 0, 0, 0, 0
-        self.failed: Counter[str] = Counter()  # by "image", "frame", "video" and "archive"
+        self.failed: Counter[str] = Counter()  # by "image", "frame", "video" and "archive", and "copy" of an image
         self._start = time.monotonic()
         self._stderr = Console(stderr=True)
         self._lines: Console | None = None
@@ -64,7 +66,8 @@ class Report:
             self._add_frame(result)
             return
         if result["error"] is not None:
-            self.failed[self._kind_of(result)] += 1
+            self.failed["copy" if was_read(result) else self._kind_of(result)] += 1
+            self.images += was_read(result)
             self._add_line(result, result["error"], "red")
             return
         self.images += 1
@@ -153,11 +156,14 @@ class Report:
         found_in = [count(self.images, "image")] if self.images or not self.frames else []
         found_in += [count(self.frames, "frame")] if self.frames else []
         parts = [f"{count(self.faces, 'face')} in {' and '.join(found_in)}{self._drops()}"]
-        failures = [count(number, what) for what, number in self.failed.items() if number]
+        failures = [count(number, what) for what, number in self.failed.items() if number and what != "copy"]
         if failures:
             parts.append(f"{' and '.join(failures)} could not be read")
+        if self.failed["copy"]:
+            parts.append(f"the copies of {count(self.failed['copy'], 'image')} could not be written")
         if self.skipped:
-            parts.append(f"{self.skipped} done before")
+            errors = f", {self.skipped_failed} of them with errors" if self.skipped_failed else ""
+            parts.append(f"{self.skipped} done before{errors}")
         parts.append(f"{time.monotonic() - self._start:.1f} s")
         written = [f"{what} in {place}" for what, place in places.items() if place is not None]
         text = "; ".join([", ".join(parts), *written])
@@ -165,7 +171,7 @@ class Report:
             console = self._stderr if self._stderr.is_terminal else self._lines
             assert console is not None
             console.print(text, style="bold", markup=False, highlight=False, soft_wrap=True)
-        elif failures or places.get("results"):
+        elif self.failed.total() or places.get("results"):
             print_status(f"pyface: {text}")
 
 

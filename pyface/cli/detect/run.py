@@ -171,16 +171,19 @@ class Run:
             yield frame, image
 
     def _finish_image(self, found: Found) -> dict[str, Any]:
-        """Makes the result of an image, and saves its copies."""
+        """Makes the result of an image, and saves its copies; faces are kept if a copy cannot be written."""
         outcome = found.outcome
         name = os.fspath(outcome.source)
         if outcome.detections is None:
             return failed(name, str(outcome.error))
+        crops: list[str | None] = []
+        problem = None
         try:
             self.copies.save_image(outcome.source, outcome.image, outcome.detections)
-            return self._result(name, None, found)
+            crops = self.copies.save_crops(name, None, outcome.image, outcome.detections)
         except (CopyError, ImageError) as error:
-            return failed(name, str(error))
+            problem = str(error)
+        return self._result(found, crops) | {"error": problem}
 
     def _finish_frame(self, source: Source, found: Found) -> tuple[dict[str, Any], Pixels | None]:
         """Makes the result of a frame, and the frame that goes into the source's copy if there is one."""
@@ -189,18 +192,17 @@ class Run:
             return of_frame(failed(frame.source, str(outcome.error)), frame.source, frame.frame, frame.time), None
         has_copy = self.copies.places is not None
         picture = self.copies.picture(outcome.image, outcome.detections, found.ids) if has_copy else None
-        result = self._result(source, frame.frame, found)
-        return of_frame(result, frame.source, frame.frame, frame.time), picture
+        crops = self.copies.save_crops(source, frame.frame, outcome.image, outcome.detections)
+        return of_frame(self._result(found, crops), frame.source, frame.frame, frame.time), picture
 
-    def _result(self, source: Source, frame: int | None, found: Found) -> dict[str, Any]:
-        """Makes the result of the faces that were found, and saves their crops."""
+    def _result(self, found: Found, crops: Sequence[str | None]) -> dict[str, Any]:
+        """Makes the result of the faces that were found, with the files of their crops."""
         faces = found.outcome.detections
         assert faces is not None
         result = faces.to_dict()
-        crops = self.copies.save_crops(source, frame, found.outcome.image, faces)
         for k, face in enumerate(result["faces"]):
             face |= {"id": None if found.ids is None else found.ids[k]} if self.track else {}
-            face |= {"crop": crops[k]} if crops else {}
+            face |= {"crop": crops[k] if crops else None} if self.copies.crops is not None else {}
         return result
 
 
