@@ -26,7 +26,7 @@ Value = TypeVar("Value")
 DECODED_PIXELS = 2**26
 """Pixels of decoded images that the service holds at once, 0.2 GB."""
 
-_LINGER = 0.02  # seconds for which a batch that is not full waits for images that are being decoded
+_LINGER = 0.004  # seconds for which a batch that is not full waits for images that are being decoded
 _FAULTS = 8  # after failing on this many images in a row, the detector is at fault, not the images
 
 log = logging.getLogger("pyface.serve")

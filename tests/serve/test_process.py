@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pyface.cli import app
+from pyface.cli import app, serve
 
 pytest.importorskip("fastapi_offline", reason='needs pip install -e ".[serve]"')
 httpx = pytest.importorskip("httpx", reason="needs pip install httpx")
@@ -148,3 +148,11 @@ def test_a_missing_extra_is_one_sentence(failure, monkeypatch):
 
 def test_a_detector_that_cannot_be_made_is_one_sentence(failure):
     assert "device" in failure("--device", "nonsense")
+
+
+def test_responses_do_not_wait_for_confirmations():
+    """asyncio sets this option only for sockets of a named protocol; without it each response takes 40 ms more."""
+    with serve._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
