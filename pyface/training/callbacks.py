@@ -207,6 +207,7 @@ class Saving(L.Callback):
 
     Raises:
         TrainingError: Some weights are NaN or infinite. The file then stays as it was.
+        OSError: The file cannot be written; it stays as it was, and `filename` is its name.
     """
 
     TIMES = 100
@@ -229,11 +230,15 @@ class Saving(L.Callback):
         """Saves a checkpoint; all ranks must call this, and the first one writes."""
         check_finite(pl_module)
         part = self.path.with_name(f"{self.path.name}.part")
-        trainer.save_checkpoint(part, weights_only=False)
-        if trainer.is_global_zero:
-            with part.open("rb") as file:  # otherwise a power cut may leave an empty file under the final name
-                os.fsync(file.fileno())
-            part.replace(self.path)
+        try:
+            trainer.save_checkpoint(part, weights_only=False)
+            if trainer.is_global_zero:
+                with part.open("rb") as file:  # otherwise a power cut may leave an empty file under the final name
+                    os.fsync(file.fileno())
+                part.replace(self.path)
+        except OSError as error:  # Lightning's names a temporary file
+            part.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def save(path: Path, model: nn.Module, name: str, config: Any) -> None:

@@ -1,6 +1,8 @@
 import contextlib
+import errno
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -449,3 +451,18 @@ def test_times(text, hours):
 def test_no_times(text):
     with pytest.raises(ValueError, match="--max-time must be a time such as 45s"):
         parse_hours(text)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"the one before")
+
+    def fill(part, weights_only):
+        part.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/one-of-lightning's")
+
+    trainer = SimpleNamespace(save_checkpoint=fill, is_global_zero=True)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        callbacks.Saving(path).save(trainer, torch.nn.Linear(1, 1))
+    assert caught.value.filename == str(path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"last.ckpt": b"the one before"}
