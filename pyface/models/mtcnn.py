@@ -53,9 +53,9 @@ class MTCNNConfig:
         plus_one: Union suppression measures widths as x2 - x1 + 1 in the author's numbers; False: as x2 - x1
             (facenet-pytorch).
         output_shift: Pixels added to the resulting boxes. In continuous pixels the author's boxes lie one pixel up and
-            left of the faces: all four edges are off by -1.1 px on average, whatever the size of the face, over
+            left of the faces: all four edges have a mean error of -1.1 px, whatever the size of the face, over
             3,400 faces of three annotated sets. Probably the training crops were cut with 0-based annotations from
-            1-based images. Landmarks are not off.
+            1-based images. Landmarks have no such error.
         mirror_landmarks: Average the landmarks of the crop and of its mirror image (the author's first release).
         hard_fraction: Share of the crops in a batch, those with the largest loss, that count in training (3.3).
         hard_mining: Which losses use that share: "classification", as in MTCNN's ports, or "all", each with its own

@@ -141,7 +141,7 @@ def train_cascade(job: Job) -> None:
     model = cast(MTCNN, create_model(run.model, run.weights))
     if run.weights is None:
         initialise(model)
-    # Boxes of the released weights are off by one pixel; networks trained here have no such offset.
+    # The released weights shift boxes by one pixel; networks trained here do not.
     model.config = replace(model.config, output_shift=0.0)
     begin(job)
     for net in NETS:

@@ -453,17 +453,17 @@ def slow_loss(maps, faces, config, seed):
     )
     ratio = config.negative_ratio
 
-    def map_error(answers, labels, disc):
+    def map_error(outputs, labels, disc):
         total, number = 0.0, 0
         errors, index = [], []
-        for b in range(answers.shape[0]):
-            for n in range(answers.shape[1]):
+        for b in range(outputs.shape[0]):
+            for n in range(outputs.shape[1]):
                 errors.append([])
                 index.append([])
-                for answer, label in zip(
-                    answers[b, n].flatten().tolist(), labels[b, n].flatten().tolist(), strict=True
+                for output, label in zip(
+                    outputs[b, n].flatten().tolist(), labels[b, n].flatten().tolist(), strict=True
                 ):
-                    errors[-1].append((answer - (1.0 if label == 1 else 0.0)) ** 2)
+                    errors[-1].append((output - (1.0 if label == 1 else 0.0)) ** 2)
                     index[-1].append({1: 0, 0: -1, -1: -2}[label])
         chosen = reference.balanced_sample(
             torch.tensor(errors),

@@ -388,7 +388,7 @@ class TestByHand:
         # p = 1/2 for the face, and for three hard negatives of four: IoU with the second anchor is 1/4 and less.
         assert terms["classification"].item() == pytest.approx(4 * math.log(2))
         assert terms["box"].item() == 0
-        # One coordinate is off by 0.16 / (0.1 * 16) = 0.1.
+        # One coordinate has an error of 0.16 / (0.1 * 16) = 0.1.
         assert terms["landmarks"].item() == pytest.approx(0.25 * 0.1**2 / 2, rel=1e-4)
 
     def test_ssh(self):
@@ -786,32 +786,32 @@ class TestSRNSteps:
 
 def crops(n, *, seed=0, landmarks=True):
     generator = torch.Generator().manual_seed(seed)
-    answers = torch.randn(n, 16 if landmarks else 6, generator=generator).requires_grad_()
+    outputs = torch.randn(n, 16 if landmarks else 6, generator=generator).requires_grad_()
     truth = CropTruth(
         torch.randint(0, 4, (n,), generator=generator),
         torch.randn(n, 4, generator=generator),
         torch.rand(n, 5, 2, generator=generator),
     )
-    return answers, truth
+    return outputs, truth
 
 
-def slow_mtcnn(net, answers, truth, mining="classification"):
+def slow_mtcnn(net, outputs, truth, mining="classification"):
     entropies, boxes, points = [], [], []
-    for answer, kind, box, landmarks in zip(*(x.tolist() for x in (answers, *truth)), strict=True):
-        p = sigmoid(answer[1] - answer[0])
+    for output, kind, box, landmarks in zip(*(x.tolist() for x in (outputs, *truth)), strict=True):
+        p = sigmoid(output[1] - output[0])
         if kind in (CropKind.NEGATIVE, CropKind.POSITIVE):
             entropies.append(-math.log(p if kind == CropKind.POSITIVE else 1 - p))
         if kind in (CropKind.PART, CropKind.POSITIVE):
-            boxes.append(sum((a - b) ** 2 for a, b in zip(answer[2:6], box, strict=True)))
-        if kind == CropKind.LANDMARK and len(answer) == 16:
+            boxes.append(sum((a - b) ** 2 for a, b in zip(output[2:6], box, strict=True)))
+        if kind == CropKind.LANDMARK and len(output) == 16:
             xs, ys = zip(*landmarks, strict=True)
-            points.append(sum((a - b) ** 2 for a, b in zip(answer[6:], (*xs, *ys), strict=True)))
+            points.append(sum((a - b) ** 2 for a, b in zip(output[6:], (*xs, *ys), strict=True)))
 
     def hard(values):
         return sorted(values, reverse=True)[: math.ceil(0.7 * len(values))]
 
     terms = {"classification": mean(hard(entropies)), "box": 0.5 * mean(hard(boxes) if mining == "all" else boxes)}
-    if answers.shape[1] == 16:
+    if outputs.shape[1] == 16:
         terms["landmarks"] = (1.0 if net == "onet" else 0.5) * mean(hard(points) if mining == "all" else points)
     return terms
 
@@ -822,13 +822,13 @@ class TestMTCNN:
     def test_against_loops(self, net, landmarks, mining):
         model = MTCNN(MTCNNConfig(hard_mining=mining))
         for n in (0, 1, 2, 7, 50):
-            answers, truth = crops(n, landmarks=landmarks)
-            assert_terms(model.loss(net, answers, truth), slow_mtcnn(net, answers, truth, mining))
+            outputs, truth = crops(n, landmarks=landmarks)
+            assert_terms(model.loss(net, outputs, truth), slow_mtcnn(net, outputs, truth, mining))
 
     def test_crops_have_the_terms_of_their_kind(self):
-        answers, truth = crops(40)
-        torch.stack(list(MTCNN().loss("onet", answers, truth).values())).sum().backward()
-        taught = {kind: answers.grad[truth.kind == kind].ne(0).any(0).tolist() for kind in CropKind}
+        outputs, truth = crops(40)
+        torch.stack(list(MTCNN().loss("onet", outputs, truth).values())).sum().backward()
+        taught = {kind: outputs.grad[truth.kind == kind].ne(0).any(0).tolist() for kind in CropKind}
         no, yes = [False], [True]
         assert taught[CropKind.NEGATIVE] == yes * 2 + no * 14
         assert taught[CropKind.POSITIVE] == yes * 6 + no * 10
@@ -836,24 +836,24 @@ class TestMTCNN:
         assert taught[CropKind.LANDMARK] == no * 6 + yes * 10
 
     def test_easy_crops_get_no_gradient(self):
-        answers, truth = crops(40)
+        outputs, truth = crops(40)
         truth = truth._replace(kind=torch.zeros_like(truth.kind))
-        MTCNN().loss("onet", answers, truth)["classification"].backward()
-        assert answers.grad[:, 0].ne(0).sum() == 28
+        MTCNN().loss("onet", outputs, truth)["classification"].backward()
+        assert outputs.grad[:, 0].ne(0).sum() == 28
 
     @pytest.mark.parametrize("kind", list(CropKind))
     def test_what_does_not_count_may_be_anything(self, kind):
         """Targets that mean nothing for a kind of crop, and batches of one kind."""
-        answers, truth = crops(5)
+        outputs, truth = crops(5)
         truth = CropTruth(torch.full((5,), int(kind)), truth.boxes, truth.landmarks)
         if kind not in (CropKind.POSITIVE, CropKind.PART):
             truth.boxes.fill_(NAN)
         if kind != CropKind.LANDMARK:
             truth.landmarks.fill_(INFINITY)
-        terms = MTCNN().loss("onet", answers, truth)
+        terms = MTCNN().loss("onet", outputs, truth)
         torch.stack(list(terms.values())).sum().backward()
         assert all(value.isfinite() for value in terms.values())
-        assert answers.grad.isfinite().all()
+        assert outputs.grad.isfinite().all()
 
     @pytest.mark.parametrize(("net", "side"), [("pnet", 12), ("rnet", 24), ("onet", 48)])
     @pytest.mark.parametrize("autocast", [False, True])
@@ -873,9 +873,9 @@ class TestMTCNN:
         network = net().eval()
         wrapped = WithLandmarks(network).eval()
         x = torch.randn(3, 3, side, side)
-        answers = wrapped(x)
-        assert answers.shape[:2] == (3, 16)
-        torch.testing.assert_close(answers[:, :6], network(x))
+        outputs = wrapped(x)
+        assert outputs.shape[:2] == (3, 16)
+        torch.testing.assert_close(outputs[:, :6], network(x))
         assert set(network.state_dict()) == {
             key.removeprefix("net.") for key in wrapped.state_dict() if "points" not in key
         }
@@ -887,30 +887,30 @@ class TestMTCNN:
                 MTCNN().loss("pnet", torch.zeros(shape), truth)
 
     def test_refuses_other_truth(self):
-        answers, truth = crops(4)
+        outputs, truth = crops(4)
         for name in ("boxes", "landmarks"):
             with pytest.raises(ValueError, match=rf"the truth's {name} must be \[4, .*\], got \[1, "):
-                MTCNN().loss("onet", answers, truth._replace(**{name: getattr(truth, name)[:1]}))
+                MTCNN().loss("onet", outputs, truth._replace(**{name: getattr(truth, name)[:1]}))
         with pytest.raises(ValueError, match="net must be one of pnet, rnet, onet, got 'net'"):
-            MTCNN().loss("net", answers, truth)
+            MTCNN().loss("net", outputs, truth)
 
     def test_unknown_landmarks_do_not_count(self):
-        answers, truth = crops(8)
+        outputs, truth = crops(8)
         truth = truth._replace(kind=torch.full((8,), CropKind.LANDMARK))
-        expected = MTCNN().loss("onet", answers[:7], CropTruth(*(x[:7] for x in truth)))["landmarks"]
+        expected = MTCNN().loss("onet", outputs[:7], CropTruth(*(x[:7] for x in truth)))["landmarks"]
         truth.landmarks[7, 2, 0] = NAN
-        torch.testing.assert_close(MTCNN().loss("onet", answers, truth)["landmarks"], expected)
+        torch.testing.assert_close(MTCNN().loss("onet", outputs, truth)["landmarks"], expected)
 
     def test_a_network_that_diverged_does_not_look_perfect(self):
-        answers, truth = crops(8)
+        outputs, truth = crops(8)
         truth = truth._replace(kind=torch.zeros_like(truth.kind))
-        assert MTCNN().loss("onet", answers * NAN, truth)["classification"].isnan()
+        assert MTCNN().loss("onet", outputs * NAN, truth)["classification"].isnan()
 
     def test_same_mapping_as_detection(self):
         """O-Net's landmarks are x1 ... x5, y1 ... y5."""
         truth = crops(1)[1]._replace(kind=torch.tensor([CropKind.LANDMARK]))
-        answers = torch.cat([torch.zeros(6), truth.landmarks[0, :, 0], truth.landmarks[0, :, 1]])[None]
-        assert MTCNN().loss("onet", answers, truth)["landmarks"] == 0
+        outputs = torch.cat([torch.zeros(6), truth.landmarks[0, :, 0], truth.landmarks[0, :, 1]])[None]
+        assert MTCNN().loss("onet", outputs, truth)["landmarks"] == 0
         assert ONet()(torch.zeros(1, 3, 48, 48)).shape == (1, 16)
 
 
@@ -984,12 +984,12 @@ class TestPieces:
         truth = truth_of([(2.0, 2, 18, 14), (5.0, 5, 5, 9)])
         index = torch.tensor([[0, -1, -2]], dtype=torch.int32)
         for kind in ("smooth_l1", "diou"):
-            answers = torch.zeros(1, 3, 4, requires_grad=True)
-            value = losses.box_term(answers, anchors, truth, index, (0.1, 0.2), kind)
+            outputs = torch.zeros(1, 3, 4, requires_grad=True)
+            value = losses.box_term(outputs, anchors, truth, index, (0.1, 0.2), kind)
             value.backward()
             assert value > 0
-            assert (answers.grad[0, 0] != 0).any()
-            assert (answers.grad[0, 1:] == 0).all()
+            assert (outputs.grad[0, 0] != 0).any()
+            assert (outputs.grad[0, 1:] == 0).all()
             exact = losses.encode_boxes(anchors, truth.boxes[:1].expand(3, 4), (0.1, 0.2))[None]
             assert losses.box_term(exact, anchors, truth, index, (0.1, 0.2), kind).item() == pytest.approx(0, abs=1e-5)
 
