@@ -26,7 +26,7 @@ LEVELS = [
 
 
 def head_maps(batch: int, device: str, dtype: torch.dtype = torch.float32, last: bool = False) -> list[LevelMaps]:
-    """Random maps in which 2 % of the anchors pass, around some hundred centres, as faces do."""
+    """Random maps in which 2 % of the anchors pass."""
     generator = torch.Generator().manual_seed(batch)
     maps = []
     for level in LEVELS:

@@ -1,7 +1,7 @@
 """The NMS family beside torchvision, lsnms and OpenCV.
 
 Floor on the CPU: each box is read and ordered once (20 bytes and a radix sort) and compared only with kept boxes
-nearby; an op call costs some 15 us whatever the size. Floor on CUDA: one launch up to some thousand boxes per segment.
+nearby; an op call costs some 15 us whatever the size. Floor on CUDA: one launch up to a few thousand boxes per segment.
 """
 
 from functools import partial

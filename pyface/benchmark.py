@@ -1,7 +1,7 @@
 """Speed of a detector on this machine, end to end and by stage, for `pyface benchmark`.
 
-Speed is measured as in use: encoded images in, faces out, with decoding in threads ahead of the detection. The stages
-are then timed one after the other. So their sum is the work per image, not the time between images.
+Speed is measured as in real use: encoded images in, faces out, with decoding in threads ahead of detection. The stages
+are then timed one after the other, so their sum is the work per image, not the time between images.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def measure(detector: FaceDetector, sources: Sequence[bytes], seconds: float = 5
         detector: The detector.
         sources: Contents of image files; repeated to fill at least two batches.
         seconds: How long to measure. There is at least one pass, and there are at least three unless the first takes
-            all the time.
+            all of it.
 
     Raises:
         ValueError: There are no images, or seconds is not > 0.

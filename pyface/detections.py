@@ -279,7 +279,7 @@ class Detections:
 
 
 class Tracks:
-    """Matches the faces of one person in successive frames of a video, by ByteTrack from the package trackers.
+    """Matches the faces of one person in successive frames of a video, with ByteTrack from the package trackers.
 
     A track begins with the second frame in which a face is found, and ends one second after the last.
 

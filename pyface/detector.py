@@ -209,7 +209,7 @@ class FaceDetector:
             bgr: Whether numpy arrays are BGR, as OpenCV reads them.
 
         Returns:
-            The `Detections` of the image, best score first, or for a list a list of them in the same order. They are
+            The `Detections` of the image, best score first; for a list, a list of them in the same order. They are
             empty for an image without faces.
 
         Raises:
@@ -284,18 +284,18 @@ class FaceDetector:
     def _take(self, source: Source, bgr: bool, copy: bool) -> _Item:
         """Takes a source; with `copy`, in a form that its owner can no longer change or close."""
         is_pair = isinstance(source, tuple) and len(source) == 2
-        key, picture = source if is_pair else (source, source)
-        item = _Item(key, picture, None)
-        if not copy or isinstance(picture, str | os.PathLike | bytes):
+        key, given = source if is_pair else (source, source)
+        item = _Item(key, given, None)
+        if not copy or isinstance(given, str | os.PathLike | bytes):
             return item
         item = self._open(item, bgr)
-        return item._replace(image=_own(item.image, picture), picture=None)
+        return item._replace(image=_own(item.image, given), given=None)
 
     def _open(self, item: _Item, bgr: bool) -> _Item:
         if item.image is not None:
             return item
         try:
-            image = open_image(item.picture, bgr=bgr, max_pixels=self.max_pixels, truncated=self.truncated)
+            image = open_image(item.given, bgr=bgr, max_pixels=self.max_pixels, truncated=self.truncated)
             return item._replace(image=image)
         except ImageError as error:
             return item._replace(image=error)
@@ -324,7 +324,7 @@ class FaceDetector:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Outside of the except block, where the traceback would keep the tensors alive.
+        # Outside the except block, where the traceback would keep the tensors alive.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(batch) == 1:
@@ -376,13 +376,13 @@ class _Item(NamedTuple):
     """A source in the pipeline: taken, opened, decoded, or failed."""
 
     source: Source  # or the key of a pair
-    picture: Source  # None once it is opened for good
+    given: Source  # the image as passed; None once it is opened for good
     image: Any  # None, EncodedImage, then Pixels or Tensor; or ImageError
 
     @property
     def path(self) -> str | None:
         """The key if it is a name, else the image's path if it has one."""
-        names = (name for name in (self.source, self.picture) if isinstance(name, str | os.PathLike))
+        names = (name for name in (self.source, self.given) if isinstance(name, str | os.PathLike))
         return next((os.fsdecode(name) for name in names), None)
 
     @property
@@ -398,11 +398,11 @@ def _share_of_memory(most: int) -> Callable[[_Item], float]:
     return lambda item: max(1 / most, item.pixels / _AHEAD_PIXELS)
 
 
-def _own(image: Any, picture: Source) -> Any:
+def _own(image: Any, given: Source) -> Any:
     """Copies an opened image if it shares the memory of the source."""
-    if isinstance(image, np.ndarray) and isinstance(picture, np.ndarray) and np.may_share_memory(image, picture):
+    if isinstance(image, np.ndarray) and isinstance(given, np.ndarray) and np.may_share_memory(image, given):
         return image.copy()
-    if isinstance(image, Tensor) and image.untyped_storage().data_ptr() == picture.untyped_storage().data_ptr():
+    if isinstance(image, Tensor) and image.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
         return image.clone()
     return image
 

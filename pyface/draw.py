@@ -37,8 +37,8 @@ def draw(
     Args:
         image: The image the faces were found in, as anything that `FaceDetector` takes.
         detections: The faces of that image.
-        colour: Colour of the boxes, from 0 to 255, in the channel order of the image.
-        ids: Track numbers, one per face, written before the score; each track has its own colour. None: no track.
+        colour: Colour of the boxes: three values from 0 to 255, in the channel order of the image.
+        ids: Track numbers, one per face, written before the score and shown by colour. None: no track.
 
     Returns:
         uint8 [H, W, 3], RGB, or the channel order of the array passed.
@@ -79,7 +79,7 @@ def frame(canvas: Pixels, box: Sequence[float], colour: tuple[int, int, int]) ->
     """
     x1, y1, x2, y2 = (round(min(max(value, -_FAR), _FAR)) for value in box)
     width = _line_width(canvas)
-    if max(canvas.shape[:2]) > 300:  # a dark rim keeps the line visible on its own colour; small images have no room
+    if max(canvas.shape[:2]) > 300:  # a dark rim keeps the line visible on any colour; small images have no room
         cv2.rectangle(canvas, (x1, y1), (x2, y2), _DARK, width + 2, cv2.LINE_AA)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, width, cv2.LINE_AA)
     return x1, y1, x2, y2

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-_INTERVAL = 0.25  # seconds; shorter ones are too coarse, since the kernel counts in hundredths
+_INTERVAL = 0.25  # seconds; the kernel counts hundredths of a second, too coarse for shorter intervals
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's options, of malloc.h
 _KEPT_BYTES = 2**29
@@ -147,8 +147,8 @@ def torch_threads(number: int) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Lets glibc keep half a gigabyte of freed memory for the next batch, instead of giving it back to the system.
 
-    Every batch frees hundreds of megabytes of feature maps and frames, and allocates as much again. Page faults on
-    memory that was given back meanwhile can take a quarter of a run's time. Other C libraries have no such option.
+    Every batch frees hundreds of megabytes of feature maps and frames, and allocates as much again. If the memory has
+    been given back in between, page faults can take a quarter of a run's time. Other C libraries have no such option.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

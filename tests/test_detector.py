@@ -176,7 +176,7 @@ def test_faces_stay_on_the_gpu(fake_model, cuda):
         assert np.array_equal(redact(image, found[2], "box"), redact(image, expected[2], "box"))
 
 
-def test_stream_goes_on_after_an_unreadable_image(fake_detector, write_grey, tmp_path):
+def test_stream_continues_after_an_unreadable_image(fake_detector, write_grey, tmp_path):
     sources = [write_grey("a.png"), tmp_path / "gone.png", b"words", write_grey("b.png", 80), None]
     outcomes = list(fake_detector.stream(sources))
     assert [outcome.source for outcome in outcomes] == sources
@@ -204,7 +204,7 @@ def test_stream_is_lazy(fake_detector):
     stream.close()
 
 
-def test_a_closed_stream_reads_nothing_any_more(fake_detector, monkeypatch):
+def test_a_closed_stream_stops_reading(fake_detector, monkeypatch):
     running = set()
     decode = detector.decode_image
 
@@ -463,7 +463,7 @@ def test_min_face_of_a_part_of_a_pixel(fake_model):
 
 
 @pytest.mark.parametrize("step", ["open_image", "decode_image"])
-def test_stream_goes_on_when_memory_runs_out_while_reading(fake_detector, write_grey, monkeypatch, step):
+def test_stream_continues_when_memory_runs_out_while_reading(fake_detector, write_grey, monkeypatch, step):
     real = getattr(detector, step)
     calls = []
 

@@ -53,7 +53,7 @@ def test_another_image_is_refused():
         draw(np.zeros((50, 60, 3), np.uint8), faces([1, 1, 9, 9], 61, 50))
 
 
-def test_tracks_have_colors_of_their_own():
+def test_tracks_have_colours_of_their_own():
     image = np.zeros((300, 400, 3), np.uint8)
     two = Detections([[50, 80, 120, 200], [200, 80, 300, 200]], [0.9, 0.8], None, 400, 300)
     tracked = draw(image, two, ids=[1, 2])

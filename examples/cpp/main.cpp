@@ -44,7 +44,7 @@ int main() {
   const std::vector<uint8_t> pixels(2 * 4 * 3, 100);  // 2 rows of 4 gray RGB pixels
   const std::vector<float> canvas = letterbox({pixels.data(), 2, 4}, 8);
   const float inside = canvas[0], outside = canvas[7 * 8];
-  std::printf("\nletterbox makes %g of the image and %g of what is beside it\n", inside, outside);
+  std::printf("\nletterbox gives %g within the image and %g beside it\n", inside, outside);
 
   const bool is_right = keep == std::vector<int64_t>{0, 2} && inside == 25 && outside == 0;
   if (!is_right) std::fprintf(stderr, "expected 0 2, 25 and 0\n");

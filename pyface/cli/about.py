@@ -152,14 +152,14 @@ def convert_data(
 
     try:
         images = read_records(source)
-        pictures = [annotated_image(image.path, image.boxes) for image in images]
-        write_folder(pictures, [image.name for image in images], target, form)  # type: ignore[arg-type]
+        annotated = [annotated_image(image.path, image.boxes) for image in images]
+        write_folder(annotated, [image.name for image in images], target, form)  # type: ignore[arg-type]
     except OSError as error:
         fail(f"{error.filename or target}: {error.strerror or error}")
     except (DatasetError, ImportError) as error:
         fail(error)
-    faces, ignored = (sum(map(len, boxes)) for boxes in zip(*((p.faces, p.ignore) for p in pictures), strict=True))
-    print_status(f"{target}: {len(pictures):,} images, {faces:,} faces")
+    faces, ignored = (sum(map(len, boxes)) for boxes in zip(*((p.faces, p.ignore) for p in annotated), strict=True))
+    print_status(f"{target}: {len(annotated):,} images, {faces:,} faces")
     if form == "yolo" and ignored:
         are = "ignore box is" if ignored == 1 else "ignore boxes are"
         print_status(f"{ignored:,} {are} lost: YOLO has none")

@@ -81,11 +81,11 @@ def print_names(names: Sequence[str], what: str) -> None:
         print_status(f"{count(len(names), 'image')} {what}: {', '.join(names[:10])}{more}")
 
 
-def print_hint(source: Path, rate: float, pictures: Iterable[tuple[Any, Any]], expected: str = "x y w h score") -> None:
+def print_hint(source: Path, rate: float, images: Iterable[tuple[Any, Any]], expected: str = "x y w h score") -> None:
     """Prints what the rows of predictions look like if that explains a rate near 0; see `explain_low`."""
     from pyface.evaluation.hints import LOW, explain_low
 
-    hint = explain_low(pictures, expected) if rate < LOW else None
+    hint = explain_low(images, expected) if rate < LOW else None
     if hint is not None:
         print_status(f"almost nothing matches: the rows of {source} {hint}")
 

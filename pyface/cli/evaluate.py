@@ -122,13 +122,13 @@ def faces(context: typer.Context, request: FacesRequest) -> None:
         figures = report.to_dict()
         _print_faces(report, request.iou)
     write_json(request.json_file, figures)
-    pictures = _pictures(images)
+    annotated = _annotated(images)
     if request.plot is not None:
         from pyface.evaluation.faces import curves
 
-        write_plot(request.plot, "plot_curves", curves(pictures, measured.found, request.iou))
+        write_plot(request.plot, "plot_curves", curves(annotated, measured.found, request.iou))
     if request.worst is not None:
-        _save_worst(request.worst, pictures, measured.found, report.best_threshold, request.iou[0])
+        _save_worst(request.worst, annotated, measured.found, report.best_threshold, request.iou[0])
 
 
 def _run_detector(request: FacesRequest, images: Sequence[ImageRecord]) -> Measured:
@@ -140,7 +140,7 @@ def _run_detector(request: FacesRequest, images: Sequence[ImageRecord]) -> Measu
 
     try:
         report, found = evaluate(
-            detector, _pictures(images), request.iou, track=lambda results: show_progress(results, len(images))
+            detector, _annotated(images), request.iou, track=lambda results: show_progress(results, len(images))
         )
     except (DatasetError, ValueError) as error:
         fail(error)
@@ -153,7 +153,7 @@ def _read_predictions(request: FacesRequest, images: Sequence[ImageRecord]) -> M
     from pyface.evaluation.files import EvaluationError
     from pyface.evaluation.predictions import read_predictions
 
-    file, pictures = Path(str(request.predictions)), _pictures(images)
+    file, annotated = Path(str(request.predictions)), _annotated(images)
     try:
         predictions = read_predictions(file, images)
         found = predictions.detections(images)
@@ -164,13 +164,13 @@ def _read_predictions(request: FacesRequest, images: Sequence[ImageRecord]) -> M
         fail(f"{file} must hold detections in images of {', '.join(map(str, request.data))}, got none{named}")
     print_names(predictions.missing, "without predictions, counted as empty")
     print_names(predictions.unknown, "not in the data, left out")
-    report = score(pictures, found, request.iou)
-    truth = ((rows, picture.faces) for rows, picture in zip(predictions.rows_as_given(), pictures, strict=True))
+    report = score(annotated, found, request.iou)
+    truth = ((rows, image.faces) for rows, image in zip(predictions.rows_as_given(), annotated, strict=True))
     print_hint(file, max(report.average_precision.values()), truth, predictions.form)
     return Measured(report, found, predictions.rows)
 
 
-def _pictures(images: Sequence[ImageRecord]) -> list[AnnotatedImage]:
+def _annotated(images: Sequence[ImageRecord]) -> list[AnnotatedImage]:
     from pyface.data.annotations import annotated_image
 
     return [annotated_image(image.path, image.boxes) for image in images]
@@ -184,7 +184,7 @@ def _read_folders(folders: Sequence[Path]) -> list[ImageRecord]:
         images = [image for folder in folders for image in _read_folder(folder)]
     except (DatasetError, ImportError) as error:
         fail(error)
-    if not any(len(picture.faces) for picture in _pictures(images)):
+    if not any(len(image.faces) for image in _annotated(images)):
         fail(f"{', '.join(map(str, folders))}: there are no annotated faces; average precision needs some")
     return images
 
@@ -237,12 +237,12 @@ def _print_faces(report: Report, iou: Sequence[float]) -> None:
 
 
 def _save_worst(
-    folder: Path, pictures: Sequence[AnnotatedImage], found: Sequence[Detections], threshold: float, iou: float
+    folder: Path, annotated: Sequence[AnnotatedImage], found: Sequence[Detections], threshold: float, iou: float
 ) -> None:
     from pyface.evaluation.faces import save_worst
 
     try:
-        paths, wrong = save_worst(folder, pictures, found, threshold, iou)
+        paths, wrong = save_worst(folder, annotated, found, threshold, iou)
     except (OSError, ValueError) as error:
         fail(f"the worst images cannot be saved: {error}", FAILED)
     typer.echo(

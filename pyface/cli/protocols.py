@@ -224,8 +224,7 @@ def score_fddb(request: FddbRequest, predictions: Path) -> None:
     except OSError as error:
         fail(f"{error.filename or predictions} cannot be written: {error.strerror}")
     _print_fddb(result, truth)
-    pictures, folds = len(truth.faces), len(truth.folds)
-    facts = {"pictures": pictures, "folds": folds, "overlap": request.overlap}
+    facts = {"pictures": len(truth.faces), "folds": len(truth.folds), "overlap": request.overlap}
     write_json(request.json_file, facts | result.to_dict())
     if request.plot is not None:
         write_plot(request.plot, "plot_roc", result.roc)

@@ -222,7 +222,7 @@ def _with_options(run: Run, request: Request, options: frozenset[str]) -> Run:
     given = {"max_hours" if name == "max_time" else name for name in options}
     if values["devices"]:
         given.add("devices")
-    if "data" in given:  # other images, of which other ones may be held out
+    if "data" in given:  # the held-out images belonged to the other data
         run = replace(run, held_out=())
     if "epochs" in given:
         run = replace(run, max_hours=None)

@@ -92,22 +92,22 @@ def _find_images(file: Path, images: Path, names: Sequence[str]) -> Iterator[Pat
 
 
 def coco_dict(
-    pictures: Sequence[AnnotatedImage], names: Sequence[str], sizes: Sequence[tuple[int, int]]
+    annotated: Sequence[AnnotatedImage], names: Sequence[str], sizes: Sequence[tuple[int, int]]
 ) -> dict[str, Any]:
     """The content of a COCO file.
 
     Args:
-        pictures: The annotations.
+        annotated: The annotations.
         names: Each image's `file_name`.
         sizes: Each image's height and width.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for k, (picture, name, (height, width)) in enumerate(zip(pictures, names, sizes, strict=True), 1):
+    for k, (image, name, (height, width)) in enumerate(zip(annotated, names, sizes, strict=True), 1):
         images.append({"id": k, "file_name": name, "width": width, "height": height})
         unknown = np.full((5, 2), np.nan, np.float32)
-        rows = [(box, 0, points) for box, points in zip(picture.faces, picture.landmarks, strict=True)]
-        rows += [(box, 1, unknown) for box in picture.ignore]
+        rows = [(box, 0, points) for box, points in zip(image.faces, image.landmarks, strict=True)]
+        rows += [(box, 1, unknown) for box in image.ignore]
         for box, crowd, points in rows:
             x1, y1, x2, y2 = map(float, box)
             known = np.isfinite(points).all(1)

@@ -63,11 +63,11 @@ def unlisted(folder: str | Path) -> list[str]:
     return [path.relative_to(images).as_posix() for path in _images(images) if path not in known]
 
 
-def write_folder(pictures: Sequence[AnnotatedImage], names: Sequence[str], folder: Path, form: Format) -> None:
+def write_folder(images: Sequence[AnnotatedImage], names: Sequence[str], folder: Path, form: Format) -> None:
     """Writes a data folder: copies of the images, and their annotations.
 
     Args:
-        pictures: The images and annotations.
+        images: The images and annotations.
         names: Each image's path within `images/`.
         folder: The folder; it must not exist.
         form: "wider", "coco", or "yolo", which has no ignore boxes.
@@ -82,23 +82,23 @@ def write_folder(pictures: Sequence[AnnotatedImage], names: Sequence[str], folde
         raise DatasetError(f"every image must have a name of its own in {folder}, got two for {twice[0]}; rename one")
     folder.mkdir(parents=True)
     with ThreadPoolExecutor() as pool:
-        sizes = list(pool.map(size_of, (picture.path for picture in pictures)))
-    for picture, name in zip(pictures, names, strict=True):
+        sizes = list(pool.map(size_of, (image.path for image in images)))
+    for image, name in zip(images, names, strict=True):
         target = folder / "images" / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(picture.path, target)
+        shutil.copyfile(image.path, target)
     if form == "wider":
-        parts = [wider_rows(picture, name) for picture, name in zip(pictures, names, strict=True)]
+        parts = [wider_rows(image, name) for image, name in zip(images, names, strict=True)]
         for file, texts in zip(("bbx_gt.txt", "landmarks.txt"), zip(*parts, strict=True), strict=True):
             (folder / file).write_text("".join(texts), encoding="utf-8")
     elif form == "coco":
-        text = json.dumps(coco_dict(pictures, names, sizes), indent=1)
+        text = json.dumps(coco_dict(images, names, sizes), indent=1)
         (folder / "annotations.json").write_text(text + "\n", encoding="utf-8")
     else:
-        for picture, name, (height, width) in zip(pictures, names, sizes, strict=True):
+        for image, name, (height, width) in zip(images, names, sizes, strict=True):
             label = (folder / "labels" / name).with_suffix(".txt")
             label.parent.mkdir(parents=True, exist_ok=True)
-            label.write_text(yolo_rows(picture, height, width), encoding="utf-8")
+            label.write_text(yolo_rows(image, height, width), encoding="utf-8")
 
 
 class _Layout(NamedTuple):

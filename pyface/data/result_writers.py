@@ -1,4 +1,4 @@
-"""Results of a detector in the formats of annotations, for tools that show, correct or train on them.
+"""A detector's results in annotation formats, for tools that show, correct or train on annotations.
 
 COCO and YOLO are the formats that `pyface.data` reads; Label Studio takes predictions as tasks
 (labelstud.io/guide/predictions). A result is a dictionary as `Detections.to_dict` makes it.
@@ -48,8 +48,8 @@ class CocoFile(FinishedFile):
         if not was_read(result):
             return
         faces = _with_area(result["faces"])
-        picture = _picture(result, faces)
-        content = coco_dict([picture], [image_name(result)], [(result["height"], result["width"])])
+        annotated = _annotated(result, faces)
+        content = coco_dict([annotated], [image_name(result)], [(result["height"], result["width"])])
         image = len(self._images) + 1
         self._images.add(content["images"][0] | {"id": image})
         for annotation, face in zip(content["annotations"], faces, strict=True):
@@ -109,7 +109,7 @@ class LabelStudioFile(FinishedFile):
 class YoloFolder:
     """A folder of YOLO labels: FOLDER/labels/NAME.txt for the image FOLDER/images/NAME.jpg, which is not copied there.
 
-    Boxes are cut at the image's borders, and landmarks beyond it are unknown. The format has no scores. Images that
+    Boxes are cut at the image's borders, and landmarks beyond them are unknown. The format has no scores. Images that
     could not be read have no file; those without faces have an empty one.
 
     Args:
@@ -163,7 +163,7 @@ class YoloFolder:
         faces = _with_area(result["faces"], (width, height))
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yolo_rows(_picture(result, faces), height, width), encoding="ascii")
+        path.write_text(yolo_rows(_annotated(result, faces), height, width), encoding="ascii")
 
     def _below(self, result: Mapping[str, Any]) -> str:
         """The path of the image below its folder, without its suffix."""
@@ -214,7 +214,7 @@ def _within(face: dict[str, Any], width: int, height: int) -> dict[str, Any]:
     return face | {"box": box, "landmarks": points}
 
 
-def _picture(result: Mapping[str, Any], faces: list[dict[str, Any]]) -> AnnotatedImage:
+def _annotated(result: Mapping[str, Any], faces: list[dict[str, Any]]) -> AnnotatedImage:
     boxes = []
     for face in faces:
         x1, y1, x2, y2 = face["box"]

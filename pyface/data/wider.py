@@ -115,16 +115,16 @@ def _numbers(path: Path, line: tuple[int, str], count: int, meaning: str) -> Row
     return numbers
 
 
-def wider_rows(picture: AnnotatedImage, name: str) -> tuple[str, str]:
+def wider_rows(image: AnnotatedImage, name: str) -> tuple[str, str]:
     """An image's part of `bbx_gt.txt` and of `landmarks.txt`."""
     boxes, points = [], [f"# {name}"]
-    for box, face in zip(picture.faces.tolist(), picture.landmarks, strict=True):
+    for box, face in zip(image.faces.tolist(), image.landmarks, strict=True):
         place = _place(box)
         boxes.append(f"{place} 0 0 0 0 0 0")
         if np.isfinite(face).any():
             triples = " ".join(f"{x:.8g} {y:.8g} 0" if np.isfinite([x, y]).all() else "-1 -1 -1" for x, y in face)
             points.append(f"{place} {triples} 1")
-    boxes += [f"{_place(box)} 0 0 0 1 0 0" for box in picture.ignore.tolist()]
+    boxes += [f"{_place(box)} 0 0 0 1 0 0" for box in image.ignore.tolist()]
     rows = [name, str(len(boxes)), *(boxes or ["0 0 0 0 0 0 0 0 0 0"])]
     return "\n".join(rows) + "\n", "\n".join(points) + "\n"
 

@@ -1,8 +1,9 @@
 """YOLO's annotation format: `labels/NAME.txt` for `images/NAME.jpg`, one row per box (docs.ultralytics.com/datasets).
 
-A row is `class x y w h`, as fractions of the image's width and height, with the box's centre first; five landmarks may
-follow, as `x y` or `x y visibility`. An image without a file has no faces. There are no ignore boxes. Names of
-classes are in `data.yaml`, in the folder or the one above, or in `classes.txt`; without them, 0 is the only class.
+A row is `class x y w h`, where x and y are the box's centre, as fractions of the image's width and height; five
+landmarks may follow, as `x y` or `x y visibility`. An image without a label file has no faces. There are no ignore
+boxes. Names of classes are in `data.yaml`, in the folder or the one above, or in `classes.txt`; without them, 0 is the
+only class.
 """
 
 from __future__ import annotations
@@ -86,11 +87,11 @@ def _names_in_yaml(file: Path) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def yolo_rows(picture: AnnotatedImage, height: int, width: int) -> str:
+def yolo_rows(image: AnnotatedImage, height: int, width: int) -> str:
     """The content of an image's label file; rows have landmarks if one of its faces does. Ignore boxes are lost."""
     rows = []
-    marked = bool(np.isfinite(picture.landmarks).any())
-    for (x1, y1, x2, y2), points in zip(picture.faces.tolist(), picture.landmarks, strict=True):
+    marked = bool(np.isfinite(image.landmarks).any())
+    for (x1, y1, x2, y2), points in zip(image.faces.tolist(), image.landmarks, strict=True):
         numbers = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
         for x, y in points.tolist() if marked else []:
             numbers += [x / width, y / height, 2] if math.isfinite(x) and math.isfinite(y) else [0, 0, 0]

@@ -33,8 +33,8 @@ def detect(
 ) -> ray.data.Dataset:
     """Finds the faces in a dataset of images, with one detector per Ray actor.
 
-    Like all of Ray Data, this is lazy: the work begins when the result is written or iterated. An actor that dies is
-    started again, and so is the work that it had not finished. Every node needs pyface installed.
+    Like all of Ray Data, this is lazy: the work begins when the result is written or iterated over. An actor that dies
+    is started again, and so is the work that it had not finished. Every node needs pyface installed.
 
     Args:
         dataset: One row per image.

@@ -2,8 +2,8 @@
 
 The detections of all images are processed in score order. Each is compared with the box of highest IoU among its
 image's faces and ignore boxes. If that IoU is >= the threshold, the detection is dropped if the box is an ignore box,
-and is a hit if it is a face not found before. All others are misses. Average precision is the area under the curve's
-monotone envelope.
+and is a hit if it is a face not found before. All others are false positives. Average precision is the area under the
+curve's monotone envelope.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Boxes = NDArray[np.floating]
 
 
 def precision_recall(
-    pictures: Sequence[AnnotatedImage],
+    images: Sequence[AnnotatedImage],
     boxes: Sequence[Boxes],
     scores: Sequence[Boxes],
     iou_threshold: float = 0.5,
@@ -39,7 +39,7 @@ def precision_recall(
     """Computes the curve of a set of detections, with one threshold per distinct score.
 
     Args:
-        pictures: The ground truth.
+        images: The ground truth.
         boxes: Per image [N, 4], (x1, y1, x2, y2) in its pixels.
         scores: Per image [N].
         iou_threshold: A match has an IoU >= this.
@@ -59,37 +59,37 @@ def precision_recall(
         >>> precision_recall([image], *found).average_precision
         1.0
     """
-    if not len(pictures) == len(boxes) == len(scores):
+    if not len(images) == len(boxes) == len(scores):
         raise ValueError(
-            f"there must be boxes and scores for each image, got {len(pictures)} images, {len(boxes)} boxes and "
+            f"there must be boxes and scores for each image, got {len(images)} images, {len(boxes)} boxes and "
             f"{len(scores)} scores"
         )
     all_scores: list[NDArray[np.float64]] = []
     hits: list[NDArray[np.int64]] = []
     faces = 0
-    for picture, detected, confidence in zip(pictures, boxes, scores, strict=True):
+    for image, detected, confidence in zip(images, boxes, scores, strict=True):
         confidence = np.asarray(confidence, np.float64).reshape(-1)
         if np.isnan(confidence).any():
-            raise ValueError(f"{picture.path}: scores must be numbers, got NaN")
+            raise ValueError(f"{image.path}: scores must be numbers, got NaN")
         order = np.argsort(-confidence, kind="stable")
         detected = np.asarray(detected, np.float64).reshape(-1, 4)[order]
-        outcome, counted = outcomes(picture, detected, iou_threshold, size)
+        outcome, counted = outcomes(image, detected, iou_threshold, size)
         keep = outcome >= 0
         all_scores.append(confidence[order][keep])
         hits.append(outcome[keep])
         faces += counted
-    if not pictures:
+    if not images:
         return Curve(*np.zeros((3, 0)))
     return _curve(np.concatenate(all_scores), np.concatenate(hits), faces)
 
 
 def outcomes(
-    picture: AnnotatedImage, detected: Boxes, iou_threshold: float, size: tuple[float, float] = (0.0, math.inf)
+    image: AnnotatedImage, detected: Boxes, iou_threshold: float, size: tuple[float, float] = (0.0, math.inf)
 ) -> tuple[NDArray[np.int64], int]:
-    """Returns, per detection in score order, 1 for a hit, 0 for a miss, -1 if dropped; and how many faces count."""
-    truth = np.concatenate([picture.faces, picture.ignore]).astype(np.float64)
+    """Which detections, in score order, are hits (1), false positives (0) or dropped (-1), and how many faces count."""
+    truth = np.concatenate([image.faces, image.ignore]).astype(np.float64)
     counts = np.zeros(len(truth), bool)
-    counts[: len(picture.faces)] = _in_range(truth[: len(picture.faces)], size)
+    counts[: len(image.faces)] = _in_range(truth[: len(image.faces)], size)
     if not len(truth):
         return np.where(_in_range(detected, size), 0, -1), 0
     overlap = box_iou(detected, truth)

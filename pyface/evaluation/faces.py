@@ -52,7 +52,7 @@ class Report:
 
     @property
     def score_threshold(self) -> float:
-        """A threshold for detectors, which keep scores > this: just below `best_threshold`, with three decimals."""
+        """A threshold for detectors, which keep scores > this: just below `best_threshold`, to three decimals."""
         return max(0, math.ceil((self.best_threshold - 1e-6) * 1000) - 1) / 1000
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,13 +60,13 @@ class Report:
         return asdict(self)
 
 
-def detect_all(detector: FaceDetector, pictures: Sequence[AnnotatedImage]) -> Iterator[Detections]:
+def detect_all(detector: FaceDetector, images: Sequence[AnnotatedImage]) -> Iterator[Detections]:
     """Yields the faces of every image, in order.
 
     Raises:
         DatasetError: An image cannot be read.
     """
-    for outcome in detector.stream([picture.path for picture in pictures]):
+    for outcome in detector.stream([image.path for image in images]):
         if outcome.detections is None:
             raise DatasetError(f"{outcome.error}; all images must be readable to be evaluated")
         yield outcome.detections
@@ -74,7 +74,7 @@ def detect_all(detector: FaceDetector, pictures: Sequence[AnnotatedImage]) -> It
 
 def evaluate(
     detector: FaceDetector,
-    pictures: Sequence[AnnotatedImage],
+    images: Sequence[AnnotatedImage],
     iou_thresholds: Sequence[float] = (0.5, 0.4),
     *,
     track: Callable[[Iterator[Detections]], Iterable[Detections]] = iter,
@@ -83,7 +83,7 @@ def evaluate(
 
     Args:
         detector: A detector with a low score threshold; otherwise the curve ends early.
-        pictures: Images from `read_folder`, of one folder or several.
+        images: Images from `read_folder`, of one folder or several.
         iou_thresholds: A match has an IoU >= these.
         track: Wraps the iterator of results, for example in a progress bar.
 
@@ -94,18 +94,18 @@ def evaluate(
         ValueError: There are no images.
         DatasetError: An image cannot be read.
     """
-    if not pictures:
+    if not images:
         raise ValueError("there are no images to evaluate on")
-    for _ in detect_all(detector, pictures[:1]):  # warm up: memory, threads and CUDA
+    for _ in detect_all(detector, images[:1]):  # warm up: memory, threads and CUDA
         pass
     start = time.perf_counter()
-    found = list(track(detect_all(detector, pictures)))
+    found = list(track(detect_all(detector, images)))
     seconds = time.perf_counter() - start
-    return score(pictures, found, iou_thresholds, len(pictures) / seconds), found
+    return score(images, found, iou_thresholds, len(images) / seconds), found
 
 
 def score(
-    pictures: Sequence[AnnotatedImage],
+    images: Sequence[AnnotatedImage],
     found: Sequence[Detections],
     iou_thresholds: Sequence[float],
     pictures_per_second: float | None = None,
@@ -114,12 +114,12 @@ def score(
     boxes, scores = [of.boxes.numpy() for of in found], [of.scores.numpy() for of in found]
 
     def by_iou(size: tuple[float, float]) -> dict[float, float]:
-        return {iou: precision_recall(pictures, boxes, scores, iou, size).average_precision for iou in iou_thresholds}
+        return {iou: precision_recall(images, boxes, scores, iou, size).average_precision for iou in iou_thresholds}
 
-    sides = np.concatenate([np.sqrt((p.faces[:, 2:] - p.faces[:, :2]).prod(1)) for p in pictures])
-    threshold, f1 = best_f1(precision_recall(pictures, boxes, scores, iou_thresholds[0]))
+    sides = np.concatenate([np.sqrt((p.faces[:, 2:] - p.faces[:, :2]).prod(1)) for p in images])
+    threshold, f1 = best_f1(precision_recall(images, boxes, scores, iou_thresholds[0]))
     return Report(
-        pictures=len(pictures),
+        pictures=len(images),
         faces=len(sides),
         average_precision=by_iou((0.0, float("inf"))),
         by_size={
@@ -129,39 +129,39 @@ def score(
         best_threshold=threshold,
         best_f1=f1,
         pictures_per_second=pictures_per_second,
-        landmark_error=landmark_error(pictures, found, threshold, iou_thresholds[0]),
+        landmark_error=landmark_error(images, found, threshold, iou_thresholds[0]),
     )
 
 
 def curves(
-    pictures: Sequence[AnnotatedImage], found: Sequence[Detections], iou_thresholds: Sequence[float]
+    images: Sequence[AnnotatedImage], found: Sequence[Detections], iou_thresholds: Sequence[float]
 ) -> dict[str, Curve]:
     """The precision-recall curve at each IoU threshold, by a name for plots."""
     boxes, scores = [of.boxes.numpy() for of in found], [of.scores.numpy() for of in found]
-    return {f"IoU {iou:g}": precision_recall(pictures, boxes, scores, iou) for iou in iou_thresholds}
+    return {f"IoU {iou:g}": precision_recall(images, boxes, scores, iou) for iou in iou_thresholds}
 
 
 def landmark_error(
-    pictures: Sequence[AnnotatedImage], found: Sequence[Detections], threshold: float, iou_threshold: float
+    images: Sequence[AnnotatedImage], found: Sequence[Detections], threshold: float, iou_threshold: float
 ) -> float | None:
     """Computes `Report.landmark_error`; a face's detection is the best-scoring one with an IoU >= the threshold."""
     errors = []
-    for picture, of in zip(pictures, found, strict=True):
+    for image, of in zip(images, found, strict=True):
         of = of[of.scores >= threshold]
-        if of.landmarks is None or len(of) == 0 or len(picture.faces) == 0:
+        if of.landmarks is None or len(of) == 0 or len(image.faces) == 0:
             continue
-        is_hit = box_iou(of.boxes.numpy(), picture.faces) >= iou_threshold
-        known = np.isfinite(picture.landmarks).all((1, 2)) & is_hit.any(0)
+        is_hit = box_iou(of.boxes.numpy(), image.faces) >= iou_threshold
+        known = np.isfinite(image.landmarks).all((1, 2)) & is_hit.any(0)
         points = of.landmarks.numpy()[is_hit.argmax(0)[known]]  # detections are sorted, the best first
-        distance = np.linalg.norm(points - picture.landmarks[known], axis=2).mean(1)
-        faces = picture.faces[known]
+        distance = np.linalg.norm(points - image.landmarks[known], axis=2).mean(1)
+        faces = image.faces[known]
         errors.append(distance / np.sqrt((faces[:, 2:] - faces[:, :2]).prod(1)))
     together = np.concatenate(errors) if errors else np.zeros(0)
     return float(together.mean()) if len(together) else None
 
 
 def mistakes(
-    picture: AnnotatedImage, found: Detections, threshold: float, iou_threshold: float = 0.5
+    image: AnnotatedImage, found: Detections, threshold: float, iou_threshold: float = 0.5
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Finds the missed faces of an image, and the false detections among those with a score >= threshold.
 
@@ -171,17 +171,17 @@ def mistakes(
     """
     is_false = found.scores.numpy() >= threshold
     boxes = found.boxes.numpy().astype(np.float64)[is_false]
-    outcome, _ = outcomes(picture, boxes, iou_threshold)
+    outcome, _ = outcomes(image, boxes, iou_threshold)
     is_false[is_false] = outcome == 0
-    is_missed = np.ones(len(picture.faces), bool)
+    is_missed = np.ones(len(image.faces), bool)
     if (outcome == 1).any():
-        is_missed[box_iou(boxes[outcome == 1], picture.faces.astype(np.float64)).argmax(1)] = False
+        is_missed[box_iou(boxes[outcome == 1], image.faces.astype(np.float64)).argmax(1)] = False
     return is_missed, is_false
 
 
 def save_worst(
     folder: Path,
-    pictures: Sequence[AnnotatedImage],
+    images: Sequence[AnnotatedImage],
     found: Sequence[Detections],
     threshold: float,
     iou_threshold: float = 0.5,
@@ -202,19 +202,19 @@ def save_worst(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("[0-9][0-9]_*_mistakes_*.jpg"):
         old.unlink()
-    wrong = [mistakes(picture, of, threshold, iou_threshold) for picture, of in zip(pictures, found, strict=True)]
+    wrong = [mistakes(image, of, threshold, iou_threshold) for image, of in zip(images, found, strict=True)]
     counts = [int(is_missed.sum() + is_false.sum()) for is_missed, is_false in wrong]
     order = sorted((k for k, count in enumerate(counts) if count), key=lambda k: -counts[k])
     paths = []
     for rank, k in enumerate(order[:WORST]):
         is_missed, is_false = wrong[k]
         is_right = (found[k].scores.numpy() >= threshold) & ~is_false
-        canvas = draw(read_image(pictures[k].path), found[k][torch.from_numpy(is_right)])
+        canvas = draw(read_image(images[k].path), found[k][torch.from_numpy(is_right)])
         canvas = draw(canvas, found[k][torch.from_numpy(is_false)], colour=_FALSE)
-        for boxes, colour in ((pictures[k].ignore, _IGNORED), (pictures[k].faces[is_missed], _MISSED)):
+        for boxes, colour in ((images[k].ignore, _IGNORED), (images[k].faces[is_missed], _MISSED)):
             for box in boxes.tolist():
                 frame(canvas, box, colour)
-        path = folder / f"{rank:02d}_{counts[k]}_mistakes_{pictures[k].path.stem}.jpg"
+        path = folder / f"{rank:02d}_{counts[k]}_mistakes_{images[k].path.stem}.jpg"
         path.write_bytes(cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))[1].tobytes())
         paths.append(path)
     return paths, len(order)

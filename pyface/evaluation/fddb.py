@@ -225,7 +225,7 @@ def read_annotations(source: Path) -> Truth:
         for line, key, rows in _blocks(text, name, {6: "an ellipse: major minor angle cx cy 1"}):
             if key in faces:
                 raise EvaluationError(
-                    f"{name}, line {line}: {key} must be annotated once, got it before in "
+                    f"{name}, line {line}: {key} must be annotated once, got it twice, first in "
                     f"{places[key]}; remove one of the two"
                 )
             places[key] = f"{name}, line {line}"

@@ -39,11 +39,11 @@ _READINGS: dict[str, Callable[[Boxes], Boxes]] = {
 }
 
 
-def explain_low(pictures: Iterable[tuple[Boxes, Boxes]], expected: str = "x y w h score") -> str | None:
+def explain_low(images: Iterable[tuple[Boxes, Boxes]], expected: str = "x y w h score") -> str | None:
     """Describes what the rows look like if a reading other than the expected one fits far better.
 
     Args:
-        pictures: For each image the rows, float64 [N, 5], and the faces that they should match, [F, 4], as (x1, y1,
+        images: For each image the rows, float64 [N, 5], and the faces that they should match, [F, 4], as (x1, y1,
             x2, y2).
         expected: "x y w h score" or "x1 y1 x2 y2 score", in pixels.
 
@@ -54,7 +54,7 @@ def explain_low(pictures: Iterable[tuple[Boxes, Boxes]], expected: str = "x y w 
         >>> explain_low([(np.array([[90, 90, 130, 140, 0.9]]), np.array([[90, 90, 130, 140]]))])
         'look like x1 y1 x2 y2 score, but must be x y w h score'
     """
-    some = list(islice(((rows, faces) for rows, faces in pictures if len(rows) and len(faces)), _IMAGES))
+    some = list(islice(((rows, faces) for rows, faces in images if len(rows) and len(faces)), _IMAGES))
     if not some:
         return None
     numbers = np.concatenate([rows[:, :4] for rows, _ in some])
@@ -68,7 +68,7 @@ def explain_low(pictures: Iterable[tuple[Boxes, Boxes]], expected: str = "x y w 
     return f"look like {best}, but must be {expected}"
 
 
-def _matched(pictures: list[tuple[Boxes, Boxes]], reading: Callable[[Boxes], Boxes]) -> float:
+def _matched(images: list[tuple[Boxes, Boxes]], reading: Callable[[Boxes], Boxes]) -> float:
     """The share of faces that have a box with an IoU of 0.5 or more, for one reading of the rows."""
-    found = sum(int((box_iou(reading(rows), faces).max(0) >= 0.5).sum()) for rows, faces in pictures)
-    return found / sum(len(faces) for _, faces in pictures)
+    found = sum(int((box_iou(reading(rows), faces).max(0) >= 0.5).sum()) for rows, faces in images)
+    return found / sum(len(faces) for _, faces in images)

@@ -46,12 +46,12 @@ class Regions(NamedTuple):
 
 
 def ellipses(rows: object) -> Regions:
-    """Makes regions of rows (radius, radius, angle, cx, cy)."""
+    """Makes regions from rows (radius, radius, angle, cx, cy)."""
     return Regions(np.asarray(rows, np.float64).reshape(-1, 5))
 
 
 def rectangles(rows: object) -> Regions:
-    """Makes regions of rows (x, y, w, h)."""
+    """Makes regions from rows (x, y, w, h)."""
     boxes = np.asarray(rows, np.float64).reshape(-1, 4)
     return Regions(np.concatenate([boxes, np.full((len(boxes), 1), np.nan)], axis=1))
 

@@ -196,7 +196,7 @@ def describe(request: ExportRequest, model: SingleShot) -> Description:
 
 def trace(request: ExportRequest, model: SingleShot) -> ExportedProgram:
     """Traces the graph, for any batch size and, unless the request fixes it, any image size."""
-    # Three different numbers, none of which a network has otherwise: equal ones could be taken for the same size.
+    # Three different numbers that occur nowhere in a network: equal ones could be taken for the same size.
     batch, (height, width) = 3, request.size or (352, 416)
     if request.input == "uint8":
         images, axes = torch.zeros(batch, height, width, 3, dtype=torch.uint8), (1, 2)

@@ -23,7 +23,7 @@ CONVOLUTIONS = ("Conv", "ConvTranspose", "Convolution", "GroupConvolution", "Con
 
 
 class Calibration(NamedTuple):
-    """What quantisation needs beside the graph.
+    """What quantisation needs besides the graph.
 
     Attributes:
         inputs: The graph's inputs for the user's images, by name.
@@ -126,7 +126,7 @@ def kept_in_float(nodes: Nodes, layers: int = 1) -> list[str]:
         >>> kept_in_float(nodes), kept_in_float(nodes, 2)
         (['c', 'd'], ['a', 'b', 'c', 'd'])
     """
-    following = dict.fromkeys(nodes, 0)  # most convolutions on a path behind an operator
+    following = dict.fromkeys(nodes, 0)  # most convolutions on a path after an operator
     waiting = list(nodes)
     while waiting:
         kind, sources = nodes[name := waiting.pop()]

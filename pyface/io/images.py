@@ -285,7 +285,7 @@ def _most_bytes(max_pixels: int) -> int:
 def check_length(length: int, max_pixels: int) -> None:
     """Raises HeaderError if a file is too large for an image of that many pixels."""
     if length > _MAX_BYTES:
-        raise HeaderError("the file must have less than 2 GiB; save the image in a compressed format")
+        raise HeaderError("the file must be smaller than 2 GiB; save the image in a compressed format")
     if length > _most_bytes(max_pixels):
         raise HeaderError(
             f"the file has {length} bytes, more than the {_most_bytes(max_pixels)} that {max_pixels} pixels may take; "

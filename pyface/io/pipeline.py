@@ -27,7 +27,7 @@ if hasattr(os, "register_at_fork"):
 def readers() -> Executor:
     """The threads of this process that read and decode images, for all detectors; they start with the first image.
 
-    They are kept, since OpenCV 5.0 loses about 900 bytes for every thread that has used it and ends.
+    They are kept, since OpenCV 5.0 leaks about 900 bytes for every thread that has used it and ends.
     """
     return _readers
 
@@ -79,7 +79,7 @@ def ordered_map(
         while under_way:
             yield under_way.popleft()[0].result()
     finally:
-        wait([future for future, _ in under_way if not future.cancel()])  # those that run may still use the items
+        wait([future for future, _ in under_way if not future.cancel()])  # running ones may still use the items
     if errors:
         raise errors[0]
 

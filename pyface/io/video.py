@@ -20,7 +20,7 @@ from pyface.io.sources import is_address, is_live, source_name
 
 CLOCK = 90_000  # ticks per second of written videos: fine enough for every usual frame rate
 CODECS = ("libx264", "mpeg4")  # browsers play the first; the second is for builds of PyAV without it
-MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a video that ends earlier than it says by more than both has broken off
+MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a video that ends this much (both) before its stated end has broken off
 
 
 class VideoError(ValueError):
@@ -210,7 +210,7 @@ class VideoWriter:
         codec: The codec in use: "libx264" or, if PyAV has no H.264 encoder, "mpeg4", which browsers cannot play.
 
     Raises:
-        VideoError: The path's folder does not exist, or its suffix is not that of a video.
+        VideoError: The path is a folder, its folder does not exist, or its suffix is not that of a video.
         ImportError: PyAV is not installed.
     """
 

@@ -155,11 +155,10 @@ class SlimResNet(Backbone):
 
     Maps of strides 2 and 4 have only 16 and 32 channels, since they cost the most per channel; stride 4 matters for
     the smallest faces, stride 8 for those of 16 ... 64 px. Plain convolutions compute more per millisecond than
-    depthwise or split ones, on CPUs and on GPUs. docs/training.md compares this backbone with
-    others.
+    depthwise or split ones, on CPUs and on GPUs. docs/training.md compares this backbone with others.
 
     Returns:
-        c2 (32 channels, stride 4), c3 (48, 8), c4 (64, 16), c5 (96, 32). Odd maps are rounded up.
+        c2 (32 channels, stride 4), c3 (48, 8), c4 (64, 16), c5 (96, 32). Odd sizes are rounded up when halved.
     """
 
     STEM = 16

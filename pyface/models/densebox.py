@@ -47,9 +47,9 @@ class DenseBoxConfig:
         face: Height in pixels of the faces that the network finds; also the unit of its distances (1.2).
         radius: Radius of the disc of positive cells, relative to a face's height (1.2).
         gray: Distance in cells around a positive cell within which cells are ignored (1.2).
-        positive_band: Range of face heights, relative to `face`, that are positive (1.2).
-        ignore_band: Other faces within this range are ignored; beyond it they are background, as in the author's
-            code (1.2).
+        positive_band: Range of the heights of positive faces, relative to `face` (1.2).
+        ignore_band: Other faces with heights in this range are ignored; those beyond it are background, as in the
+            author's code (1.2).
         landmarks: Number of heat maps, one per landmark; 0 for none, 72 in the paper. The default, 5, fits WIDER
             FACE's annotations. `Faces.landmarks` holds five points; with another number, landmarks are trained but not
             returned.
@@ -302,7 +302,8 @@ def peaks(heat: Tensor, boxes: Tensor, stride: int, most: int) -> Tensor:
             places per axis.
 
     Returns:
-        float32 [B, M, N, 2], (x, y) of each maximum's cell in pixels. A box without a cell gets the nearest one.
+        float32 [B, M, N, 2], (x, y) of each maximum's cell in pixels. For a box that contains no cell, it is the
+        nearest one.
     """
     height, width = heat.shape[2:]
     # The first and the last cell in each box. Padding after the last candidate may hold any values.

@@ -368,7 +368,7 @@ class ExportedCascade(MTCNN):
     """MTCNN whose networks are exported files.
 
     Args:
-        pnet: The file of P-Net, opened. Those of R-Net and O-Net lie beside it; see `network_file`.
+        pnet: The file of P-Net, opened. Those of R-Net and O-Net are beside it; see `network_file`.
         config: The cascade's configuration.
     """
 

@@ -16,8 +16,8 @@ def fold_batch_norms(model: Model) -> Model:
 
     A batch normalisation is folded if a module registers it right after a convolution with as many channels, as all
     networks here do. Layers with a method `folded` are replaced with what it returns. The copy returns the same maps up
-    to rounding (about 1e-6 of their size in float32). Folded layers have other state keys, and no parameter requires
-    gradients. The result is a copy even if there is nothing to fold, so casting it never affects the model.
+    to rounding (about 1e-6 of their size in float32). Folded layers have different state keys, and no parameter
+    requires gradients. The result is a copy even if there is nothing to fold, so casting it never affects the model.
 
     Fold before casting: in half precision the folded weights would be rounded a second time. The copy supports
     `half()`, `to(memory_format=torch.channels_last)`, `torch.compile` and CUDA graphs like any other model.

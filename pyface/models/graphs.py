@@ -38,7 +38,7 @@ class CudaGraphs:
     def __call__(
         self, function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], options: dict[str, Any]
     ) -> tuple[Tensor, ...]:
-        """Returns copies of function(*inputs, **options); all inputs must be on one CUDA device.
+        """Returns copies of the results of function(*inputs, **options); all inputs must be on one CUDA device.
 
         Args:
             function: Launches kernels on the current stream without synchronising, the same ones in every call.
@@ -62,7 +62,7 @@ class CudaGraphs:
             return outputs
 
     def __reduce__(self) -> tuple[type[CudaGraphs], tuple[int]]:
-        return CudaGraphs, (self.limit,)  # graphs cannot leave their process
+        return CudaGraphs, (self.limit,)  # graphs exist in one process only
 
 
 def _capture(

@@ -41,7 +41,8 @@ class MTCNNConfig:
         min_face: Side in pixels of the smallest faces to find: the pyramid starts at scale 12 / min_face.
         factor: Ratio of the scales of two successive pyramid levels; the last one still has a short side >= 12.
         thresholds: Face probability that is needed to pass P-Net (>=), R-Net (>) and O-Net (>).
-        level_nms: IoU threshold of P-Net suppression (union) within a level.
+        level_nms: IoU threshold of P-Net suppression (union) within a level. Like the three thresholds below, it is the
+            largest overlap that is kept.
         pyramid_nms: IoU threshold of P-Net suppression (union) over all levels of an image.
         rnet_nms: IoU threshold of R-Net suppression (union).
         onet_nms: Threshold of O-Net suppression (intersection over the smaller area).
@@ -341,7 +342,7 @@ class MTCNN(FaceModel):
     def propose(self, images: Sequence[Tensor], config: MTCNNConfig) -> Proposals:
         """Finds proposals in all pyramids with P-Net.
 
-        They are suppressed within levels and within images, calibrated, and made squares of whole pixels.
+        They are suppressed within levels and within images, calibrated, and turned into squares of whole pixels.
         """
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         levels = pyramid_levels(sizes, config.min_face, config.factor)
@@ -382,7 +383,7 @@ class MTCNN(FaceModel):
     def refine(self, images: Sequence[Tensor], proposals: Proposals, config: MTCNNConfig) -> Proposals:
         """Keeps the proposals that R-Net accepts on crops of 24 x 24.
 
-        They are suppressed, calibrated, and made squares of whole pixels.
+        They are suppressed, calibrated, and turned into squares of whole pixels.
         """
         out = self._run_on_crops(self.rnet, images, proposals, 24, config)
         proposals = proposals._replace(scores=face_probability(out))
@@ -570,7 +571,7 @@ def calibrate(boxes: Tensor, offsets: Tensor, *, plus_one: bool = True) -> Tenso
 
 
 def whole_squares(boxes: Tensor) -> Tensor:
-    """Makes squares with the same centre and the longer side, rounded towards zero in the author's pixels."""
+    """Turns boxes into squares with the same centre and the longer side, rounded towards 0 in the author's pixels."""
     sides = boxes[:, 2:] - boxes[:, :2]
     side = sides.amax(1, keepdim=True)
     corner = boxes[:, :2] + sides * 0.5 - side * 0.5

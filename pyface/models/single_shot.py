@@ -189,7 +189,7 @@ class SingleShot(FaceModel):
             images: uint8 [H, W, 3] RGB tensors of any sizes, on the model's device.
             score_threshold: Faces have a score > this. None: the model's default.
             min_face: Longer side in pixels of the smallest faces to return. Unless the options give a size, images are
-                scaled so that faces of this size can be found, enlarged at most by `most_enlarged`.
+                scaled so that faces of this size can be found, by `most_enlarged` at most.
             options: Options for scale and tiling; None: one view, at the model's default size.
 
         Returns:
@@ -209,7 +209,7 @@ class SingleShot(FaceModel):
         found: list[list[tuple[View, Faces]]] = [[] for _ in images]
         with torch.no_grad():
             batches = [(group, self._find_in(images, group, score_threshold, options)) for group in group_views(views)]
-            # In the plan's order, finest first, however batched: of equal scores, suppression keeps the first.
+            # In the plan's order, finest first, whatever the batches: of equal scores, suppression keeps the first.
             place = {view: k for k, view in enumerate(views)}
             for view, faces in sorted(faces_of_views(batches), key=lambda part: place[part[0]]):
                 found[view.image].append((view, faces))

@@ -184,7 +184,7 @@ class SRN(AnchorDetector):
 
         The first step only classifies on the low levels, and only regresses on the high ones. Anchors of low levels
         that it takes for background (gate score <= `config.gate_threshold`, the paper's theta) do not count in the
-        second step. Anchors of high levels are moved by it, image by image, before they are matched again. No gradient
+        second step. It moves the anchors of high levels, image by image, before they are matched again. No gradient
         flows through the moved anchors. Each term is divided by the number of its face anchors.
 
         Args:

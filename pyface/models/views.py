@@ -113,13 +113,13 @@ class View:
 
 
 def whole_faces(views: Sequence[View], boxes: Sequence[Tensor], scores: Sequence[Tensor]) -> list[Tensor]:
-    """Which boxes remain of those found in the tiles of an image: roughly those that the whole image would give.
+    """Which of the boxes found in an image's tiles remain: roughly those that the whole image would give.
 
     - A box is dropped if another tile of the same view shows its place clearly deeper, that is, farther from the cut
       edges. That tile has the same face, or shows that there is none. Near a cut edge, the next stand-in decides too.
     - A box near a cut edge may be a part of a face, or a whole one whose edge was guessed. It gives way to a box that
       is not near an edge, from any view, if they share half of the smaller area.
-    - Of two boxes of the same face (IoU of 0.5 or more) that are about as certain, the one that its tile shows deeper
+    - Of two boxes of the same face (IoU of 0.5 or more) with similar scores, the one that its tile shows deeper
       remains. A box from a stand-in gives way to any from a finer view.
 
     Args:
@@ -257,8 +257,8 @@ def tiles(view: View, side: int) -> Iterator[View]:
     """Cuts a view into tiles of at most `side` network pixels that overlap by at least a quarter.
 
     A face of up to a quarter of the side is whole in some tile. Larger faces need views at smaller scales.
-    Tiles begin where the cells of the network's maps begin in the whole view, since boxes change with the place of a
-    face relative to the cells.
+    Tiles begin where the cells of the network's maps begin in the whole view, since boxes depend on where a face lies
+    relative to the cells.
     """
     left, top, _, _ = view.region
     height, width = _size(view)

@@ -49,8 +49,8 @@ class AnchorLevel:
 
     Raises:
         TypeError: A field has the wrong type.
-        ValueError: stride < 1, num_background < 0, max_candidates < 0, no or more than 8 anchors, or an anchor that is
-            not finite or has x1 >= x2 or y1 >= y2.
+        ValueError: stride < 1, num_background < 0, max_candidates < 0, there are no anchors or more than 8, or an
+            anchor is not finite or has x1 >= x2 or y1 >= y2.
     """
 
     stride: int

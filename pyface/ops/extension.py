@@ -1,7 +1,7 @@
 """The only module that uses the compiled kernels, ``pyface._C``: checks, conversions, registration and launches.
 
-Whatever could make a kernel access memory out of bounds is checked here and in the ops' own ``_check`` functions. These
-run in both the real and the fake implementation.
+Whatever could make a kernel access memory out of bounds is checked here and in the ops' own ``_check`` functions. The
+latter run in both the real and the fake implementation.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ def shape_of(tensor: Tensor) -> str:
 
 
 def check_tensors(op: str, names: Sequence[str], tensors: Sequence[Any]) -> None:
-    """Raises TypeError unless all are dense tensors, ValueError unless on one CPU or CUDA device."""
+    """Raises TypeError unless all are dense tensors, ValueError unless they are on one CPU or CUDA device."""
     first_name, first = names[0], tensors[0]
     for name, value in zip(names, tensors, strict=True):
         if not isinstance(value, Tensor):
@@ -177,7 +177,7 @@ def check_not_nan(op: str, name: str, value: float) -> None:
 
 def contiguous_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor as kernels take it: contiguous and of this dtype."""
-    if tensor.dtype == dtype and tensor.is_contiguous():  # skips what costs microseconds even when it changes nothing
+    if tensor.dtype == dtype and tensor.is_contiguous():  # the calls below cost microseconds in any case
         return tensor
     return tensor.detach().to(dtype).contiguous()
 

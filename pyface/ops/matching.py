@@ -52,7 +52,7 @@ def assign_anchors(
        face, with an IoU > 0.1, by descending IoU, ties to the lower index.
     4. An anchor without a face is ignored if an ignore box covers at least half of its area.
 
-    Faces that are not finite or have no area match nothing. The index counts all boxes of the image.
+    Faces that are not finite or have no area match nothing. Indices of faces count all boxes of the image, from 0.
 
     Args:
         anchors: [A, 4] for all images or [B, A, 4], any float dtype; anchors that are not finite count as invalid.
@@ -72,7 +72,7 @@ def assign_anchors(
         overlap, float32 [B, A]: IoU with that face, or with the best one where index < 0; 0 for invalid anchors.
 
     Raises:
-        TypeError: An argument is not a tensor or has the wrong dtype, or a threshold is not a number.
+        TypeError: A tensor has the wrong type or dtype, a threshold is not a number, or force_best is not a bool.
         ValueError: Shapes or devices do not match, or thresholds, splits or compensate are out of range.
 
     Example:

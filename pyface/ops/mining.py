@@ -27,7 +27,7 @@ from pyface.ops.extension import (
 
 
 def hard_negatives(losses: Tensor, index: Tensor, *, ratio: float = 3.0, minimum: int = 16) -> Tensor:
-    """Chooses the background anchors with the largest losses of each image (S3FD, SSD).
+    """Chooses each image's background anchors with the largest losses (S3FD, SSD).
 
     Each image gets ``max(minimum, floor(ratio * positives))`` of them, or all if it has fewer. Ties go to the lower
     index.
@@ -79,7 +79,7 @@ def balanced_sample(
         ratio: Number of negatives per positive, >= 0.
         hard_fraction: Share of the background in the hard set, in [0, 1].
         minimum: Number of negatives for images with few or no faces, >= 0.
-        seed: Random seed in [0, 2**63). The draw depends on nothing else, so use a different one for every step.
+        seed: Random seed in [0, 2**63). The random numbers depend only on it, so use a different one for every step.
 
     Returns:
         bool [B, A]: the positives and the chosen negatives.

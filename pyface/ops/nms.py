@@ -154,7 +154,7 @@ def soft_nms(
         overlap: "union" or "min".
 
     Returns:
-        keep, int64 [K]: indices of the kept boxes in the order in which they were chosen: by descending lowered score.
+        keep, int64 [K]: indices of the kept boxes, by descending lowered score.
         scores, float32 [K]: their lowered scores.
 
     Raises:

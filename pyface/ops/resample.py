@@ -40,14 +40,14 @@ def letterbox(
 ) -> tuple[Tensor, Tensor]:
     """Resizes images of any sizes into the top left corner of canvases of one size, as a normalised batch.
 
-    An image keeps its aspect ratio: both axes are resized by one scale. The rest of its canvas is 0 in the
-    result, the mean colour. To convert a box from the canvas to the image, divide it by the scale.
+    An image keeps its aspect ratio: both axes are resized by one scale. The rest of its canvas is 0 in the result, the
+    mean colour. To convert a box from the canvas to the image, divide it by the scale.
 
     Args:
         images: B images, uint8 [height, width, 3], on one device.
         size: (H, W) of the canvas, in pixels.
-        scales: Canvas pixels per image pixel, one number > 0 per image, at which it fits into the canvas; None: the
-            largest that fits, ``min(H / height, W / width)``.
+        scales: Canvas pixels per image pixel, one number > 0 per image, at which the image fits into the canvas; None:
+            the largest that fits, ``min(H / height, W / width)``.
         interpolation: "area" or "bilinear".
         mean, std: Per channel, in pixel values from 0 to 255; the result is (pixel - mean) / std.
 
@@ -109,7 +109,7 @@ def crop_resize(
         TypeError: An argument is not a tensor, an image is not uint8, or boxes are not of a float dtype.
         ValueError: Shapes or devices do not match, the size is below 1, a std is 0, or the interpolation is unknown. On
             the CPU also if an image_index is out of range or a box is not finite. On CUDA, where checking would need a
-            synchronisation, these give crops of zero pixels.
+            synchronisation, these give crops with all pixels 0 before normalisation.
 
     Example:
         >>> import torch, pyface

@@ -1,4 +1,4 @@
-"""Images of many clients in shared batches: read in threads, detected in one thread, coordinated by the event loop."""
+"""Images of many clients in shared batches: reading in threads, detection in one thread, run by the event loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pyface.serve.metrics import Metrics
 Value = TypeVar("Value")
 
 DECODED_PIXELS = 2**26
-"""Pixels of decoded images that the service holds at once, 0.2 GB."""
+"""Largest number of pixels of decoded images that the service holds at once: 0.2 GB."""
 
 _LINGER = 0.004  # seconds for which a batch that is not full waits for images that are being decoded
 _FAULTS = 8  # after failing on this many images in a row, the detector is at fault, not the images
@@ -109,7 +109,7 @@ class Batcher:
         return self._faults < _FAULTS
 
     def retry_after(self) -> int:
-        """Estimates in how many seconds the service will be done with its images, from 1 to the deadline."""
+        """Estimates the seconds until the service is done with its images, from 1 to the deadline."""
         seconds = math.ceil(self.room.images * self._seconds_per_image)
         return max(1, min(seconds, math.ceil(self.limits.deadline)))
 

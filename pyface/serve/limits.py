@@ -13,8 +13,8 @@ class Limits:
     Attributes:
         queue: Largest number of images in the service at once. A request that is being received counts as one image.
         deadline: Seconds from a request's first byte after which the request is aborted.
-        request_bytes: Largest body of a request.
-        held_bytes: Largest sum of the bodies that the service holds at once.
+        request_bytes: Largest body of a request, in bytes.
+        held_bytes: Largest sum of the bodies that the service holds at once, in bytes.
     """
 
     queue: int = 64

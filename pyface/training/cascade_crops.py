@@ -39,7 +39,7 @@ SIDES: dict[Net, int] = {"pnet": 12, "rnet": 24, "onet": 48}
 NEGATIVE_BELOW, PART_FROM, POSITIVE_ABOVE = 0.3, 0.4, 0.65
 SHARES = {CropKind.NEGATIVE: 3, CropKind.POSITIVE: 1, CropKind.PART: 1, CropKind.LANDMARK: 2}  # parts of a batch
 
-# Crops drawn for P-Net (AITTSMD's numbers): per image anywhere, per face near it, at it, and for landmarks.
+# Numbers of crops drawn for P-Net (AITTSMD's): per image, anywhere in it; per face, near it, at it, and for landmarks.
 ANYWHERE, NEAR, AT, LANDMARKS = 50, 5, 20, 10
 # Crops drawn for R-Net and O-Net, in addition to proposals. They include faces that the networks before miss, give
 # enough crops on small data, and guarantee negatives even where nothing is proposed.
@@ -222,7 +222,7 @@ def anywhere(rng: np.random.Generator, height: int, width: int, count: int) -> N
 def near_faces(
     rng: np.random.Generator, faces: NDArray[np.float32], height: int, width: int, count: int
 ) -> NDArray[np.float32]:
-    """Random squares of the same sizes that touch a face, `count` per face."""
+    """Random squares that touch a face, with sides as in `anywhere`, `count` per face."""
     faces = faces.repeat(count, axis=0)
     side = _sides(rng, height, width, len(faces))
     left, top = (rng.uniform(faces[:, axis] - side, faces[:, axis + 2]) for axis in (0, 1))

@@ -91,7 +91,7 @@ class Training(L.LightningModule):
             "scale": {"weight_decay": 0.0, "scale": 1.0, "orthogonal": False},
             "bias": {"weight_decay": 0.0, "scale": recipe.bias_rate, "orthogonal": False},
         }
-        for layer in self.modules():  # a subclass may have layers beside its model's
+        for layer in self.modules():  # a subclass may have layers besides its model's
             for name, parameter in layer.named_parameters(recurse=False):
                 if parameter.requires_grad:
                     groups[kind_of(layer, name, parameter)].setdefault("params", []).append(parameter)

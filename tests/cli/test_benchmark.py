@@ -65,7 +65,7 @@ def test_runtimes_side_by_side(run, folder, tmp_path):
     assert "--runtimes is for fp32" in run(*arguments, "--precision", "bf16", status=2).stderr
 
 
-def test_sizes_spare_mtcnn(run, folder):
+def test_sizes_do_not_apply_to_mtcnn(run, folder):
     result = run("--model", "mtcnn", "--model", "ssh_lite", "--images", folder, "--size", "96", "--device", "cpu")
     assert "do not apply to mtcnn" in result.stderr
 
@@ -169,7 +169,7 @@ def test_random_weights_bring_a_realistic_number_of_candidates(name, astronaut):
     assert sum(counts) == pytest.approx(50, abs=5)
 
 
-def test_measure_refuses_nothing(fake_detector):
+def test_measure_needs_images_and_time(fake_detector):
     with pytest.raises(ValueError, match="one image or more"):
         measure(fake_detector, [])
     with pytest.raises(ValueError, match="seconds must be more than 0"):
@@ -177,7 +177,7 @@ def test_measure_refuses_nothing(fake_detector):
 
 
 def test_measure_works_for_any_model(fake_detector, write_grey):
-    """A model that calls neither an op nor a network has all its time behind the network."""
+    """A model that calls neither an op nor a network spends no time in the network."""
     timing = measure(fake_detector, [write_grey("a.png").read_bytes()], seconds=0.05)
     assert timing.faces == 1
     assert timing.pictures == 6

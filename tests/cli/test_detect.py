@@ -63,7 +63,7 @@ def test_more_images_than_any_queue_holds(run, write_grey):
     assert len(list(Path("out").glob("*.png"))) == 120
 
 
-def test_hostile_images_are_reported_and_the_run_goes_on(run, write_grey, tmp_path):
+def test_hostile_images_are_reported_and_the_run_continues(run, write_grey, tmp_path):
     good = write_grey("a.png").read_bytes()
     files = {
         "cut.png": good[:-20],
@@ -90,7 +90,7 @@ def test_hostile_images_are_reported_and_the_run_goes_on(run, write_grey, tmp_pa
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_what_a_folder_leaves_out_is_said_in_one_line(run, write_grey, tmp_path):
+def test_files_that_a_folder_skips_are_reported_in_one_line(run, write_grey, tmp_path):
     write_grey("in/a.png")
     (tmp_path / "in/photo.cr2").write_bytes(b"x")
     (tmp_path / "in/photo.psd").write_bytes(b"x")
@@ -303,7 +303,7 @@ def test_resume_without_the_file_of_options_says_so(run, write_grey):
     assert Path("faces.jsonl.run.json").exists()
 
 
-def test_a_redirected_run_ends_with_what_it_did(run, write_grey):
+def test_a_redirected_run_ends_with_a_summary(run, write_grey):
     write_grey("a.png", 80)
     write_grey("b.png", 40)
     stderr = run("detect", "a.png", "b.png", "-o", "faces.csv").stderr

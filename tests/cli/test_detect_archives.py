@@ -120,7 +120,7 @@ def test_resume_after_any_cut(run, members, tmp_path, write_grey):
         assert again.items() <= copies.items()
 
 
-def test_damaged_archives_are_reported_and_the_run_goes_on(run, members, tmp_path, write_grey):
+def test_damaged_archives_are_reported_and_the_run_continues(run, members, tmp_path, write_grey):
     image = members["sub/001.png"]
     write_tar(tmp_path / "whole.tar", {f"{k}.png": image for k in range(4)})
     content = Path("whole.tar").read_bytes()
@@ -149,7 +149,7 @@ def test_damaged_archives_are_reported_and_the_run_goes_on(run, members, tmp_pat
         next(pyface.archive("z.png"))
 
 
-def test_hostile_members_are_reported_and_the_run_goes_on(run, members, tmp_path):
+def test_hostile_members_are_reported_and_the_run_continues(run, members, tmp_path):
     image = members["sub/001.png"]
     bomb = image + bytes(2**26 + 16 * 2000)
     hostile = {
@@ -216,6 +216,6 @@ def test_archives_in_folders_are_counted_only(run, members, tmp_path, write_grey
     assert result.stderr == "pyface: skipped 1 .tar (name them to read the images in them)\n"
 
 
-def test_what_an_archive_leaves_out_is_said(run, members, tmp_path):
+def test_files_that_an_archive_skips_are_reported(run, members, tmp_path):
     write_tar(tmp_path / "a.tar", members | {"b.cr2": b"raw"})
     assert "pyface: a.tar: skipped 1 .cr2 (develop raw files" in run("detect", "a.tar").stderr

@@ -89,7 +89,7 @@ def test_an_empty_shard(run, write_grey):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
-def test_names_that_are_no_text(run, write_grey):
+def test_names_that_are_not_text(run, write_grey):
     write_grey("in/\udcff.png")
     Path("list").write_bytes(b"in/\xff.png\n")
     assert len(run("detect", "--from-file", "list", "--shard", "1/1").stdout.splitlines()) == 1

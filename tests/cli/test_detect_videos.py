@@ -124,7 +124,7 @@ def test_more_frames_than_any_queue_holds(run, write_video):
     assert "faces in 150 frames, " in result.stderr
 
 
-def test_bad_videos_are_reported_and_the_run_goes_on(run, write_video, write_grey, tmp_path):
+def test_bad_videos_are_reported_and_the_run_continues(run, write_video, write_grey, tmp_path):
     rng = np.random.default_rng(0)
     with VideoWriter(tmp_path / "whole.mkv") as writer:
         for k in range(12):
@@ -190,7 +190,7 @@ def test_resume_after_any_cut(run, write_video, write_grey, name, save):
         assert len(list(video("out/d.mp4"))) == 2  # done again, since it ended the file
 
 
-def test_resume_goes_on_within_a_video(run, write_video, fake_model):
+def test_resume_continues_within_a_video(run, write_video, fake_model):
     write_video("video.mp4", (40,) * 20)
     run("detect", "video.mp4", "--output", "faces.jsonl", "--batch-size", 1)
     whole = Path("faces.jsonl").read_bytes()

@@ -132,7 +132,7 @@ def test_keypoints_in_the_order_of_the_category(tmp_path):
     assert read_folder(tmp_path)[0].landmarks[0, :, 0].tolist() == [10, 11, 12, 13, 14]
 
 
-def test_a_damaged_file_is_not_taken_for_no_annotations(tmp_path):
+def test_a_damaged_file_does_not_count_as_missing_annotations(tmp_path):
     write_image(tmp_path / "images" / "a.jpg")
     write_coco(tmp_path / "x.json", ["a.jpg"], [BOX])
     (tmp_path / "x.json").write_bytes((tmp_path / "x.json").read_bytes()[:-9])

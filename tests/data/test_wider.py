@@ -108,7 +108,7 @@ def test_malformed_files_are_named(folder, boxes, landmarks, words):
         read_folder(folder)
 
 
-def test_what_is_no_data_folder(tmp_path):
+def test_invalid_data_folders(tmp_path):
     with pytest.raises(DatasetError, match="must hold a folder `images`"):
         read_folder(tmp_path)
     (tmp_path / "images").mkdir()

@@ -238,7 +238,7 @@ def test_widerface_images_that_do_not_fit(run, data, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_widerface_goes_on_after_a_broken_image(run, data, tmp_path, monkeypatch):
+def test_widerface_continues_after_a_broken_image(run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(widerface, "read_ground_truth", lambda folder: wider_truth("a", "b"))
     (tmp_path / "val").mkdir()
     (data / "images").rename(tmp_path / "val" / "0--Parade")

@@ -1,3 +1,5 @@
+"""The landmark error of `pyface evaluate faces`, on faces whose errors are known."""
+
 from pathlib import Path
 
 import numpy as np

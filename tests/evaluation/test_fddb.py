@@ -98,7 +98,7 @@ def test_regions_end_at_the_image():
         assert cut.continuous[0] == pytest.approx(np.pi / 4, abs=0.03)
 
 
-def test_matching_is_one_to_one_and_anew_at_each_score():
+def test_matching_is_one_to_one_and_repeated_at_each_score():
     # First the face of 0.9; then both faces are matched, by giving that up: 0.85 + 0.8 > 0.9 + 0.
     assert gains(np.array([[0.9, 0.8], [0.85, 0]]), np.array([0.9, 0.8])).tolist() == [
         [0.9, 0.8],
@@ -241,7 +241,7 @@ def test_malformed_detections_are_named(tmp_path, text, words):
             "a\n1\n1 2 3 4 5\n",
             r"FDDB-fold-03-ellipseList.txt, line 3 must be finite numbers, an ellipse: major .* 1",
         ),
-        ("2002/07/19/big/img_3\n0\n", "line 1: 2002/07/19/big/img_3 must be annotated once, got it before in "),
+        ("2002/07/19/big/img_3\n0\n", "line 1: 2002/07/19/big/img_3 must be annotated once, got it twice, first in "),
         ("a\n1\n", "line 1: a must have 1 rows"),
     ],
 )

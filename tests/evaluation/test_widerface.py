@@ -176,7 +176,7 @@ def test_folders_and_archives(tmp_path):
         assert read_predictions(source)[KEY].tolist() == expected
 
 
-def test_what_is_no_source_of_predictions(tmp_path):
+def test_invalid_sources_of_predictions(tmp_path):
     with pytest.raises(EvaluationError, match="holds no prediction files"):
         read_predictions(tmp_path)
     (tmp_path / "x.zip").write_bytes(b"PK\x03\x04")

@@ -313,7 +313,7 @@ def test_grey_tiff_with_transparency_is_turned_upright(orientation):
     assert np.abs(turned.astype(int) - plain).max() <= 1
 
 
-def test_a_second_grey_channel_that_is_no_opacity_is_left_out():
+def test_a_second_grey_channel_that_is_not_opacity_is_left_out():
     assert difference(read_image(tiff_of(np.dstack([GREY, OPACITY]), extra=0)), np.dstack([GREY] * 3)) == 0
 
 
@@ -427,11 +427,11 @@ def test_huge_files_are_refused_unread(tmp_path):
     with pytest.raises(ImageError, match=r"huge\.pgm: the file has 67108881 bytes, more than .* raise max_pixels"):
         read_image(path, max_pixels=1)
     os.truncate(path, 2**31)  # OpenCV counts bytes in an int
-    with pytest.raises(ImageError, match=r"huge\.pgm: the file must have less than 2 GiB; save the image"):
+    with pytest.raises(ImageError, match=r"huge\.pgm: the file must be smaller than 2 GiB; save the image"):
         read_image(path, max_pixels=2**40)
 
 
-def test_files_that_are_no_images(tmp_path):
+def test_files_that_are_not_images(tmp_path):
     cases = {
         "empty.jpg": (b"", "the file is empty"),
         "text.jpg": (b"just a few words\n" * 9, "not an image of a kind that pyface reads"),

@@ -60,7 +60,7 @@ def test_copies(write_grey, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("has_heic", [False, True])
-def test_what_a_folder_leaves_out_is_counted(write_grey, tmp_path, monkeypatch, has_heic):
+def test_files_that_a_folder_skips_are_counted(write_grey, tmp_path, monkeypatch, has_heic):
     monkeypatch.chdir(tmp_path)
     real = importlib.util.find_spec
     there = {"pillow_heif": has_heic or None, "av": None}

@@ -129,7 +129,7 @@ def test_a_video_with_sound_that_breaks_off(tmp_path, suffix):
         list(video(tmp_path / f"cut.{suffix}"))
 
 
-def test_what_is_no_video(tmp_path):
+def test_files_that_are_not_videos(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "empty.mp4").write_bytes(b"")
     for name in ("text.mp4", "empty.mp4", "gone.mp4"):
@@ -171,7 +171,7 @@ def test_without_pyav(monkeypatch):
         list(video("video.mp4"))
 
 
-def test_live_sources_go_on_with_the_newest_frame(monkeypatch):
+def test_live_sources_continue_with_the_newest_frame(monkeypatch):
     consumed = threading.Semaphore(0)
 
     def camera(source):
@@ -227,7 +227,7 @@ def test_a_full_disk(tmp_path):
         writer.close()
 
 
-def test_a_live_source_s_error_reaches_the_caller(monkeypatch):
+def test_errors_of_a_live_source_reach_the_caller(monkeypatch):
     def unplugged(source):
         yield Frame(str(source), 0, 0.0), 0
         raise VideoError("0 breaks off after 1 frames")

@@ -235,7 +235,7 @@ class TestS3FD:
             assert checkpoint.state.keys() == expected.keys()
             assert all(torch.equal(checkpoint.state[key], value) for key, value in expected.items())
 
-    def test_caffe_s_scales(self, s3fd, tmp_path):
+    def test_scales_of_caffe(self, s3fd, tmp_path):
         """Caffe's blobs may have four axes."""
         s3fd = dict(s3fd)
         s3fd["conv3_3_norm.weight"] = s3fd["conv3_3_norm.weight"].reshape(1, -1, 1, 1)
@@ -438,7 +438,7 @@ class TestSRN:
         torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "srn.pth")
         assert_computes(tmp_path / "srn.pth", "srn_resnet50", srn_maps(srn), tmp_path)
 
-    def test_unknown_extras_are_named_and_left_aside(self, srn, tmp_path):
+    def test_unknown_extras_are_named_and_skipped(self, srn, tmp_path):
         torch.save({"state_dict": {**srn, "aux.weight": torch.zeros(1)}}, tmp_path / "srn.pth")
         with pytest.warns(UserWarning, match=r"ignored 1 unknown keys: aux.weight"):
             loaded(tmp_path / "srn.pth", "srn_resnet50")
@@ -642,7 +642,7 @@ class TestHostileFiles:
         assert "never" not in capsys.readouterr().out
 
     @pytest.mark.parametrize("content", [[Exploit()], [np.zeros(2, dtype=np.float64)], {"a": 1}, [1]])
-    def test_ipazc_s_pickles_hold_arrays_only(self, tmp_path, capsys, content):
+    def test_pickles_of_ipazc_hold_only_arrays(self, tmp_path, capsys, content):
         joblib.dump(content, tmp_path / "pnet.lz4", compress="lz4")
         with pytest.raises(CheckpointError, match="is not a weights file, or contains code"):
             read_checkpoint(tmp_path / "pnet.lz4")

@@ -34,7 +34,7 @@ def test_convnet_equals_its_layers(n, name, device):
     torch.testing.assert_close(convnet(crops, weights, pools), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_pooled_size_is_torchs():
+def test_pooled_size_equals_that_of_torch():
     for pool in (1, 2, 3, 4):
         for size in range(pool, 40):
             pooled = torch.nn.functional.max_pool2d(torch.zeros(1, 1, size, size), pool, 2, ceil_mode=True)

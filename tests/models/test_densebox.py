@@ -269,7 +269,7 @@ def test_tiles_share_room_for_a_face(vgg):
         ({"ignore_band": (0.6, math.inf)}, "ignore_band around it"),
     ],
 )
-def test_numbers_that_make_no_detector(numbers, message):
+def test_invalid_configurations_are_refused(numbers, message):
     with pytest.raises(ValueError, match=message):
         DenseBoxLiteConfig(**numbers)
 

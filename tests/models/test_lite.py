@@ -273,7 +273,7 @@ def test_folding_refuses_training():
         fold_batch_norms(SSHLite())
 
 
-def test_oblong_kernels_are_rfe_s():
+def test_oblong_kernels_equal_those_of_rfe():
     """One masked depthwise kernel equals four oblong ones on a quarter of the channels each."""
     torch.manual_seed(0)
     layer, x = OblongConv2d(8), pictures(2, 8, 9, 7)
@@ -298,7 +298,7 @@ def test_backbone():
     assert [tuple(x.shape[1:]) for x in maps] == [(c, *size) for c, size in zip(SlimResNet.WIDTHS, sizes, strict=True)]
 
 
-def test_a_new_context_block_returns_its_input_and_a_trained_one_sees_seven_cells():
+def test_a_new_context_block_returns_its_input_and_a_trained_one_covers_seven_cells():
     block = Context(8).eval()
     x = torch.rand(1, 8, 9, 9)
     assert torch.equal(block(x), x)

@@ -149,7 +149,7 @@ class TestDecoding:
                 found.scores[image, :count][order].double(), torch.from_numpy(scores), rtol=1e-5, atol=1e-6
             )
 
-    def test_a_caller_s_threshold_holds_on_small_maps_too(self, model):
+    def test_the_threshold_of_a_caller_applies_to_small_maps_too(self, model):
         found = model.candidates(random_maps(), score_threshold=0.2, max_candidates=10_000)
         for image in range(2):
             assert found.scores[image, : int(found.count[image])].min() > 0.2

@@ -375,7 +375,7 @@ def test_a_fault_is_a_500_and_does_not_reach_other_clients(serve, png, caplog):
     assert "the secret reason" in caplog.text
 
 
-def test_health_tells_of_a_detector_that_fails_on_everything(serve, png):
+def test_health_reports_a_detector_that_fails_on_everything(serve, png):
     with serve() as service:
         for _ in range(7):
             assert service.client.post("/detect", content=png(200)).status_code == 500

@@ -1,3 +1,5 @@
+"""What the training tests share: a small data folder."""
+
 import cv2
 import numpy as np
 import pytest

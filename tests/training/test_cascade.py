@@ -321,7 +321,7 @@ def run(data, tmp_path_factory):
     return folder, seen
 
 
-def test_a_killed_run_goes_on_with_the_same_batches(run, album):
+def test_a_killed_run_resumes_with_the_same_batches(run, album):
     folder, seen = run
     for net in crops.NETS:
         learned, _ = crops.load_crops(folder / net / "crops.npz")

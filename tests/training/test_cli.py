@@ -1,3 +1,5 @@
+"""`pyface train`, end to end on a small folder, and its mistakes."""
+
 import json
 import shutil
 
@@ -89,7 +91,7 @@ def test_mistakes_are_one_sentence(arguments, message, data, tmp_path):
     assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
-def test_another_json_is_no_configuration(tmp_path):
+def test_other_json_is_not_a_configuration(tmp_path):
     (tmp_path / "data.json").write_text('{"pictures": 3}')
     result = run("--config", tmp_path / "data.json", "--out", tmp_path / "run")
     assert "is not a run's configuration: it has no 'recipe'" in result.output.replace("\n", " ")

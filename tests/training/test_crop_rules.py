@@ -1,3 +1,5 @@
+"""Crop rules: the parts of an image that each rule takes, and how often."""
+
 import math
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Muon: the size of its steps, and resuming."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ def test_no_gradient_is_no_step():
     assert torch.equal(weight, torch.ones(2, 2, 1, 1))
 
 
-def test_other_groups_are_adamw_s():
+def test_other_groups_step_as_in_adamw():
     torch.manual_seed(0)
     start, gradient = torch.randn(4, 3), torch.randn(4, 3)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -33,7 +35,7 @@ def test_other_groups_are_adamw_s():
     assert torch.equal(ours, theirs)
 
 
-def test_a_step_is_as_large_as_adamw_s():
+def test_a_step_is_as_large_as_in_adamw():
     torch.manual_seed(0)
     weight = nn.Parameter(torch.zeros(32, 16, 3, 3))
     weight.grad = torch.randn_like(weight)
@@ -73,7 +75,7 @@ def _copy(state):
     return {**state, "state": entries}
 
 
-def test_it_learns_and_resumes_exactly():
+def test_the_loss_falls_and_a_resumed_run_is_equal():
     weight, loss, state = trained(200)
     assert loss < 1e-3
     again, *_ = trained(200, state)

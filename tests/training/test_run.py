@@ -1,3 +1,5 @@
+"""Training runs: their folders, resuming after a kill, limits of time, damaged or missing files, configurations."""
+
 import contextlib
 import errno
 import io
@@ -85,7 +87,7 @@ def test_a_run_leaves_weights_measurements_and_logs(data, tmp_path, capsys):
     assert found.width == 200
 
 
-def test_a_killed_run_goes_on_with_the_same_samples(data, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_with_the_same_samples(data, tmp_path, monkeypatch):
     seen = []
     step = module.Training.training_step
 
@@ -166,7 +168,7 @@ def test_a_damaged_checkpoint_is_named(data, run_to_change, content):
         train(small_run(data), run_to_change, accelerator="cpu", resume=True)
 
 
-def test_a_run_without_its_checkpoint_does_not_begin_anew(data, run_to_change):
+def test_a_run_without_its_checkpoint_does_not_start_over(data, run_to_change):
     with pytest.raises(
         CheckpointError, match=r"must be a weights file, got the state of a training run; give best\.safetensors beside"
     ):
@@ -189,7 +191,7 @@ def test_too_large_a_step_is_one_sentence(data, tmp_path, monkeypatch):
         train(small_run(data), tmp_path, accelerator="cpu")
 
 
-def test_what_is_left_out_is_said(data, tmp_path, capsys):
+def test_what_is_left_out_is_printed(data, tmp_path, capsys):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
     (folder / "landmarks.txt").unlink()
@@ -208,7 +210,7 @@ def test_what_is_left_out_is_said(data, tmp_path, capsys):
         train(small_run(folder), tmp_path / "none", accelerator="cpu")
 
 
-def test_what_a_machine_does_not_have_is_said_before_anything_begins(data, tmp_path):
+def test_missing_devices_are_reported_before_a_run_starts(data, tmp_path):
     with pytest.raises(TrainingError, match="precision must be fp32 or bf16 on a CPU, got fp16"):
         train(small_run(data, precision="16-mixed"), tmp_path / "run", accelerator="cpu")
     if not torch.cuda.is_available():
@@ -218,7 +220,7 @@ def test_what_a_machine_does_not_have_is_said_before_anything_begins(data, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_whose_weights_are_no_numbers_stops(data, tmp_path, monkeypatch):
+def test_a_run_with_nan_weights_stops(data, tmp_path, monkeypatch):
     step = module.Training.training_step
     monkeypatch.setattr(
         module.Training,
@@ -232,7 +234,7 @@ def test_a_run_whose_weights_are_no_numbers_stops(data, tmp_path, monkeypatch):
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
 
 
-def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(data, tmp_path, monkeypatch):
+def test_a_run_killed_before_its_first_checkpoint_starts_again(data, tmp_path, monkeypatch):
     def killed(self, trainer, *_):
         raise RuntimeError("killed")
 
@@ -253,7 +255,7 @@ def test_measurements_after_the_checkpoint_are_not_kept_twice(tmp_path):
     assert measured.read_text() == '{"step": 4}\n{"step": 8}\n'
 
 
-def test_a_run_does_not_go_on_with_other_data(data, run_to_change, tmp_path):
+def test_a_run_does_not_resume_with_other_data(data, run_to_change, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     annotations = tmp_path / "data" / "bbx_gt.txt"
     annotations.write_text(annotations.read_text().replace("5.png\n0\n", "5.png\n1\n").replace(
@@ -283,7 +285,7 @@ def test_settings_that_came_with_the_weights_stay(data, tmp_path):
     assert create_model("s3fd_vgg16", str(tmp_path / "best.safetensors")).config == model.config
 
 
-def test_folders_of_one_name_are_measured_each(data, tmp_path):
+def test_folders_of_the_same_name_are_measured_separately(data, tmp_path):
     for name in "ab":
         shutil.copytree(data, tmp_path / name / "val")
     folders = [str(tmp_path / name) for name in ("a/val", "b/val", "a/../a/val")]
@@ -339,7 +341,7 @@ def test_two_processes_share_a_run(data, tmp_path):
     assert lines[0][data.name]["pictures"] == 6
 
 
-def test_torchruns_processes_are_the_runs(data, tmp_path, monkeypatch):
+def test_a_run_takes_its_processes_from_torchrun(data, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -434,7 +436,7 @@ def test_runs_are_checked(change, tmp_path):
         read_config(tmp_path / "config.json")
 
 
-def test_configurations_of_before_are_read(tmp_path):
+def test_older_configurations_are_read(tmp_path):
     write_config(small_run("a"), tmp_path / "config.json")
     content = json.loads((tmp_path / "config.json").read_text())
     del content["devices"]
@@ -448,12 +450,12 @@ def test_times(text, hours):
 
 
 @pytest.mark.parametrize("text", ["", "ten", "90", "m", "1.2.3h", ".h"])
-def test_no_times(text):
+def test_invalid_times(text):
     with pytest.raises(ValueError, match="--max-time must be a time such as 45s"):
         parse_hours(text)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     path = tmp_path / "last.ckpt"
     path.write_bytes(b"the one before")
 

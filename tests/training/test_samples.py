@@ -1,3 +1,5 @@
+"""Training samples: crops, faces and pixels agree, and depend on the seed and their number alone."""
+
 import shutil
 
 import numpy as np

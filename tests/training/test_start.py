@@ -1,3 +1,5 @@
+"""Initial weights for backbones, and frozen layers."""
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -73,7 +73,7 @@ class Copies:
             self._check(path)
         return path
 
-    def picture(self, image: Any, faces: Detections, ids: Sequence[int | None] | None = None) -> Pixels:
+    def mark_faces(self, image: Any, faces: Detections, ids: Sequence[int | None] | None = None) -> Pixels:
         """Returns the image with its faces covered, or drawn with their track numbers."""
         return draw(image, faces, ids=ids) if self.cover is None else redact(image, faces, self.cover)
 
@@ -86,13 +86,13 @@ class Copies:
         """
         if self.places is None:
             return
-        path, picture = self.places[os.fspath(source)], self.picture(image, faces)
+        path, marked = self.places[os.fspath(source)], self.mark_faces(image, faces)
         if self.cover is None:
-            self._write(path, picture)
+            self._write(path, marked)
             return
         with names_that_are_free():
             self._check(path)
-            save_photo(path, picture, source.file if isinstance(source, Member) else source, gps=self.gps)
+            save_photo(path, marked, source.file if isinstance(source, Member) else source, gps=self.gps)
 
     def save_crops(self, source: Source, frame: int | None, image: Any, faces: Detections) -> list[str | None]:
         """Saves the faces of an image or frame, if crops are asked for.

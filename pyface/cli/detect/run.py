@@ -191,9 +191,9 @@ class Run:
         if outcome.detections is None:
             return of_frame(failed(frame.source, str(outcome.error)), frame.source, frame.frame, frame.time), None
         has_copy = self.copies.places is not None
-        picture = self.copies.picture(outcome.image, outcome.detections, found.ids) if has_copy else None
+        marked = self.copies.mark_faces(outcome.image, outcome.detections, found.ids) if has_copy else None
         crops = self.copies.save_crops(source, frame.frame, outcome.image, outcome.detections)
-        return of_frame(self._result(found, crops), frame.source, frame.frame, frame.time), picture
+        return of_frame(self._result(found, crops), frame.source, frame.frame, frame.time), marked
 
     def _result(self, found: Found, crops: Sequence[str | None]) -> dict[str, Any]:
         """Makes the result of the faces that were found, with the files of their crops."""
