@@ -394,7 +394,7 @@ class _Item(NamedTuple):
 
 
 def _share_of_memory(most: int) -> Callable[[_Item], float]:
-    """The part of the queue that an item fills: one of `most` items, or its pixels out of _AHEAD_PIXELS."""
+    """The share of the queue that an item fills: 1 / most, or its pixels / _AHEAD_PIXELS if that is more."""
     return lambda item: max(1 / most, item.pixels / _AHEAD_PIXELS)
 
 

@@ -55,7 +55,7 @@ def redact(image: Any, detections: Detections, how: Cover = "blur", *, margin: f
 
 
 def covered_region(face: Face, width: int, height: int, margin: float) -> tuple[int, int, int, int]:
-    """Returns (x1, y1, x2, y2) in whole pixels, within the image; empty for a face outside it or without an area."""
+    """Returns (x1, y1, x2, y2) in whole pixels of the image; empty only for a face outside it or without an area."""
     start, end = face.box.double().numpy().reshape(2, 2)
     size = np.maximum(end - start, 0)
     low, high = start - margin * size, end + margin * size

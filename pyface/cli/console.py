@@ -116,7 +116,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_outputs(json_file: Path | None, plot: Path | None = None, folder: Path | None = None) -> None:
-    """Fails before a long run whose results could not be written; makes the folder."""
+    """Fails, before a long run, if its results could not be written; makes the folder."""
     for path in (json_file, plot):
         if path is not None:
             check_writable(path)

@@ -74,7 +74,7 @@ Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Plot the cu
 
 
 def parse_size(text: str | None) -> Any:
-    """Reads a size of images for the network, or fails.
+    """Parses the size of images for the network, or fails.
 
     Example:
         >>> parse_size("640"), parse_size("1200x1600"), parse_size("native")

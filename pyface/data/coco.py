@@ -97,7 +97,7 @@ def coco_dict(
     """The content of a COCO file.
 
     Args:
-        annotated: The annotations.
+        annotated: The images and their annotations.
         names: Each image's `file_name`.
         sizes: Each image's height and width.
     """

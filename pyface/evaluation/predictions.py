@@ -172,7 +172,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _coco_rows(file: Path) -> Iterator[_Row]:
-    """COCO's results, a list; or a whole COCO file whose annotations have scores, which names its images."""
+    """COCO's results, a list; or a whole COCO file whose annotations have scores. The latter names its images."""
     content = _parse(_text(file), str(file))
     names: dict[Any, str] = {}
     if isinstance(content, dict):

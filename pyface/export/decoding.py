@@ -23,7 +23,7 @@ NONE = -1e9  # the evidence of anything but a candidate; finite, since not every
 
 
 class PlainOps(TorchFunctionMode):
-    """A context manager in which models decode by the functions of this module instead of pyface's kernels."""
+    """A context manager in which models decode with the functions of this module instead of pyface's kernels."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -41,7 +41,7 @@ class Preprocess(nn.Module):
 
 
 def inside(sizes: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels of the canvas belong to the image, float32 [B, 1, H, W], by its size (height, width) [B, 2]."""
+    """Which pixels of the canvas belong to the image, float32 [B, 1, H, W], given its size (height, width) [B, 2]."""
     rows = torch.arange(height, device=sizes.device) < sizes[:, :1]
     columns = torch.arange(width, device=sizes.device) < sizes[:, 1:]
     return (rows[:, :, None] & columns[:, None, :])[:, None].float()
@@ -69,7 +69,7 @@ class Faces(nn.Module):
 
 
 class Heads(nn.Module):
-    """Computes the network's maps of images by name, float32: "logits_0", "boxes_0", ... level by level."""
+    """Computes the network's maps, float32, by the names "logits_0", "boxes_0", ... level by level."""
 
     def __init__(self, model: SingleShot, kind: Input) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Network(nn.Module):
 
 
 def named_maps(maps: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yields the maps of a named tuple, or of a list of them with the number of the level."""
+    """Yields names and maps of a named tuple; in a list of named tuples, names end with the number of the level."""
     levels = maps if isinstance(maps, list) else [maps]
     for number, level in enumerate(levels):
         for name, value in level._asdict().items():

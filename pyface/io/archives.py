@@ -132,7 +132,7 @@ _Opened = tuple[str, Callable[[str, int], Any]]  # a member's name, and what ope
 
 
 def _name_problem(name: str) -> str | None:
-    """Why nothing may be saved under a member's name."""
+    """Why nothing may be saved under a member's name; None if it may."""
     if name.startswith("/") or PurePath(name).anchor or ".." in re.split(r"[/\\]", name):
         return "its path leads out of the archive; rename it"
     if any(len(os.fsencode(part)) > _LONGEST_NAME for part in name.split("/")):

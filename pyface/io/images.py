@@ -202,7 +202,7 @@ def read_encoded(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MA
     """Reads a whole image file without decoding it, given its path, its URL, or the file opened for reading.
 
     Raises:
-        ImageError: It cannot be read, or is too large for an image of that many pixels.
+        ImageError: It cannot be read, or is too large for an image of `max_pixels` pixels.
     """
     if not isinstance(source, str | os.PathLike):
         return _read_stream(source, max_pixels)
@@ -283,7 +283,7 @@ def _most_bytes(max_pixels: int) -> int:
 
 
 def check_length(length: int, max_pixels: int) -> None:
-    """Raises HeaderError if a file is too large for an image of that many pixels."""
+    """Raises HeaderError if a file of this length is too large for an image of `max_pixels` pixels."""
     if length > _MAX_BYTES:
         raise HeaderError("the file must be smaller than 2 GiB; save the image in a compressed format")
     if length > _most_bytes(max_pixels):

@@ -81,7 +81,7 @@ def _csv(rows: list[list[Any]]) -> bytes:
     lines = []
     for row in rows:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\r\n").writerow(row)  # before 3.13, Python quotes only these of \r and \n
+        csv.writer(text, lineterminator="\r\n").writerow(row)  # before Python 3.13, only these line breaks are quoted
         lines.append(text.getvalue().removesuffix("\r\n") + "\n")
     return "".join(lines).encode("utf-8", "surrogateescape")  # a name need not be valid text on Linux
 

@@ -20,7 +20,8 @@ from pyface.io.sources import is_address, is_live, source_name
 
 CLOCK = 90_000  # ticks per second of written videos: fine enough for every usual frame rate
 CODECS = ("libx264", "mpeg4")  # browsers play the first; the second is for builds of PyAV without it
-MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5  # a video that ends this much (both) before its stated end has broken off
+# A video that ends before its stated length by more than both of these has broken off.
+MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5
 
 
 class VideoError(ValueError):

@@ -184,8 +184,8 @@ class SRN(AnchorDetector):
 
         The first step only classifies on the low levels, and only regresses on the high ones. Anchors of low levels
         that it takes for background (gate score <= `config.gate_threshold`, the paper's theta) do not count in the
-        second step. It moves the anchors of high levels, image by image, before they are matched again. No gradient
-        flows through the moved anchors. Each term is divided by the number of its face anchors.
+        second step. The first step also moves the anchors of high levels, image by image, before they are matched
+        again. No gradient flows through the moved anchors. Each term is divided by the number of its face anchors.
 
         Args:
             maps: The complete output of `forward`.

@@ -32,7 +32,7 @@ _PAGE = {"": "text/html", "style.css": "text/css", "script.js": "text/javascript
 
 
 class Face(BaseModel):
-    """One face: x1, y1, x2, y2 in pixels of the upright image, its score, and the points of eyes, nose and mouth."""
+    """One face: x1, y1, x2, y2 in pixels of the upright image, its score, and its eyes, nose and mouth corners."""
 
     box: tuple[float, float, float, float]
     score: float

@@ -77,7 +77,7 @@ class FolderRequest:
 def detect_on_cluster(
     options: ClusterOptions, request: DetectorRequest, sources: list[Source], wanted: FolderRequest
 ) -> None:
-    """Runs a detector on the images of a Ray cluster, and exits with the command's status."""
+    """Runs a detector on a Ray cluster, and exits with the command's status."""
     try:
         import ray
 
