@@ -154,7 +154,7 @@ class SlimResNet(Backbone):
     """The backbone of the lite detectors: plain residual blocks of 3 x 3 convolutions, narrow where maps are large.
 
     Maps of strides 2 and 4 have only 16 and 32 channels, since they cost the most per channel; stride 4 matters for
-    the smallest faces, stride 8 for those of 16 ... 64 px. Plain convolutions compute more per millisecond than
+    the smallest faces, stride 8 for those of 16 to 64 px. Plain convolutions compute more per millisecond than
     depthwise or split ones, on CPUs and on GPUs. docs/training.md compares this backbone with others.
 
     Returns:

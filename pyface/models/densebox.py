@@ -60,7 +60,7 @@ class DenseBoxConfig:
         box_weight, landmark_weight, refine_weight: Weights of the loss terms (1.3).
         dropout: Dropout rate in the branches (1.1).
         pyramid_step: Ratio of the sizes of two successive views (1.5).
-        pyramid_scales: Largest number of views; None: continue until a face would fill the image (1.5).
+        pyramid_scales: Largest number of views; None: as many as it takes to find a face that fills the image (1.5).
         mean, std: The input is (pixel - mean) / std, in RGB order. Training starts from ImageNet's VGG19;
             the defaults are torchvision's.
         bgr: Whether the network takes blue first.
@@ -406,7 +406,7 @@ class DenseBoxLiteConfig(DenseBoxConfig):
         positive_band, ignore_band: Positive faces may differ in size by a factor of 2, so with a pyramid step of 2
             every face is positive in one view. All views together cost a third more than the first.
         pyramid_step: 2. Per factor of 4 in face size, the paper's band of 1.56 needs 4 views, this one 2.
-        pyramid_scales: None: continue until a face would fill the image.
+        pyramid_scales: None: as many views as it takes to find a face that fills the image.
         negative_ratio: More than the paper's 1, as for `S3FDLite`.
         dropout: 0, since batch normalisation makes it unnecessary.
     """

@@ -442,7 +442,7 @@ class SRNLiteConfig(SRNConfig):
 class SRNLite(SRN):
     """SRN on `backbones.SlimResNet`: both steps, STC on the three low levels, STR on the three high ones, and RFE.
 
-    Three quarters of all cells are at stride 4, for faces of 8 ... 11 px. So this level has its own narrow heads; the
+    Three quarters of all cells are at stride 4, for faces of 8 to 11 px. So this level has its own narrow heads; the
     other five levels share theirs. Anchors are plain: in continuous pixels, not rounded, centred on their cells.
 
     Takes images [B, 3, H, W] of any size; the sizes of maps are rounded up. At 640 x 640 there are 68,250 anchors.

@@ -73,7 +73,7 @@ def own_folders(request: Request) -> list[Path]:
 
 
 def _check_frame_options(request: Request, sources: list[Source]) -> None:
-    """Prints a note if options that choose frames have no effect. This is not an error: a folder may get videos later."""
+    """Prints a note if options that choose frames have no effect; no error, since a folder may get videos later."""
     option = "--fps" if request.fps is not None else "--every"
     is_given = request.fps is not None or request.every > 1
     if is_given and not any(is_video(source) or is_unclear(source) for source in sources):

@@ -103,7 +103,7 @@ class Run:
             pool.shutdown(cancel_futures=True)
 
     def _archive_results(self, pool: Executor, name: str) -> Iterator[dict[str, Any]]:
-        """Yields the results of an archive's images; if it cannot be read to its end, the last result gives the reason."""
+        """Yields the results of an archive's images; if it cannot be read to its end, the last one gives the reason."""
 
         def is_wanted(member: str) -> bool:
             source = member_source(name, member)
@@ -134,7 +134,7 @@ class Run:
                 yield self._finish_image(Found(outcome, None))
 
     def _video_results(self, pool: Executor, source: Source, after: int) -> Iterator[dict[str, Any]]:
-        """Yields the results of a video's frames; if it cannot be read to its end, the last result gives the reason."""
+        """Yields the results of a video's frames; if it cannot be read to its end, the last one gives the reason."""
         name = source_name(source)
         try:
             self.report.begin_video(name, 0 if is_live(source) else video_seconds(str(source)))
