@@ -194,7 +194,7 @@ class Detections:
             raise ValueError(f"line must be one that pyface detect writes, got something else ({error!r})") from None
 
     def to_torchvision(self) -> dict[str, Tensor]:
-        """Returns the format of torchvision's detectors: boxes [N, 4], scores [N], labels int64 [N], all of them 1.
+        """Returns the faces as torchvision's detectors do: boxes [N, 4], scores [N], labels int64 [N], all of them 1.
 
         The tensors stay on their device. In torchvision, label 0 is background. Reference: torchvision's
         `fasterrcnn_resnet50_fpn`.

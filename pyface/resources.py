@@ -131,7 +131,7 @@ def threads_for(wanted: int | None) -> int:
 
 @contextlib.contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Runs torch with this number of threads in the current thread."""
+    """Makes torch use this number of threads for calls of the current thread, until the end of the block."""
     before = torch.get_num_threads()
     if number == before:
         yield
