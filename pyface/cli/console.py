@@ -37,7 +37,7 @@ def describe_mistake(error: Any) -> str:
 
 
 def _with_guesses(error: Any) -> str:
-    """Returns the text of an error, with the options or commands that were probably meant in brackets."""
+    """Returns the text of an error, followed in brackets by the options or commands that were probably meant."""
     guesses = getattr(error, "possibilities", None)  # the best first, which typer's own text would sort by name
     if guesses:
         *others, last = guesses

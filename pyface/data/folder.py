@@ -1,8 +1,8 @@
 """Data folders: annotated images for training and evaluation, in the formats of WIDER FACE, COCO or YOLO.
 
 The format is detected from the content: `bbx_gt.txt` (WIDER FACE), a JSON file with "images" and "annotations"
-(COCO), `labels/` (YOLO), or nothing but `images/`: the images have no faces. The path of a COCO file stands for a
-folder too; its images are in `images/` beside it or beside its folder `annotations/`, or directly there.
+(COCO), `labels/` (YOLO), or nothing but `images/`: the images have no faces. The path of a COCO file stands for the
+folder that it is in, or for the one above if that is `annotations/`; without `images/`, images are directly in it.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def assign_anchors(
        face, with an IoU > 0.1, by descending IoU, ties to the lower index.
     4. An anchor without a face is ignored if an ignore box covers at least half of its area.
 
-    Faces that are not finite or have no area match nothing. A face's index counts all
-    boxes of its image, ignore boxes included.
+    Faces that are not finite or have no area match nothing. A face's index counts all boxes of its image, ignore boxes
+    included.
 
     Args:
         anchors: [A, 4] for all images or [B, A, 4], any float dtype; anchors that are not finite count as invalid.

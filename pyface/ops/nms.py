@@ -154,7 +154,7 @@ def soft_nms(
         overlap: "union" or "min".
 
     Returns:
-        keep, int64 [K]: indices of the kept boxes, by descending lowered score.
+        keep, int64 [K]: indices of the kept boxes, in descending order of their lowered scores.
         scores, float32 [K]: their lowered scores.
 
     Raises:

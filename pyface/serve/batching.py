@@ -1,4 +1,4 @@
-"""Images of many clients in shared batches: reading in threads, detection in one thread, run by the event loop."""
+"""Shared batches of many clients' images: read in several threads, detected in one, coordinated by the event loop."""
 
 from __future__ import annotations
 
