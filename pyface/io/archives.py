@@ -188,7 +188,7 @@ def _read_tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, max
 
 
 class _Header(tarfile.TarInfo):
-    """The header of a member, which tells a damaged archive from its end; tarfile takes both for the end."""
+    """The header of a member; tells a damaged one from the end of the archive, since tarfile takes both for the end."""
 
     has_end = False
 

@@ -202,7 +202,7 @@ class DenseBox(SingleShot):
     def plan(self, view: View, options: InferenceOptions) -> Iterable[View]:
         """The image pyramid: the given view, then smaller and smaller ones.
 
-        Each view covers the face sizes in `positive_band`, so the step must not exceed the ratio of the band's ends (1.56).
+        Each view covers the face sizes in `positive_band`, so the step must not exceed the ratio of its ends (1.56).
         """
         config = self.config
         return pyramid(view, config.pyramid_step, config.positive_band[1] * config.face, config.pyramid_scales)

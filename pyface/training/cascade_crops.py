@@ -232,8 +232,8 @@ def near_faces(
 def at_faces(rng: np.random.Generator, faces: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """Random squares around faces, `count` per face.
 
-    Their sides range from 0.8 of a face's shorter side to 1.25 of its longer one. Their centres lie up to 0.2 of the
-    face's sides from its own.
+    Their sides range from 0.8 of a face's shorter side to 1.25 of its longer one. Their centres are at most 0.2 of the
+    face's sides away from its centre.
     """
     faces = faces.repeat(count, axis=0)
     extent = faces[:, 2:] - faces[:, :2]
