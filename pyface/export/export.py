@@ -328,7 +328,7 @@ def require(modules: Iterable[str], purpose: str, extra: str) -> None:
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Writes a file beside its place and moves it there, so that no half-written file is left."""
+    """Writes a file to a temporary folder beside it and moves it into place, so that no half-written file is left."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pyface-") as folder:
         part = Path(folder) / path.name
         save(part)
