@@ -117,8 +117,7 @@ class YoloFolder:
         paths: The path of each source below the images' folder.
 
     Raises:
-        OutputError: The folder is a file, has labels already or cannot be written, or two images differ only in
-            their suffix.
+        OutputError: The folder is a file, has labels already, or cannot be written.
     """
 
     def __init__(self, folder: Path, paths: Mapping[Source, str]) -> None:
