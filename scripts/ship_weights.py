@@ -82,7 +82,7 @@ def ship_or_measure(arguments: argparse.Namespace) -> None:
             sys.exit(
                 f"the run began with {first}; give --start, a phrase for the card on where these weights come from"
             )
-        name, model, sets = run.model, rounded_model(run, arguments.run / "best.safetensors"), held_out(run)
+        name, model, sets = run.model, rounded_model(run, arguments.run / arguments.weights), held_out(run)
     sets |= {folder.name: read_folder(folder) for folder in arguments.val}
     if not sets:
         sys.exit("there is nothing to measure on; give --val DIR")
@@ -104,7 +104,7 @@ def ship_or_measure(arguments: argparse.Namespace) -> None:
     if run is not None:
         file = WEIGHTS / f"{name}.safetensors"
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        text = card(run, model, digest, everything[name], arguments.start)
+        text = card(run, model, digest, everything[name], arguments)
         file.with_suffix(".md").write_text(text, encoding="utf-8")
         print(f"{file.name}: {file.stat().st_size:,} bytes, SHA-256 {digest}")
 
@@ -114,6 +114,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("run", type=Path, nargs="?", help="folder of the run")
     parser.add_argument("--measure", choices=list(REGISTRY), help="measure the package's weights instead")
     parser.add_argument("--times", action="store_true", help="time all of the package's weights instead, in turns")
+    parser.add_argument(
+        "--weights",
+        choices=["best.safetensors", "last.safetensors"],
+        default="best.safetensors",
+        help="which of the run's weights",
+    )
     parser.add_argument("--start", help="initial weights, as a phrase for the card: 'the backbone of ...'")
     parser.add_argument("--val", type=Path, action="append", default=[], help="annotated folder; may be repeated")
     parser.add_argument("--widerface", type=Path, help="folder with WIDER FACE's ground truth")
@@ -246,14 +252,14 @@ def figures_of(model: FaceModel, reports: dict[tuple[str, int | None], Report], 
     return {"parameters": parameters, "milliseconds": round(milliseconds, 1), "sets": sets}
 
 
-def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], start: str | None) -> str:
+def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], arguments: argparse.Namespace) -> str:
     """The model card."""
     recipe, name = run.recipe, run.model
     length = f"{run.max_hours:g} hours" if run.max_hours is not None else counted(recipe.epochs, "epoch")
     lines = [
         f"# {name}.safetensors",
         "",
-        f"Weights of `{name}`, trained by this project from {start or 'random initial weights'}.",
+        f"Weights of `{name}`, trained by this project from {arguments.start or 'random initial weights'}.",
         "",
         "| | |",
         "|---|---|",
@@ -266,7 +272,7 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], star
         "",
         "The weights are float16. `scripts/ship_weights.py` wrote them and this card.",
         "",
-        *measured(name, model, figures),
+        *measured(name, model, figures, arguments.weights),
         "",
         "## Limits",
         "",
@@ -275,8 +281,9 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], star
     return "\n".join(lines) + "\n"
 
 
-def measured(name: str, model: SingleShot, figures: dict[str, Any]) -> list[str]:
+def measured(name: str, model: SingleShot, figures: dict[str, Any], weights: str) -> list[str]:
     """The lines of the card that show the figures."""
+    chosen = "The score threshold was" if weights == "last.safetensors" else "The weights and the score threshold were"
     first = next(iter(figures["sets"]))
     lines = [
         "## Measured",
@@ -315,8 +322,8 @@ def measured(name: str, model: SingleShot, figures: dict[str, Any]) -> list[str]
     lines += [
         "",
         "The landmark error is the mean distance of the five points, as a share of the square root of the face's area. "
-        "The weights and the score threshold were chosen on the first set, whose images come from the same sources as "
-        "the training data. [docs/training.md](../../docs/training.md) has figures of other detectors.",
+        f"{chosen} chosen on the first set, whose images come from the same sources as the training data. "
+        "[docs/training.md](../../docs/training.md) has figures of other detectors.",
         "",
         f"AP@0.5 by face size in the image, {SETS.get(first, first)}, {SIZES[0]} px:",
         "",
