@@ -82,7 +82,8 @@ def ship_or_measure(arguments: argparse.Namespace) -> None:
             sys.exit(
                 f"the run began with {first}; give --start, a phrase for the card on where these weights come from"
             )
-        name, model, sets = run.model, rounded_model(run, arguments.run / arguments.weights), held_out(run)
+        file = arguments.run / f"{arguments.weights}.safetensors"
+        name, model, sets = run.model, rounded_model(run, file), held_out(run)
     sets |= {folder.name: read_folder(folder) for folder in arguments.val}
     if not sets:
         sys.exit("there is nothing to measure on; give --val DIR")
@@ -94,7 +95,8 @@ def ship_or_measure(arguments: argparse.Namespace) -> None:
     if run is not None:
         threshold = reports[next(iter(reports))].score_threshold
         ship(run, model, threshold)
-    figures = figures_of(model, reports, latencies({name: model}, next(iter(sets.values())))[name])
+    figures: dict[str, Any] = {} if run is None else {"weights": arguments.weights}
+    figures |= figures_of(model, reports, latencies({name: model}, next(iter(sets.values())))[name])
     if arguments.widerface:
         figures["widerface"] = {str(size or "own"): widerface(name, size, arguments) for size in sizes_of(model)}
     everything = read_figures()
@@ -104,7 +106,7 @@ def ship_or_measure(arguments: argparse.Namespace) -> None:
     if run is not None:
         file = WEIGHTS / f"{name}.safetensors"
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        text = card(run, model, digest, everything[name], arguments)
+        text = card(run, model, digest, everything[name], arguments.start)
         file.with_suffix(".md").write_text(text, encoding="utf-8")
         print(f"{file.name}: {file.stat().st_size:,} bytes, SHA-256 {digest}")
 
@@ -116,9 +118,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--times", action="store_true", help="time all of the package's weights instead, in turns")
     parser.add_argument(
         "--weights",
-        choices=["best.safetensors", "last.safetensors"],
-        default="best.safetensors",
-        help="which of the run's weights",
+        choices=["best", "last"],
+        default="best",
+        help="the run's best.safetensors or last.safetensors",
     )
     parser.add_argument("--start", help="initial weights, as a phrase for the card: 'the backbone of ...'")
     parser.add_argument("--val", type=Path, action="append", default=[], help="annotated folder; may be repeated")
@@ -252,14 +254,14 @@ def figures_of(model: FaceModel, reports: dict[tuple[str, int | None], Report], 
     return {"parameters": parameters, "milliseconds": round(milliseconds, 1), "sets": sets}
 
 
-def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], arguments: argparse.Namespace) -> str:
+def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], start: str | None) -> str:
     """The model card."""
     recipe, name = run.recipe, run.model
     length = f"{run.max_hours:g} hours" if run.max_hours is not None else counted(recipe.epochs, "epoch")
     lines = [
         f"# {name}.safetensors",
         "",
-        f"Weights of `{name}`, trained by this project from {arguments.start or 'random initial weights'}.",
+        f"Weights of `{name}`, trained by this project from {start or 'random initial weights'}.",
         "",
         "| | |",
         "|---|---|",
@@ -272,7 +274,7 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], argu
         "",
         "The weights are float16. `scripts/ship_weights.py` wrote them and this card.",
         "",
-        *measured(name, model, figures, arguments.weights),
+        *measured(name, model, figures),
         "",
         "## Limits",
         "",
@@ -281,9 +283,9 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], argu
     return "\n".join(lines) + "\n"
 
 
-def measured(name: str, model: SingleShot, figures: dict[str, Any], weights: str) -> list[str]:
+def measured(name: str, model: SingleShot, figures: dict[str, Any]) -> list[str]:
     """The lines of the card that show the figures."""
-    chosen = "The score threshold was" if weights == "last.safetensors" else "The weights and the score threshold were"
+    chosen = "The score threshold was" if figures["weights"] == "last" else "The weights and the score threshold were"
     first = next(iter(figures["sets"]))
     lines = [
         "## Measured",
