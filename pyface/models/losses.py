@@ -183,7 +183,7 @@ def box_term(
         anchors: [A, 4] or [B, A, 4].
         truth: The faces.
         index: int32 [B, A], as from `ops.assign_anchors`.
-        variances: Units of the encoding.
+        variances: Factors of the offsets, as in `encode_boxes`.
         kind: "smooth_l1" of the encoded numbers, or "diou" of the decoded boxes.
         sigma: As in `smooth_l1`.
     """

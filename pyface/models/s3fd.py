@@ -44,7 +44,7 @@ class S3FDConfig:
         strides: Pixels between the cells of each map (2.1).
         anchor_scale: Side of an anchor in strides (2.1).
         num_background: Number of background logits of the first map; the others have one (2.1).
-        variances: Units of the box offsets: of centres and of sizes (2.1).
+        variances: Factors of the box offsets, one for centres and one for sizes (2.1).
         mean, std: The input is (pixel - mean) / std, in RGB order (2.6).
         bgr: Whether the network takes blue first (2.6).
         score_threshold: Faces have a score > this (2.6).
@@ -85,7 +85,7 @@ class S3FDVGG16Config(S3FDConfig):
     Attributes:
         norm_scales: Initial scales of the three `L2Norm`s (2.1).
         fc6_padding, fc6_dilation: Padding and dilation of the 3 x 3 convolution fc6. Checkpoints differ: 1 and 1 in the
-            author's training files, 3 and 1 in the released weights (whose maps are larger by 2 ... 4 cells), 6 and 6
+            author's training files, 3 and 1 in the released weights (whose maps are 2 to 4 cells larger), 6 and 6
             in yxlijun's (2.7).
     """
 

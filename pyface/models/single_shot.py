@@ -307,7 +307,7 @@ class AnchorDetector(SingleShot):
 
     Attributes:
         levels: The anchors of each map.
-        variances: Units of the box offsets: of centres and of sizes.
+        variances: Factors of the box offsets, one for centres and one for sizes.
         gate_threshold: On maps with a gate (SRN), the gate's score must also be > this.
     """
 

@@ -112,7 +112,7 @@ class SRN(AnchorDetector):
     Attributes:
         config: The settings.
         levels: The anchors of each level.
-        variances: Units of the box offsets: of centres and of sizes.
+        variances: Factors of the box offsets, one for centres and one for sizes.
     """
 
     # The candidates of all levels, at most 6 x 6,000 (docs/detectors.md 4.5); "fast" is as for S3FD (2.6).
@@ -426,8 +426,8 @@ class SRNLiteConfig(SRNConfig):
         separate_prediction: As in the paper. The steps run on different maps, and separate layers cost nothing.
         second_iou: As in S3FD. With anchors two strides wide, a face between cells has no IoU of 0.5 with any of them,
             and anchors of low levels are not moved.
-        variances: Units of the box offsets: of centres and of sizes, in both steps. They are twice S3FD's, since boxes
-            would otherwise outweigh the small values of the focal loss.
+        variances: Factors of the box offsets in both steps, one for centres and one for sizes. They are twice S3FD's,
+            since boxes would otherwise outweigh the small values of the focal loss.
         landmark_weight: Less than elsewhere, for the same reason.
         landmarks: Whether the second step also predicts five landmarks per anchor; the paper's network has none.
     """
@@ -483,7 +483,7 @@ class SRNLite(SRN):
         self.heads = LiteHeads(width, config, levels=range(1, len(trunk)))
 
     def pyramid(self, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Maps of the first and of the second step, at strides 4 ... 128; stride 4 is narrower than the others."""
+        """Maps of the first and of the second step, at strides 4 to 128; stride 4 is narrower than the others."""
         c2, c3, c4, c5 = self.backbone(images)
         c6 = self.level6(c5)
         trunk = (c2, c3, c4, c5, c6, self.level7(c6))

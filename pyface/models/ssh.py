@@ -52,7 +52,7 @@ class SSHConfig:
         sides: Sides of the square anchors of each module, in pixels (5.2).
         anchor_centre: Centre of the anchors of cell (0, 0), in continuous pixels: the author's 7.5 is 8 (5.2).
             None: the middle of the cell, stride / 2.
-        variances: Units of the box offsets: of centres and of sizes; the author has none (5.2).
+        variances: Factors of the box offsets, one for centres and one for sizes; the author has none (5.2).
         module_candidates: Number of candidates per module, best first (5.4).
         mean, std: The input is (pixel - mean) / std, in RGB order (5.3).
         bgr: Whether the network takes blue first (5.3).
@@ -266,7 +266,7 @@ class SSHLiteConfig(SSHConfig):
         anchor_centre: None: the middle of a cell, stride / 2. The author's 8 for all modules is only needed for
             released weights. It puts M3's anchors a quarter of a cell up and left, so mirrored images give different
             results.
-        variances: Units of the box offsets: of centres and of sizes, as in S3FD.
+        variances: Factors of the box offsets, one for centres and one for sizes, as in S3FD.
         positive_iou: As in S3FD. At 0.5, many faces between the sizes of two anchors would match neither.
         nms_threshold, box_loss, box_weight: As in `S3FDLiteConfig`.
         borders: The side of each module's largest anchor, so that none is excluded. In samples of a few hundred pixels,
