@@ -62,8 +62,8 @@ def measure(detector: FaceDetector, sources: Sequence[bytes], seconds: float = 5
     Args:
         detector: The detector.
         sources: Contents of image files; repeated to fill at least two batches.
-        seconds: How long to measure. There is at least one pass, and there are at least three unless the first takes
-            all of it.
+        seconds: How long to measure. There are at least three passes, or at least one if the first takes longer than
+            `seconds`.
 
     Raises:
         ValueError: There are no images, or seconds is not > 0.

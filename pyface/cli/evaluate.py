@@ -36,7 +36,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def main() -> None:
-    """Measures a detector, or predictions in files, by the standard protocols.
+    """Scores a detector, or prediction files, by the standard protocols.
 
     Examples:
 

@@ -68,7 +68,7 @@ ScoreThreshold = Annotated[
     typer.Option(min=0, max=1, help="Keep faces with a score above this.", show_default="the model's own"),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
-LowestScore = Annotated[float, typer.Option(min=0, max=1, help="Measure detections with a score above this.")]
+LowestScore = Annotated[float, typer.Option(min=0, max=1, help="Evaluate only detections with a score above this.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Plot the curves.")]
 

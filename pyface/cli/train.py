@@ -45,7 +45,7 @@ class Settings:
         list[Path],
         typer.Option(
             metavar="DIR",
-            help="Folder to measure on; may be repeated. The first one decides which weights are best.",
+            help="Folder to evaluate on; may be repeated. The first one decides which weights are best.",
             show_default=False,
         ),
     ] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Settings:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Text file with the names of images in --data, one per line, to measure on instead of training on.",
+            help="Text file with the names of images in --data, one per line, to evaluate on rather than train on.",
         ),
     ] = None
     weights: Annotated[

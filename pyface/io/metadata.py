@@ -66,7 +66,7 @@ def save_photo(path: Path, image: Pixels, original: str | PathLike[str] | Binary
 
 
 def read_metadata(data: bytes, *, gps: bool = True) -> Metadata:
-    """Reads what the file of a photo holds besides the pixels; what is broken counts as missing."""
+    """Reads a photo's metadata; broken metadata counts as missing."""
     orientation = read_header(data).orientation
     try:
         image = _open(data)

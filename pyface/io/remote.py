@@ -108,7 +108,7 @@ def list_remote(address: str, *, recursive: bool) -> list[str]:
     """Returns the sorted URLs of the files in a folder, or of those that match a pattern; for a file, its own.
 
     Raises:
-        RemoteError: The server does not list its files, does not answer, or there is no package for its URLs.
+        RemoteError: The server does not list its files or does not answer, or no installed package reads its URLs.
     """
     try:
         filesystem, path = _filesystem(address)

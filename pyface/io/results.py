@@ -41,7 +41,7 @@ def failed(source: str, error: str) -> dict[str, Any]:
 
 
 def was_read(result: Mapping[str, Any]) -> bool:
-    """Whether a result holds the faces of an image; its error, if it has one, is then that of a copy."""
+    """Whether an image was read; its result can still have an error, if its copy could not be saved."""
     return result.get("error") in (None, "") or result.get("width") not in (None, "")
 
 

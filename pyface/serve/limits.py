@@ -1,4 +1,4 @@
-"""What the service accepts, and how it counts what it holds."""
+"""The limits of the service, and the count of the images and bytes that it holds."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -63,7 +63,7 @@ class Run:
         every: Take one frame of a video in this many.
         fps: Take at most this many frames per second instead.
         track: Give the faces of videos the numbers of their tracks, and those of images None.
-        after: The first source is a video, and its frames up to this number are done already; -1: it is not.
+        after: Number of the last frame that is done already if the first source is a video; else -1.
         globs, excludes: Which images of archives to take; see `is_selected`.
         done: The keys of the images that are done already; those in archives are skipped.
     """
