@@ -235,9 +235,9 @@ class FaceDetector:
             sources: Images of any kind that a call accepts, or pairs (key, image), whose key becomes the outcome's
                 source. They are consumed one by one, a few batches ahead.
             bgr: Whether numpy arrays are BGR, as OpenCV reads them.
-            copy: Copy arrays and tensors, and read PIL images and open files, when they are taken, so that their owner
-                may change or close them at once, as a video reader does with its buffer. False saves that time and
-                memory if they stay as they are until their outcome is yielded.
+            copy: Whether to copy arrays and tensors, and to read PIL images and file objects, when they are taken from
+                `sources`; their owner may then change or close them at once, as a video reader does with its buffer.
+                False saves time and memory, but they must not change until their outcome is yielded.
 
         Yields:
             One `Outcome` per source, in order.

@@ -167,7 +167,8 @@ class FddbRequest(ProtocolRequest):
     images: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="The images, year/month/day/big/img_N.jpg; regions are cut at the image borders."
+            metavar="DIR",
+            help="The images, year/month/day/big/img_N.jpg. Required with --model; otherwise only their sizes are read.",
         ),
     ] = None
     overlap: Annotated[

@@ -22,7 +22,7 @@ _MOST_EXIF = 2**16 - 8  # what a JPEG segment holds
 
 
 class Metadata(NamedTuple):
-    """What the file of a photo holds besides the pixels.
+    """The metadata of a photo's file.
 
     Attributes:
         orientation: How the pixels are turned in the file, as an EXIF orientation from 1 to 8.
@@ -40,7 +40,7 @@ class Metadata(NamedTuple):
 def save_photo(path: Path, image: Pixels, original: str | PathLike[str] | BinaryIO, *, gps: bool = True) -> None:
     """Saves the upright pixels of a changed photo with the metadata of the original.
 
-    The orientation is kept, so the pixels are turned back as they are in the original. Thumbnails, previews, maker
+    The orientation is kept, so the pixels are turned back to match it. Thumbnails, previews, maker
     notes and XMP are left out, since they may contain what was removed from the pixels.
 
     Args:

@@ -221,7 +221,7 @@ def is_archive(source: Source) -> bool:
 
 
 def is_unclear(source: Source) -> bool:
-    """Tells whether only its content shows what a source is: an http or https URL without a known suffix.
+    """Tells whether only a source's content shows what it is: an http or https URL without a known suffix.
 
     Example:
         >>> [is_unclear(source) for source in ("a", "https://x.org/photo?id=3", "https://x.org/a.jpg")]
