@@ -168,7 +168,7 @@ class FddbRequest(ProtocolRequest):
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="The images, year/month/day/big/img_N.jpg. Required with --model; otherwise only their sizes are read.",
+            help="The images, year/month/day/big/img_N.jpg. Needed with --model; otherwise only their sizes are read.",
         ),
     ] = None
     overlap: Annotated[

@@ -62,12 +62,12 @@ class CropData(L.LightningDataModule):
         net: The network to train.
         run: Gives the seed, the recipe and the number of workers.
         model: Gives the configuration, so that crops are resized as in detection.
-        an_epoch: Number of batches per epoch.
+        per_epoch: Number of batches per epoch.
     """
 
-    def __init__(self, album: Album, crops: Crops, net: Net, run: Run, model: MTCNN, an_epoch: int) -> None:
+    def __init__(self, album: Album, crops: Crops, net: Net, run: Run, model: MTCNN, per_epoch: int) -> None:
         super().__init__()
-        self.album, self.crops, self.net, self.run, self.an_epoch = album, crops, net, run, an_epoch
+        self.album, self.crops, self.net, self.run, self.per_epoch = album, crops, net, run, per_epoch
         self.config = model.config
         self.on_device: list[Tensor] | None = None
 
@@ -75,7 +75,7 @@ class CropData(L.LightningDataModule):
         """The batches of an epoch, or what is left of it: they start at the trainer's current step."""
         assert self.trainer is not None
         step = self.trainer.global_step
-        batches = CropBatches(self.album, self.crops, self.net, self.run.recipe, self.run.seed, step, self.an_epoch)
+        batches = CropBatches(self.album, self.crops, self.net, self.run.recipe, self.run.seed, step, self.per_epoch)
         return DataLoader(batches, batch_size=None, num_workers=self.run.workers, pin_memory=torch.cuda.is_available())
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -211,8 +211,8 @@ def train_net(job: Job, model: MTCNN, net: Net) -> None:
         save_crops(folder / CROPS, crops, time.monotonic() - start)
     crops, seconds = load_crops(folder / CROPS)
     counts = count_kinds(run, net, crops)
-    an_epoch = math.ceil(counts[CropKind.POSITIVE] / share_out(run.recipe.batch_size, counts)[CropKind.POSITIVE])
-    steps = None if hours is not None else max(1, round(EPOCHS[net] * run.recipe.epochs)) * an_epoch
+    per_epoch = math.ceil(counts[CropKind.POSITIVE] / share_out(run.recipe.batch_size, counts)[CropKind.POSITIVE])
+    steps = None if hours is not None else max(1, round(EPOCHS[net] * run.recipe.epochs)) * per_epoch
     if hours is not None:
         hours = max(hours - seconds / 3600, 0.1 * hours)
     check_checkpoint(folder / CHECKPOINT)
@@ -225,10 +225,10 @@ def train_net(job: Job, model: MTCNN, net: Net) -> None:
         average=average,
         measuring=MeasuringCascade(job.sets, average, run.validations, job.folder, run.model) if is_last else None,
         steps=steps,
-        per_epoch=an_epoch,
+        per_epoch=per_epoch,
         hours=hours,
     )
-    data = CropData(job.album, crops, net, run, model, an_epoch)
+    data = CropData(job.album, crops, net, run, model, per_epoch)
     training = NetTraining(model, net, counts[CropKind.LANDMARK] > 0, run.recipe, steps)
     fit(trainer, training, data, folder / CHECKPOINT)
     data.on_device = None  # frees memory: the next network makes its own copy

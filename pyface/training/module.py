@@ -43,9 +43,9 @@ class Data(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         world = trainer.world_size
-        an_epoch = max(1, len(self.album) // (self.recipe.batch_size * world))
+        per_epoch = max(1, len(self.album) // (self.recipe.batch_size * world))
         samples = Samples(
-            self.album, self.recipe, self.rule, self.seed, trainer.global_step, an_epoch, trainer.global_rank, world
+            self.album, self.recipe, self.rule, self.seed, trainer.global_step, per_epoch, trainer.global_rank, world
         )
         return DataLoader(samples, batch_size=None, num_workers=self.workers, pin_memory=torch.cuda.is_available())
 
