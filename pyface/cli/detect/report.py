@@ -70,8 +70,10 @@ class Report:
             self.images += was_read(result)
             self._add_line(result, result["error"], "red")
             return
+        from pyface.detections import format_score
+
         self.images += 1
-        scores = " ".join(f"{face['score']:.2f}" for face in result["faces"][:8])
+        scores = " ".join(format_score(face["score"]) for face in result["faces"][:8])
         more = " ..." if len(result["faces"]) > 8 else ""
         size = f"{result['width']} x {result['height']}"
         text = f"{result['source']}  {size}  {count(len(result['faces']), 'face')}  {scores}{more}".rstrip()
