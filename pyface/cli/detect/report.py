@@ -31,7 +31,7 @@ class Report:
 
         self.total, self.skipped, self.skipped_failed = total, skipped, skipped_failed
         self.done, self.faces, self.images, self.frames, self.dropped = skipped, 0, 0, 0, 0
-        self.failed: Counter[str] = Counter()  # by "image", "frame", "video" and "archive", and "copy" of an image
+        self.failed: Counter[str] = Counter()  # by "image", "frame", "video", "archive" and "copy"
         self._start = time.monotonic()
         self._stderr = Console(stderr=True)
         self._lines: Console | None = None
@@ -107,8 +107,10 @@ class Report:
         video = self._video
         assert video is not None
         video.frames, video.faces, video.time = video.frames + 1, video.faces + len(result["faces"]), result["time"]
-        self.frames += result["error"] is None
-        self.failed["frame"] += result["error"] is not None
+        self.frames += was_read(result)
+        if result["error"] is not None:
+            self.failed["copy" if was_read(result) else "frame"] += 1
+            self._print_line(result["error"], "red")
         self._bar.update(video.task, completed=video.time)
         if not video.has_length:
             self._bar.update(video.task, description=f"{video.name}: {count(video.frames, 'frame')}{self._drops()}")
@@ -162,7 +164,8 @@ class Report:
         if failures:
             parts.append(f"{' and '.join(failures)} could not be read")
         if self.failed["copy"]:
-            parts.append(f"the copies of {count(self.failed['copy'], 'image')} could not be written")
+            copies = "1 copy" if self.failed["copy"] == 1 else f"{self.failed['copy']:,} copies"
+            parts.append(f"{copies} could not be written")
         if self.skipped:
             errors = f", {self.skipped_failed} of them with errors" if self.skipped_failed else ""
             parts.append(f"{self.skipped} done before{errors}")
