@@ -82,7 +82,8 @@ def ship_or_measure(arguments: argparse.Namespace) -> None:
             sys.exit(
                 f"the run began with {first}; give --start, a phrase for the card on where these weights come from"
             )
-        name, model, sets = run.model, rounded_model(run, arguments.run / "best.safetensors"), held_out(run)
+        file = arguments.run / f"{arguments.weights}.safetensors"
+        name, model, sets = run.model, rounded_model(run, file), held_out(run)
     sets |= {folder.name: read_folder(folder) for folder in arguments.val}
     if not sets:
         sys.exit("there is nothing to measure on; give --val DIR")
@@ -94,7 +95,8 @@ def ship_or_measure(arguments: argparse.Namespace) -> None:
     if run is not None:
         threshold = reports[next(iter(reports))].score_threshold
         ship(run, model, threshold)
-    figures = figures_of(model, reports, latencies({name: model}, next(iter(sets.values())))[name])
+    figures: dict[str, Any] = {} if run is None else {"weights": arguments.weights}
+    figures |= figures_of(model, reports, latencies({name: model}, next(iter(sets.values())))[name])
     if arguments.widerface:
         figures["widerface"] = {str(size or "own"): widerface(name, size, arguments) for size in sizes_of(model)}
     everything = read_figures()
@@ -114,6 +116,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("run", type=Path, nargs="?", help="folder of the run")
     parser.add_argument("--measure", choices=list(REGISTRY), help="measure the package's weights instead")
     parser.add_argument("--times", action="store_true", help="time all of the package's weights instead, in turns")
+    parser.add_argument(
+        "--weights",
+        choices=["best", "last"],
+        default="best",
+        help="the run's best.safetensors or last.safetensors",
+    )
     parser.add_argument("--start", help="initial weights, as a phrase for the card: 'the backbone of ...'")
     parser.add_argument("--val", type=Path, action="append", default=[], help="annotated folder; may be repeated")
     parser.add_argument("--widerface", type=Path, help="folder with WIDER FACE's ground truth")
@@ -277,6 +285,7 @@ def card(run: Run, model: SingleShot, digest: str, figures: dict[str, Any], star
 
 def measured(name: str, model: SingleShot, figures: dict[str, Any]) -> list[str]:
     """The lines of the card that show the figures."""
+    chosen = "The score threshold was" if figures["weights"] == "last" else "The weights and the score threshold were"
     first = next(iter(figures["sets"]))
     lines = [
         "## Measured",
@@ -315,8 +324,8 @@ def measured(name: str, model: SingleShot, figures: dict[str, Any]) -> list[str]
     lines += [
         "",
         "The landmark error is the mean distance of the five points, as a share of the square root of the face's area. "
-        "The weights and the score threshold were chosen on the first set, whose images come from the same sources as "
-        "the training data. [docs/training.md](../../docs/training.md) has figures of other detectors.",
+        f"{chosen} chosen on the first set, whose images come from the same sources as the training data. "
+        "[docs/training.md](../../docs/training.md) has figures of other detectors.",
         "",
         f"AP@0.5 by face size in the image, {SETS.get(first, first)}, {SIZES[0]} px:",
         "",

@@ -39,7 +39,14 @@ def usual(astronaut):
     return {name: FaceDetector(name, device="cpu")(astronaut) for name in MODELS}
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [
+        "s3fd_lite",
+        "mtcnn",
+        *(pytest.param(f"{name}_lite", marks=pytest.mark.slow) for name in ("ssh", "srn", "densebox")),
+    ],
+)
 @pytest.mark.parametrize("state", STATES)
 def test_faces(usual, astronaut, model, state):
     made_before = FaceDetector(model, device="cpu")

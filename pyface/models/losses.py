@@ -173,6 +173,8 @@ def box_term(
     index: Tensor,
     variances: tuple[float, float],
     kind: BoxLoss = "smooth_l1",
+    *,
+    sigma: float = 1.0,
 ) -> Tensor:
     """The loss of the boxes of matched anchors, summed over them.
 
@@ -183,11 +185,12 @@ def box_term(
         index: int32 [B, A], as from `ops.assign_anchors`.
         variances: Units of the encoding.
         kind: "smooth_l1" of the encoded numbers, or "diou" of the decoded boxes.
+        sigma: As in `smooth_l1`.
     """
     is_face = index >= 0
     faces = matched(truth.boxes, truth.splits, index)
     if kind == "smooth_l1":
-        return smooth_l1(predictions, encode_boxes(anchors, faces, variances), is_face)
+        return smooth_l1(predictions, encode_boxes(anchors, faces, variances), is_face, sigma)
     boxes = decode_boxes(anchors, predictions, variances)
     # Masked before any division: where there is no face, both boxes become the same square.
     square = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])

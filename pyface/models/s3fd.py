@@ -254,8 +254,9 @@ class S3FDLite(S3FD):
     """S3FD on `backbones.SlimResNet`: the same six levels and anchors, `L2Norm` and max-out.
 
     The paper's shallow maps have 256 and 512 channels, these 32 and 48. A feature pyramid, which the paper does not
-    have, gives them context from deeper maps. That costs less than widening them. Each head at strides 16 to 128 has
-    a `Context` block before it, based on SSH's context modules.
+    have, gives them context from deeper maps. That costs less than widening them. Each head at strides 8 to 128 has a
+    `Context` block before it, based on SSH's context modules. The pyramid passes the results of these blocks on, so
+    the finest map, which is too large for a block of its own, gets the context of the coarser ones.
 
     Takes images [B, 3, H, W] of any size; the sizes of maps are rounded up. At 640 x 640 there are 34,125 anchors.
     """
@@ -282,7 +283,7 @@ class S3FDLite(S3FD):
         self.norms = nn.ModuleList(
             L2Norm(channels, scale) for channels, scale in zip(self.PYRAMID, config.norm_scales, strict=True)
         )
-        self.contexts = nn.ModuleList(Context(channels) for channels in (p4, c5, self.EXTRA, self.EXTRA))
+        self.contexts = nn.ModuleList(Context(channels) for channels in (p3, p4, c5, self.EXTRA, self.EXTRA))
         self.predictors = nn.ModuleList(
             Predictor(
                 channels, level, kernel=3, landmarks=config.landmarks, prior=config.prior, own_points=level.stride == 4
@@ -293,14 +294,14 @@ class S3FDLite(S3FD):
     def features(self, images: Tensor) -> list[Tensor]:
         """The six maps that have heads."""
         c2, c3, c4, c5 = self.backbone(images)
-        p4 = self.down4(c4, c5)
-        p3 = self.down3(c3, p4)
+        context3, context4, context5, context6, context7 = self.contexts
         c6 = self.level6(c5)
         c7 = self.level7(c6)
-        coarse = (self.smooth4(p4), c5, c6, c7)
-        m4, *deep = (context(x) for context, x in zip(self.contexts, coarse, strict=True))
-        shallow = (self.down2(c2, p3), self.smooth3(p3), m4)
-        return [*(norm(x) for norm, x in zip(self.norms, shallow, strict=True)), *deep]
+        m5 = context5(c5)
+        m4 = context4(self.smooth4(self.down4(c4, m5)))
+        m3 = context3(self.smooth3(self.down3(c3, m4)))
+        shallow = (self.down2(c2, m3), m3, m4)
+        return [*(norm(x) for norm, x in zip(self.norms, shallow, strict=True)), m5, context6(c6), context7(c7)]
 
     def forward(self, images: Tensor) -> list[ops.LevelMaps]:
         """Preprocessed images [B, 3, H, W] -> logits (4 or 2 channels), boxes (4) and landmarks (10) of six levels."""

@@ -63,7 +63,9 @@ class SSHConfig:
         borders: Pixels by which each module's anchors may reach beyond the image and still count in training (5.2).
         module_samples: Largest number of anchors per module and image that count in training (5.2).
         positive_fraction: Largest share of face anchors among them (5.2).
+        box_loss: "smooth_l1" as in the paper (5.3), or "diou", the distance-IoU loss.
         box_sigma: Sigma of the boxes' smooth L1, which is quadratic for errors below 1 / sigma^2 (5.3).
+        box_weight: Weight of the box loss.
         landmark_weight: Weight of the landmark loss, if the network has landmarks.
     """
 
@@ -82,7 +84,9 @@ class SSHConfig:
     borders: tuple[float, ...] = (0.0, 0.0, 512.0)
     module_samples: int = 256
     positive_fraction: float = 0.25
+    box_loss: losses.BoxLoss = "smooth_l1"
     box_sigma: float = 3.0
+    box_weight: float = 1.0
     landmark_weight: float = 0.25
 
 
@@ -135,7 +139,8 @@ class SSH(AnchorDetector):
 
         Returns:
             "classification": softmax cross-entropy, the mean over sampled anchors.
-            "box": smooth L1 of face anchors, divided by the number of sampled anchors.
+            "box": smooth L1 or distance-IoU loss of face anchors, divided by the number of sampled anchors, times
+                `box_weight`.
             "landmarks", if the maps have them: smooth L1 of anchors with known landmarks, divided like "box".
         """
         losses.check_maps(maps, self.levels, truth)
@@ -164,15 +169,17 @@ class SSH(AnchorDetector):
         faces = losses.hardest(-evidence, index >= 0, int(most * config.positive_fraction))
         background = losses.hardest(evidence, index == -1, most, most - faces.sum(1))
         samples = losses.count(faces | background)
-        boxes = losses.encode_boxes(anchors, losses.matched(truth.boxes, truth.splits, index), config.variances)
+        index = torch.where(faces, index, -1)
         predictions = losses.by_anchor([maps.boxes], [level])
+        box = losses.box_term(
+            predictions, anchors, truth, index, config.variances, config.box_loss, sigma=config.box_sigma
+        )
         terms = {
             "classification": losses.total(losses.cross_entropy(evidence, faces), faces | background) / samples,
-            "box": losses.smooth_l1(predictions, boxes, faces, config.box_sigma) / samples,
+            "box": config.box_weight * box / samples,
         }
         if maps.landmarks is not None:
             points = losses.by_anchor([maps.landmarks], [level])
-            index = torch.where(faces, index, -1)
             variance, weight = config.variances[0], config.landmark_weight
             terms["landmarks"] = losses.landmark_term(points, anchors, truth, index, variance, weight, samples)
         return terms
@@ -261,7 +268,7 @@ class SSHLiteConfig(SSHConfig):
             results.
         variances: Units of the box offsets: of centres and of sizes, as in S3FD.
         positive_iou: As in S3FD. At 0.5, many faces between the sizes of two anchors would match neither.
-        nms_threshold: As in `S3FDLiteConfig`.
+        nms_threshold, box_loss, box_weight: As in `S3FDLiteConfig`.
         borders: The side of each module's largest anchor, so that none is excluded. In samples of a few hundred pixels,
             most anchors of M2 would be.
         landmarks: Whether every anchor also predicts five landmarks; the paper's network has none.
@@ -276,6 +283,8 @@ class SSHLiteConfig(SSHConfig):
     std: tuple[float, float, float] = IMAGENET_STD
     bgr: bool = False
     nms_threshold: float = 0.4
+    box_loss: losses.BoxLoss = "diou"
+    box_weight: float = 2.0
     landmarks: bool = True
     prior: float = 0.01
 

@@ -121,7 +121,7 @@ REGISTRY = {
             "you want one detector for faces of all sizes: the default",
             Weights(
                 file="s3fd_lite.safetensors",
-                sha256="9431eb4f239dcc36880f6d26e9500341ce217eba4aaa137a3a28f62f85eb9e47",
+                sha256="9aa724e791dc821f3ce63465c9f6f35d8414232549218eeff652fbb8e926325f",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_DATA,
             ),

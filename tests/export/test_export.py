@@ -166,7 +166,8 @@ def test_torch_export(exported):
 @pytest.mark.parametrize(
     ("suffix", "name"),
     [
-        *((".onnx", name) for name in (*LITE, "mtcnn")),
+        (".onnx", "s3fd_lite"),
+        *(pytest.param(".onnx", name, marks=pytest.mark.slow) for name in (*LITE, "mtcnn") if name != "s3fd_lite"),
         *((".xml", name) for name in ("s3fd_lite", "mtcnn")),
         (".pt2", "ssh_lite"),
     ],

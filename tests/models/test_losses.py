@@ -167,6 +167,13 @@ def distance_iou_loss(anchor, deltas, box, variances):
     return 1 - shared / (sum(areas) - shared) + distance / corners
 
 
+def weighted_box_loss(config, anchor, box):
+    if config.box_loss == "diou":
+        return config.box_weight * distance_iou_loss(anchor.box, anchor.deltas, box, config.variances)
+    sigma = getattr(config, "box_sigma", 1.0)
+    return config.box_weight * box_loss(anchor.box, anchor.deltas, box, config.variances, sigma)
+
+
 def landmark_loss(anchor, points, landmarks, variance):
     """Of one anchor; None where its face's landmarks are not all known."""
     if landmarks is None or any(math.isnan(v) for point in landmarks for v in point):
@@ -219,8 +226,7 @@ def slow_s3fd(model, maps, truth):
         classification += sum(a.cross_entropy(True) for a, _ in matches)
         classification += sum(sorted(background, reverse=True)[: int(wanted)])
         faces += len(matches)
-        of_box = {"smooth_l1": box_loss, "diou": distance_iou_loss}[model.config.box_loss]
-        box += model.config.box_weight * sum(of_box(a.box, a.deltas, boxes[face], (0.1, 0.2)) for a, face in matches)
+        box += sum(weighted_box_loss(model.config, a, boxes[face]) for a, face in matches)
         if maps[0].landmarks is not None:
             points += [landmark_loss(a.box, a.points, landmarks[face], 0.1) for a, face in matches]
     terms = {"classification": classification / max(1, faces), "box": box / max(1, faces)}
@@ -259,7 +265,7 @@ def slow_ssh(model, maps, truth):
             samples += len(matches) + len(background)
             classification += sum(a.cross_entropy(True) for a, _ in matches)
             classification += sum(a.cross_entropy(False) for a in background)
-            box += sum(box_loss(a.box, a.deltas, boxes[f], config.variances, config.box_sigma) for a, f in matches)
+            box += sum(weighted_box_loss(config, a, boxes[face]) for a, face in matches)
             if module.landmarks is not None:
                 points += [landmark_loss(a.box, a.points, landmarks[face], config.variances[0]) for a, face in matches]
         terms["classification"] += classification / max(1, samples)

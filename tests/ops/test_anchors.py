@@ -653,6 +653,7 @@ def detect(levels, options):
     return chain
 
 
+@pytest.mark.slow_emulated
 @pytest.mark.parametrize("name", DETECTORS)
 def test_chain_compiles_as_a_full_graph(name, device):
     make_levels, extras, options = DETECTORS[name]

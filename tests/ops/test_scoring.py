@@ -12,7 +12,10 @@ from pyface import ops
 from pyface.ops import reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-SHAPES = [(2, 4), (3, 4, 7), (2, 4, 5, 9), (1, 4, 160, 160), (2, 4, 16, 17), (2, 4, 3, 4, 5), (1, 4, 2, 3, 4, 5)]
+SHAPES = [
+    *((2, 4), (3, 4, 7), (2, 4, 5, 9), (2, 4, 16, 17), (2, 4, 3, 4, 5), (1, 4, 2, 3, 4, 5)),
+    pytest.param((1, 4, 160, 160), marks=pytest.mark.slow_emulated),
+]
 
 
 def same(got: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -201,7 +204,7 @@ def test_error_messages(call, error, words):
 
 
 @pytest.mark.slow_emulated
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])])
 def test_opcheck(dtype, device):
     logits = torch.randn(2, 4, 5, 6).to(device, dtype)
     for layout in layouts(logits).values():
