@@ -52,7 +52,8 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         # First, so that a build which fails or is interrupted leaves no module of older sources behind.
-        if self.inplace or self.editable_mode:
+        self.stays_here = bool(self.inplace or self.editable_mode)  # setuptools changes `inplace` during the build
+        if self.stays_here:
             for ext in self.extensions:
                 self._place(ext).unlink(missing_ok=True)
         super().run()
@@ -105,7 +106,7 @@ class CMakeBuild(build_ext):
 
         A wheel, which may go elsewhere, does not depend on that.
         """
-        if not (self.inplace or self.editable_mode) or not cache.exists():
+        if not self.stays_here or not cache.exists():
             return {}
         found = re.findall(r"^(PYFACE_CUDA|PYFACE_CUDA_ARCHS):\w+=(.*)$", cache.read_text(), re.MULTILINE)
         return {name: value for name, value in found if name not in os.environ}

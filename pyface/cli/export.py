@@ -95,7 +95,7 @@ def export_detector(request: Request) -> None:
         "size": _parse_sides(request.size),
         "precision": "int8" if request.int8 else request.precision,
     }
-    takes = "some minutes" if request.int8 else "up to a minute"
+    takes = "several minutes" if request.int8 else "up to a minute"
     print_status(f"pyface: exporting {request.model} to {request.target}, which takes {takes}")
     try:
         description = export_model(ExportRequest(**options), request.target)

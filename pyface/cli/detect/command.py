@@ -79,11 +79,7 @@ def detect_sources(request: Request) -> None:
     from pyface.cli.detect.run import Run  # after the detector, which reports missing kernels
 
     with open_output(request, sources) as (write, done, again, begun):
-        tried = set(again)
-        remaining = [source for source in sources if source_key(source) not in done and source not in tried]
-        if begun is not None:  # first, so that the lines of a video stay together
-            remaining.sort(key=lambda source: source_key(source) != begun[0])
-        remaining = [*again, *remaining]
+        remaining = _remaining(sources, done, again, begun)
         show_lines = request.output is None and sys.stdout.isatty()
         before = _count_failures(sources, done)
         report = Report(len(sources), len(sources) - len(remaining), before, show_lines=show_lines)
@@ -107,6 +103,17 @@ def detect_sources(request: Request) -> None:
     report.summarise({"results": request.output_file, drawn: request.copies.save, "crops": request.copies.crops})
     if report.failed.total() or before:
         raise typer.Exit(FAILED)
+
+
+def _remaining(
+    sources: list[Source], done: dict[str, bool], again: list[Source], begun: tuple[str, int] | None
+) -> list[Source]:
+    """Returns the sources that are not done: those tried again, the video that has begun, and the others."""
+    tried = set(again)
+    others = [source for source in sources if source_key(source) not in done and source not in tried]
+    if begun is not None:  # so that the lines of a video stay together
+        others.sort(key=lambda source: source_key(source) != begun[0])
+    return [*again, *others]
 
 
 def _count_failures(sources: list[Source], done: dict[str, bool]) -> int:
