@@ -1,12 +1,14 @@
 """Builds pyface._C with CMake and Ninja; everything else about the package is in pyproject.toml.
 
-Environment: PYFACE_CUDA=0|1 builds without or with CUDA (default: with it when nvcc is found), and
+Environment: PYFACE_CUDA=0|1|auto builds without CUDA, with it, or with it when nvcc is found (the default), and
 PYFACE_CUDA_ARCHS="80;90" chooses the architectures (default: the visible GPU's, else PTX for any GPU since Turing).
+Later editable installs keep both choices, so that one that adds an extra need not repeat them.
 PYFACE_SANITIZE=address,undefined or thread compiles with sanitizers in another build folder (scripts/sanitize.py).
 """
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,7 +52,8 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         # First, so that a build which fails or is interrupted leaves no module of older sources behind.
-        if self.inplace or self.editable_mode:
+        self.stays_here = bool(self.inplace or self.editable_mode)  # setuptools changes `inplace` during the build
+        if self.stays_here:
             for ext in self.extensions:
                 self._place(ext).unlink(missing_ok=True)
         super().run()
@@ -77,12 +80,12 @@ class CMakeBuild(build_ext):
         return ROOT / self.get_ext_filename(ext.name)
 
     def _configure(self, build: Path, sanitize: str) -> None:
-        cuda = os.environ.get("PYFACE_CUDA", "")
-        if cuda not in ("", "0", "1"):
-            raise SystemExit(f"PYFACE_CUDA is {cuda!r}: set it to 0 (CPU only), 1 (with CUDA) or leave it unset.")
+        cuda = os.environ.get("PYFACE_CUDA") or "auto"
+        if cuda not in ("auto", "0", "1"):
+            raise SystemExit(f"PYFACE_CUDA must be 0 (CPU only), 1 (with CUDA) or auto, got {cuda!r}; or unset it.")
         settings = {
             "PYFACE_PYTHON": "ON",
-            "PYFACE_CUDA": {"": "AUTO", "0": "OFF", "1": "ON"}[cuda],
+            "PYFACE_CUDA": {"auto": "AUTO", "0": "OFF", "1": "ON"}[cuda],
             "PYFACE_CUDA_ARCHS": os.environ.get("PYFACE_CUDA_ARCHS", ""),
             "PYFACE_SANITIZE": sanitize,
             "PYFACE_VERSION": self.distribution.get_version(),
@@ -91,11 +94,22 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
+        settings |= self._earlier_choices(build / "CMakeCache.txt")
         options = [f"-D{name}={value}" for name, value in settings.items()]
         # Forgets the paths of build tools that lay in pip's last isolated environment. Object files stay, which --fresh
         # would delete.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
         run("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options)
+
+    def _earlier_choices(self, cache: Path) -> dict[str, str]:
+        """What an earlier build of this clone was told with variables that are not set now.
+
+        A wheel, which may go elsewhere, does not depend on that.
+        """
+        if not self.stays_here or not cache.exists():
+            return {}
+        found = re.findall(r"^(PYFACE_CUDA|PYFACE_CUDA_ARCHS):\w+=(.*)$", cache.read_text(), re.MULTILINE)
+        return {name: value for name, value in found if name not in os.environ}
 
 
 setup(ext_modules=[Extension("pyface._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -308,6 +308,16 @@ class Tracks:
         return ids
 
 
+def format_score(score: float) -> str:
+    """Returns a score with two digits; "1.00" stands for a score of 1 alone, so that 0.9996 does not look certain.
+
+    Example:
+        >>> format_score(0.9996), format_score(0.987), format_score(1.0)
+        ('0.99', '0.99', '1.00')
+    """
+    return f"{min(score, 0.99) if score < 1 else score:.2f}"
+
+
 def read_original(image: Any, width: int, height: int) -> Pixels:
     """Reads the image in which faces were found, and refuses one of a different size.
 

@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pyface.detections import Detections, read_original
+from pyface.detections import Detections, format_score, read_original
 from pyface.io.images import Pixels
 
 _GREEN = (60, 220, 60)
@@ -66,7 +66,7 @@ def draw(
                 if radius > 1:
                     cv2.circle(canvas, (x, y), radius + 1, _DARK, cv2.FILLED, cv2.LINE_AA)
                 cv2.circle(canvas, (x, y), radius, _LANDMARK, cv2.FILLED, cv2.LINE_AA)
-        text = f"{score:.2f}" if track is None else f"#{track} {score:.2f}"
+        text = format_score(score) if track is None else f"#{track} {format_score(score)}"
         _label(canvas, text, (x1, y1, x2, y2), rim)
     return canvas
 

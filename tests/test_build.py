@@ -100,6 +100,18 @@ def test_a_second_build_compiles_nothing(sources: Path):
     assert compiled[1] == 0
 
 
+def test_a_later_build_keeps_the_choice_of_cuda(sources: Path):
+    nvcc = sources / "nvcc"
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    nvcc.chmod(0o755)
+    build = (*("env", "-u", "PYFACE_CUDA"), sys.executable, "setup.py", "build_ext", "--inplace")
+    assert run(*build[3:], cwd=sources, PYFACE_CUDA="0", CUDACXX=str(nvcc)).returncode == 0
+    later = run(*build, cwd=sources, CUDACXX=str(nvcc))
+    assert later.returncode == 0, later.stderr
+    assert "without CUDA" in later.stdout
+    assert run(*build[3:], cwd=sources, PYFACE_CUDA="auto", CUDACXX=str(nvcc)).returncode != 0
+
+
 def test_build_info_describes_this_build():
     info = build_info()
     assert info["compiler"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyface.detections import ARCFACE_LANDMARKS, Detections, similarity
+from pyface.detections import ARCFACE_LANDMARKS, Detections, format_score, similarity
 
 TEMPLATE = np.array(ARCFACE_LANDMARKS)
 
@@ -219,3 +219,10 @@ def test_align_refuses():
         make(1, landmarks=np.ones((1, 5, 2))).align(image)
     with pytest.raises(ValueError, match="size"):
         make().align(image, 0)
+
+
+@pytest.mark.parametrize(
+    ("score", "text"), [(1.0, "1.00"), (0.99985, "0.99"), (0.995, "0.99"), (0.987, "0.99"), (0.29, "0.29"), (0, "0.00")]
+)
+def test_only_a_score_of_1_reads_1(score, text):
+    assert format_score(score) == text

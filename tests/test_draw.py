@@ -61,3 +61,12 @@ def test_tracks_have_colours_of_their_own():
     np.testing.assert_array_equal(draw(image, two, ids=[None, None]), draw(image, two))
     with pytest.raises(ValueError, match="ids must be one per face, got 1 for 2 faces"):
         draw(image, two, ids=[1])
+
+
+def test_a_score_below_1_is_not_labelled_1():
+    image = np.zeros((300, 400, 3), np.uint8)
+    nearly, lower, certain = (
+        draw(image, Detections([[100, 80, 180, 200]], [score], None, 400, 300)) for score in (0.9996, 0.99, 1)
+    )
+    np.testing.assert_array_equal(nearly, lower)
+    assert (nearly != certain).any()

@@ -95,6 +95,8 @@ def export_detector(request: Request) -> None:
         "size": _parse_sides(request.size),
         "precision": "int8" if request.int8 else request.precision,
     }
+    takes = "several minutes" if request.int8 else "up to a minute"
+    print_status(f"pyface: exporting {request.model} to {request.target}, which takes {takes}")
     try:
         description = export_model(ExportRequest(**options), request.target)
     except (CheckpointError, ImportError, OSError, ValueError) as error:

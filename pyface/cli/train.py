@@ -168,9 +168,9 @@ def _check_options(request: Request, given: frozenset[str]) -> None:
     """Fails for unknown, missing and ineffective options, before imports that take seconds."""
     precision, device = request.settings.precision, request.device
     if precision not in PRECISIONS:
-        fail(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        fail(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision}")
     if device not in DEVICES:
-        fail(f"--device must be one of {', '.join(DEVICES)}, got {device!r} (--devices N uses several GPUs)")
+        fail(f"--device must be one of {', '.join(DEVICES)}, got {device} (--devices N uses several GPUs)")
     if {"epochs", "max_time"} <= given:
         fail("--epochs and --max-time both say when a run ends; give one of them")
     idle = sorted(given - {"resume", "device"})

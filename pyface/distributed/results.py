@@ -70,14 +70,15 @@ class ResultFolder(ray.data.Datasink):
     Args:
         path: The folder, local (shared by all machines) or a URL such as s3://bucket/results.
         form: "parquet" or "jsonl"; JSON Lines are those of `pyface detect`.
-        resume: Continue the folder; `done` lists the images in it.
+        resume: Continue the folder; `done` lists the images in it, without those that could not be read. The rows of
+            the latter are removed when `save` begins, so that they are tried again.
         overwrite: Remove the results in the folder.
         made_by: What determines the results, such as model and options: JSON values by name. A run with other values
             cannot continue them. None: nothing is recorded or checked.
         rows_per_file: Smallest number of rows per file, except the last one.
 
     Attributes:
-        done: Sorted fingerprints of the images that the folder held when it was opened.
+        done: Sorted fingerprints of the images that the folder held when it was opened, and that could be read.
         before: Their counts.
         written: The counts of this run, after `save`.
 
@@ -102,6 +103,7 @@ class ResultFolder(ray.data.Datasink):
         self.rows_per_file = rows_per_file
         self.run = uuid.uuid4().hex[:12]
         self.done, self.before, self.written = fingerprints([]), Counts(), Counts()
+        self._with_failures: list[str] = []  # files with rows of images that could not be read
         try:
             self.filesystem, self.folder = fs.FileSystem.from_uri(path) if "://" in path else _local(path)
             self.filesystem.create_dir(self.folder)
@@ -126,6 +128,7 @@ class ResultFolder(ray.data.Datasink):
 
     def save(self, results: ray.data.Dataset) -> Counts:
         """Writes a dataset of results, as `detect` returns it; returns the counts of this run."""
+        self._remove_failures()
         # Writing takes little time, but each process that writes takes the memory of one that has loaded torch.
         results.write_datasink(self, ray_remote_args={"num_cpus": 0}, concurrency=len(ray.nodes()))
         return self.written
@@ -153,11 +156,27 @@ class ResultFolder(ray.data.Datasink):
         names: list[np.ndarray] = []
         counts: list[Counts] = []
         for file in files:
-            with self.filesystem.open_input_file(file) as stream:
-                rows = DECODERS[posixpath.splitext(file)[1][1:]](stream)
-            names.append(fingerprints(rows["source"].to_pylist()))
-            counts.append(count(rows))
+            rows = self._read(file)
+            read = rows.filter(rows["error"].is_null())
+            self._with_failures += [file] if len(read) < len(rows) else []
+            names.append(fingerprints(read["source"].to_pylist()))
+            counts.append(count(read))
         self.done, self.before = np.sort(np.concatenate(names)), add(counts)
+
+    def _read(self, file: str) -> pa.Table:
+        with self.filesystem.open_input_file(file) as stream:
+            return DECODERS[_form_of(file)](stream)
+
+    def _remove_failures(self) -> None:
+        """Removes the rows of images that could not be read in an earlier run, since they are tried again."""
+        for file in self._with_failures:
+            rows = self._read(file)
+            read = rows.filter(rows["error"].is_null())
+            if len(read):
+                self._put(posixpath.basename(file), ENCODERS[_form_of(file)](read))
+            else:
+                self.filesystem.delete_file(file)
+        self._with_failures = []
 
     def _files(self) -> list[str]:
         """The files of earlier runs: results, the record of their options, and unfinished files."""
@@ -180,6 +199,10 @@ class ResultFolder(ray.data.Datasink):
 
 
 EMPTY = COLUMNS.empty_table()
+
+
+def _form_of(file: str) -> str:
+    return posixpath.splitext(file)[1][1:]
 
 
 def _local(path: str) -> tuple[fs.FileSystem, str]:

@@ -14,9 +14,10 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pyface.io.files import write_all, write_whole
 
@@ -101,6 +102,7 @@ class ResultFile:
     Attributes:
         is_unchecked: Whether the file is continued without FILE.run.json, so what made it is unknown.
         done: The sources that the file held when it was opened, and whether each had failed.
+        failed: Those of which it held nothing but that they could not be read, and where these results begin and end.
         begun: A video that may be unfinished, since its last frame ends the file, and the number of that frame.
 
     Raises:
@@ -128,7 +130,9 @@ class ResultFile:
         made_by: Mapping[str, Any] | None = None,
     ) -> None:
         self.done: dict[str, bool] = {}
+        self.failed: dict[str, tuple[int, int]] = {}
         self.begun: tuple[str, int] | None = None
+        self._replacement: _Replacement | None = None
         self.is_unchecked = False
         if as_csv is None and path.suffix.lower() not in (".jsonl", ".csv"):
             raise OutputError(f"{path}: a file of results must end with .jsonl or .csv")
@@ -155,17 +159,55 @@ class ResultFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._end_retry(is_interrupted=kind is not None)
+        except OSError as error:
+            if kind is None:  # else the run ends with another error, which matters more
+                raise OutputError(f"{self._path} cannot be written: {error.strerror or error}") from None
+        finally:
+            self._file.close()
+
+    def retry(self, names: Mapping[str, str]) -> None:
+        """Tells that some of the sources in `failed` are tried again.
+
+        The next results are theirs, in this order, and take the places of the failed ones. They are written to a copy
+        of the file, FILE.part, which replaces it once the first result of another source follows, or on leaving the
+        context. Until then the file stays as it is.
+
+        Args:
+            names: The sources' names in the coming results, by their names in the file. Those in an archive begin with
+                its name and a slash.
+
+        Raises:
+            OutputError: The copy cannot be written.
+        """
+        if not names:
+            return
+        try:
+            self._replacement = _Replacement(self._path, [(new, *self.failed[name]) for name, new in names.items()])
+        except OSError as error:
+            raise OutputError(f"{error.filename} cannot be written: {error.strerror or error}") from None
+
+    def _end_retry(self, *, is_interrupted: bool = False) -> None:
+        replacement, self._replacement = self._replacement, None
+        if replacement is not None:
+            replacement.finish(is_interrupted=is_interrupted)
+            self._file.close()
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
 
     def write(self, result: dict[str, Any]) -> None:
-        """Appends one result.
+        """Appends one result, or puts it in the place of a failed one.
 
         Raises:
             OSError: It cannot be written, for example because the disk is full or the file was deleted; `filename`
                 is its name.
         """
         try:
+            if self._replacement is not None:
+                if self._replacement.write(result["source"], self._encode(result)):
+                    return
+                self._end_retry()
             write_all(self._file, self._encode(result))
             if self._has_links and os.fstat(self._file.fileno()).st_nlink == 0:
                 raise OSError(errno.ENOENT, "the file was deleted during the run")
@@ -175,11 +217,14 @@ class ResultFile:
     def _continue(self, path: Path, whole_videos: bool) -> None:
         """Fills `done` and `begun`, and cuts the file after the last whole result or video."""
         whole = start = 0  # ends of the last result, and of the last one before the video that it belongs to
-        for end, source, frame, has_failed in (_json_results if self._encode is json_line else _csv_results)(path):
-            if source is not None:
+        for end, result in (_json_results if self._encode is json_line else _csv_results)(path):
+            if result is not None:
+                source, frame = result.source, result.frame
                 start = whole if self.begun is None or self.begun[0] != source else start
                 self.begun = None if frame is None else (source, frame)
-                self.done[source] = has_failed or self.done.get(source, False)
+                if frame is None and not result.was_read and source not in self.done:
+                    self.failed[source] = whole, end
+                self.done[source] = result.has_failed or self.done.get(source, False)
             whole = end
         if self.begun is not None:
             del self.done[self.begun[0]]
@@ -188,6 +233,70 @@ class ResultFile:
         if whole < path.stat().st_size:
             with path.open("r+b") as file:
                 file.truncate(whole)
+
+
+class _Replacement:
+    """A copy of a file of results in which new results take the places of some; it replaces the file when complete.
+
+    Args:
+        path: The file.
+        places: For each source that is tried again, its name in the new results, and where its result begins and ends;
+            in the file's order.
+    """
+
+    def __init__(self, path: Path, places: Sequence[tuple[str, int, int]]) -> None:
+        self._path = path.resolve()
+        self._part = self._path.with_name(f"{path.name}.part")
+        self._places = list(reversed(places))
+        self._name: str | None = None  # of the source whose results are being written
+        self._begin = self._start = 0  # where its results begin, in the file and in the copy
+        self._old = self._path.open("rb")
+        self._new = self._part.open("wb", buffering=0)
+
+    def write(self, source: str, data: bytes) -> bool:
+        """Writes a result to its place; returns False if it has none, since all places are filled or passed."""
+        while self._name is None or not _is_of(source, self._name):
+            if not self._places:
+                return False
+            name, begin, end = self._places.pop()
+            if _is_of(source, name):
+                self._copy_until(begin)
+                self._old.seek(end)
+                self._name, self._begin, self._start = name, begin, self._new.tell()
+        write_all(self._new, data)
+        return True
+
+    def finish(self, *, is_interrupted: bool) -> None:
+        """Copies the rest, and replaces the file; of the source that was interrupted, the failed result stays.
+
+        Raises:
+            OSError: The copy cannot be written. The file then stays as it was.
+        """
+        try:
+            with self._old, self._new:
+                if is_interrupted and self._name is not None:
+                    self._new.truncate(self._start)
+                    self._new.seek(self._start)
+                    self._old.seek(self._begin)
+                self._copy_until(None)
+                os.fsync(self._new.fileno())  # otherwise a power cut may leave an empty file under the final name
+            shutil.copymode(self._path, self._part)
+            self._part.replace(self._path)
+        except OSError:
+            self._part.unlink(missing_ok=True)
+            raise
+
+    def _copy_until(self, end: int | None) -> None:
+        while data := self._old.read(_COPIED_AT_ONCE if end is None else min(_COPIED_AT_ONCE, end - self._old.tell())):
+            write_all(self._new, data)
+
+
+def _is_of(source: str, name: str) -> bool:
+    """Whether a result's source is this one, or in this archive."""
+    return source == name or source.startswith(f"{name}/")
+
+
+_COPIED_AT_ONCE = 2**20  # bytes
 
 
 class FinishedFile:
@@ -336,8 +445,17 @@ def _shown(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _json_results(path: Path) -> Iterator[tuple[int, str | None, int | None, bool]]:
-    """Yields (where it ends, source, number of the frame, whether it failed) of every whole result."""
+class _Facts(NamedTuple):
+    """What a file says of a source: the number of the frame, whether there is an error, and whether faces are known."""
+
+    source: str
+    frame: int | None
+    has_failed: bool
+    was_read: bool
+
+
+def _json_results(path: Path) -> Iterator[tuple[int, _Facts]]:
+    """Yields where every whole result ends, and its facts."""
     end = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -346,26 +464,28 @@ def _json_results(path: Path) -> Iterator[tuple[int, str | None, int | None, boo
             end += len(line)
             try:
                 result = json.loads(line)
-                source, frame, has_failed = result["source"], result.get("frame"), result["error"] is not None
+                has_failed = result["error"] is not None
+                facts = _Facts(result["source"], result.get("frame"), has_failed, was_read(result))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise _foreign(path, number) from None
-            if not isinstance(source, str):
+            if not isinstance(facts.source, str):
                 raise _foreign(path, number)
-            yield end, source, frame, has_failed
+            yield end, facts
 
 
-def _csv_results(path: Path) -> Iterator[tuple[int, str | None, int | None, bool]]:
-    """Yields (where it ends, source, number of the frame, whether it failed) of the header and every whole result."""
+def _csv_results(path: Path) -> Iterator[tuple[int, _Facts | None]]:
+    """Yields where the header and every whole result end, and the facts of the results."""
     rows_left = 0
     for number, (end, row) in enumerate(_csv_records(path), 1):  # a row that is not CSV has no fields
         if number == 1 and row == CSV_COLUMNS:
-            yield end, None, None, False
+            yield end, None
             continue
         if number == 1 or len(row) != len(CSV_COLUMNS) or re.fullmatch("[0-9]{1,9}", row[_FACES]) is None:
             raise _foreign(path, number)
         rows_left = (rows_left or max(1, int(row[_FACES]))) - 1
         if rows_left == 0:
-            yield end, row[0], int(row[1]) if row[1].isdecimal() else None, row[-1] != ""
+            frame = int(row[1]) if row[1].isdecimal() else None
+            yield end, _Facts(row[0], frame, row[-1] != "", was_read(dict(zip(CSV_COLUMNS, row, strict=True))))
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -151,7 +151,10 @@ async def _detect(batcher: Batcher, request: Request, score_threshold: float | N
     try:
         for parameter in request.query_params:
             if parameter != "score_threshold":
-                raise BadUpload(422, f"score_threshold is the only parameter, got {parameter[:100]}; leave it out")
+                raise BadUpload(
+                    422,
+                    f"the only parameter is score_threshold, got {parameter[:100]}; correct its name or leave it out",
+                )
         with batcher.room.hold(1, body_size(request, batcher.limits)):
             uploads = await read_uploads(request, batcher.limits, deadline)
         found = await batcher.detect(uploads, score_threshold, deadline)

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from pyface.serve.batching import Upload
 from pyface.serve.limits import Limits
 
-_MAX_FIELDS = 64  # form fields that are not files, which are ignored
+_MAX_FIELDS = 64  # form fields that are not files; the first one is refused
 
 
 class BadUpload(Exception):
@@ -83,8 +83,15 @@ async def _read_form(request: Request, chunks: AsyncGenerator[bytes, None], limi
     except MultiPartException as error:
         raise BadUpload(400, f"the multipart form cannot be read: {error.message.rstrip('.')}") from None
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    fields = [name for name, value in form.multi_items() if isinstance(value, str) and value]
     if not files:
         raise BadUpload(400, "the form has no file; send images as files: curl -F file=@photo.jpg")
+    if fields:  # empty ones are those that browsers send for inputs without a file
+        raise BadUpload(
+            422,
+            f"all parts of the form must be files, got the field {fields[0][:100]}; send images as in curl -F "
+            "file=@photo.jpg, and the threshold in the URL: /detect?score_threshold=0.5",
+        )
     return [Upload(file.filename, await file.read()) for file in files]
 
 

@@ -27,9 +27,8 @@ from pyface.evaluation.faces import Report, detect_all, score
 from pyface.io.images import read_image
 from pyface.models.checkpoints import save_checkpoint
 from pyface.models.single_shot import SingleShot
+from pyface.training.folder import MEASURED
 from pyface.training.recipes import TrainingError
-
-MEASURED = "measured.jsonl"
 
 
 class Average(L.Callback):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickle
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,16 @@ import torch
 from pyface.data.annotations import AnnotatedImage, DatasetError
 from pyface.data.folder import annotations_in, unlisted
 from pyface.models.checkpoints import is_of_kind, tupled
+from pyface.models.zoo import default_weights, model_info
 from pyface.training.album import Album
 from pyface.training.recipes import Recipe, Run, TrainingError
 
-CONFIG, CHECKPOINT, DATA = "config.json", "last.ckpt", "data.json"
+CONFIG, CHECKPOINT, DATA, MEASURED = "config.json", "last.ckpt", "data.json", "measured.jsonl"
+
+FEW = 1000
+"""From fewer images, a detector that starts from random weights learns little."""
+LOW = 0.1
+"""A run whose average precision is below this has found almost nothing."""
 
 Config = TypeVar("Config", Run, Recipe)
 
@@ -156,6 +163,8 @@ def announce(run: Run, album: Album, sets: Mapping[str, Sequence[AnnotatedImage]
     length = counted(run.recipe.epochs, "epoch") if run.max_hours is None else f"{60 * run.max_hours:.3g} minutes"
     known = f"{album.known_landmarks:,} of them with landmarks"
     print(f"{run.model}: {counted(len(album), 'image')} with {counted(faces, 'face')}, {known}, {length}", flush=True)
+    if len(album) < FEW and run.weights is None:
+        print(f"{counted(len(album), 'image')} may be too few for random initial weights; {_other_start(run)}")
     if album.left_out:
         print(f"left out: {counted(album.left_out, 'box', 'es')} outside their images", flush=True)
     for folder in dict.fromkeys(run.data):
@@ -186,6 +195,24 @@ def counted(number: int, noun: str, plural: str = "s") -> str:
 
 
 def say_complete(run: Run, folder: Path, verb: str) -> None:
-    """Prints how to use a finished run's weights."""
+    """Prints how to use a finished run's weights, or first what to do if they find almost nothing."""
+    precision = best_precision(folder)
+    if precision is not None and precision < LOW:
+        more = f", or {_other_start(run)}" if run.weights is None else ""
+        print(f"the average precision is only {precision:.3f}; train longer or on more images{more}")
     print(f"the run in {folder} {verb} complete; to use its weights:", flush=True)
     print(f"  pyface detect IMAGES --model {run.model} --weights {folder / 'best.safetensors'}", flush=True)
+
+
+def best_precision(folder: Path) -> float | None:
+    """Returns the best measured average precision of a run, which chose its weights; None: nothing was measured."""
+    lines = (folder / MEASURED).read_text(encoding="utf-8").splitlines() if (folder / MEASURED).is_file() else []
+    measured = [list(json.loads(line).values())[2:] for line in lines]  # behind "step" and "progress", a report per set
+    return max((statistics.mean(sets[0]["average_precision"].values()) for sets in measured if sets), default=None)
+
+
+def _other_start(run: Run) -> str:
+    row = model_info(run.model)
+    if row.weights is None:
+        return "start from trained weights with --weights FILE or --backbone FILE (docs/training.md)"
+    return f"start from the bundled weights with --weights {default_weights(row)} --rate 1e-4 (docs/training.md)"

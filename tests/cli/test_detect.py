@@ -249,8 +249,27 @@ def test_resume_after_any_cut(run, write_grey, fake_model, name):
         assert Path(name).read_bytes() == whole
     fake_model.batches.clear()
     run("detect", "./in", "--output", name, "--resume", status=1)  # the same images, spelled otherwise
-    assert Path(name).read_bytes() == whole
+    assert Path(name).read_bytes() == whole.replace(b"in/1b", b"./in/1b")  # this one was tried again
     assert fake_model.batches == []
+
+
+@pytest.mark.parametrize("name", ["faces.jsonl", "faces.csv"])
+def test_resume_tries_images_again_that_could_not_be_read(run, write_grey, fake_model, name):
+    for k in range(3):
+        write_grey(f"in/{k}.png", 40 * k)
+    content = Path("in/1.png").read_bytes()
+    Path("in/1.png").write_bytes(content[:40])
+    run("detect", "in", "--output", name, status=1)
+    Path("in/1.png").write_bytes(content)
+    fake_model.batches.clear()
+    other = run("detect", "in/0.png", "--output", name, "--resume")  # the failed one is not among its sources
+    assert fake_model.batches == []
+    stderr = run("detect", "in", "--output", name, "--resume").stderr
+    assert fake_model.batches == [1]
+    assert "1 face in 1 image, 2 done before, " in stderr
+    assert "1 done before, " in other.stderr
+    run("detect", "in", "--output", f"whole/{name}")
+    assert Path(name).read_bytes() == Path(f"whole/{name}").read_bytes()
 
 
 def test_resume_without_a_file_starts_one(run, write_grey):

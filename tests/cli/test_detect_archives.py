@@ -120,6 +120,19 @@ def test_resume_after_any_cut(run, members, tmp_path, write_grey):
         assert again.items() <= copies.items()
 
 
+def test_resume_tries_archives_again_that_could_not_be_opened(run, members, tmp_path, write_grey):
+    Path("a.tar").write_text("words " * 200)
+    write_grey("b.png")
+    write_tar(tmp_path / "cut.tar", members)
+    Path("cut.tar").write_bytes(Path("cut.tar").read_bytes()[: len(members["000.jpg"]) + 2048])
+    command = ["detect", "a.tar", "b.png", "cut.tar", "--output"]
+    run(*command, "part.jsonl", status=1)
+    write_tar(tmp_path / "a.tar", members)
+    run(*command, "part.jsonl", "--resume", status=1)
+    run(*command, "whole.jsonl", status=1)
+    assert Path("part.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+
+
 def test_damaged_archives_are_reported_and_the_run_continues(run, members, tmp_path, write_grey):
     image = members["sub/001.png"]
     write_tar(tmp_path / "whole.tar", {f"{k}.png": image for k in range(4)})

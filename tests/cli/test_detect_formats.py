@@ -238,7 +238,7 @@ def test_an_interrupted_run_leaves_a_whole_file(run, photos, fake_model, monkeyp
             ["--format", "yolo", "--output", "data"],
             ["labels already exists, and --overwrite replaces only files"],
         ),
-        (["--format", "yolo", "--output", "there.json"], ["--output must be a folder", "got the file there.json"]),
+        (["--format", "yolo", "--output", "in/a.png"], ["--output must be a folder", "got the file in/a.png"]),
         (["--format", "labelstudio", "--output", "x.json", "video.mp4"], ["is for images, got the video video.mp4"]),
     ],
 )
@@ -255,8 +255,10 @@ def test_without_pyarrow(run, photos, monkeypatch, assert_one_sentence):
     assert_one_sentence(result, 'Parquet files need pyarrow: pip install "pyface-engine[parquet]"')
 
 
-@pytest.mark.parametrize(("name", "form"), [("a.jsonl", "csv"), ("a.csv", "coco"), ("a.PARQUET", "jsonl")])
+@pytest.mark.parametrize(
+    ("name", "form"), [("a.jsonl", "csv"), ("a.csv", "coco"), ("a.PARQUET", "jsonl"), ("a.json", "csv")]
+)
 def test_a_format_that_contradicts_the_suffix(run, write_grey, assert_one_sentence, name, form):
     write_grey("a.png")
     result = run("detect", "a.png", "--output", name, "--format", form, status=2)
-    assert_one_sentence(result, f"--format {form} contradicts the suffix of {name}; leave one of the two out")
+    assert_one_sentence(result, f"--format {form} contradicts the suffix of {name}; change one of the two")

@@ -167,6 +167,37 @@ def test_without_pyav(run, write_video, write_grey, monkeypatch):
     assert faces_of(lines) == [0, 1]
 
 
+@pytest.mark.parametrize("place", ["out/video.mp4", "out"])
+def test_faces_are_kept_if_a_video_cannot_be_saved(run, write_video, place):
+    write_video("video.mp4", (80, 0, 40))
+    Path("out/video.mp4").mkdir(parents=True)
+    if place == "out":
+        Path("out/video.mp4").rmdir()
+        Path("out/video.mp4").write_bytes(b"somebody's video")
+    result = run("detect", "video.mp4", "--save", "out", status=1)
+    lines = lines_of(result.stdout)
+    assert faces_of(lines) == [2, 0, 1]
+    assert [line["frame"] for line in lines] == [0, 1, 2]
+    assert lines[0]["error"].startswith("out/video.mp4 cannot be written")
+    assert [line["error"] for line in lines[1:]] == [None, None]
+    assert "3 faces in 3 frames, 1 copy could not be written, " in result.stderr
+    if place == "out":
+        assert Path("out/video.mp4").read_bytes() == b"somebody's video"
+
+
+def test_faces_are_kept_if_a_crop_of_a_frame_cannot_be_saved(run, write_video):
+    write_video("video.mp4", (80, 40))
+    Path("crops").mkdir()
+    Path("crops/video.mp4-000000-1.png").write_bytes(b"somebody's photo")
+    result = run("detect", "video.mp4", "--crops", "crops", status=1)
+    lines = lines_of(result.stdout)
+    assert faces_of(lines) == [2, 1]
+    assert lines[0]["error"].startswith("crops/video.mp4-000000-1.png cannot be written (File exists)")
+    assert lines[1]["error"] is None
+    assert Path(lines[1]["faces"][0]["crop"]).is_file()
+    assert "1 copy could not be written" in result.stderr
+
+
 # --- resuming --------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +219,21 @@ def test_resume_after_any_cut(run, write_video, write_grey, name, save):
         assert Path(name).read_bytes() == whole
     if save:
         assert len(list(video("out/d.mp4"))) == 2  # done again, since it ended the file
+
+
+def test_resume_tries_videos_again_that_could_not_be_opened(run, write_video, write_grey):
+    write_video("in/a.mp4")
+    write_grey("in/b.png")
+    write_video("in/c.mp4")
+    content = Path("in/a.mp4").read_bytes()
+    Path("in/a.mp4").write_bytes(b"no video")
+    run("detect", "in", "--output", "faces.jsonl", status=1)
+    whole = Path("faces.jsonl").read_bytes()
+    Path("in/a.mp4").write_bytes(content)
+    Path("faces.jsonl").write_bytes(whole[: whole.rindex(b'{"source')])  # within c.mp4, which is continued
+    run("detect", "in", "--output", "faces.jsonl", "--resume")
+    run("detect", "in", "--output", "whole.jsonl")
+    assert Path("faces.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
 
 
 def test_resume_continues_within_a_video(run, write_video, fake_model):

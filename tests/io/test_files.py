@@ -51,6 +51,30 @@ def test_results_that_did_not_fit_can_be_continued(tmp_path, small_disk, name):
         assert list(file.done) == [f"{k}.jpg" for k in range(12)]
 
 
+@pytest.mark.parametrize(
+    ("size", "last"), [pytest.param(1500, "1.jpg", id="within"), pytest.param(2500, "new.jpg", id="behind")]
+)
+def test_another_try_that_did_not_fit_leaves_the_results(tmp_path, small_disk, size, last):
+    path = tmp_path / "faces.jsonl"
+    with ResultFile(path) as file:
+        for k in range(3):
+            file.write(failed(f"{k}.jpg", "x" * 1000))
+    before = path.read_bytes()
+    small_disk(len(before) + 1000)
+
+    def try_again():
+        with ResultFile(path, resume=True) as file:
+            file.retry({"1.jpg": "1.jpg"})
+            file.write(failed("1.jpg", "x" * size))
+            file.write(failed(last, "x" * 3000))
+
+    with pytest.raises(OSError, match="File too large") as error:
+        try_again()
+    assert error.value.filename == str(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_deleted_file_of_results_is_an_error(tmp_path):
     path = tmp_path / "faces.jsonl"
     with ResultFile(path) as file:

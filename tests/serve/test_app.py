@@ -412,7 +412,10 @@ def test_wrong_parameters_are_named(serve, png):
             response = service.client.post(f"/detect?score_threshold={value}", content=png())
             assert_refused(response, 422, f"score_threshold must be from 0 to 1, got {value}"[:300])
         response = service.client.post("/detect?score_treshold=0.9", content=png())
-        assert_refused(response, 422, "score_threshold is the only parameter, got score_treshold; leave it out")
+        assert_refused(response, 422, "the only parameter is score_threshold, got score_treshold; correct")
+        fields = {"score_threshold": "0.9"}
+        response = service.client.post("/detect", files={"file": ("a.png", png())}, data=fields)
+        assert_refused(response, 422, "must be files, got the field score_threshold; ", "/detect?score_threshold=0.5")
 
 
 def test_unknown_paths_and_methods(serve):

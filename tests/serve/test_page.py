@@ -75,6 +75,8 @@ def test_the_page(open_page, astronaut, gallery, tmp_path):
     set_threshold(page, 0.5)
     assert page.evaluate(STATUS) == "9 faces"
 
+    assert page.evaluate("[1, 0.9996, 0.987, 0.29].map(formatScore)") == ["1.00", "0.99", "0.99", "0.29"]
+
     page.choose("#file", astronaut)
     page.wait_for(f"{STATUS} === '1 face'")
     if shot := os.environ.get("PYFACE_SCREENSHOT"):

@@ -73,7 +73,7 @@ def test_held_out_names_are_lines(data, tmp_path):
         ([*START, "--max-time", "1h", "--epochs", "3"], "give one of them"),
         (["--resume", "{tmp}", "--epochs", "3"], "--resume continues a run as it was configured; leave out --epochs"),
         (["--resume", "{tmp}"], "a run's folder holds config.json"),
-        ([*START, "--device", "tpu"], "--device must be one of auto, cpu, cuda, got 'tpu'"),
+        ([*START, "--device", "tpu"], "--device must be one of auto, cpu, cuda, got tpu"),
         (["s3fd_lite", "--config", "{tmp}/c.json"], "--config names the model; leave it out"),
         (["--config", "{tmp}/c.json", "--out", "{tmp}/run"], "c.json cannot be read: No such file"),
         (["--config", "{data}/bbx_gt.txt", "--out", "{tmp}/run"], "is not a run's configuration: it is not JSON"),

@@ -23,10 +23,11 @@ from pyface.evaluation.faces import score
 from pyface.models import create_model
 from pyface.models.checkpoints import CheckpointError, configured
 from pyface.models.s3fd import S3FDLiteConfig
+from pyface.models.zoo import default_weights, model_info
 from pyface.training import callbacks, module
 from pyface.training.album import Album, measured_sets
 from pyface.training.crop_rules import octaves
-from pyface.training.folder import read_config, write_config
+from pyface.training.folder import best_precision, read_config, say_complete, write_config
 from pyface.training.recipes import RECIPES, Recipe, Run, TrainingError
 from pyface.training.run import train
 from pyface.training.samples import Samples
@@ -57,10 +58,12 @@ def run_to_change(complete_run, tmp_path):
 def test_a_run_leaves_weights_measurements_and_logs(data, tmp_path, capsys):
     folder = tmp_path / "run"
     train(small_run(data, val=(str(data),), held_out=("1.png",)), folder, accelerator="cpu")
-    assert (
-        f"{data.name}: 5 of 6 images are also in the training data, so the scores are too optimistic"
-        in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert f"{data.name}: 5 of 6 images are also in the training data, so the scores are too optimistic" in printed
+    # After 8 steps the weights find almost nothing.
+    best = max(float(ap) for ap in re.findall(rf"{data.name}/AP@0.4 ([0-9.]+)", printed))
+    assert best < 0.1
+    assert re.search(r"the average precision is only 0\.0\d\d; train longer .*, or start from the bundled", printed)
     assert {path.name for path in folder.iterdir()} == {
         "best.safetensors",
         "config.json",
@@ -132,14 +135,17 @@ def test_time_ends_a_run(data, tmp_path):
 def test_a_complete_run_says_so(data, complete_run, capsys):
     folder, printed = complete_run
     lines = printed.splitlines()
-    assert lines[:2] == [
+    bundled = default_weights(model_info("s3fd_lite"))
+    assert lines[:3] == [
         "s3fd_lite: 6 images with 9 faces, 6 of them with landmarks, 4 epochs",
+        "6 images may be too few for random initial weights; start from the bundled weights with --weights "
+        f"{bundled} --rate 1e-4 (docs/training.md)",
         "no images to measure on, so best.safetensors will be the newest weights; add some with --val DIR",
     ]
-    assert [line.split(": ")[0] for line in lines[2:4]] == ["step 6, 50% of the run", "step 12, 100% of the run"]
-    assert "loss" in lines[2]
-    assert lines[4] == f"the run in {folder} is complete; to use its weights:"
-    assert lines[5] == f"  pyface detect IMAGES --model s3fd_lite --weights {folder / 'best.safetensors'}"
+    assert [line.split(": ")[0] for line in lines[3:5]] == ["step 6, 50% of the run", "step 12, 100% of the run"]
+    assert "loss" in lines[3]
+    assert lines[5] == f"the run in {folder} is complete; to use its weights:"
+    assert lines[6] == f"  pyface detect IMAGES --model s3fd_lite --weights {folder / 'best.safetensors'}"
     train(small_run(data), folder, accelerator="cpu", resume=True)
     assert f"the run in {folder} was already complete" in capsys.readouterr().out
 
@@ -468,3 +474,26 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
         callbacks.Saving(path).save(trainer, torch.nn.Linear(1, 1))
     assert caught.value.filename == str(path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"last.ckpt": b"the one before"}
+
+
+def test_what_to_do_is_said_if_a_run_finds_almost_nothing(tmp_path, capsys):
+    def measured(*values):
+        lines = [
+            {"step": 1, "progress": 1.0, "val": {"average_precision": {"0.5": v, "0.4": v + 0.02}}} for v in values
+        ]
+        (tmp_path / "measured.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return best_precision(tmp_path)
+
+    assert best_precision(tmp_path) is None
+    assert measured(0.01, 0.03, 0.02) == pytest.approx(0.04)
+    started = Run("s3fd_lite", ("data",), weights="s3fd_lite.safetensors", recipe=SMALL)
+    for run, words in (
+        (started, "the average precision is only 0.040; train longer or on more images\n"),
+        (replace(started, weights=None), f"with --weights {default_weights(model_info('s3fd_lite'))} --rate 1e-4"),
+        (Run("s3fd_vgg16", ("data",), recipe=SMALL), "with --weights FILE or --backbone FILE (docs/training.md)"),
+    ):
+        say_complete(run, tmp_path, "is")
+        assert words in capsys.readouterr().out
+    measured(0.3)
+    say_complete(started, tmp_path, "is")
+    assert "only" not in capsys.readouterr().out

@@ -155,7 +155,6 @@ def _summarise(folder: ResultFolder) -> None:
     earlier = f", {before.images:,} done before" if before.images else ""
     print_status(f"{count(written.images, 'image')}, {count(written.faces, 'face')}{earlier}")
     print_status(f"results: {folder.path}")
-    failed = written.failed + before.failed
-    if failed:
-        print_status(f"{count(failed, 'image')} could not be read; `error` in their rows gives the reason")
+    if written.failed:
+        print_status(f"{count(written.failed, 'image')} could not be read; `error` in their rows gives the reason")
         raise typer.Exit(FAILED)

@@ -78,10 +78,8 @@ def detect_sources(request: Request) -> None:
     from pyface.cli.detect.copies import Copies
     from pyface.cli.detect.run import Run  # after the detector, which reports missing kernels
 
-    with open_output(request, sources) as (write, done, begun):
-        remaining = [source for source in sources if source_key(source) not in done]
-        if begun is not None:  # first, so that the lines of a video stay together
-            remaining.sort(key=lambda source: source_key(source) != begun[0])
+    with open_output(request, sources) as (write, done, again, begun):
+        remaining = _remaining(sources, done, again, begun)
         show_lines = request.output is None and sys.stdout.isatty()
         before = _count_failures(sources, done)
         report = Report(len(sources), len(sources) - len(remaining), before, show_lines=show_lines)
@@ -95,7 +93,7 @@ def detect_sources(request: Request) -> None:
             request.every,
             request.fps,
             request.track,
-            -1 if begun is None else begun[1],
+            begun,
             request.sources.glob or [],
             request.sources.exclude or [],
             done,
@@ -105,6 +103,17 @@ def detect_sources(request: Request) -> None:
     report.summarise({"results": request.output_file, drawn: request.copies.save, "crops": request.copies.crops})
     if report.failed.total() or before:
         raise typer.Exit(FAILED)
+
+
+def _remaining(
+    sources: list[Source], done: dict[str, bool], again: list[Source], begun: tuple[str, int] | None
+) -> list[Source]:
+    """Returns the sources that are not done: those tried again, the video that has begun, and the others."""
+    tried = set(again)
+    others = [source for source in sources if source_key(source) not in done and source not in tried]
+    if begun is not None:  # so that the lines of a video stay together
+        others.sort(key=lambda source: source_key(source) != begun[0])
+    return [*again, *others]
 
 
 def _count_failures(sources: list[Source], done: dict[str, bool]) -> int:
@@ -139,9 +148,9 @@ def _check_request(request: Request) -> None:
     if request.output is None and (request.resume or request.overwrite or request.format not in (None, "jsonl")):
         option = "--resume" if request.resume else "--overwrite" if request.overwrite else f"--format {request.format}"
         fail(f"{option} needs a file of results; add --output FILE")
-    suffix = request.output_suffix
-    if request.cluster.ray is None and suffix is not None and request.format not in (None, suffix):
-        fail(f"--format {request.format} contradicts the suffix of {request.output}; leave one of the two out")
+    formats = request.suffix_formats
+    if request.cluster.ray is None and formats and request.format not in (None, *formats):
+        fail(f"--format {request.format} contradicts the suffix of {request.output}; change one of the two")
     if request.resume and request.cluster.ray is None and request.output_format not in ("jsonl", "csv", None):
         fail(
             f"--resume continues jsonl and csv files, got --format {request.output_format}; "

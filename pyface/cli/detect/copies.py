@@ -21,7 +21,7 @@ from pyface.io.files import write_whole
 from pyface.io.images import Pixels
 from pyface.io.metadata import save_photo
 from pyface.io.sources import Source, copy_name, plan_member
-from pyface.io.video import CODECS, VideoWriter
+from pyface.io.video import CODECS, VideoError, VideoWriter
 from pyface.redact import Cover, redact
 
 
@@ -59,14 +59,13 @@ class Copies:
         if self.crops is not None:
             self.crops[source] = plan_member(self.crops[archive], name, self.taken, lambda name, _: name)
 
-    def video_place(self, source: Source) -> Path | None:
+    def video_place(self, source: Source) -> Path:
         """Returns where the copy of a video goes; one that was taken for an image gets the suffix of a video.
 
         Raises:
             CopyError: Something else has the name of the copy.
         """
-        if self.places is None:
-            return None
+        assert self.places is not None
         path = self.places[source]
         path = path if path.suffix.lower() == ".mp4" else path.with_name(f"{path.name}.mp4")
         with names_that_are_free():
@@ -142,26 +141,43 @@ def names_that_are_free() -> Iterator[None]:
 
 
 class VideoCopy:
-    """The copy of a video, begun with its first frame. Without a path, nothing is written."""
+    """The copy of a video, begun with its first frame, if copies are asked for."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, copies: Copies, source: Source) -> None:
+        self._copies, self._source = copies, source
+        self._is_wanted = copies.places is not None
         self._writer: VideoWriter | None = None
         self._size = (0, 0)
 
     def write(self, image: Pixels | None, time: float) -> None:
-        """Appends a frame; None is left out."""
-        if self._path is None or image is None:
+        """Appends a frame; None is left out.
+
+        Raises:
+            CopyError: The copy cannot be written under its name; later frames are then left out.
+        """
+        if not self._is_wanted or image is None:
             return
         if self._writer is None:
-            with names_that_are_free():
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer, self._size = VideoWriter(self._path), (image.shape[1], image.shape[0])
-            if self._writer.codec != CODECS[0]:
-                print_status(f"pyface: PyAV has no H.264 encoder here, so browsers cannot play {self._path}")
+            try:
+                self._writer, self._size = self._begin(), (image.shape[1], image.shape[0])
+            except CopyError:
+                self._is_wanted = False
+                raise
         if (image.shape[1], image.shape[0]) != self._size:  # a broadcast may change its size, a file's stream may not
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         self._writer.write(image, time)
+
+    def _begin(self) -> VideoWriter:
+        path = self._copies.video_place(self._source)
+        with names_that_are_free():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            writer = VideoWriter(path)
+        except VideoError as error:
+            raise CopyError(str(error)) from error
+        if writer.codec != CODECS[0]:
+            print_status(f"pyface: PyAV has no H.264 encoder here, so browsers cannot play {path}")
+        return writer
 
     def __enter__(self) -> VideoCopy:
         return self

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pyface.cli.console import fail, print_status
 from pyface.cli.detect.request import Request
 from pyface.io.results import FinishedFile, OutputError, ParquetFile, ResultFile, json_line
-from pyface.io.sources import Source, is_video, paths_below, source_key, source_name
+from pyface.io.sources import Source, is_archive, is_video, paths_below, source_key, source_name
 
 if TYPE_CHECKING:
     from pyface.data.result_writers import YoloFolder
@@ -25,11 +25,13 @@ class Output(NamedTuple):
     Attributes:
         write: Writes a result.
         done: The keys of the sources that are done, and whether each failed.
+        again: The sources that could not be read and are tried again; their results must be written first, in order.
         begun: The key of the video within which the results end, and the number of its last frame; None: there is none.
     """
 
     write: Write
     done: dict[str, bool]
+    again: list[Source]
     begun: tuple[str, int] | None
 
 
@@ -45,7 +47,7 @@ def open_output(request: Request, sources: list[Source]) -> Iterator[Output]:
                 sys.stdout.buffer.write(json_line(result))
                 sys.stdout.buffer.flush()
 
-        yield Output(print_line, {}, None)
+        yield Output(print_line, {}, [], None)
         return
     try:
         if request.is_resumable:
@@ -54,7 +56,7 @@ def open_output(request: Request, sources: list[Source]) -> Iterator[Output]:
         else:
             with _open_finished(request, output, sources) as file:
                 has_errors = request.output_format == "parquet"
-                yield Output(file.write if has_errors else _reporting_failures(file.write), {}, None)
+                yield Output(file.write if has_errors else _reporting_failures(file.write), {}, [], None)
     except OutputError as error:
         fail(error)
 
@@ -80,7 +82,26 @@ def _open_growing(request: Request, output: Path, sources: list[Source]) -> Iter
     with file:
         if begun is not None and begun[0] not in map(source_key, sources):
             fail(f"{output} ends within {begun[0]}; name that video too, so that it can be finished first")
-        yield Output(file.write, {source_key(source): failed for source, failed in file.done.items()}, begun)
+        done = {source_key(name): failed for name, failed in file.done.items()}
+        again = _retried(file, sources, done)
+        file.retry({name: source_name(source) for name, source in again.items()})
+        for source in again.values():
+            del done[source_key(source)]
+        yield Output(file.write, done, list(again.values()), begun)
+
+
+def _retried(file: ResultFile, sources: list[Source], done: Iterable[str]) -> dict[str, Source]:
+    """Returns the sources that are tried again, by their names in the file.
+
+    An archive of which the file has images has broken off. As for videos that have, its results stay.
+    """
+    named = {source_key(source): source for source in sources}
+    failed = {name: named[source_key(name)] for name in file.failed if source_key(name) in named}
+    return {
+        name: source
+        for name, source in failed.items()
+        if not is_archive(source) or not any(key.startswith(f"{source_key(source)}/") for key in done)
+    }
 
 
 def _open_finished(request: Request, output: Path, sources: list[Source]) -> FinishedFile | YoloFolder:

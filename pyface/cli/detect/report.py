@@ -31,7 +31,7 @@ class Report:
 
         self.total, self.skipped, self.skipped_failed = total, skipped, skipped_failed
         self.done, self.faces, self.images, self.frames, self.dropped = skipped, 0, 0, 0, 0
-        self.failed: Counter[str] = Counter()  # by "image", "frame", "video" and "archive", and "copy" of an image
+        self.failed: Counter[str] = Counter()  # by "image", "frame", "video", "archive" and "copy"
         self._start = time.monotonic()
         self._stderr = Console(stderr=True)
         self._lines: Console | None = None
@@ -70,8 +70,10 @@ class Report:
             self.images += was_read(result)
             self._add_line(result, result["error"], "red")
             return
+        from pyface.detections import format_score
+
         self.images += 1
-        scores = " ".join(f"{face['score']:.2f}" for face in result["faces"][:8])
+        scores = " ".join(format_score(face["score"]) for face in result["faces"][:8])
         more = " ..." if len(result["faces"]) > 8 else ""
         size = f"{result['width']} x {result['height']}"
         text = f"{result['source']}  {size}  {count(len(result['faces']), 'face')}  {scores}{more}".rstrip()
@@ -105,8 +107,10 @@ class Report:
         video = self._video
         assert video is not None
         video.frames, video.faces, video.time = video.frames + 1, video.faces + len(result["faces"]), result["time"]
-        self.frames += result["error"] is None
-        self.failed["frame"] += result["error"] is not None
+        self.frames += was_read(result)
+        if result["error"] is not None:
+            self.failed["copy" if was_read(result) else "frame"] += 1
+            self._print_line(result["error"], "red")
         self._bar.update(video.task, completed=video.time)
         if not video.has_length:
             self._bar.update(video.task, description=f"{video.name}: {count(video.frames, 'frame')}{self._drops()}")
@@ -160,7 +164,8 @@ class Report:
         if failures:
             parts.append(f"{' and '.join(failures)} could not be read")
         if self.failed["copy"]:
-            parts.append(f"the copies of {count(self.failed['copy'], 'image')} could not be written")
+            copies = "1 copy" if self.failed["copy"] == 1 else f"{self.failed['copy']:,} copies"
+            parts.append(f"{copies} could not be written")
         if self.skipped:
             errors = f", {self.skipped_failed} of them with errors" if self.skipped_failed else ""
             parts.append(f"{self.skipped} done before{errors}")

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 FILES, VIDEOS, PRIVACY, RESULTS = "File selection", "Videos and cameras", "Crops and privacy", "Results"
 """Panels of the help."""
 
+SUFFIXES = {
+    ".jsonl": ("jsonl",),
+    ".csv": ("csv",),
+    ".parquet": ("parquet",),
+    ".json": ("coco", "labelstudio", "jsonl"),
+}
+"""The formats that a suffix of the file of results can stand for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorOptions:
@@ -239,7 +247,8 @@ class Request:
         typer.Option(
             "--resume",
             help="Continue --output FILE (.jsonl or .csv, or the folder of --ray): skip the images that it already "
-            "has. Model, weights and options must be the same as before; FILE.run.json records them.",
+            "has, and try those again that could not be read. Model, weights and options must be the same as before; "
+            "FILE.run.json records them.",
             rich_help_panel=RESULTS,
         ),
     ] = False
@@ -257,13 +266,12 @@ class Request:
     @property
     def output_format(self) -> str | None:
         """The format of the results, None if neither the option nor the file's suffix gives one."""
-        return self.format or self.output_suffix
+        return self.format or (self.suffix_formats[0] if len(self.suffix_formats) == 1 else None)
 
     @property
-    def output_suffix(self) -> str | None:
-        """The format that the file's suffix stands for, None if it stands for none."""
-        suffix = "" if self.output_file is None else self.output_file.suffix.lower()
-        return suffix[1:] if suffix in (".jsonl", ".csv", ".parquet") else None
+    def suffix_formats(self) -> tuple[str, ...]:
+        """The formats that the file's suffix can stand for; a suffix without any of them may have any format."""
+        return () if self.output_file is None else SUFFIXES.get(self.output_file.suffix.lower(), ())
 
     @property
     def is_resumable(self) -> bool:

@@ -63,7 +63,7 @@ class Run:
         every: Take one frame of a video in this many.
         fps: Take at most this many frames per second instead.
         track: Give the faces of videos the numbers of their tracks, and those of images None.
-        after: Number of the last frame that is done already if the first source is a video; else -1.
+        begun: The key of a partly done video and the number of its last frame that is done; None: there is none.
         globs, excludes: Which images of archives to take; see `is_selected`.
         done: The keys of the images that are done already; those in archives are skipped.
     """
@@ -74,7 +74,7 @@ class Run:
     every: int
     fps: float | None
     track: bool
-    after: int
+    begun: tuple[str, int] | None
     globs: Sequence[str] = ()
     excludes: Sequence[str] = ()
     done: Container[str] = frozenset()
@@ -92,13 +92,13 @@ class Run:
                         found = (Found(outcome, None) for outcome in self.detector.stream(group))
                         yield from _finished(pool, self._finish_image, found)
                     case "unclear":
-                        yield from self._unclear_results(pool, group, sources[0])
+                        yield from self._unclear_results(pool, group)
                     case "archive":
                         for source in group:
                             yield from self._archive_results(pool, source_name(source))
                     case "video":
                         for source in group:
-                            yield from self._video_results(pool, source, self.after if source == sources[0] else -1)
+                            yield from self._video_results(pool, source)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -125,29 +125,36 @@ class Run:
         for text in describe_skipped(skipped):
             print_status(f"pyface: {name}: {text}")
 
-    def _unclear_results(self, pool: Executor, sources: Iterable[Source], first: Source) -> Iterator[dict[str, Any]]:
+    def _unclear_results(self, pool: Executor, sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
         """Yields the results of URLs that may be images or videos."""
         for outcome in self.detector.stream(sources):
             if isinstance(outcome.error, KindError):
-                yield from self._video_results(pool, outcome.source, self.after if outcome.source == first else -1)
+                yield from self._video_results(pool, outcome.source)
             else:
                 yield self._finish_image(Found(outcome, None))
 
-    def _video_results(self, pool: Executor, source: Source, after: int) -> Iterator[dict[str, Any]]:
-        """Yields the results of a video's frames; if it cannot be read to its end, the last one gives the reason."""
+    def _video_results(self, pool: Executor, source: Source) -> Iterator[dict[str, Any]]:
+        """Yields the results of a video's frames; if it cannot be read to its end, the last one gives the reason.
+
+        If its copy cannot be written, the first one gives the reason, and the faces are kept.
+        """
         name = source_name(source)
         try:
             self.report.begin_video(name, 0 if is_live(source) else video_seconds(str(source)))
-            with VideoCopy(self.copies.video_place(source)) as copy:
-                for result, drawn in self._frames(pool, source, after):
-                    copy.write(drawn, result["time"])
+            with VideoCopy(self.copies, source) as copy:
+                for result, drawn in self._frames(pool, source):
+                    try:
+                        copy.write(drawn, result["time"])
+                    except CopyError as error:
+                        result["error"] = str(error)
                     yield result
-        except (VideoError, CopyError, ImportError) as error:
+        except (VideoError, ImportError) as error:
             yield failed(name, str(error))
         else:
             self.report.end_video()
 
-    def _frames(self, pool: Executor, source: Source, after: int) -> Iterator[tuple[dict[str, Any], Pixels | None]]:
+    def _frames(self, pool: Executor, source: Source) -> Iterator[tuple[dict[str, Any], Pixels | None]]:
+        after = self.begun[1] if self.begun is not None and self.begun[0] == source_key(source) else -1
         frames = video(source, every=self.every, fps=self.fps)
         finish = partial(self._finish_frame, source)
         if not is_live(source):
@@ -176,14 +183,11 @@ class Run:
         name = os.fspath(outcome.source)
         if outcome.detections is None:
             return failed(name, str(outcome.error))
-        crops: list[str | None] = []
-        problem = None
         try:
             self.copies.save_image(outcome.source, outcome.image, outcome.detections)
-            crops = self.copies.save_crops(name, None, outcome.image, outcome.detections)
+            return self._result(found, self.copies.save_crops(name, None, outcome.image, outcome.detections))
         except (CopyError, ImageError) as error:
-            problem = str(error)
-        return self._result(found, crops) | {"error": problem}
+            return self._result(found, []) | {"error": str(error)}
 
     def _finish_frame(self, source: Source, found: Found) -> tuple[dict[str, Any], Pixels | None]:
         """Makes the result of a frame, and the frame that goes into the source's copy if there is one."""
@@ -192,8 +196,11 @@ class Run:
             return of_frame(failed(frame.source, str(outcome.error)), frame.source, frame.frame, frame.time), None
         has_copy = self.copies.places is not None
         marked = self.copies.mark_faces(outcome.image, outcome.detections, found.ids) if has_copy else None
-        crops = self.copies.save_crops(source, frame.frame, outcome.image, outcome.detections)
-        return of_frame(self._result(found, crops), frame.source, frame.frame, frame.time), marked
+        try:
+            result = self._result(found, self.copies.save_crops(source, frame.frame, outcome.image, outcome.detections))
+        except CopyError as error:
+            result = self._result(found, []) | {"error": str(error)}
+        return of_frame(result, frame.source, frame.frame, frame.time), marked
 
     def _result(self, found: Found, crops: Sequence[str | None]) -> dict[str, Any]:
         """Makes the result of the faces that were found, with the files of their crops."""

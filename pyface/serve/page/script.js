@@ -88,8 +88,13 @@ function draw(faces) {
     pen.strokeStyle = "#3cdc3c";
     pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
     for (const [x, y] of face.landmarks ?? []) dot(pen, x, y, Math.max(1.5, (x2 - x1) / 40));
-    label(pen, face.score.toFixed(2), x1, y1, 9 * line);
+    label(pen, formatScore(face.score), x1, y1, 9 * line);
   }
+}
+
+/** The score with two digits; "1.00" is for a score of 1 alone, so that 0.9996 does not look certain. */
+function formatScore(score) {
+  return (score < 1 ? Math.min(score, 0.99) : score).toFixed(2);
 }
 
 function dot(pen, x, y, radius) {
