@@ -247,7 +247,7 @@ class Request:
         typer.Option(
             "--resume",
             help="Continue --output FILE (.jsonl or .csv, or the folder of --ray): skip the images that it already "
-            "has, and try those again that could not be read. Model, weights and options must be the same as before; "
+            "has, and retry those that could not be read. Model, weights and options must be the same as before; "
             "FILE.run.json records them.",
             rich_help_panel=RESULTS,
         ),
