@@ -121,7 +121,7 @@ REGISTRY = {
             "you want one detector for faces of all sizes: the default",
             Weights(
                 file="s3fd_lite.safetensors",
-                sha256="9aa724e791dc821f3ce63465c9f6f35d8414232549218eeff652fbb8e926325f",
+                sha256="cc0408706cfb448cc8e294e9c444886a8db7abcfb8122c97b5c130891e1388c0",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_DATA,
             ),
@@ -161,7 +161,7 @@ REGISTRY = {
             "faces are mostly larger than 16 px",
             Weights(
                 file="ssh_lite.safetensors",
-                sha256="2c6d70a3d300a9209bbcd9b2b717602f56768c86bf4d218452eb2da685a2d1eb",
+                sha256="46180b29d59819a51adff719144e07a1bdaae1e1aee4c4548c680c8814c72373",
                 licence=_OWN_LICENCE,
                 training_data=_OWN_DATA,
             ),
