@@ -296,7 +296,7 @@ def measured(name: str, model: SingleShot, figures: dict[str, Any]) -> list[str]
     if "widerface" in figures:
         lines += [
             f"WIDER FACE validation, all 3,226 images, `pyface evaluate widerface --model {name} --size N`; none of "
-            "them was trained on or used to choose anything:",
+            "them was trained on:",
             "",
             "| size | easy | medium | hard |",
             "|---|---|---|---|",
