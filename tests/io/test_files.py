@@ -12,7 +12,7 @@ from pyface.io.results import ResultFile, failed
 
 @pytest.fixture
 def small_disk():
-    """A function that sets the largest size of a file, in bytes."""
+    """A function that sets the largest size of a file, in bytes: at least 1 MB, since pytest's output is a file too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -52,21 +52,21 @@ def test_results_that_did_not_fit_can_be_continued(tmp_path, small_disk, name):
 
 
 @pytest.mark.parametrize(
-    ("size", "last"), [pytest.param(1500, "1.jpg", id="within"), pytest.param(2500, "new.jpg", id="behind")]
+    ("size", "last"), [pytest.param(600_000, "1.jpg", id="within"), pytest.param(1_000_000, "new.jpg", id="behind")]
 )
 def test_another_try_that_did_not_fit_leaves_the_results(tmp_path, small_disk, size, last):
     path = tmp_path / "faces.jsonl"
     with ResultFile(path) as file:
         for k in range(3):
-            file.write(failed(f"{k}.jpg", "x" * 1000))
+            file.write(failed(f"{k}.jpg", "x" * 400_000))
     before = path.read_bytes()
-    small_disk(len(before) + 1000)
+    small_disk(len(before) + 400_000)
 
     def try_again():
         with ResultFile(path, resume=True) as file:
             file.retry({"1.jpg": "1.jpg"})
             file.write(failed("1.jpg", "x" * size))
-            file.write(failed(last, "x" * 3000))
+            file.write(failed(last, "x" * 1_200_000))
 
     with pytest.raises(OSError, match="File too large") as error:
         try_again()
