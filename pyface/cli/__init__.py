@@ -1,6 +1,6 @@
 """The `pyface` command.
 
-In this package modules that take long to load (torch, OpenCV, rich) are imported inside functions: `pyface --help` and
+In this package modules that are slow to load (torch, OpenCV, rich) are imported inside functions: `pyface --help` and
 mistakes on the command line need none of them.
 """
 

@@ -90,7 +90,7 @@ class Request:
 
 @takes_options
 def serve(request: Request) -> None:
-    """Runs the detector as a web service, with a page to try it at /.
+    """Runs a detector as a web service, with a page at / for trying it out.
 
     POST /detect takes an image, or a form with several, and returns the JSON of `pyface detect`. GET /docs describes
     the interface; /health and /metrics are for monitoring. Requests from different clients share batches. When the

@@ -37,7 +37,7 @@ def scheme_of(name: str) -> str:
 
 
 def is_web(name: str) -> bool:
-    """Tells whether a name is an http or https URL. Web servers list files only for a pattern."""
+    """Tells whether a name is an http or https URL; without a pattern, such a URL is a single file."""
     return scheme_of(name) in _WEB_SCHEMES
 
 

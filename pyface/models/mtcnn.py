@@ -517,7 +517,7 @@ def pyramid_levels(sizes: Sequence[tuple[int, int]], min_face: float, factor: fl
 
 
 def same_size_runs(levels: Sequence[Level], pixels: int) -> list[slice]:
-    """Groups neighbouring levels of equal size into runs of at most `pixels` pixels; a larger level is alone."""
+    """Groups neighbouring levels of equal size into runs of at most `pixels` pixels; a larger level is its own run."""
     runs: list[slice] = []
     for k, level in enumerate(levels):
         same = k > 0 and (level.height, level.width) == (levels[k - 1].height, levels[k - 1].width)
@@ -554,7 +554,7 @@ def face_probability(out: Tensor) -> Tensor:
 
 
 def suppress(proposals: Proposals, segments: Tensor, threshold: float, config: MTCNNConfig) -> Tensor:
-    """Suppresses by union (overlap > threshold) within each segment; returns the kept indices, best score first."""
+    """Suppresses proposals by IoU (> threshold) within each segment; returns the kept indices, best score first."""
     boxes = proposals.boxes
     if not config.plus_one:
         boxes = boxes - boxes.new_tensor([0.0, 0.0, 1.0, 1.0])

@@ -115,12 +115,13 @@ class View:
 def whole_faces(views: Sequence[View], boxes: Sequence[Tensor], scores: Sequence[Tensor]) -> list[Tensor]:
     """Which of the boxes found in an image's tiles remain: roughly those that the whole image would give.
 
-    - A box is dropped if another tile of the same view shows its place clearly deeper, that is, farther from the cut
-      edges. That tile has the same face, or shows that there is none. Near a cut edge, the next stand-in decides too.
+    - A box is dropped if another tile of the same view contains that box clearly deeper, that is, farther from the
+      cut edges. That tile either found the face too, or shows that there is none. Near a cut edge, the next stand-in
+      (`View.stand_in`) decides too.
     - A box near a cut edge may be a part of a face, or a whole one whose edge was guessed. It gives way to a box that
       is not near an edge, from any view, if they share half of the smaller area.
-    - Of two boxes of the same face (IoU of 0.5 or more) with similar scores, the one that its tile shows deeper
-      remains. A box from a stand-in gives way to any from a finer view.
+    - Of two boxes of the same face (IoU of 0.5 or more) with similar scores, the one that lies deeper in its
+      tile remains. A box from a stand-in gives way to any from a finer view.
 
     Args:
         views: The views of one image.

@@ -16,7 +16,7 @@ _MAX_FIELDS = 64  # form fields that are not files; the first one is refused
 
 
 class BadUpload(Exception):
-    """A request cannot be accepted; the text says why, `status` is that of the response."""
+    """A request cannot be accepted; the message says why, and `status` is the HTTP status of the response."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

@@ -150,7 +150,7 @@ class VideoCopy:
         self._size = (0, 0)
 
     def write(self, image: Pixels | None, time: float) -> None:
-        """Appends a frame; None is left out.
+        """Appends a frame, or does nothing if there is no image.
 
         Raises:
             CopyError: The copy cannot be written under its name; later frames are then left out.

@@ -97,7 +97,7 @@ class Report:
         self.dropped += frames
 
     def end_video(self) -> None:
-        """Counts a video that was read to its end, and shows it."""
+        """Counts a video that was read to its end, and prints its line."""
         video = self._video
         if video is not None:
             counts = f"{count(video.frames, 'frame')}, {video.time:.1f} s  {count(video.faces, 'face')}"

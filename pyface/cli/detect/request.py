@@ -102,14 +102,14 @@ class SourceRequest:
     glob: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Read only files whose names match, such as '*.jpg'.", rich_help_panel=FILES
+            metavar="PATTERN", help="Read only files whose names match PATTERN, such as '*.jpg'.", rich_help_panel=FILES
         ),
     ] = None
     exclude: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help="Skip files whose names or folders match, such as 'thumbs/*'.",
+            help="Skip files whose names or folders match PATTERN, such as 'thumbs/*'.",
             rich_help_panel=FILES,
         ),
     ] = None
@@ -270,7 +270,7 @@ class Request:
 
     @property
     def suffix_formats(self) -> tuple[str, ...]:
-        """The formats that the file's suffix can stand for; a suffix without any of them may have any format."""
+        """The formats that the file's suffix can stand for; none for an unknown suffix, which any format may use."""
         return () if self.output_file is None else SUFFIXES.get(self.output_file.suffix.lower(), ())
 
     @property
