@@ -200,8 +200,8 @@ def test_int8(suffix, exported, images, tmp_path):
     original = exported(suffix, model="s3fd_lite")
     weights = (path.with_suffix(".bin"), original.with_suffix(".bin")) if suffix == ".xml" else (path, original)
     assert weights[0].stat().st_size < 0.7 * weights[1].stat().st_size
-    found = FaceDetector(str(path), device="cpu", score_threshold=0.5)(images[:4])
-    expected = FaceDetector("s3fd_lite", device="cpu", score_threshold=0.5)(images[:4])
+    found = FaceDetector(str(path), device="cpu", score_threshold=0.7)(images[:4])
+    expected = FaceDetector("s3fd_lite", device="cpu", score_threshold=0.7)(images[:4])
     assert [len(faces) for faces in found] == [len(faces) for faces in expected]
     for one, other in zip(found, expected, strict=True):
         order = [(one.boxes[k] - other.boxes).abs().sum(1).argmin().item() for k in range(len(one))]
