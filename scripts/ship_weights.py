@@ -323,9 +323,9 @@ def measured(name: str, model: SingleShot, figures: dict[str, Any]) -> list[str]
     by_size, threshold = (figures["sets"][first][str(SIZES[0])][key] for key in ("by_size", "best_threshold"))
     lines += [
         "",
-        "The landmark error is the mean distance of the five points, as a share of the square root of the face's area. "
-        f"{chosen} chosen on the first set, whose images come from the same sources as the training data. "
-        "[docs/training.md](../../docs/training.md) has figures of other detectors.",
+        "The landmark error is the mean distance of predicted from annotated points, as a share of the square root of "
+        f"the face's area. {chosen} chosen on the first set, whose images come from the same sources as the training "
+        "data. [docs/training.md](../../docs/training.md) has figures of other detectors.",
         "",
         f"AP@0.5 by face size in the image, {SETS.get(first, first)}, {SIZES[0]} px:",
         "",

@@ -109,7 +109,7 @@ struct NarrowTiles {
   }
 };
 
-// Windows of layer.pool pixels at stride 2, cut off at the border.
+// Windows of layer.pool pixels at stride 2, clipped at the border.
 PYFACE_INLINE void pool(const Layer& layer, const float* in, float* out) {
   const int pitch = padded(layer.out);
   for (int y = 0; y < layer.pooled_size; ++y)

@@ -93,9 +93,9 @@ class ResultFile:
     Args:
         path: Where to write. Missing folders are created.
         as_csv: Write CSV instead of JSON Lines. None: as the suffix says, .jsonl or .csv.
-        resume: Continue the file: cut off a half-written result at its end, and list in `done` what it contains.
+        resume: Continue the file: remove a half-written result at its end, and list in `done` what it contains.
         overwrite: Replace the file.
-        whole_videos: Cut off a video whose last frame ends the file, so that it is processed again from its beginning.
+        whole_videos: Remove a video whose last frame ends the file, so that it is processed again from its beginning.
         made_by: What determines the results, such as model and options: JSON values by name. FILE.run.json beside the
             results records it, and a run with other values cannot continue them. None: nothing is recorded or checked.
 

@@ -163,7 +163,7 @@ def announce(run: Run, album: Album, sets: Mapping[str, Sequence[AnnotatedImage]
     length = counted(run.recipe.epochs, "epoch") if run.max_hours is None else f"{60 * run.max_hours:.3g} minutes"
     known = f"{album.known_landmarks:,} of them with landmarks"
     print(f"{run.model}: {counted(len(album), 'image')} with {counted(faces, 'face')}, {known}, {length}", flush=True)
-    if len(album) < FEW and run.weights is None:
+    if len(album) < FEW and run.weights is None and run.backbone is None:
         print(f"{counted(len(album), 'image')} may be too few for random initial weights; {_other_start(run)}")
     if album.left_out:
         print(f"left out: {counted(album.left_out, 'box', 'es')} outside their images", flush=True)

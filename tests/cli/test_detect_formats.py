@@ -74,7 +74,7 @@ def test_yolo(run, photos, lines):
 
 
 def test_yolo_in_supervision(run, photos, lines):
-    """supervision reads the boxes; its reader takes files of boxes without landmarks only, so these are cut off."""
+    """supervision reads the boxes; its reader takes files of boxes without landmarks only, so these are removed."""
     supervision = pytest.importorskip("supervision", reason="supervision is not installed")
     run("detect", *photos, "--format", "yolo", "--output", "data", status=1)
     for path in Path("data").rglob("*.txt"):

@@ -1,5 +1,5 @@
 // Runs launches: blocks in random order, several at a time, their threads as fibers that stop at barriers, exchanges,
-// atomics and sleeps, and go on in random order.
+// atomics and sleeps, and continue in random order.
 #include "device.h"
 
 #include <algorithm>
